@@ -1,0 +1,1 @@
+"""gapkd: distil a big StyleGAN into a small one, and see why it works."""

@@ -1,0 +1,146 @@
+"""The building blocks of StyleGAN2: equalised layers, the modulated convolution, FIR resampling.
+
+Everything is plain PyTorch: no compiled extension, CPU and GPU, double-differentiable (R1 and path-length
+regularisation differentiate twice), and exportable with a dynamic batch.
+
+Source: Karras et al., *Analyzing and Improving the Image Quality of StyleGAN* (CVPR 2020).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SQRT2 = math.sqrt(2.0)
+
+
+def leaky_relu(x: Tensor) -> Tensor:
+    """Leaky ReLU with slope 0.2. The gain sqrt(2) that keeps unit variance is folded into what comes before:
+    the function is positively homogeneous, so lrelu(sqrt(2) x) = sqrt(2) lrelu(x) and one pass is saved."""
+    return F.leaky_relu(x, 0.2)
+
+
+class EqualLinear(nn.Module):
+    """Linear layer with an equalised learning rate: weights are stored with unit variance and scaled when used.
+
+    Args:
+        in_features, out_features: widths.
+        bias_init: initial value of the bias as used (1 for style affines, else 0).
+        lr_multiplier: relative learning rate (0.01 in the mapping network).
+        activate: apply leaky ReLU with gain sqrt(2).
+    Shape: (N, in_features) -> (N, out_features).
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias_init: float = 0.0,
+                 lr_multiplier: float = 1.0, activate: bool = False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_multiplier)
+        self.bias = nn.Parameter(torch.full((out_features,), float(bias_init) / lr_multiplier))
+        self.gain = lr_multiplier / math.sqrt(in_features)
+        self.lr_multiplier = lr_multiplier
+        self.activate = activate
+
+    def forward(self, x: Tensor) -> Tensor:
+        act = SQRT2 if self.activate else 1.0
+        x = F.linear(x, self.weight * (self.gain * act), self.bias * (self.lr_multiplier * act))
+        return leaky_relu(x) if self.activate else x
+
+
+def fir_kernel(gain: float = 1.0, taps: tuple[float, ...] = (1.0, 3.0, 3.0, 1.0)) -> Tensor:
+    """The separable low-pass [1, 3, 3, 1] as a 2-D kernel of sum `gain`. Shape (1, 1, 4, 4)."""
+    k = torch.tensor(taps)
+    k = torch.outer(k, k)
+    return (k * (gain / k.sum()))[None, None]
+
+
+def _depthwise(kernel: Tensor, x: Tensor) -> Tensor:
+    return kernel.to(x.dtype).expand(x.shape[1], 1, -1, -1)
+
+
+def upsample2(x: Tensor, kernel: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, C, 2H, 2W): insert zeros, then low-pass, as one transposed convolution.
+    `kernel` is `fir_kernel(gain=4)`: the zeros take three quarters of the energy, the gain gives it back."""
+    return F.conv_transpose2d(x, _depthwise(kernel, x), stride=2, padding=1, groups=x.shape[1])
+
+
+def blur(x: Tensor, kernel: Tensor, padding: int) -> Tensor:
+    """Low-pass filter with zero padding on every side: (N, C, H, W) -> (N, C, H + 2 padding - 3, ...)."""
+    return F.conv2d(x, _depthwise(kernel, x), padding=padding, groups=x.shape[1])
+
+
+def downsample2(x: Tensor, kernel: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, C, H/2, W/2): low-pass, then keep every second pixel (only those are computed)."""
+    return F.conv2d(x, _depthwise(kernel, x), stride=2, padding=1, groups=x.shape[1])
+
+
+class EqualConv2d(nn.Module):
+    """Convolution with an equalised learning rate, optional FIR downsampling by 2 before it.
+
+    Shape: (N, in_channels, H, W) -> (N, out_channels, H, W) or (..., H/2, W/2) when `down`.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, bias: bool = True,
+                 down: bool = False, activate: bool = False, gain: float = 1.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self.scale = 1.0 / math.sqrt(in_channels * kernel**2)
+        self.kernel, self.down, self.activate, self.gain = kernel, down, activate, gain
+        if down:
+            self.register_buffer("fir", fir_kernel(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        act = self.gain * (SQRT2 if self.activate else 1.0)
+        bias = None if self.bias is None else self.bias * act
+        stride, padding = 1, self.kernel // 2
+        if self.down and self.kernel == 1:
+            x = downsample2(x, self.fir)
+        elif self.down:
+            x = blur(x, self.fir, padding=2)
+            stride, padding = 2, 0
+        x = F.conv2d(x, self.weight * (self.scale * act), bias, stride=stride, padding=padding)
+        return leaky_relu(x) if self.activate else x
+
+
+class ModulatedConv2d(nn.Module):
+    """Convolution whose weight is scaled per sample by a style, then renormalised (demodulation).
+
+    Written in the scale-input form. The textbook builds one weight per sample, w' = s_i w / |s w|, and runs a
+    grouped convolution; because scaling the weight's input channels equals scaling the input, and scaling its
+    output channels equals scaling the output, the same numbers come from ONE convolution with the shared weight:
+
+        y = conv(x * s, w) * d,      d_o = 1 / sqrt( sum_i s_i^2 sum_k w_oik^2 + 1e-8 )
+
+    Args:
+        demodulate: divide by the norm (off in toRGB).
+        up: upsample by 2: a transposed convolution followed by the FIR filter.
+    Shape: x (N, I, H, W), style (N, I) -> (N, O, H, W) or (N, O, 2H, 2W), and the output scale (N, O, 1, 1) still
+        to be applied, so that the caller can fuse it with the bias. It is None without demodulation.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, demodulate: bool = True, up: bool = False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel))
+        self.scale = 1.0 / math.sqrt(in_channels * kernel**2)
+        self.kernel, self.demodulate, self.up = kernel, demodulate, up
+        if up:
+            self.register_buffer("fir", fir_kernel(gain=4.0), persistent=False)
+
+    def forward(self, x: Tensor, style: Tensor) -> tuple[Tensor, Tensor | None]:
+        style = style * self.scale  # the equalised-learning-rate gain rides on the style: one small multiplication
+        scale = None
+        if self.demodulate:
+            with torch.autocast(x.device.type, enabled=False):  # a sum of squares deserves float32
+                energy = self.weight.square().sum(dim=(2, 3))                     # (O, I)
+                scale = (style.square() @ energy.t() + 1e-8).rsqrt()[:, :, None, None]
+        x = x * style[:, :, None, None].to(x.dtype)
+        if not self.up:
+            x = F.conv2d(x, self.weight, padding=self.kernel // 2)
+        elif self.kernel == 1:  # a pointwise convolution commutes with the filter: run it on the small grid
+            x = upsample2(F.conv2d(x, self.weight), self.fir)
+        else:
+            x = blur(F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2), self.fir, padding=1)
+        return x, scale
