@@ -1,1 +1,20 @@
-"""gapkd: distil a big StyleGAN into a small one, and see why it works."""
+"""gapkd: distil a big StyleGAN into a small one, and see why it works.
+
+The public names; everything else is reached through its module (gapkd.metrics, gapkd.figures, ...).
+"""
+
+from gapkd.checkpoints import CheckpointError, load_discriminator, load_generator, save_network
+from gapkd.cost import macs, parameters
+from gapkd.directions import draw_offsets, sefa_directions
+from gapkd.losses import latent_direction_loss
+from gapkd.settings import DistillConfig, TrainConfig
+from gapkd.students import make_student
+from gapkd.stylegan2 import Discriminator, Generator, config_f, mix_styles
+from gapkd.training import RunResult, TrainingDiverged, TrainingInterrupted, distill, train_gan
+
+__all__ = [
+    "CheckpointError", "Discriminator", "DistillConfig", "Generator", "RunResult", "TrainConfig", "TrainingDiverged",
+    "TrainingInterrupted", "config_f", "distill", "draw_offsets", "latent_direction_loss", "load_discriminator",
+    "load_generator", "macs", "make_student", "mix_styles", "parameters", "save_network", "sefa_directions", "train_gan",
+]
+__version__ = "0.1.0"

@@ -117,11 +117,11 @@ class StyledConv(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             style = self.affine(w)
         x, scale = self.conv(x, style)
-        bias = (self.bias * SQRT2).to(x.dtype)[None, :, None, None]
-        x = torch.addcmul(bias, x, (scale * SQRT2).to(x.dtype))
+        shift = (self.bias * SQRT2)[None, :, None, None]
         if noise is not None:
-            x = x + (noise * (self.noise_strength * SQRT2)).to(x.dtype)
-        return leaky_relu(x)
+            shift = shift + noise * (self.noise_strength * SQRT2)
+        shift = shift.to(x.dtype).contiguous(memory_format=torch.channels_last)
+        return leaky_relu(torch.addcmul(shift, x, (scale * SQRT2).to(x.dtype)))
 
 
 class ToRGB(nn.Module):

@@ -1,0 +1,56 @@
+# gapkd in two commands:  make distill  and  make test.  Both set everything up themselves; the second time is quick.
+#
+#   make PYTHON=python3.12 setup     with another Python (3.10 or later)
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/ready
+
+# A chapter may train for three minutes in one cell; the limit leaves room for machines that are slower or busy.
+CELL_SECONDS := 1200
+
+# Two torch processes that share the cores stall each other by spinning: one thread each for parallel tests,
+# and no spinning for notebooks, which run one after the other with all cores.
+UNIT_ENV     := OMP_NUM_THREADS=1
+NOTEBOOK_ENV := OMP_WAIT_POLICY=passive
+
+.DEFAULT_GOAL := help
+.PHONY: help setup distill test lint unit notebooks clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make .venv and install gapkd with the exact versions of constraints.txt
+
+distill: $(READY) ## the main job: chapter 04 on the embedded teacher; results go to runs/
+	@$(BIN)/python -m gapkd.cli main-job
+
+test: lint unit notebooks ## ruff, every unit test, every notebook against its stored verdicts
+
+lint: $(READY) ## ruff over package, tests and notebooks
+	@$(BIN)/python -m ruff check .
+
+unit: $(READY) ## the tests in tests/
+	@$(UNIT_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile
+
+notebooks: $(READY) ## run all notebooks; compare the cells tagged nbval-check-output with what is stored
+	@$(NOTEBOOK_ENV) $(BIN)/python -m pytest notebooks --nbval-lax --nbval-current-env \
+		--nbval-cell-timeout $(CELL_SECONDS) --nbval-sanitize-with tests/nbval_sanitize.cfg
+
+clean: ## remove .venv and caches; runs/ stays
+	rm -rf $(VENV) *.egg-info build .pytest_cache .ruff_cache
+	find gapkd tests notebooks -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamp is written last, so an interrupted set-up is taken up again, and a finished one is not repeated.
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || \
+		{ echo "gapkd: there is no '$(PYTHON)' here; install Python 3.10 or later, or name one: make PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "gapkd: $$($(PYTHON) --version 2>&1) is too old; name Python 3.10 or later: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "gapkd: this Python has no venv module; install it (on Debian and Ubuntu: apt install python3-venv)"; exit 1; }
+	@echo "Setting up $(VENV) (once; some minutes)"
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e ".[dev]"
+	@touch $@

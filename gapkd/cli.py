@@ -1,0 +1,147 @@
+"""The command line: `gapkd teacher | distill | evaluate | sample | chapter`.
+
+Every option is a field of a settings dataclass, so that names, types, defaults and help stand in one place.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from gapkd.settings import DistillConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Compare a generator with real images and, if given, with its teacher; print a table."""
+
+    generator: str
+    """Its file, or the name of an embedded one."""
+    teacher: str = ""
+    """Teacher to compare with at the same z; empty: none."""
+    data: str = "toyfaces"
+    """Real images: "toyfaces", or the path of a folder or zip."""
+    samples: int = 5000
+    """Images a set."""
+    seed: int = 0
+    """Of latents and real images."""
+    out: str = ""
+    """JSON file to write the numbers to; empty: none."""
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Draw a sheet of images and save it as PNG."""
+
+    generator: str
+    """Its file, or the name of an embedded one."""
+    out: str = "runs/samples.png"
+    """PNG file to write; an existing one is not overwritten."""
+    count: int = 64
+    """How many images."""
+    truncation: float = 1.0
+    """1: none; 0: the average image."""
+    seed: int = 0
+    """Of the latents."""
+    columns: int = 8
+    """Images a row."""
+
+
+@dataclass(frozen=True)
+class ChapterConfig:
+    """Run a chapter's notebook with papermill, with other parameters if you like."""
+
+    notebook: str = "04_full_distillation"
+    """Name of the chapter, or its number."""
+    parameters: tuple[str, ...] = ()
+    """name=value pairs for the notebook's parameters cell."""
+    out: str = ""
+    """Folder of the executed notebook; empty: the next free runs/<chapter>-NNN."""
+
+
+def evaluate(config: EvaluateConfig) -> None:
+    from gapkd.checkpoints import load_generator, write_atomically
+    from gapkd.datasets import open_dataset
+    from gapkd.evaluation import evaluate_generator, format_table
+    from gapkd.runs import provenance
+
+    G = load_generator(config.generator)
+    teacher = load_generator(config.teacher) if config.teacher else None
+    dataset = open_dataset(config.data, G.resolution, seed=config.seed)
+    rows = evaluate_generator({Path(config.generator).stem: G}, dataset, teacher, config.samples, config.seed)
+    print(format_table(rows))
+    if config.out:
+        record = {"rows": rows, "samples": config.samples, "seed": config.seed, **provenance()}
+        print(f"written to {write_atomically(config.out, json.dumps(record, indent=1).encode())}")
+
+
+def sample(config: SampleConfig) -> None:
+    import torch
+
+    from gapkd.checkpoints import load_generator
+    from gapkd.images import save_png
+
+    if config.count < 1 or config.columns < 1:
+        raise ValueError(f"count and columns must be at least 1, not {config.count} and {config.columns}")
+    if Path(config.out).exists():
+        raise ValueError(f"{config.out} exists already: remove it or choose another out")
+    G = load_generator(config.generator)
+    z = torch.randn(config.count, G.z_dim, generator=torch.Generator().manual_seed(config.seed))
+    with torch.no_grad():
+        images = torch.cat([G(part, truncation=config.truncation) for part in z.split(64)])
+    print(f"{config.count} images written to {save_png(images, config.out, config.columns)}")
+
+
+def teacher(config: TrainConfig) -> None:
+    from gapkd.training import train_gan
+
+    result = train_gan(config)
+    print(f"teacher written to {result.checkpoint}")
+
+
+def distill(config: DistillConfig) -> None:
+    from gapkd.training import distill as run
+
+    result = run(config)
+    print(f"student written to {result.checkpoint}")
+
+
+def chapter(config: ChapterConfig) -> None:
+    from gapkd.chapters import run_chapter
+
+    run_chapter(config.notebook, config.parameters, config.out)
+
+
+Command = (
+    Annotated[TrainConfig, tyro.conf.subcommand("teacher", description="Train a StyleGAN2 from scratch.")]
+    | Annotated[DistillConfig, tyro.conf.subcommand("distill", description="Distil a teacher into a student.")]
+    | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
+    | Annotated[SampleConfig, tyro.conf.subcommand("sample")]
+    | Annotated[ChapterConfig, tyro.conf.subcommand("chapter")]
+)
+RUN = {TrainConfig: teacher, DistillConfig: distill, EvaluateConfig: evaluate, SampleConfig: sample, ChapterConfig: chapter}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point. Returns the exit status: 0, 2 for bad input, 130 when interrupted."""
+    try:
+        config = tyro.cli(Command, prog="gapkd", args=arguments, config=(tyro.conf.OmitArgPrefixes,))
+        RUN[type(config)](config)
+    except KeyboardInterrupt as error:
+        print(f"gapkd: {error or 'interrupted'}", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError) as error:
+        if type(error) is RuntimeError:  # a fault of ours, not of the input: show where
+            raise
+        print(f"gapkd: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

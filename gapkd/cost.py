@@ -1,0 +1,103 @@
+"""What a generator costs: multiply-accumulates, parameters, images per second.
+
+A multiply-accumulate (MAC) is one multiplication and one addition, that is 2 FLOPs.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from gapkd.stylegan2 import Generator
+
+
+def parameters(G: Generator) -> int:
+    """Number of trainable parameters of mapping and synthesis together (noise maps and w_avg are buffers)."""
+    return sum(p.numel() for p in G.parameters())
+
+
+def macs(G: Generator, convention: str = "true") -> int:
+    """Multiply-accumulates for one image.
+
+    "true": what this implementation executes, counted while it runs: FIR filters and demodulation included,
+        and for an upsampling convolution the work on the grid of its input.
+    "paper": the convention of the published tables, computed from the architecture: convolutions (an
+        upsampling one on the grid of its input), toRGB, mapping and style affines; no filters, no
+        demodulation. It does not depend on the implementation: config-f at 256 px has 45,124,673,536.
+    """
+    if convention == "true":
+        return _executed_macs(G)
+    if convention == "paper":
+        return _paper_macs(G)
+    raise ValueError(f'convention must be "true" or "paper", not {convention!r}')
+
+
+@torch.no_grad()
+def _executed_macs(G: Generator) -> int:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device = next(G.parameters()).device
+    z = torch.zeros(1, G.z_dim, device=device)
+    c = torch.eye(G.c_dim, device=device)[:1] if G.c_dim else None
+    with FlopCounterMode(display=False) as counter:
+        G(z, c)
+    return counter.get_total_flops() // 2
+
+
+def _paper_macs(G: Generator) -> int:
+    widths = [G.z_dim + (G.w_dim if G.c_dim else 0)] + [G.w_dim] * len(G.mapping.layers)
+    total = sum(i * o for i, o in zip(widths, widths[1:], strict=False)) + G.c_dim * G.w_dim
+    incoming = 0  # channels that enter a block; none enter the 4x4 one, which starts from a constant
+    for block, (first, second) in enumerate(G.channels):
+        pixels = (4 * 2**block) ** 2
+        kernel = G.kernel if incoming else 3
+        convolutions = [(first, second, kernel, pixels), (second, 3, 1, pixels)]   # the last one is toRGB
+        if incoming:
+            convolutions.insert(0, (incoming, first, 3, pixels // 4))              # runs on the small grid
+        for i, o, size, grid in convolutions:
+            total += grid * i * o * size**2 + G.w_dim * i  # the convolution, and the affine that styles it
+        incoming = second
+    return total
+
+
+@torch.no_grad()
+def _seconds(run: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _forward(G: Generator, batch: int) -> tuple[Callable[[], object], torch.device]:
+    device = next(G.parameters()).device
+    z = torch.randn(batch, G.z_dim, generator=torch.Generator().manual_seed(0)).to(device)
+    c = torch.eye(G.c_dim, device=device)[:1].expand(batch, -1) if G.c_dim else None
+    return lambda: G(z, c), device
+
+
+def images_per_second(G: Generator, batch: int = 16, repeats: int = 10, warmup: int = 2) -> float:
+    """Median throughput of z -> image over `repeats` runs, on the device where G lives, without gradients."""
+    run, device = _forward(G, batch)
+    for _ in range(warmup):
+        _seconds(run, device)
+    return batch / statistics.median(_seconds(run, device) for _ in range(repeats))
+
+
+def speed_ratio(
+    fast: Generator, slow: Generator, batch: int = 16, repeats: int = 10, warmup: int = 2
+) -> float:
+    """How many times the images per second of `slow` `fast` makes.
+
+    Both run in turn, so that another program on the machine slows both; the median of the ratios of
+    neighbours is far steadier than the ratio of two throughputs measured one after the other.
+    """
+    (run_fast, device_fast), (run_slow, device_slow) = _forward(fast, batch), _forward(slow, batch)
+    for _ in range(warmup):
+        _seconds(run_fast, device_fast)
+        _seconds(run_slow, device_slow)
+    return statistics.median(_seconds(run_slow, device_slow) / _seconds(run_fast, device_fast)
+                             for _ in range(repeats))

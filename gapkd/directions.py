@@ -1,0 +1,75 @@
+"""Latent directions of a generator and the offsets drawn along them.
+
+Directions are SeFa's (Shen and Zhou, *Closed-Form Factorization of Latent Semantics in GANs*, CVPR 2021): the unit
+vectors in W that the style affines of a block amplify most, found in closed form from the weights alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gapkd.stylegan2 import Generator
+
+
+def style_weight(G: Generator, block: int) -> Tensor:
+    """The style-affine weights of a block's convolutions, stacked, every row of unit length. (rows, w_dim)
+
+    A block has two convolutions, so rows = the sum of their input channels; the 4x4 block (0) has one.
+    """
+    weight = torch.cat([conv.affine.weight.detach() for conv in G.synthesis.blocks[block].convs])
+    return torch.nn.functional.normalize(weight, dim=1)
+
+
+def leading_eigenvectors(weight: Tensor, count: int) -> Tensor:
+    """Eigenvectors of W^T W for the largest eigenvalues, largest first. (rows, w_dim) -> (count, w_dim), unit rows.
+
+    W^T W is symmetric, so the symmetric solver applies; it returns ascending eigenvalues (a general solver returns
+    them in no order, and its first columns are not the leading ones).
+    """
+    weight = weight.double()
+    _, vectors = torch.linalg.eigh(weight.t() @ weight)
+    return vectors.flip(1)[:, :count].t()
+
+
+def sefa_directions(G: Generator, blocks: Sequence[int], mode: str = "split", per_block: int = 5) -> Tensor:
+    """SeFa directions of the given blocks.
+
+    Args:
+        G: the teacher.
+        blocks: block numbers, 1 = 8x8 (the paper uses 1..max(mimic layers)).
+        mode: "split", `per_block` directions of every block, pooled; "global", all blocks stacked first, then
+            `per_block` x blocks directions.
+    Returns: (per_block x blocks, w_dim), unit rows, the dtype of G's weights.
+    """
+    blocks = list(blocks)
+    known = len(G.synthesis.blocks)
+    wrong = [b for b in blocks if not 0 <= b < known]
+    if wrong or not blocks:
+        raise ValueError(f"blocks must name blocks 0 to {known - 1} of this {G.resolution} px network, not {blocks}")
+    weights = [style_weight(G, b) for b in blocks]
+    if mode == "split":
+        directions = torch.cat([leading_eigenvectors(w, per_block) for w in weights])
+    elif mode == "global":
+        directions = leading_eigenvectors(torch.cat(weights), per_block * len(blocks))
+    else:
+        raise ValueError(f'mode must be "split" or "global", not {mode!r}')
+    return directions.to(weights[0].dtype)
+
+
+def draw_offsets(n: int, w_dim: int, strength: float, generator: torch.Generator,
+                 directions: Tensor | None = None) -> Tensor:
+    """One offset a sample: a random unit direction times strength times N(0, 1). (n, w_dim)
+
+    Args:
+        strength: the paper's 5.0 belongs to a 512-dimensional W; compare it with the spread of your W.
+        directions: (K, w_dim) unit rows to choose from ("main" offsets); None for a uniformly random direction.
+    """
+    device = generator.device
+    if directions is None:
+        unit = torch.nn.functional.normalize(torch.randn(n, w_dim, generator=generator, device=device), dim=1)
+    else:
+        unit = directions.to(device)[torch.randint(len(directions), (n,), generator=generator, device=device)]
+    return unit * torch.randn(n, 1, generator=generator, device=device) * strength

@@ -1,0 +1,135 @@
+"""The folder of a run: settings.json, log.jsonl, grids/*.png, checkpoint.pt and, at the end, the networks."""
+
+from __future__ import annotations
+
+import io
+import json
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gapkd.checkpoints import CheckpointError, write_atomically
+from gapkd.images import save_png
+from gapkd.settings import RunConfig, to_dict
+
+# What a resumed run may change: none of these alters a number that is still to be computed.
+FREE_ON_RESUME = {"out", "resume", "images", "progress", "log_every", "grid_every", "checkpoint_every", "probe_every",
+                  "device"}
+
+
+def provenance() -> dict:
+    """Where and when: commit (with + when the tree had changes), hardware, versions, date."""
+    def git(*arguments: str) -> str:
+        try:
+            return subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10,
+                                  cwd=Path(__file__).parent, check=True).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            return ""
+
+    commit = git("rev-parse", "--short=12", "HEAD") or "unknown"
+    changed = "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
+    return {"commit": commit + changed, "hardware": hardware, "threads": torch.get_num_threads(),
+            "torch": torch.__version__, "python": platform.python_version(), "date": time.strftime("%Y-%m-%d")}
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration, IndexError):
+        return platform.processor() or platform.machine()
+
+
+def next_run_folder(kind: str, root: str | Path = "runs") -> Path:
+    """The first unused runs/<kind>-NNN."""
+    number = 1
+    while (folder := Path(root) / f"{kind}-{number:03d}").exists():
+        number += 1
+    return folder
+
+
+class RunFolder:
+    """Reads and writes what a run leaves behind.
+
+    Raises ValueError when the folder holds a run already (and resume is off), or when a resumed run's settings differ.
+    """
+
+    def __init__(self, config: RunConfig, kind: str):
+        self.kind, self.config = kind, config
+        self.path = Path(config.out) if config.out else next_run_folder(kind)
+        if self.checkpoint.exists() and not config.resume:
+            raise ValueError(f"{self.path} already holds a run: pass resume=True to go on with it, or choose another out")
+        if config.resume and not self.checkpoint.exists():
+            raise ValueError(f"{self.path} holds no checkpoint.pt to resume from: check out, or start with resume=False")
+        if config.resume:
+            self._compare_settings()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"cannot make the folder {self.path} for the run ({error.strerror}): choose another out") from error
+        if not config.resume:  # a run that died before its first checkpoint leaves a log: start it anew
+            (self.path / "log.jsonl").unlink(missing_ok=True)
+        write_atomically(self.path / "settings.json", json.dumps(
+            {"kind": kind, "settings": to_dict(config), "provenance": provenance()}, indent=1).encode())
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint.pt"
+
+    def _compare_settings(self) -> None:
+        try:
+            before = json.loads((self.path / "settings.json").read_text())
+            kind, settings = before["kind"], before["settings"]
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"{self.path / 'settings.json'} cannot be read ({error}): this run cannot be resumed") from error
+        if kind != self.kind:
+            raise ValueError(f"{self.path} holds a {kind} run, not a {self.kind} run: choose another out")
+        for name, value in to_dict(self.config).items():
+            if name not in FREE_ON_RESUME and settings.get(name) != value:
+                raise ValueError(f"cannot resume {self.path} with {name}={value!r}: it was started with "
+                                 f"{name}={settings.get(name)!r}; give that value, or choose another out")
+
+    def log(self, record: dict) -> None:
+        """Append one line to log.jsonl."""
+        with open(self.path / "log.jsonl", "a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def read_log(self) -> list[dict]:
+        """All records of the log; an unfinished last line is left out."""
+        records = []
+        file = self.path / "log.jsonl"
+        for line in file.read_text().splitlines() if file.exists() else []:
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                break
+        return records
+
+    def cut_log(self, images: int) -> list[dict]:
+        """Drop records later than `images` (written after the checkpoint that is resumed); returns what stays."""
+        kept = [r for r in self.read_log() if r["images"] <= images]
+        write_atomically(self.path / "log.jsonl", "".join(json.dumps(r) + "\n" for r in kept).encode())
+        return kept
+
+    def save_grid(self, images: Tensor, count: int) -> None:
+        """Write grids/<count>.png from images (N, 3, R, R)."""
+        save_png(images, self.path / "grids" / f"{count:09d}.png")
+
+    def save_state(self, state: dict) -> None:
+        """Replace checkpoint.pt by `state`, whole or not at all."""
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomically(self.checkpoint, buffer.getvalue())
+
+    def load_state(self) -> dict:
+        """Read checkpoint.pt; nothing in it is executed."""
+        try:
+            return torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged pickle can raise almost anything
+            raise CheckpointError(f"{self.checkpoint} is not a whole checkpoint of a run ({type(error).__name__}): "
+                                  "it is truncated or of another kind; start the run anew in another folder") from error

@@ -1,0 +1,178 @@
+"""The settings of a run: two dataclasses, the only place with defaults.
+
+The command line, the notebooks' parameter cells and the metadata of every saved network are derived from them.
+Where our value for small toy faces differs from the paper's (256 px, 450k iterations), the comment gives both.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What every adversarial training shares."""
+
+    out: str = ""
+    """Folder of the run; empty: the next free runs/<kind>-NNN."""
+    data: str = "toyfaces"
+    """"toyfaces", or the path of a folder or zip of images."""
+    images: int = 100_000
+    """Length of the training in images shown to the discriminator. Paper: 450,000 steps of 16 = 7.2 million."""
+    batch: int = 32
+    """Images a step. Paper: 16."""
+    seed: int = 0
+    """Of initial weights, latents, noise and data order."""
+    lr: float = 0.0025
+    """Adam's learning rate for both networks, before the lazy-regularisation correction. Paper: 0.002."""
+    r1_gamma: float = 0.5
+    """Weight of R1. Paper: 10 at 256 px."""
+    r1_every: int = 16
+    """Steps between two R1 steps."""
+    path_weight: float = 0.0
+    """Weight of path-length regularisation; 0 leaves it out. Paper: 2."""
+    path_every: int = 4
+    """Steps between two path-length steps."""
+    path_batch_shrink: int = 2
+    """The path-length batch is batch / path_batch_shrink."""
+    style_mixing: float = 0.5
+    """Probability that a batch mixes two styles. Paper: 0.9."""
+    ema_half_life: float = 10_000
+    """Half-life of the weight average, in images."""
+    ema_rampup: float = 0.05
+    """The half-life is at most this fraction of the images seen so far."""
+    flip: bool = True
+    """Mirror real images at random."""
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    """Autocast of everything but the regularisers; auto: bf16 where the processor has it."""
+    device: str = "auto"
+    """"auto", "cpu", "cuda", "cuda:1"..."""
+    log_every: int = 1_000
+    """Images between two lines of the log."""
+    grid_every: int = 10_000
+    """Images between two sample grids; 0 for none."""
+    checkpoint_every: int = 20_000
+    """Images between two checkpoints; 0: only at the end or when interrupted."""
+    probe_every: int = 5_000
+    """Images between two calls of the probe a caller may pass."""
+    progress: bool = True
+    """Show a progress bar."""
+    resume: bool = False
+    """Go on from the checkpoint in `out`."""
+
+    def __post_init__(self):
+        for name, hint in get_type_hints(type(self)).items():
+            _check_type(name, getattr(self, name), hint)
+        for name in ("images", "batch", "r1_every", "path_every", "path_batch_shrink", "log_every", "probe_every"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("lr", "ema_half_life"):
+            _require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
+        for name in ("r1_gamma", "path_weight", "grid_every", "checkpoint_every", "ema_rampup"):
+            _require(getattr(self, name) >= 0, f"{name} must not be negative, but is {getattr(self, name)}")
+        _require(0 <= self.style_mixing <= 1, f"style_mixing is a probability, not {self.style_mixing}")
+        _require(not (self.resume and not self.out), "resume needs out: name the folder of the run to go on with")
+
+
+@dataclass(frozen=True)
+class TrainConfig(RunConfig):
+    """Train a StyleGAN2 from scratch: the teacher."""
+
+    resolution: int = 32
+    """Pixels, a power of two."""
+    z_dim: int = 128
+    """Width of z. Paper: 512."""
+    w_dim: int = 128
+    """Width of w. Paper: 512."""
+    mapping_layers: int = 8
+    """Depth of the mapping network."""
+    channels: tuple[int, ...] = (64,)
+    """Width of the generator: one number, or one a block from 4x4 up. Paper: 512 ... 128 at 256 px."""
+    d_channels: tuple[int, ...] = (64,)
+    """Width of the discriminator, likewise."""
+
+
+@dataclass(frozen=True)
+class DistillConfig(RunConfig):
+    """Distil a teacher into a student with the paper's total loss (section 4):
+    gan_weight L_gan + rgb_weight L_rgb + perceptual_weight L_lpips + ld_weight L_ld."""
+
+    teacher: str = "toyfaces32"
+    """The teacher's file, or the name of an embedded one."""
+    lr: float = 0.002
+    """Adam's learning rate for student and discriminator."""
+    keep: float = 0.3
+    """Fraction of the teacher's channels that the student keeps in every layer."""
+    kernel: Literal[3, 1] = 3
+    """Kernel of every block's second convolution; 1 is the heterogeneous student."""
+    mapping: Literal["inherit", "inherit-frozen", "random"] = "inherit"
+    """What becomes of the teacher's mapping network."""
+    synthesis: Literal["random", "pruned"] = "random"
+    """Fresh synthesis weights, or the teacher's channels of largest magnitude."""
+    discriminator: str = ""
+    """File of a discriminator to start from (or an embedded name); empty: a fresh one."""
+    d_channels: tuple[int, ...] = (64,)
+    """Width of a fresh discriminator."""
+    gan_weight: float = 1.0
+    """Weight of the adversarial loss."""
+    rgb_weight: float = 3.0
+    """Weight of the mean absolute image difference."""
+    rgb_levels: Literal["last", "all"] = "last"
+    """Compare the output image, or every toRGB output ("intermediate" in the released code)."""
+    perceptual_weight: float = 3.0
+    """Weight of the perceptual distance."""
+    perceptual: Literal["toyfaces", "lpips"] = "toyfaces"
+    """The embedded attribute network, or LPIPS-VGG through the `metrics` extra."""
+    ld_weight: float = 30.0
+    """Weight of the latent-direction loss."""
+    ld_blocks: tuple[int, ...] = (2, 3)
+    """Blocks whose features are compared; block 1 is 8x8. Paper: 2, 3, 4, 5, that is 16 to 128 px of 256."""
+    ld_kind: Literal["kl", "mse"] = "kl"
+    """Divergence between the relation matrices."""
+    ld_views: Literal[2, 1] = 2
+    """2: relate w to w + offset; 1: w to itself."""
+    ld_offsets: Literal["split", "global", "random"] = "split"
+    """SeFa directions a block, SeFa directions of all blocks together, or random directions."""
+    ld_strength: float = 5.0
+    """Length of an offset, times N(0, 1)."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        _require(0 < self.keep <= 1, f"keep must lie in (0, 1], not {self.keep}: it is the fraction of channels that stay")
+        for name in ("gan_weight", "rgb_weight", "perceptual_weight", "ld_weight", "ld_strength"):
+            _require(getattr(self, name) >= 0, f"{name} must not be negative, but is {getattr(self, name)}")
+        _require(self.ld_blocks or not self.ld_weight, "ld_blocks must name at least one block")
+
+
+def _check_type(name: str, value: object, hint: Any) -> None:
+    if get_origin(hint) is Literal:
+        allowed = get_args(hint)
+        _require(value in allowed, f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
+        return
+    accepted = {int: int, float: (int, float), str: str, bool: bool}.get(hint, tuple)
+    right = isinstance(value, accepted) and (hint is bool or not isinstance(value, bool))
+    _require(right, f"{name} must be of type {getattr(hint, '__name__', hint)}, not {value!r}")
+
+
+def _require(condition: object, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def from_dict(cls: type, values: dict[str, Any]):
+    """Build a settings dataclass from a plain dict (JSON, notebook parameters), naming an unknown field."""
+    known = [f.name for f in fields(cls)]
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
+            raise ValueError(f"{cls.__name__} has no setting {name}{hint}")
+    tuples = {f.name for f in fields(cls) if f.default is not MISSING and isinstance(f.default, tuple)}
+    return cls(**{k: tuple(v) if k in tuples and not isinstance(v, int) else ((v,) if k in tuples else v)
+                  for k, v in values.items()})
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """The settings as JSON can hold them (tuples become lists)."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}

@@ -1,0 +1,101 @@
+"""A narrower network of the same kind, and what it inherits from its teacher."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+
+from gapkd.stylegan2 import Generator
+
+MAPPINGS = ("inherit", "inherit-frozen", "random")
+SYNTHESES = ("random", "pruned")
+
+
+def kept_channels(channels: int, keep: float) -> int:
+    """The paper's rule: remove floor((1 - keep) c) channels. keep 0.3: 512 -> 154, 256 -> 77, 64 -> 20."""
+    return channels - math.floor(round((1 - keep) * channels, 6))
+
+
+def make_student(teacher: Generator, keep: float = 0.3, kernel: int = 3, mapping: str = "inherit",
+                 synthesis: str = "random", seed: int = 0) -> Generator:
+    """A student for `teacher`: `keep` of its channels in every layer, and its mapping network if you want it.
+
+    Args:
+        teacher: the network to shrink; not changed.
+        keep: fraction of channels kept in every layer, in (0, 1].
+        kernel: kernel of every block's second convolution; 1 is the paper's heterogeneous student.
+        mapping: "inherit", the teacher's mapping network, weights and all (the paper's finding); "inherit-frozen",
+            the same, not trained further; "random", the same architecture with fresh weights.
+        synthesis: "random", fresh weights (the paper); "pruned", the teacher's weights of the channels with the
+            largest magnitude.
+        seed: of the fresh weights; the caller's random state is left alone.
+    Returns: a Generator in train mode. The constant noise maps are the teacher's, so that both networks
+        can be compared at the same noise.
+    """
+    if not 0 < keep <= 1:
+        raise ValueError(f"keep must lie in (0, 1], not {keep}: it is the fraction of channels that stay")
+    if mapping not in MAPPINGS:
+        raise ValueError(f"mapping must be one of {', '.join(MAPPINGS)}, not {mapping!r}")
+    if synthesis not in SYNTHESES:
+        raise ValueError(f"synthesis must be one of {', '.join(SYNTHESES)}, not {synthesis!r}")
+    if synthesis == "pruned" and kernel != teacher.kernel:
+        raise ValueError(f'synthesis="pruned" copies weights, so kernel must be the teacher\'s {teacher.kernel}, not {kernel}')
+    pairs = [[kept_channels(c, keep) for c in pair] for pair in teacher.channels]
+    device = next(teacher.parameters()).device
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        student = Generator(**teacher.architecture() | {"channels": pairs, "kernel": kernel}).to(device)
+    if mapping != "random":
+        student.mapping.load_state_dict(copy.deepcopy(teacher.mapping.state_dict()))
+        student.mapping.requires_grad_(mapping == "inherit")
+    for ours, theirs in zip(student.synthesis.convs, teacher.synthesis.convs, strict=True):
+        ours.noise_const.copy_(theirs.noise_const)
+    if synthesis == "pruned":
+        copy_pruned(student, teacher)
+    return student
+
+
+def magnitude_scores(teacher: Generator) -> list[Tensor]:
+    """Importance of the channels that enter each convolution, and, last, of those that enter the last toRGB: the
+    mean absolute weight that reads them. One (C,) tensor a layer."""
+    readers = [conv.conv.weight for conv in teacher.synthesis.convs]
+    readers.append(teacher.synthesis.blocks[-1].torgb.conv.weight)
+    return [w.detach().abs().mean(dim=(0, 2, 3)) for w in readers]
+
+
+@torch.no_grad()
+def copy_pruned(student: Generator, teacher: Generator, scores: list[Tensor] | None = None) -> None:
+    """Copy the teacher's weights of the highest-scored channels into the student, in place.
+
+    Args:
+        scores: one tensor a convolution (of its input channels) and one for the last toRGB, as `magnitude_scores`.
+    """
+    scores = magnitude_scores(teacher) if scores is None else scores
+    ours, theirs = student.synthesis.convs, teacher.synthesis.convs
+    widths = [conv.conv.weight.shape[1] for conv in ours] + [student.synthesis.blocks[-1].torgb.conv.weight.shape[1]]
+    kept = [score.topk(width).indices.sort().values for score, width in zip(scores, widths, strict=True)]
+
+    student.synthesis.const.copy_(teacher.synthesis.const[:, kept[0]])
+    for layer, (s, t) in enumerate(zip(ours, theirs, strict=True)):
+        rows, columns = kept[layer + 1], kept[layer]  # what leaves this convolution enters the next
+        s.conv.weight.copy_(t.conv.weight[rows][:, columns])
+        s.bias.copy_(t.bias[rows])
+        s.noise_strength.copy_(t.noise_strength)
+        _copy_affine(s.affine, t.affine, columns)
+    after = 0  # a block's toRGB reads what its second convolution wrote
+    for s_block, t_block in zip(student.synthesis.blocks, teacher.synthesis.blocks, strict=True):
+        after += len(s_block.convs)
+        columns = kept[after]
+        s_rgb, t_rgb = s_block.torgb.conv, t_block.torgb.conv
+        # toRGB is not demodulated, so its equalised gain 1 / sqrt(fan-in) counts: copy the weight as used.
+        s_rgb.weight.copy_(t_rgb.weight[:, columns] * (t_rgb.scale / s_rgb.scale))
+        s_block.torgb.bias.copy_(t_block.torgb.bias)
+        _copy_affine(s_block.torgb.affine, t_block.torgb.affine, columns)
+
+
+def _copy_affine(ours: nn.Module, theirs: nn.Module, rows: Tensor) -> None:
+    ours.weight.copy_(theirs.weight[rows])
+    ours.bias.copy_(theirs.bias[rows])

@@ -1,0 +1,380 @@
+"""Datasets: order, resuming, every kind of image, and one clear sentence for every bad input."""
+
+import io
+import json
+import pickle
+import warnings
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from gapkd.datasets import ImageFolder, ImageZip, ToyFaces, flip, open_dataset, ordered_indices, to_rgb
+
+
+def gradient(width=16, height=16, mode="RGB"):
+    """A picture in which every corner has its own colour."""
+    y, x = np.mgrid[0:height, 0:width]
+    rgb = np.stack([255 * x / (width - 1), 255 * y / (height - 1), np.full_like(x, 40)], axis=-1)
+    return Image.fromarray(rgb.astype(np.uint8)).convert(mode)
+
+
+def folder_of(path, images):
+    """Save {name: image} below path. A name may have folders in it."""
+    for name, image in images.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        image.save(path / name)
+    return path
+
+
+def zip_of(path, images, labels=None):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, image in images.items():
+            encoded = io.BytesIO()
+            image.save(encoded, format="PNG")
+            archive.writestr(name, encoded.getvalue())
+        if labels is not None:
+            archive.writestr("dataset.json", json.dumps({"labels": labels}))
+    return path
+
+
+@pytest.fixture
+def six(tmp_path):
+    """Six 16x16 images of different colours in a folder, in two sub-folders."""
+    colours = [(40 * i, 10, 250 - 40 * i) for i in range(6)]
+    images = {f"{i % 2:05}/img{i}.png": Image.new("RGB", (16, 16), c) for i, c in enumerate(colours)}
+    return images, folder_of(tmp_path / "six", images)
+
+
+# ------------------------------------------------------------------------------------------- order
+
+
+def test_every_epoch_is_a_fresh_permutation():
+    stream = ordered_indices(10, 0, 30, seed=3).view(3, 10)
+    assert all(epoch.sort().values.tolist() == list(range(10)) for epoch in stream)
+    assert not torch.equal(stream[0], stream[1]) and not torch.equal(stream[1], stream[2])
+
+
+def test_order_does_not_depend_on_the_batch_size():
+    whole = ordered_indices(7, 0, 60, seed=1)
+    pieces, position = [], 0
+    for count in (1, 4, 0, 9, 16, 30):
+        pieces.append(ordered_indices(7, position, count, seed=1))
+        position += count
+    assert torch.equal(torch.cat(pieces), whole)
+
+
+def test_seed_and_epoch_are_not_interchangeable():
+    assert not torch.equal(ordered_indices(50, 0, 50, seed=1), ordered_indices(50, 50, 50, seed=0))
+
+
+def test_endless_order_is_counting():
+    assert ordered_indices(None, 5, 3, seed=9).tolist() == [5, 6, 7]
+
+
+@pytest.mark.parametrize("arguments", [(0, 0, 4, 0), (5, -1, 4, 0), (5, 0, -4, 0), (5, 0, 4, -2)])
+def test_order_refuses_nonsense(arguments):
+    with pytest.raises(ValueError, match="at least 0"):
+        ordered_indices(*arguments)
+
+
+def test_flip_mirrors_about_half_and_nothing_else():
+    images = torch.randn(400, 3, 2, 8)
+    flipped = flip(images, torch.Generator().manual_seed(0))
+    same = (flipped == images).flatten(1).all(1)
+    mirrored = (flipped == images.flip(3)).flatten(1).all(1)
+    assert torch.equal(same, ~mirrored)
+    assert 150 < int(mirrored.sum()) < 250
+    assert torch.equal(flipped, flip(images, torch.Generator().manual_seed(0)))
+
+
+# ------------------------------------------------------------------------------------------- toy faces
+
+
+def test_toy_faces_are_endless_and_repeatable():
+    faces = open_dataset("toyfaces", 16, seed=4)
+    assert isinstance(faces, ToyFaces) and faces.size is None and faces.name == "toyfaces"
+    images = faces.load(torch.tensor([7, 10**9, 7]))
+    assert images.shape == (3, 3, 16, 16) and images.dtype == torch.float32
+    assert images.min() >= -1 and images.max() <= 1
+    assert torch.equal(images[0], images[2]) and not torch.equal(images[0], images[1])
+    assert not torch.equal(images, open_dataset("toyfaces", 16, seed=5).load(torch.tensor([7, 10**9, 7])))
+
+
+# ------------------------------------------------------------------------------------------- folder and zip
+
+
+def test_folder_and_zip_give_the_same_images(six, tmp_path):
+    images, path = six
+    folder = open_dataset(path, 16)
+    archive = open_dataset(str(zip_of(tmp_path / "six.zip", images)), 16)
+    assert isinstance(folder, ImageFolder) and isinstance(archive, ImageZip)
+    assert folder.names == archive.names == sorted(images)
+    assert folder.name == archive.name == "six" and folder.size == 6
+    assert torch.equal(folder.load(torch.arange(6)), archive.load(torch.arange(6)))
+
+
+def test_values_are_exact(six):
+    images, path = six
+    dataset = open_dataset(path, 16)
+    expected = torch.tensor(images[dataset.names[4]].getpixel((0, 0))) / 127.5 - 1
+    torch.testing.assert_close(dataset.load(torch.tensor([4]))[0, :, 5, 9], expected)
+
+
+def test_cache_changes_nothing_but_the_work(six, monkeypatch):
+    _, path = six
+    monkeypatch.setattr("gapkd.datasets.AT_ONCE_PIXELS", 0)
+    decoded, decode = [], ImageFolder._decode
+    monkeypatch.setattr(ImageFolder, "_decode", lambda self, name: decoded.append(name) or decode(self, name))
+    order = torch.tensor([3, 0, 3, 5])
+    kept, fresh = ImageFolder(path, 16), ImageFolder(path, 16, cache_bytes=0)
+    first = kept.load(order)
+    assert len(decoded) == 3
+    first.zero_()  # what the caller does with a batch must not reach the cache
+    assert torch.equal(kept.load(order), fresh.load(order))
+    assert len(decoded) == 3 + 4
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_a_dataset_can_be_sent_to_a_worker(six, tmp_path, kind):
+    images, path = six
+    dataset = open_dataset(path if kind == "folder" else zip_of(tmp_path / "six.zip", images), 16)
+    before = dataset.load(torch.arange(6))
+    sent = pickle.dumps(dataset)
+    assert len(sent) < 2000
+    assert torch.equal(pickle.loads(sent).load(torch.arange(6)), before)
+
+
+def test_labels_of_a_stylegan_zip(six, tmp_path):
+    images, _ = six
+    numbers = [[name, i % 3] for i, name in enumerate(images)]
+    dataset = open_dataset(zip_of(tmp_path / "numbers.zip", images, numbers), 16)
+    assert dataset.labels.tolist() == [dict(numbers)[name] for name in dataset.names]
+    assert dataset.labels.dtype == torch.int64
+    vectors = [[name, [0.0, 1.0]] for name in images]
+    dataset = open_dataset(zip_of(tmp_path / "vectors.zip", images, vectors), 16)
+    assert dataset.labels.shape == (6, 2) and dataset.labels.dtype == torch.float32
+    assert open_dataset(zip_of(tmp_path / "plain.zip", images), 16).labels is None
+
+
+def test_what_macos_leaves_in_a_zip_is_not_an_image(six, tmp_path):
+    images, _ = six
+    path = zip_of(tmp_path / "mac.zip", images)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("__MACOSX/00000/._img0.png", b"\0\5\x16\7")
+        archive.writestr("00000/._img0.png", b"\0\5\x16\7")
+        archive.writestr("notes.txt", "not an image")
+    assert open_dataset(path, 16).names == sorted(images)
+
+
+# ------------------------------------------------------------------------------------------- kinds of images
+
+
+def test_every_mode_becomes_rgb(tmp_path):
+    colour = gradient()
+    grey = gradient(mode="L")
+    files = {"rgb.png": colour, "rgb.ppm": colour, "rgb.bmp": colour, "rgb.tif": colour, "UPPER.PNG": colour,
+             "grey.png": grey, "bilevel.png": gradient(mode="1"), "palette.png": colour.quantize(64),
+             "rgba.png": gradient(mode="RGBA"), "greyalpha.png": gradient(mode="LA"),
+             "rgb.webp": colour, "rgb.jpg": colour, "grey.jpeg": grey, "cmyk.jpg": gradient(mode="CMYK"),
+             "deep.png": Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)}
+    dataset = open_dataset(folder_of(tmp_path, files), 16)
+    assert dataset.size == len(files)
+    batch = dict(zip(dataset.names, dataset.load(torch.arange(dataset.size)), strict=True))
+    exact = batch["rgb.png"]
+    for name in ("rgb.ppm", "rgb.bmp", "rgb.tif", "UPPER.PNG", "rgba.png"):
+        assert torch.equal(batch[name], exact), name
+    for name in ("greyalpha.png", "deep.png"):
+        assert torch.equal(batch[name], batch["grey.png"]), name
+    for name in ("palette.png", "rgb.webp", "rgb.jpg", "cmyk.jpg"):
+        assert (batch[name] - exact).abs().mean() < 0.1, name
+    for name in ("grey.png", "deep.png", "grey.jpeg", "bilevel.png"):
+        assert torch.equal(batch[name][0], batch[name][2]), name
+
+
+def test_16_bits_are_scaled_not_clipped():
+    values = np.array([[0, 200, 257, 32896, 65400, 65535]])
+    expected = [0, 1, 1, 128, 254, 255]
+    for kind in ("<u2", ">u2", "<i4"):
+        image = Image.fromarray(values.astype(kind))
+        assert image.mode.startswith("I")
+        assert np.asarray(to_rgb(image))[0, :, 1].tolist() == expected, image.mode
+
+
+@pytest.mark.parametrize(("mode", "value"), [("I", 70000), ("I", -1), ("F", 0.5)])
+def test_pixels_of_unknown_range_are_refused(mode, value):
+    with pytest.raises(ValueError, match="8 or 16 bits"):
+        to_rgb(Image.new(mode, (1, 1), value))
+
+
+def test_transparent_parts_become_white(tmp_path):
+    rgba = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    rgba.putpixel((0, 0), (0, 0, 255, 255))
+    rgba.putpixel((1, 0), (0, 0, 255, 128))
+    pixels = np.asarray(to_rgb(rgba))
+    assert pixels[4, 4].tolist() == [255, 255, 255] and pixels[0, 0].tolist() == [0, 0, 255]
+    assert pixels[0, 1].tolist() == [127, 127, 255]
+
+    palette = Image.new("P", (8, 8), 1)
+    palette.putpalette([255, 0, 0, 0, 255, 0])
+    palette.putpixel((0, 0), 0)
+    palette.save(tmp_path / "palette.png", transparency=1)
+    image = open_dataset(tmp_path, 8).load(torch.tensor([0]))[0]
+    assert image[:, 0, 0].tolist() == [1, -1, -1] and image[:, 4, 4].tolist() == [1, 1, 1]
+
+
+def test_another_size_is_cropped_and_resized_with_one_notice(tmp_path):
+    wide = Image.new("RGB", (64, 32), "red")
+    ImageDraw.Draw(wide).rectangle((16, 0, 47, 31), fill="blue")  # the central square
+    tall = wide.rotate(90, expand=True)
+    folder_of(tmp_path, {"a.png": wide, "b.png": tall, "c.png": Image.new("RGB", (8, 8))})
+    with pytest.warns(UserWarning) as notices:
+        dataset = open_dataset(tmp_path, 8)
+        images = dataset.load(torch.arange(3))
+    assert len(notices) == 1
+    assert "2 of the 3 images" in str(notices[0].message) and "central square" in str(notices[0].message)
+    for image in images[:2]:
+        assert image[2].min() == 1 and image[0].max() == -1
+
+
+def test_images_of_the_right_size_need_no_notice(six):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_dataset(six[1], 16).load(torch.arange(6))
+
+
+def test_shrinking_is_antialiased(tmp_path):
+    board = Image.fromarray(((np.indices((128, 128)).sum(0) % 2) * 255).astype(np.uint8))
+    with pytest.warns(UserWarning, match="resized"):
+        image = open_dataset(folder_of(tmp_path, {"board.png": board}), 16).load(torch.tensor([0]))
+    assert image.abs().max() < 0.05  # a checkerboard of single pixels is grey from afar
+
+
+def test_turned_photographs_are_turned_upright(tmp_path):
+    upright = gradient()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show it rotated by 90 degrees clockwise
+    upright.rotate(90).save(tmp_path / "a.png", exif=exif)
+    upright.save(tmp_path / "b.png")
+    images = open_dataset(tmp_path, 16).load(torch.arange(2))
+    assert torch.equal(images[0], images[1])
+
+
+# ------------------------------------------------------------------------------------------- bad input
+
+
+def fails(match, source, resolution=16):
+    """The error is one sentence that matches, whether it comes when opening or when loading."""
+    with pytest.raises(ValueError, match=match) as caught:
+        dataset = open_dataset(source, resolution)
+        dataset.load(torch.arange(dataset.size))
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_there(tmp_path):
+    fails("no folder or zip at .*nowhere", tmp_path / "nowhere")
+
+
+def test_no_image(tmp_path):
+    (tmp_path / "readme.txt").write_text("hello")
+    fails("there is no image in", tmp_path)
+    fails("there is no image in", zip_of(tmp_path / "empty.zip", {}))
+
+
+def test_neither_folder_nor_zip(tmp_path):
+    (tmp_path / "a.tar").write_bytes(b"not a zip")
+    fails("a.tar is neither a folder nor a zip", tmp_path / "a.tar")
+
+
+def test_truncated_zip(six, tmp_path):
+    path = zip_of(tmp_path / "six.zip", six[0])
+    path.write_bytes(path.read_bytes()[:-40])
+    fails("six.zip", path)
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_damaged_entry_is_named(six, tmp_path, kind):
+    images, path = six
+    if kind == "folder":
+        damaged = path / "00001" / "img3.png"
+        damaged.write_bytes(damaged.read_bytes()[:50])
+    else:
+        path = zip_of(tmp_path / "six.zip", images)
+        content = bytearray(path.read_bytes())
+        start = content.index(b"00001/img3.png") + 60
+        content[start:start + 10] = bytes(10)
+        path.write_bytes(content)
+    fails("00001/img3.png in .* cannot be read as an image", path)
+
+
+def test_a_small_set_is_checked_to_the_last_pixel_when_opened(six):
+    _, path = six
+    for name in ("00000/img4.png", "00001/img3.png"):
+        (path / name).write_bytes((path / name).read_bytes()[:50])
+    with pytest.raises(ValueError, match=r"img4.png .* cannot be read .* \(2 such files in all\)"):
+        open_dataset(path, 16)
+
+
+def test_a_large_set_names_damage_when_it_is_met(six, monkeypatch):
+    monkeypatch.setattr("gapkd.datasets.AT_ONCE_PIXELS", 0)
+    _, path = six
+    (path / "00001/img3.png").write_bytes((path / "00001/img3.png").read_bytes()[:50])
+    dataset = open_dataset(path, 16)
+    damaged = dataset.names.index("00001/img3.png")
+    dataset.load(torch.tensor([i for i in range(6) if i != damaged]))
+    with pytest.raises(ValueError, match="00001/img3.png in .* cannot be read as an image"):
+        dataset.load(torch.tensor([damaged]))
+
+
+def test_what_is_no_image_is_named_and_never_run(six, monkeypatch):
+    _, path = six
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_: pytest.fail("PostScript was run"))
+    (path / "fake.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\n%%EOF\n")
+    fails("fake.png in .* cannot be read as an image", path)
+
+
+def test_too_small_images_are_named_with_a_mend(six):
+    fails(r"00000/img0.png in .* is 16x16, smaller than the resolution 32: .* at most 16", six[1], 32)
+
+
+@pytest.mark.parametrize("resolution", [24, 0, -8, 4])
+def test_resolution_must_be_a_power_of_two(six, resolution):
+    for source in (six[1], "toyfaces"):
+        fails(f"power of two .* not {resolution}", source, resolution)
+
+
+def test_enormous_images_are_refused(six, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)  # 16x16 lies between once and twice the guard
+    fails("img0.png in .* is refused, it would unpack to an enormous image", six[1])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    fails("img0.png in .* is refused", six[1])
+
+
+def test_zip_bombs_are_refused(six, tmp_path, monkeypatch):
+    monkeypatch.setattr("gapkd.datasets.ENTRY_BYTES", 50)
+    fails("img0.png in .* is refused", zip_of(tmp_path / "six.zip", six[0]))
+
+
+@pytest.mark.parametrize("labels", [5, "x", [["00000/img0.png"]], [[1, 2, 3]]])
+def test_unusable_labels(six, tmp_path, labels):
+    fails("dataset.json in .* is not in StyleGAN's format", zip_of(tmp_path / "six.zip", six[0], labels))
+
+
+@pytest.mark.parametrize("label", [0.5, "smile", None, [[1]]])
+def test_labels_of_the_wrong_kind(six, tmp_path, label):
+    labels = [[name, label] for name in six[0]]
+    fails("dataset.json in .* is not in StyleGAN's format", zip_of(tmp_path / "six.zip", six[0], labels))
+
+
+def test_missing_label_is_named(six, tmp_path):
+    labels = [[name, 1] for name in six[0] if "img3" not in name]
+    fails("no label for 00001/img3.png", zip_of(tmp_path / "six.zip", six[0], labels))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000])
+def test_unreadable_labels(six, text):
+    _, path = six
+    (path / "dataset.json").write_text(text)
+    fails("dataset.json in .* is not in StyleGAN's format", path)

@@ -1,0 +1,246 @@
+"""Training: the steps do what they say, runs resume exactly, bad input and bad luck lose nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from gapkd import training
+from gapkd.checkpoints import CheckpointError, load_generator, save_network
+from gapkd.settings import DistillConfig, TrainConfig, from_dict, to_dict
+from gapkd.stylegan2 import Discriminator, Generator
+from gapkd.training import Trainer, TrainingDiverged, distill, train_gan
+
+TINY = {"resolution": 8, "z_dim": 8, "w_dim": 8, "mapping_layers": 2, "channels": (8,), "d_channels": (8,), "batch": 4,
+        "images": 32, "precision": "float32", "progress": False, "log_every": 8, "probe_every": 16, "path_weight": 2.0,
+        "r1_every": 4, "grid_every": 16, "checkpoint_every": 16}
+
+
+def config(out: Path, **changes) -> TrainConfig:
+    return TrainConfig(**TINY | {"out": str(out)} | changes)
+
+
+def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def teacher_file(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    save_network(Generator(32, 8, 8, 8, mapping_layers=2), path)
+    return path
+
+
+def distill_config(out: Path, teacher: Path, **changes) -> DistillConfig:
+    common = {k: v for k, v in TINY.items() if k in {f.name for f in dataclasses.fields(DistillConfig)}}
+    return DistillConfig(**common | {"out": str(out), "teacher": str(teacher), "keep": 0.5, "d_channels": (4,),
+                                     "images": 16} | changes)
+
+
+def test_a_run_leaves_what_it_promises(tmp_path):
+    result = train_gan(config(tmp_path / "run"), probe=lambda G: {"probe": G.num_ws})
+    files = {p.name for p in (tmp_path / "run").iterdir()}
+    assert {"settings.json", "log.jsonl", "checkpoint.pt", "generator.safetensors", "discriminator.safetensors"} <= files
+    assert sorted(p.name for p in (tmp_path / "run" / "grids").iterdir()) == ["000000016.png", "000000032.png"]
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert log == result.log and [r["images"] for r in log] == [8, 16, 24, 32]
+    assert {"loss_g", "loss_d", "r1", "path", "real_logit"} <= log[1].keys() | log[0].keys()
+    assert "probe" in log[1] and "probe" in log[3] and "probe" not in log[0]
+    assert equal(load_generator(result.checkpoint), result.generator)
+
+
+def test_same_seed_same_weights_other_seed_other_weights(tmp_path):
+    a, b, c = (train_gan(config(tmp_path / n, seed=s, images=16)).generator for n, s in (("a", 0), ("b", 0), ("c", 1)))
+    assert equal(a, b) and not equal(a, c)
+
+
+def test_resume_is_exact(tmp_path):
+    whole = train_gan(config(tmp_path / "whole"))
+    train_gan(config(tmp_path / "half", images=16))
+    resumed = train_gan(config(tmp_path / "half", resume=True))
+    assert equal(whole.generator, resumed.generator) and equal(whole.discriminator, resumed.discriminator)
+    strip = [{k: v for k, v in r.items() if k != "seconds"} for r in whole.log]
+    assert strip == [{k: v for k, v in r.items() if k != "seconds"} for r in resumed.log]
+
+
+def test_distillation_resumes_exactly(tmp_path, teacher_file, fake_distance):
+    whole = distill(distill_config(tmp_path / "whole", teacher_file))
+    distill(distill_config(tmp_path / "half", teacher_file, images=8))
+    resumed = distill(distill_config(tmp_path / "half", teacher_file, resume=True))
+    assert equal(whole.generator, resumed.generator)
+
+
+@pytest.fixture
+def fake_distance(monkeypatch):
+    """Squared difference in place of the attribute network, which these tests do not need."""
+    monkeypatch.setattr("gapkd.distillation.distance_for", lambda name, device: lambda a, b: (a - b).square().mean((1, 2, 3)))
+
+
+def test_distillation_moves_the_student_towards_its_teacher(tmp_path, teacher_file, fake_distance):
+    teacher = load_generator(teacher_file)
+    z = torch.randn(64, 8, generator=torch.Generator().manual_seed(9))
+    gap = lambda G: {"gap": (G(z) - teacher(z)).abs().mean().item()}  # noqa: E731
+    log = distill(distill_config(tmp_path / "r", teacher_file, images=640, probe_every=4, gan_weight=0.0, lr=0.01), gap).log
+    gaps = [r["gap"] for r in log if "gap" in r]
+    assert gaps[-1] < 0.7 * gaps[0]
+    assert equal(load_generator(teacher_file), teacher)
+
+
+@pytest.mark.parametrize("changes", [
+    {"ld_views": 1}, {"ld_kind": "mse", "ld_offsets": "global"}, {"ld_offsets": "random", "rgb_levels": "all"},
+    {"mapping": "inherit-frozen", "synthesis": "pruned"}, {"mapping": "random", "kernel": 1, "perceptual_weight": 0.0},
+    {"rgb_weight": 0.0, "perceptual_weight": 0.0, "ld_weight": 0.0}])
+def test_every_option_trains(tmp_path, teacher_file, fake_distance, changes):
+    result = distill(distill_config(tmp_path / "r", teacher_file, images=8, **changes))
+    record = result.log[-1]
+    assert ("ld" in record) == (changes.get("ld_weight", 30) > 0) and ("rgb" in record) == (changes.get("rgb_weight", 3) > 0)
+    if changes.get("mapping") == "inherit-frozen":
+        teacher = load_generator(teacher_file)
+        assert all(torch.equal(a, b) for a, b in zip(result.generator.mapping.layers.state_dict().values(),
+                                                     teacher.mapping.layers.state_dict().values(), strict=True))
+
+
+def test_content_mask_is_given_the_teachers_images(tmp_path, teacher_file, fake_distance):
+    seen = []
+
+    def mask(images):
+        seen.append(images.shape)
+        return torch.zeros_like(images[:, :1])
+
+    log = distill(distill_config(tmp_path / "r", teacher_file, images=8), content_mask=mask).log
+    assert seen == [(4, 3, 32, 32)] * 2 and log[-1]["rgb"] == 0 and log[-1]["ld"] > 0
+
+
+def test_ema_equals_its_definition(tmp_path):
+    trainer = Trainer(config(tmp_path), Generator(8, 8, 8, 8, mapping_layers=1), Discriminator(8, 8))
+    before = [p.clone() for p in trainer.G_ema.parameters()]
+    trainer.train_step()
+    decay = 0.5 ** (4 / min(10_000, 4 * 0.05))
+    for average, start, value in zip(trainer.G_ema.parameters(), before, trainer.G.parameters(), strict=True):
+        torch.testing.assert_close(average, decay * start + (1 - decay) * value.detach())
+
+
+def test_lazy_regularisation_corrects_adam():
+    optimiser = training.lazy_adam([torch.nn.Parameter(torch.zeros(1))], lr=0.002, every=16)
+    group = optimiser.param_groups[0]
+    assert group["lr"] == pytest.approx(0.002 * 16 / 17) and group["betas"] == pytest.approx((0, 0.99 ** (16 / 17)))
+
+
+def test_divergence_stops_with_a_sentence_and_keeps_the_last_good_checkpoint(tmp_path):
+    out = tmp_path / "run"
+    train_gan(config(out, images=16))
+    good = (out / "checkpoint.pt").read_bytes()
+
+    def poison(G):
+        for p in G.parameters():
+            p.fill_(float("nan"))
+        return {}
+
+    with pytest.raises(TrainingDiverged, match="diverged near image .* lower lr"):
+        trainer_config = config(out, images=64, resume=True, probe_every=4)
+        original = Trainer.train_step
+
+        def step(self):
+            original(self)
+            with torch.no_grad():
+                poison(self.G)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Trainer, "train_step", step)
+            train_gan(trainer_config)
+    assert (out / "checkpoint.pt").read_bytes() == good
+
+
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    train_gan(config(out, images=16))
+    good = (out / "checkpoint.pt").read_bytes()
+
+    def full(fd):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("gapkd.checkpoints.os.fsync", full)
+    with pytest.raises(OSError, match="could not write .*No space left on device.*untouched"):
+        train_gan(config(out, resume=True))
+    assert (out / "checkpoint.pt").read_bytes() == good
+    assert not list(out.glob(".*partial"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_says_so(tmp_path, number):
+    script = ("import sys; from gapkd.cli import main; sys.exit(main(sys.argv[1:]))")
+    options = ["teacher", "--out", str(tmp_path / "run"), "--images", "10000000", "--resolution", "8", "--channels", "8",
+               "--d-channels", "8", "--z-dim", "8", "--w-dim", "8", "--batch", "4", "--log-every", "40"]
+    run = subprocess.Popen([sys.executable, "-c", script, *options], stderr=subprocess.PIPE, text=True,
+                           env=os.environ | {"OMP_NUM_THREADS": "1"})
+    log = tmp_path / "run" / "log.jsonl"
+    deadline = time.monotonic() + 90
+    while not log.exists() and time.monotonic() < deadline and run.poll() is None:
+        time.sleep(0.1)
+    run.send_signal(number)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 130 and "the state is saved" in err and "Traceback" not in err
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert state["images"] > 0 and state["images"] % 4 == 0
+
+
+def test_resume_with_other_settings_names_the_field(tmp_path):
+    train_gan(config(tmp_path / "r", images=16))
+    with pytest.raises(ValueError, match="lr=0.5: it was started with lr=0.0025"):
+        train_gan(config(tmp_path / "r", resume=True, lr=0.5))
+
+
+def test_a_finished_run_is_not_overwritten(tmp_path):
+    train_gan(config(tmp_path / "r", images=8))
+    with pytest.raises(ValueError, match="already holds a run"):
+        train_gan(config(tmp_path / "r", images=8))
+    with pytest.raises(ValueError, match="no checkpoint.pt"):
+        train_gan(config(tmp_path / "other", resume=True))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
+def test_a_broken_checkpoint_is_named(tmp_path, content):
+    out = tmp_path / "r"
+    train_gan(config(out, images=8))
+    file = out / "checkpoint.pt"
+    file.write_bytes(file.read_bytes()[:2000] if content is None else content)
+    with pytest.raises(CheckpointError, match="checkpoint.pt is not a whole checkpoint"):
+        train_gan(config(out, resume=True))
+
+
+@pytest.mark.parametrize("cls, values, message", [
+    (TrainConfig, {"bach": 4}, "no setting bach; did you mean batch"), (TrainConfig, {"batch": 0}, "batch must be at least 1"),
+    (TrainConfig, {"batch": "x"}, "batch must be of type int"), (DistillConfig, {"keep": 0.0}, r"keep must lie in \(0, 1\]"),
+    (DistillConfig, {"mapping": "copy"}, "mapping must be one of"), (TrainConfig, {"style_mixing": 2.0}, "probability"),
+    (DistillConfig, {"ld_views": 3}, "ld_views must be one of"), (TrainConfig, {"resume": True}, "resume needs out")])
+def test_bad_settings(cls, values, message):
+    with pytest.raises(ValueError, match=message):
+        from_dict(cls, values)
+
+
+def test_settings_survive_json():
+    settings = DistillConfig(ld_blocks=(1, 2), d_channels=(8, 4))
+    assert from_dict(DistillConfig, json.loads(json.dumps(to_dict(settings)))) == settings
+
+
+def test_bad_networks(tmp_path, teacher_file):
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        distill(distill_config(tmp_path / "r", tmp_path / "missing.safetensors"))
+    with pytest.raises(ValueError, match="ld_blocks must name blocks 0 to 3"):
+        distill(distill_config(tmp_path / "r", teacher_file, ld_blocks=(9,)))
+    with pytest.raises(ValueError, match="power of two"):
+        train_gan(config(tmp_path / "r", resolution=48))
+    small = tmp_path / "d.safetensors"
+    save_network(Discriminator(8, 4), small)
+    with pytest.raises(ValueError, match="same resolution"):
+        distill(distill_config(tmp_path / "r", teacher_file, discriminator=str(small)))
