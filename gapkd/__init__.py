@@ -15,6 +15,7 @@ from gapkd.training import RunResult, TrainingDiverged, TrainingInterrupted, dis
 __all__ = [
     "CheckpointError", "Discriminator", "DistillConfig", "Generator", "RunResult", "TrainConfig", "TrainingDiverged",
     "TrainingInterrupted", "config_f", "distill", "draw_offsets", "latent_direction_loss", "load_discriminator",
-    "load_generator", "macs", "make_student", "mix_styles", "parameters", "save_network", "sefa_directions", "train_gan",
+    "load_generator",
+    "macs", "make_student", "mix_styles", "parameters", "save_network", "sefa_directions", "train_gan",
 ]
 __version__ = "0.1.0"

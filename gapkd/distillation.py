@@ -69,7 +69,8 @@ class Guide:
             mask = self.content_mask(theirs.image[:n]) if self.content_mask else None
         if c.rgb_weight:
             levels = slice(-1, None) if c.rgb_levels == "last" else slice(None)
-            parts["rgb"] = losses.rgb_loss([r[:n] for r in ours.rgbs[levels]], [r[:n] for r in theirs.rgbs[levels]], mask)
+            parts["rgb"] = losses.rgb_loss([r[:n] for r in ours.rgbs[levels]],
+                                           [r[:n] for r in theirs.rgbs[levels]], mask)
             total = total + c.rgb_weight * parts["rgb"]
         if c.perceptual_weight:
             parts["perceptual"] = losses.perceptual_loss(self.distance, image, theirs.image[:n], mask)

@@ -71,7 +71,8 @@ def rgb_loss(student: Tensor | Sequence[Tensor], teacher: Tensor | Sequence[Tens
     students = [student] if isinstance(student, Tensor) else list(student)
     teachers = [teacher] if isinstance(teacher, Tensor) else list(teacher)
     if len(students) != len(teachers):
-        raise ValueError(f"student has {len(students)} levels, teacher has {len(teachers)}: give the same levels of both")
+        raise ValueError(f"student has {len(students)} levels, teacher has {len(teachers)}: "
+                         "give the same levels of both")
     total = students[0].new_zeros(())
     for s, t in zip(students, teachers, strict=True):
         difference = s - t.detach()
@@ -128,8 +129,8 @@ def latent_direction_loss(student_features: Sequence[Tensor], teacher_features: 
     if views not in (1, 2):
         raise ValueError(f"views must be 1 or 2, not {views!r}")
     if len(student_features) != len(teacher_features) or not student_features:
-        raise ValueError(f"student has {len(student_features)} blocks of features, teacher has {len(teacher_features)}: "
-                         "give the same blocks of both, at least one")
+        raise ValueError(f"student has {len(student_features)} blocks of features, teacher has "
+                         f"{len(teacher_features)}: give the same blocks of both, at least one")
     total = student_features[0].new_zeros((), dtype=torch.promote_types(student_features[0].dtype, torch.float32))
     for s, t in zip(student_features, teacher_features, strict=True):
         if len(s) != len(t) or len(s) % views:

@@ -63,15 +63,18 @@ class RunFolder:
         self.kind, self.config = kind, config
         self.path = Path(config.out) if config.out else next_run_folder(kind)
         if self.checkpoint.exists() and not config.resume:
-            raise ValueError(f"{self.path} already holds a run: pass resume=True to go on with it, or choose another out")
+            raise ValueError(f"{self.path} already holds a run: pass resume=True to go on with it, "
+                             "or choose another out")
         if config.resume and not self.checkpoint.exists():
-            raise ValueError(f"{self.path} holds no checkpoint.pt to resume from: check out, or start with resume=False")
+            raise ValueError(f"{self.path} holds no checkpoint.pt to resume from: check out, "
+                             "or start with resume=False")
         if config.resume:
             self._compare_settings()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(f"cannot make the folder {self.path} for the run ({error.strerror}): choose another out") from error
+            raise ValueError(f"cannot make the folder {self.path} for the run ({error.strerror}): "
+                             "choose another out") from error
         if not config.resume:  # a run that died before its first checkpoint leaves a log: start it anew
             (self.path / "log.jsonl").unlink(missing_ok=True)
         write_atomically(self.path / "settings.json", json.dumps(
@@ -86,7 +89,8 @@ class RunFolder:
             before = json.loads((self.path / "settings.json").read_text())
             kind, settings = before["kind"], before["settings"]
         except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"{self.path / 'settings.json'} cannot be read ({error}): this run cannot be resumed") from error
+            raise ValueError(f"{self.path / 'settings.json'} cannot be read ({error}): "
+                             "this run cannot be resumed") from error
         if kind != self.kind:
             raise ValueError(f"{self.path} holds a {kind} run, not a {self.kind} run: choose another out")
         for name, value in to_dict(self.config).items():

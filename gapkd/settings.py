@@ -139,7 +139,8 @@ class DistillConfig(RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        _require(0 < self.keep <= 1, f"keep must lie in (0, 1], not {self.keep}: it is the fraction of channels that stay")
+        _require(0 < self.keep <= 1,
+                 f"keep must lie in (0, 1], not {self.keep}: it is the fraction of channels that stay")
         for name in ("gan_weight", "rgb_weight", "perceptual_weight", "ld_weight", "ld_strength"):
             _require(getattr(self, name) >= 0, f"{name} must not be negative, but is {getattr(self, name)}")
         _require(self.ld_blocks or not self.ld_weight, "ld_blocks must name at least one block")

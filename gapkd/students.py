@@ -42,7 +42,8 @@ def make_student(teacher: Generator, keep: float = 0.3, kernel: int = 3, mapping
     if synthesis not in SYNTHESES:
         raise ValueError(f"synthesis must be one of {', '.join(SYNTHESES)}, not {synthesis!r}")
     if synthesis == "pruned" and kernel != teacher.kernel:
-        raise ValueError(f'synthesis="pruned" copies weights, so kernel must be the teacher\'s {teacher.kernel}, not {kernel}')
+        raise ValueError('synthesis="pruned" copies weights, so kernel must be the teacher\'s '
+                         f"{teacher.kernel}, not {kernel}")
     pairs = [[kept_channels(c, keep) for c in pair] for pair in teacher.channels]
     device = next(teacher.parameters()).device
     with torch.random.fork_rng():

@@ -34,7 +34,8 @@ def channel_pairs(channels: Channels, resolution: int) -> list[tuple[int, int]]:
     blocks = int(math.log2(resolution)) - 1
     per_block = [channels] * blocks if isinstance(channels, int) else list(channels)
     if len(per_block) != blocks:
-        raise ValueError(f"channels names {len(per_block)} blocks, but a {resolution} px network has {blocks} (4 px up)")
+        raise ValueError(f"channels names {len(per_block)} blocks, but a {resolution} px network has {blocks} "
+                         "(4 px up)")
     pairs = [(c, c) if isinstance(c, int) else (int(c[0]), int(c[1])) for c in per_block]
     if min(min(p) for p in pairs) < 1:
         raise ValueError(f"channels must all be at least 1, not {pairs}")

@@ -9,8 +9,6 @@ Coordinates of the drawing: x to the right, y down, the head's centre near (0, 0
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -26,22 +24,26 @@ CATEGORICAL: dict[str, tuple[str, ...]] = {
 CONTINUOUS: dict[str, tuple[float, float]] = {
     "yaw": (-1.0, 1.0), "pitch": (-1.0, 1.0), "face_width": (0.47, 0.58), "face_height": (0.60, 0.70),
     "skin_tone": (0.0, 1.0), "eye_size": (0.8, 1.25), "eye_distance": (0.36, 0.48), "eye_openness": (0.5, 1.0),
-    "gaze": (-1.0, 1.0), "brow_angle": (-1.0, 1.0), "nose_size": (0.7, 1.3), "smile": (-1.0, 1.0),
-    "mouth_opening": (0.0, 1.0), "background_hue": (0.0, 1.0), "shirt_hue": (0.0, 1.0),
+    "gaze": (-1.0, 1.0), "brow_angle": (-1.0, 1.0), "nose_size": (0.6, 1.5), "smile": (-1.0, 1.0),
+    "mouth_opening": (0.0, 1.0), "background_hue": (0.0, 0.8), "shirt_hue": (0.0, 0.8),  # red to violet: no wrap-round
 }
-FREQUENCIES = {"hair_style": (0.2, 0.4, 0.4), "hair_colour": (0.25, 0.25, 0.15, 0.2, 0.15), "fringe": (0.4, 0.3, 0.3),
-               "iris_colour": (0.4, 0.3, 0.3), "glasses": (0.7, 0.3), "beard": (0.6, 0.2, 0.2)}
+FREQUENCIES = {"hair_style": (0.2, 0.4, 0.4), "hair_colour": (0.25, 0.25, 0.15, 0.2, 0.15),
+               "fringe": (0.4, 0.3, 0.3), "iris_colour": (0.4, 0.3, 0.3), "glasses": (0.7, 0.3),
+               "beard": (0.6, 0.2, 0.2)}
 
 FRAME, RISE = 0.85, 0.02  # half the picture's side and its centre, in the units of the drawing: a tight crop
-HAIR = torch.tensor([[0.10, 0.09, 0.11], [0.36, 0.21, 0.12], [0.66, 0.27, 0.12], [0.88, 0.70, 0.36], [0.68, 0.68, 0.70]])
+HAIR = torch.tensor([[0.10, 0.09, 0.11], [0.36, 0.21, 0.12], [0.66, 0.27, 0.12], [0.88, 0.70, 0.36],
+                     [0.68, 0.68, 0.70]])
 IRIS = torch.tensor([[0.36, 0.20, 0.10], [0.20, 0.45, 0.80], [0.25, 0.55, 0.30]])
-SKIN = torch.tensor([[0.99, 0.86, 0.76], [0.94, 0.74, 0.58], [0.76, 0.53, 0.37], [0.55, 0.35, 0.23], [0.36, 0.22, 0.15]])
+SKIN = torch.tensor([[0.99, 0.86, 0.76], [0.94, 0.74, 0.58], [0.76, 0.53, 0.37], [0.55, 0.35, 0.23],
+                     [0.36, 0.22, 0.15]])
 
 
 def _hash(indices: np.ndarray, seed: int, stream: int) -> np.ndarray:
     """Uniform numbers in [0, 1), one an index, from splitmix64: no state, so any face can be drawn first."""
     with np.errstate(over="ignore"):
-        x = indices.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed % 2**64) * np.uint64(0xD1B54A32D192ED03)
+        x = indices.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        x += np.uint64(seed % 2**64) * np.uint64(0xD1B54A32D192ED03)
         x += np.uint64(stream + 1) * np.uint64(0x8CB92BA72F3D8DD7)
         for _ in range(2):
             x ^= x >> np.uint64(30)
@@ -69,6 +71,7 @@ def draw_factors(indices: Tensor, seed: int = 0) -> dict[str, Tensor]:
         else:
             low, high = CONTINUOUS[name]
             factors[name] = torch.from_numpy((low + (high - low) * u).astype(np.float32))
+    factors["fringe"] *= factors["hair_style"] != 0  # bald heads have none: what cannot be seen is no factor
     return {name: value.to(indices.device) for name, value in factors.items()}
 
 
@@ -133,7 +136,8 @@ def render(factors: dict[str, Tensor], resolution: int = 32) -> Tensor:
 
 
 def face_mask(factors: dict[str, Tensor], resolution: int = 32) -> Tensor:
-    """The content of interest: head, hair and ears as a soft mask, 0 on background and shirt. (N, 1, R, R) in [0, 1]."""
+    """The content of interest: head, hair and ears as a soft mask, 0 on background and shirt.
+    (N, 1, R, R) in [0, 1]."""
     return _draw(factors, resolution)[1]
 
 
@@ -149,7 +153,8 @@ def _draw(factors: dict[str, Tensor], resolution: int) -> tuple[_Canvas, Tensor]
         raise ValueError(f"resolution must be a power of two of at least 8, not {resolution}")
     f = {k: v if k in CATEGORICAL else _column(v) for k, v in factors.items()}
     c = _Canvas(len(f["glasses"]), resolution, f["glasses"].device)
-    kind = {name: [_column(f[name] == i) for i in range(len(CATEGORICAL[name]))] for name in ("hair_style", "fringe", "beard")}
+    kind = {name: [_column(f[name] == i) for i in range(len(CATEGORICAL[name]))]
+            for name in ("hair_style", "fringe", "beard")}
     hw, hh, cy = f["face_width"], f["face_height"], 0.06
     angle = 0.48 * f["yaw"]
     lift = 0.07 * f["pitch"]
@@ -217,7 +222,7 @@ def _draw(factors: dict[str, Tensor], resolution: int) -> tuple[_Canvas, Tensor]
     mouth_x = mouth_x * 0.9
     jaw = _smooth(c.y - mouth_y + 0.16 - 0.22 * ((c.x - mouth_x) / hw).square(), -0.06, 0.10)
     jaw = jaw * (1 - _smooth(0.10 - ((c.x - mouth_x) / 0.5).square() - (c.y - mouth_y + 0.27).abs(), -0.04, 0.04))
-    growth = kind["beard"][1] * 0.38 + kind["beard"][2] * 0.95
+    growth = kind["beard"][1] * 0.48 + kind["beard"][2] * 0.95
     c.paint(jaw * head * growth, torch.lerp(dark_hair, shade, kind["beard"][1] * 0.3))
 
     # nose: a shadow on the side away from the light, a soft tip
@@ -228,8 +233,8 @@ def _draw(factors: dict[str, Tensor], resolution: int) -> tuple[_Canvas, Tensor]
     bridge = torch.exp(-((c.x - nose_x * 0.5 - tip_x * 0.5 - 0.045) / (0.045 * size)).square()
                        - ((c.y - tip_y + 0.13) / 0.17).square())
     c.paint(bridge.mul_(0.35), shade)
-    c.paint(c.inside(c.ellipse(tip_x, tip_y + 0.02, 0.105 * size, 0.075 * size)) * 0.75, shade)
-    c.paint(c.inside(c.ellipse(tip_x - 0.012, tip_y - 0.008, 0.090 * size, 0.065 * size)) * 0.9, skin * 1.03)
+    c.paint(c.inside(c.ellipse(tip_x, tip_y + 0.02, 0.115 * size, 0.086 * size)) * 0.9, shade * 0.78)
+    c.paint(c.inside(c.ellipse(tip_x - 0.012, tip_y - 0.008, 0.098 * size, 0.070 * size)) * 0.9, skin * 1.04)
 
     # mouth: an arc that opens; teeth show in an open smile
     smile, opening = f["smile"], f["mouth_opening"]
@@ -280,7 +285,7 @@ def _draw(factors: dict[str, Tensor], resolution: int) -> tuple[_Canvas, Tensor]
     crown = c.ellipse(back_x, cy - 0.04, hw * (1.10 + 0.08 * long_hair), hh * 1.12)
     part = (c.x - hw * torch.sin(angle) * 0.8) / hw
     bare_line = cy - 0.44 * hh / 0.65 + 0.20 * part.square()
-    straight_line = cy - 0.255 * hh / 0.65 + 0.05 * part.square()
+    straight_line = cy - 0.315 * hh / 0.65 + 0.05 * part.square()
     side_line = cy - 0.40 * hh / 0.65 + 0.24 * (part + 0.15) + 0.10 * part.square()
     line = kind["fringe"][0] * bare_line + kind["fringe"][1] * straight_line + kind["fringe"][2] * side_line
     temples = c.y - (cy - 0.02 + 0.10 * short_hair + 1.2 * long_hair)

@@ -64,7 +64,8 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} is not usable here ({str(error).splitlines()[0]}): use auto or cpu") from error
+        raise ValueError(f"device {name!r} is not usable here ({str(error).splitlines()[0]}): "
+                         "use auto or cpu") from error
     return device
 
 
@@ -167,7 +168,8 @@ class Trainer:
             if guide is None:
                 image = self.G.synthesis(ws, noise=noise).image
             else:
-                image, total, parts = guide.compare(self.G, ws, self.to_ws(guide.teacher, latents).detach(), noise, self.rng)
+                teacher_ws = self.to_ws(guide.teacher, latents).detach()
+                image, total, parts = guide.compare(self.G, ws, teacher_ws, noise, self.rng)
             if guide is None or guide.gan_weight:
                 parts["gan"] = losses.generator_loss(self.D(image))
                 total = total + (parts["gan"] if guide is None else guide.gan_weight * parts["gan"])
@@ -269,11 +271,16 @@ def fit(trainer: Trainer, kind: str, probe: Probe | None = None) -> RunResult:
     spent, seconds = time.perf_counter(), (log[-1]["seconds"] if log else 0.0)
     saved_at = trainer.images if c.resume else None
 
+    def last_good() -> str:
+        if saved_at is None:
+            return "; no checkpoint was written yet"
+        return f"; the last good checkpoint, at image {saved_at}, is {folder.checkpoint}"
+
     def save() -> None:
         nonlocal saved_at
         if not trainer.finite():
-            last = f"the last good checkpoint is at image {saved_at}" if saved_at is not None else "no checkpoint was written yet"
-            raise TrainingDiverged(f"training diverged near image {trainer.images}: a weight is not finite; {last}")
+            raise TrainingDiverged(f"training diverged near image {trainer.images}: a weight is not finite"
+                                   f"{last_good()}")
         folder.save_state(trainer.state())
         saved_at = trainer.images
 
@@ -288,8 +295,7 @@ def fit(trainer: Trainer, kind: str, probe: Probe | None = None) -> RunResult:
                 try:
                     record = trainer.take_notes()
                 except TrainingDiverged as error:
-                    last = f"; the last good checkpoint is at image {saved_at}" if saved_at is not None else ""
-                    raise TrainingDiverged(f"{error}{last}") from None
+                    raise TrainingDiverged(f"{error}{last_good()}") from None
                 bar.set_postfix({k: f"{v:.2f}" for k, v in record.items() if k.startswith("loss")})
             if probe and (done or _every(due, c.batch, c.probe_every)):
                 with torch.no_grad():

@@ -46,7 +46,8 @@ def nvidia_discriminator(state: dict[str, torch.Tensor]) -> dict[str, torch.Tens
             out[f"blocks.{b}.{layer}"] = state[f"b{r}.{layer}"]
         b, r = b + 1, r // 2
     out |= {f"from_rgb.{p}": state[f"b{top}.fromrgb.{p}"] for p in ("weight", "bias")}
-    return out | {f"{layer}.{p}": state[f"b4.{layer}.{p}"] for layer in ("conv", "fc", "out") for p in ("weight", "bias")}
+    return out | {f"{layer}.{p}": state[f"b4.{layer}.{p}"]
+                  for layer in ("conv", "fc", "out") for p in ("weight", "bias")}
 
 
 def rosinality_generator(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

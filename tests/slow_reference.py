@@ -70,6 +70,7 @@ def synthesis(state, ws, blocks, noise=None):
             layer += 1
         name = f"{block}.torgb"
         style = _linear(state, f"{name}.affine", ws[:, layer])
-        rgb = _modulated(x, state[f"{name}.conv.weight"], style, False, False) + state[f"{name}.bias"][None, :, None, None]
+        rgb = _modulated(x, state[f"{name}.conv.weight"], style, False, False)
+        rgb = rgb + state[f"{name}.bias"][None, :, None, None]
         image = rgb if image is None else _fir(image, 2, 4.0, (2, 1)) + rgb
     return image

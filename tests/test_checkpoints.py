@@ -63,7 +63,8 @@ def discriminator(file, network):
 def wrong_shape(file, network):
     tensors = {k: v.clone() for k, v in network.state_dict().items()}
     architecture = json.dumps(network.architecture() | {"w_dim": 9})
-    save_file(tensors, file, {"gapkd": "1", "kind": "stylegan2-generator", "architecture": architecture, "provenance": "{}"})
+    save_file(tensors, file,
+              {"gapkd": "1", "kind": "stylegan2-generator", "architecture": architecture, "provenance": "{}"})
 
 
 def absurd(file, network):
@@ -92,7 +93,10 @@ def test_missing_file():
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     file = tmp_path / "x"
     write_atomically(file, b"old")
-    monkeypatch.setattr("gapkd.checkpoints.os.replace", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("gapkd.checkpoints.os.replace", full)
     with pytest.raises(OSError, match="untouched"):
         write_atomically(file, b"new")
     assert file.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["x"]

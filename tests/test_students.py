@@ -92,7 +92,8 @@ def test_magnitude_scores_by_hand(teacher):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    ({"keep": 0}, r"keep must lie in \(0, 1\]"), ({"keep": 1.2}, "keep"), ({"mapping": "copy"}, "mapping must be one of"),
+    ({"keep": 0}, r"keep must lie in \(0, 1\]"), ({"keep": 1.2}, "keep"),
+    ({"mapping": "copy"}, "mapping must be one of"),
     ({"synthesis": "cagan"}, "synthesis must be one of"), ({"synthesis": "pruned", "kernel": 1}, "kernel must be")])
 def test_bad_arguments(teacher, arguments, message):
     with pytest.raises(ValueError, match=message):

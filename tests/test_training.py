@@ -50,7 +50,8 @@ def distill_config(out: Path, teacher: Path, **changes) -> DistillConfig:
 def test_a_run_leaves_what_it_promises(tmp_path):
     result = train_gan(config(tmp_path / "run"), probe=lambda G: {"probe": G.num_ws})
     files = {p.name for p in (tmp_path / "run").iterdir()}
-    assert {"settings.json", "log.jsonl", "checkpoint.pt", "generator.safetensors", "discriminator.safetensors"} <= files
+    promised = {"settings.json", "log.jsonl", "checkpoint.pt", "generator.safetensors", "discriminator.safetensors"}
+    assert promised <= files
     assert sorted(p.name for p in (tmp_path / "run" / "grids").iterdir()) == ["000000016.png", "000000032.png"]
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert log == result.log and [r["images"] for r in log] == [8, 16, 24, 32]
@@ -83,14 +84,16 @@ def test_distillation_resumes_exactly(tmp_path, teacher_file, fake_distance):
 @pytest.fixture
 def fake_distance(monkeypatch):
     """Squared difference in place of the attribute network, which these tests do not need."""
-    monkeypatch.setattr("gapkd.distillation.distance_for", lambda name, device: lambda a, b: (a - b).square().mean((1, 2, 3)))
+    monkeypatch.setattr("gapkd.distillation.distance_for",
+                        lambda name, device: lambda a, b: (a - b).square().mean((1, 2, 3)))
 
 
 def test_distillation_moves_the_student_towards_its_teacher(tmp_path, teacher_file, fake_distance):
     teacher = load_generator(teacher_file)
     z = torch.randn(64, 8, generator=torch.Generator().manual_seed(9))
     gap = lambda G: {"gap": (G(z) - teacher(z)).abs().mean().item()}  # noqa: E731
-    log = distill(distill_config(tmp_path / "r", teacher_file, images=640, probe_every=4, gan_weight=0.0, lr=0.01), gap).log
+    settings = distill_config(tmp_path / "r", teacher_file, images=640, probe_every=4, gan_weight=0.0, lr=0.01)
+    log = distill(settings, gap).log
     gaps = [r["gap"] for r in log if "gap" in r]
     assert gaps[-1] < 0.7 * gaps[0]
     assert equal(load_generator(teacher_file), teacher)
@@ -103,7 +106,8 @@ def test_distillation_moves_the_student_towards_its_teacher(tmp_path, teacher_fi
 def test_every_option_trains(tmp_path, teacher_file, fake_distance, changes):
     result = distill(distill_config(tmp_path / "r", teacher_file, images=8, **changes))
     record = result.log[-1]
-    assert ("ld" in record) == (changes.get("ld_weight", 30) > 0) and ("rgb" in record) == (changes.get("rgb_weight", 3) > 0)
+    assert ("ld" in record) == (changes.get("ld_weight", 30) > 0)
+    assert ("rgb" in record) == (changes.get("rgb_weight", 3) > 0)
     if changes.get("mapping") == "inherit-frozen":
         teacher = load_generator(teacher_file)
         assert all(torch.equal(a, b) for a, b in zip(result.generator.mapping.layers.state_dict().values(),
@@ -179,8 +183,8 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_saves_and_says_so(tmp_path, number):
     script = ("import sys; from gapkd.cli import main; sys.exit(main(sys.argv[1:]))")
-    options = ["teacher", "--out", str(tmp_path / "run"), "--images", "10000000", "--resolution", "8", "--channels", "8",
-               "--d-channels", "8", "--z-dim", "8", "--w-dim", "8", "--batch", "4", "--log-every", "40"]
+    options = ["teacher", "--out", str(tmp_path / "run"), "--images", "10000000", "--resolution", "8",
+               "--channels", "8", "--d-channels", "8", "--z-dim", "8", "--w-dim", "8", "--batch", "4", "--log-every", "40"]
     run = subprocess.Popen([sys.executable, "-c", script, *options], stderr=subprocess.PIPE, text=True,
                            env=os.environ | {"OMP_NUM_THREADS": "1"})
     log = tmp_path / "run" / "log.jsonl"
@@ -219,8 +223,10 @@ def test_a_broken_checkpoint_is_named(tmp_path, content):
 
 
 @pytest.mark.parametrize("cls, values, message", [
-    (TrainConfig, {"bach": 4}, "no setting bach; did you mean batch"), (TrainConfig, {"batch": 0}, "batch must be at least 1"),
-    (TrainConfig, {"batch": "x"}, "batch must be of type int"), (DistillConfig, {"keep": 0.0}, r"keep must lie in \(0, 1\]"),
+    (TrainConfig, {"bach": 4}, "no setting bach; did you mean batch"),
+    (TrainConfig, {"batch": 0}, "batch must be at least 1"),
+    (TrainConfig, {"batch": "x"}, "batch must be of type int"),
+    (DistillConfig, {"keep": 0.0}, r"keep must lie in \(0, 1\]"),
     (DistillConfig, {"mapping": "copy"}, "mapping must be one of"), (TrainConfig, {"style_mixing": 2.0}, "probability"),
     (DistillConfig, {"ld_views": 3}, "ld_views must be one of"), (TrainConfig, {"resume": True}, "resume needs out")])
 def test_bad_settings(cls, values, message):
