@@ -11,9 +11,8 @@ READY  := $(VENV)/ready
 CELL_SECONDS := 1200
 
 # Two torch processes that share the cores stall each other by spinning: one thread each for parallel tests,
-# and no spinning for notebooks, which run one after the other with all cores.
+# the notebooks run one after the other with all cores.
 UNIT_ENV     := OMP_NUM_THREADS=1
-NOTEBOOK_ENV := OMP_WAIT_POLICY=passive
 
 .DEFAULT_GOAL := help
 .PHONY: help setup distill test lint unit notebooks clean
@@ -24,7 +23,7 @@ help: ## show this list
 setup: $(READY) ## make .venv and install gapkd with the exact versions of constraints.txt
 
 distill: $(READY) ## the main job: chapter 04 on the embedded teacher; results go to runs/
-	@$(BIN)/python -m gapkd.cli main-job
+	@$(BIN)/python -m gapkd.cli chapter
 
 test: lint unit notebooks ## ruff, every unit test, every notebook against its stored verdicts
 
@@ -35,7 +34,7 @@ unit: $(READY) ## the tests in tests/
 	@$(UNIT_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 notebooks: $(READY) ## run all notebooks; compare the cells tagged nbval-check-output with what is stored
-	@$(NOTEBOOK_ENV) $(BIN)/python -m pytest notebooks --nbval-lax --nbval-current-env \
+	@$(BIN)/python -m pytest notebooks --nbval-lax --nbval-current-env \
 		--nbval-cell-timeout $(CELL_SECONDS) --nbval-sanitize-with tests/nbval_sanitize.cfg
 
 clean: ## remove .venv and caches; runs/ stays

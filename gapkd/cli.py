@@ -1,4 +1,4 @@
-"""The command line: `gapkd teacher | distill | evaluate | sample | chapter`.
+"""The command line: `gapkd teacher | distill | evaluate | sample | study | benchmark | chapter`.
 
 Every option is a field of a settings dataclass, so that names, types, defaults and help stand in one place.
 """
@@ -13,7 +13,9 @@ from typing import Annotated
 
 import tyro
 
+from gapkd.benchmark import BenchmarkConfig
 from gapkd.settings import DistillConfig, TrainConfig
+from gapkd.study import StudyConfig
 
 
 @dataclass(frozen=True)
@@ -67,16 +69,19 @@ class ChapterConfig:
 def evaluate(config: EvaluateConfig) -> None:
     from gapkd.checkpoints import load_generator, write_atomically
     from gapkd.datasets import open_dataset
-    from gapkd.evaluation import evaluate_generator, format_table
+    from gapkd.evaluation import evaluation_table, format_table
+    from gapkd.features import load_attribute_network
     from gapkd.runs import provenance
 
     G = load_generator(config.generator)
-    teacher = load_generator(config.teacher) if config.teacher else None
+    teacher = load_generator(config.teacher) if config.teacher else G
     dataset = open_dataset(config.data, G.resolution, seed=config.seed)
-    rows = evaluate_generator({Path(config.generator).stem: G}, dataset, teacher, config.samples, config.seed)
+    others = {Path(config.generator).stem: G} if config.teacher else {}
+    rows = evaluation_table(others, load_attribute_network(), dataset, teacher, config.samples, config.seed)
     print(format_table(rows))
     if config.out:
-        record = {"rows": rows, "samples": config.samples, "seed": config.seed, **provenance()}
+        record = {"rows": rows, "generator": config.generator, "teacher": config.teacher, "data": config.data,
+                  "samples": config.samples, "seed": config.seed, **provenance()}
         print(f"written to {write_atomically(config.out, json.dumps(record, indent=1).encode())}")
 
 
@@ -111,6 +116,18 @@ def distill(config: DistillConfig) -> None:
     print(f"student written to {result.checkpoint}")
 
 
+def study(config: StudyConfig) -> None:
+    from gapkd.study import run_study
+
+    print(f"{len(run_study(config))} runs in {config.results}")
+
+
+def benchmark(config: BenchmarkConfig) -> None:
+    from gapkd.benchmark import run_benchmark, show
+
+    print(show(run_benchmark(config)))
+
+
 def chapter(config: ChapterConfig) -> None:
     from gapkd.chapters import run_chapter
 
@@ -122,9 +139,12 @@ Command = (
     | Annotated[DistillConfig, tyro.conf.subcommand("distill", description="Distil a teacher into a student.")]
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
     | Annotated[SampleConfig, tyro.conf.subcommand("sample")]
+    | Annotated[StudyConfig, tyro.conf.subcommand("study")]
+    | Annotated[BenchmarkConfig, tyro.conf.subcommand("benchmark")]
     | Annotated[ChapterConfig, tyro.conf.subcommand("chapter")]
 )
-RUN = {TrainConfig: teacher, DistillConfig: distill, EvaluateConfig: evaluate, SampleConfig: sample, ChapterConfig: chapter}
+RUN = {TrainConfig: teacher, DistillConfig: distill, EvaluateConfig: evaluate, SampleConfig: sample, StudyConfig: study,
+       BenchmarkConfig: benchmark, ChapterConfig: chapter}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -106,9 +106,11 @@ def relation_matrix(rows: Tensor, columns: Tensor) -> Tensor:
     channel counts comparable (section 4.2).
     """
     with torch.autocast(rows.device.type, enabled=False):
-        rows = rows.flatten(1).to(torch.promote_types(rows.dtype, torch.float32))
-        columns = columns.flatten(1).to(rows.dtype)
-        return F.normalize(rows, dim=1, eps=1e-8) @ F.normalize(columns, dim=1, eps=1e-8).t()
+        dtype = torch.promote_types(rows.dtype, torch.float32)
+        # A cosine does not depend on the order of the entries: the channels-last one needs no copy.
+        rows, columns = (f.movedim(1, -1).flatten(1).to(dtype) for f in (rows, columns))
+        norms = torch.outer(torch.linalg.vector_norm(rows, dim=1), torch.linalg.vector_norm(columns, dim=1))
+        return rows @ columns.t() / norms.clamp(min=1e-8)
 
 
 def latent_direction_loss(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor],

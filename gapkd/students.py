@@ -12,6 +12,9 @@ from gapkd.stylegan2 import Generator
 
 MAPPINGS = ("inherit", "inherit-frozen", "random")
 SYNTHESES = ("random", "pruned")
+# Students draw from seeds of their own: with the teacher's seed, a "random" mapping network of the same shape would be
+# the one the teacher started from, and at its small learning rate (multiplier 0.01) that is nearly the trained one.
+FIRST_STUDENT_SEED = 1_000_000
 
 
 def kept_channels(channels: int, keep: float) -> int:
@@ -47,7 +50,7 @@ def make_student(teacher: Generator, keep: float = 0.3, kernel: int = 3, mapping
     pairs = [[kept_channels(c, keep) for c in pair] for pair in teacher.channels]
     device = next(teacher.parameters()).device
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(FIRST_STUDENT_SEED + seed)
         student = Generator(**teacher.architecture() | {"channels": pairs, "kernel": kernel}).to(device)
     if mapping != "random":
         student.mapping.load_state_dict(copy.deepcopy(teacher.mapping.state_dict()))

@@ -118,11 +118,13 @@ class StyledConv(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             style = self.affine(w)
         x, scale = self.conv(x, style)
-        shift = (self.bias * SQRT2)[None, :, None, None]
-        if noise is not None:
-            shift = shift + noise * (self.noise_strength * SQRT2)
-        shift = shift.to(x.dtype).contiguous(memory_format=torch.channels_last)
-        return leaky_relu(torch.addcmul(shift, x, (scale * SQRT2).to(x.dtype)))
+        scale, bias = (scale * SQRT2).to(x.dtype), (self.bias * SQRT2).to(x.dtype)[None, :, None, None]
+        if noise is None:
+            return leaky_relu(torch.addcmul(bias, x, scale))
+        noise = (noise * (self.noise_strength * SQRT2)).to(x.dtype)
+        if len(noise) == 1:  # one map for the whole batch: bias and noise make one small tensor
+            return leaky_relu(torch.addcmul(bias + noise, x, scale))
+        return leaky_relu(torch.addcmul(noise, x, scale).add_(bias))
 
 
 class ToRGB(nn.Module):

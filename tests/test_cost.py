@@ -76,4 +76,4 @@ def test_speed_is_measured_and_the_ratio_sees_the_smaller_network():
     big, small = Generator(32, 16, 16, 96, mapping_layers=1), Generator(32, 16, 16, 8, mapping_layers=1)
     assert images_per_second(small, batch=4, repeats=3) > 0
     assert speed_ratio(small, big, batch=4, repeats=5) > 1.5
-    assert speed_ratio(small, small, batch=4, repeats=9) == pytest.approx(1, abs=0.5)
+    assert speed_ratio(big, small, batch=4, repeats=5) < 0.7

@@ -184,7 +184,8 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
 def test_ctrl_c_saves_and_says_so(tmp_path, number):
     script = ("import sys; from gapkd.cli import main; sys.exit(main(sys.argv[1:]))")
     options = ["teacher", "--out", str(tmp_path / "run"), "--images", "10000000", "--resolution", "8",
-               "--channels", "8", "--d-channels", "8", "--z-dim", "8", "--w-dim", "8", "--batch", "4", "--log-every", "40"]
+               "--channels", "8", "--d-channels", "8", "--z-dim", "8", "--w-dim", "8", "--batch", "4",
+               "--log-every", "40"]
     run = subprocess.Popen([sys.executable, "-c", script, *options], stderr=subprocess.PIPE, text=True,
                            env=os.environ | {"OMP_NUM_THREADS": "1"})
     log = tmp_path / "run" / "log.jsonl"

@@ -1,0 +1,193 @@
+"""The chapters: what their first cells need, how they are run with other parameters, and their common text.
+
+`python -m gapkd.chapters` writes the Colab badges and the first code cells of all notebooks, and the badges of the
+README, from the address in pyproject.toml; a test keeps them in step.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ROOT / "notebooks"
+
+FIRST_CELL = """\
+# On Colab, or wherever the package is missing: bring the repository and install it.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("gapkd") is None:
+    subprocess.run(["git", "clone", "--quiet", "{address}"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "-e", "{name}"], check=True)
+    sys.path.insert(0, "{name}")
+
+from gapkd.chapters import announce
+
+announce()"""
+
+
+def announce() -> None:
+    """Print the version, the device and whether the embedded networks are there."""
+    from gapkd import __version__
+    from gapkd.checkpoints import data_path
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    try:
+        data_path("toyfaces32.safetensors")
+        data = "found"
+    except FileNotFoundError as error:
+        data = str(error)
+    print(f"gapkd {__version__} · device: {device} · embedded networks: {data}")
+
+
+def new_run(name: str) -> str:
+    """The next free folder runs/<name>-NNN of the repository, for the `out` of a live training."""
+    from gapkd.runs import next_run_folder
+
+    return str(next_run_folder(name, ROOT / "runs"))
+
+
+def results(name: str) -> list[dict]:
+    """The stored longer runs in data/results/<name>.json: one record a run, with settings, seed, commit, hardware."""
+    from gapkd.checkpoints import data_path
+
+    return json.loads(data_path(f"results/{name}.json").read_text())["runs"]
+
+
+def find_notebook(name: str) -> Path:
+    """The notebook of that name, number or path. Raises ValueError naming the chapters."""
+    files = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    for file in files:
+        if name in (file.stem, file.name, file.stem[:2], file.stem[:2].lstrip("0")):
+            return file
+    if Path(name).is_file():
+        return Path(name)
+    raise ValueError(f"there is no chapter {name}: choose one of {', '.join(f.stem for f in files)}")
+
+
+def parse_parameters(pairs: Sequence[str], known: dict) -> dict:
+    """name=value pairs as papermill wants them.
+
+    Args:
+        known: the notebook's parameters, name -> default, as papermill reports them.
+    Raises ValueError naming an unknown or malformed parameter (papermill itself only warns and runs on).
+    """
+    import yaml
+
+    values = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise ValueError(f"write parameters as name=value, not {pair!r}")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
+            raise ValueError(f"this chapter has no parameter {name}: {hint}")
+        values[name] = yaml.safe_load(text)
+    return values
+
+
+def run_chapter(name: str, parameters: Sequence[str] = (), out: str = "") -> Path:
+    """Execute a chapter through papermill and print where its results are.
+
+    Args:
+        parameters: name=value pairs.
+        out: folder for the executed notebook and what it writes; empty: the next free runs/<chapter>-NNN.
+    Returns: that folder.
+    """
+    import papermill
+
+    notebook = find_notebook(name)
+    folder = Path(out or new_run(notebook.stem)).resolve()
+    executed = folder / notebook.name
+    if executed.exists():
+        raise ValueError(f"{executed} exists already: choose another out")
+    known = {p: d["default"] for p, d in papermill.inspect_notebook(str(notebook)).items()}
+    values = parse_parameters(parameters, known)
+    if "out" in known and "out" not in values:
+        values["out"] = str(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        papermill.execute_notebook(str(notebook), str(executed), values, cwd=str(folder),
+                                   progress_bar=sys.stderr.isatty(), log_output=False)
+    except papermill.PapermillExecutionError as error:
+        raise ValueError(f"{notebook.name} stopped at cell {error.exec_count}: {error.ename}: {error.evalue}; "
+                         f"see {_short(executed)}") from error
+    print(f"notebook  {_short(executed)}")
+    summary = folder / "result.json"
+    if summary.exists():
+        for key, value in json.loads(summary.read_text()).items():
+            print(f"{key:<9} {_short(folder / value) if (folder / str(value)).exists() else value}")
+    return folder
+
+
+def _short(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+# ------------------------------------------------------------------------------------------- one address, many places
+
+
+def address() -> str:
+    """The repository's public address: project.urls in pyproject.toml, the one place that holds it."""
+    found = re.search(r'^Repository = "(https://[^"]+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    if not found:
+        raise ValueError("pyproject.toml names no Repository under [project.urls]: add it")
+    return found[1].rstrip("/")
+
+
+def badge(notebook: str) -> str:
+    """Markdown of the Colab badge of a chapter."""
+    owner_name = address().removeprefix("https://github.com/")
+    link = f"https://colab.research.google.com/github/{owner_name}/blob/main/notebooks/{notebook}.ipynb"
+    return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({link})"
+
+
+def first_cell() -> str:
+    """Source of every chapter's first code cell."""
+    return FIRST_CELL.format(address=address(), name=address().rsplit("/", 1)[1])
+
+
+BADGE = re.compile(r"\[!\[Open in Colab\]\([^)]*\)\]\([^)]*/notebooks/(?P<name>[\w-]+)\.ipynb\)")
+
+
+def synced(text: str) -> str:
+    """Markdown with every Colab badge pointing to the current address."""
+    return BADGE.sub(lambda found: badge(found["name"]), text)
+
+
+def sync_notebook(notebook: dict, name: str) -> dict:
+    """A notebook (parsed JSON) with its badge and its first code cell written anew; all else untouched."""
+    notebook = json.loads(json.dumps(notebook))
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = synced("".join(cell["source"])).splitlines(keepends=True)
+    code = next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")
+    code["source"] = first_cell().splitlines(keepends=True)
+    return notebook
+
+
+def main() -> None:
+    """Write badges and first cells."""
+    for file in sorted(NOTEBOOKS.glob("*.ipynb")):
+        before = file.read_text()
+        after = json.dumps(sync_notebook(json.loads(before), file.stem), indent=1, ensure_ascii=False) + "\n"
+        if after != before:
+            file.write_text(after)
+            print(f"wrote {file.name}")
+    readme = ROOT / "README.md"
+    if synced(readme.read_text()) != readme.read_text():
+        readme.write_text(synced(readme.read_text()))
+        print("wrote README.md")
+
+
+if __name__ == "__main__":
+    main()

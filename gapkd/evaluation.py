@@ -1,0 +1,129 @@
+"""Generators on the bench: draw samples, measure them, put the figures of several into one table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from gapkd.datasets import Dataset, ordered_indices
+from gapkd.features import AttributeNetwork
+from gapkd.metrics import (
+    FeatureNetwork,
+    Reading,
+    SameZ,
+    collect,
+    compare_readings,
+    distribution_metrics,
+    frechet_distance,
+    join_readings,
+    metric_name,
+    name_classes,
+)
+from gapkd.stylegan2 import Generator, Noise
+
+Row = dict[str, float | str]
+
+
+def draw_latents(G: Generator, samples: int, seed: int) -> tuple[Tensor, Tensor | None]:
+    """z (samples, z_dim), and one-hot labels (samples, c_dim) or None, on the CPU: the same for every batch
+    size."""
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(samples, G.z_dim, generator=generator)
+    if not G.c_dim:
+        return z, None
+    return z, torch.eye(G.c_dim)[torch.randint(G.c_dim, (samples,), generator=generator)]
+
+
+@torch.no_grad()
+def sample_images(G: Generator, samples: int, seed: int, batch: int = 100, noise: Noise = "const",
+                  truncation: float = 1.0) -> Iterator[Tensor]:
+    """Batches of images (n, 3, R, R) in [-1, 1], clamped, on the generator's device; `samples` of them in
+    all."""
+    device = next(G.parameters()).device
+    z, c = draw_latents(G, samples, seed)
+    noise_generator = torch.Generator(device).manual_seed(seed + 1)
+    for start in range(0, samples, batch):
+        rows = slice(start, start + batch)
+        labels = None if c is None else c[rows].to(device)
+        images = G(z[rows].to(device), labels, truncation=truncation, noise=noise, generator=noise_generator)
+        yield images.clamp(-1, 1)
+
+
+def real_features(network: FeatureNetwork, dataset: Dataset, samples: int, seed: int = 0,
+                  start: int = 0) -> Tensor:
+    """Features (samples, F) of images `start`, `start` + 1, ... of the dataset's shuffled stream."""
+    indices = ordered_indices(dataset.size, start, samples, seed)
+    return collect(network, (dataset.load(part) for part in indices.split(100)))
+
+
+@torch.no_grad()
+def evaluate_generator(G: Generator, net: AttributeNetwork, samples: int = 5000, seed: int = 0,
+                       teacher: Generator | None = None, real: Tensor | None = None, batch: int = 100,
+                       noise: Noise = "const", truncation: float = 1.0) -> dict[str, float]:
+    """Everything that is measured about a generator, as one flat dict.
+
+    Args:
+        real: features of real images (`real_features`); gives fid_..., kid_..., precision_..., recall_....
+        teacher: generator to agree with on the same z; gives `agree_<factor>` and `agree_<factor>_chance`,
+            their means `agree_mean_accuracy` and `agree_mean_correlation`, `l1`, `perceptual` (each with its
+            `_chance`), and the Frechet distance to the teacher's images, fid_to_teacher_....
+        noise: "const" by default: with fresh noise an image would not even agree with itself.
+    """
+    if teacher is not None and (teacher.z_dim, teacher.resolution) != (G.z_dim, G.resolution):
+        raise ValueError("generator and teacher cannot be compared z by z: "
+                         f"z_dim {G.z_dim} and {teacher.z_dim}, "
+                         f"resolution {G.resolution} and {teacher.resolution}")
+    features: list[list[Tensor]] = [[], []]
+    readings: list[list[Reading]] = [[], []]
+    distances = SameZ(net)
+    generators = [G] if teacher is None or teacher is G else [G, teacher]
+    streams = [sample_images(g, samples, seed, batch, noise, truncation) for g in generators]
+    for parts in zip(*streams, strict=True):
+        parts = parts * 2 if teacher is G else parts  # the teacher's own row of a table costs one pass, not two
+        for n, images in enumerate(parts):
+            maps = net.features(images)
+            features[n].append(net.pool(maps).double().cpu())
+            readings[n].append(name_classes(net, net.read(maps)))
+        if teacher is not None:
+            distances.add(*parts)
+    result: dict[str, float] = {}
+    if real is not None:
+        result |= distribution_metrics(real, torch.cat(features[0]), net.name, seed)
+    if teacher is not None:
+        for name, entry in compare_readings(*map(join_readings, readings)).items():
+            result[f"agree_{name}"], result[f"agree_{name}_chance"] = entry.value, entry.chance
+        result |= distances.result()
+        result[metric_name("fid_to_teacher", net.name, samples)] = frechet_distance(*map(torch.cat, features))
+    return result
+
+
+def evaluation_table(students: Mapping[str, Generator], net: AttributeNetwork, dataset: Dataset,
+                     teacher: Generator, samples: int = 5000, seed: int = 0, batch: int = 100,
+                     noise: Noise = "const") -> list[Row]:
+    """One row per generator, led by two that give the figures their scale: real against other real images
+    (the best that can be reached with so many samples) and the teacher. Every row has "name"; figures that
+    mean nothing in a row are missing from it."""
+    if dataset.size is not None and dataset.size < 2 * samples:
+        raise ValueError(f"{dataset.name} holds {dataset.size} images, too few for two sets of {samples}: "
+                         f"take samples={dataset.size // 2} or fewer")
+    real = real_features(net, dataset, samples, seed)
+    other = real_features(net, dataset, samples, seed, start=samples)
+    rows: list[Row] = [{"name": "real", **distribution_metrics(real, other, net.name, seed)}]
+    for name, G in {"teacher": teacher, **students}.items():
+        rows.append({"name": name, **evaluate_generator(G, net, samples, seed, teacher, real, batch, noise)})
+    return rows
+
+
+def format_table(rows: list[Row], columns: list[str] | None = None, digits: int = 3) -> str:
+    """Rows as a Markdown table; by default all columns but the per-factor ones, in order of first
+    appearance."""
+    if columns is None:
+        seen = dict.fromkeys(key for row in rows for key in row if key != "name")
+        columns = [c for c in seen if not c.startswith("agree_") or c.startswith("agree_mean")]
+    lines = ["| | " + " | ".join(columns) + " |", "|---|" + "--:|" * len(columns)]
+    for row in rows:
+        cells = [f"{row[c]:.{digits}f}" if c in row else "-" for c in columns]
+        lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)

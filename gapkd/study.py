@@ -1,0 +1,124 @@
+"""The longer runs behind the chapters: arms x seeds, same data, same budget, one record a run.
+
+Each arm is a DistillConfig with a few fields changed, trained by `gapkd.distill`; what is already in the results file
+is skipped, so that a study can be stopped and taken up again, and extended by another seed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gapkd.checkpoints import load_generator, write_atomically
+from gapkd.datasets import open_dataset
+from gapkd.evaluation import evaluate_generator, real_features, sample_images
+from gapkd.features import AttributeNetwork, load_attribute_network
+from gapkd.metrics import same_z_distance, semantic_agreement
+from gapkd.runs import provenance
+from gapkd.settings import DistillConfig, from_dict, to_dict
+from gapkd.stylegan2 import Generator
+from gapkd.training import Probe, distill
+
+ARMS: dict[str, dict] = {
+    "alone": {"mapping": "random", "rgb_weight": 0.0, "perceptual_weight": 0.0, "ld_weight": 0.0},
+    "random": {"mapping": "random", "ld_weight": 0.0},
+    "inherit": {"ld_weight": 0.0},
+    "inherit-frozen": {"mapping": "inherit-frozen", "ld_weight": 0.0},
+    "pruned": {"synthesis": "pruned", "ld_weight": 0.0},
+    "full": {},
+}
+"""What each arm changes in DistillConfig: "full" is the paper's method, every other one leaves something out."""
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """Train every arm with every seed and collect the figures in one JSON file."""
+
+    arms: tuple[str, ...] = tuple(ARMS)
+    """Which arms, in this order within a seed."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """One run of every arm for each."""
+    teacher: str = "toyfaces32"
+    """The teacher's file, or the name of an embedded one."""
+    images: int = 100_000
+    """Length of every run."""
+    samples: int = 5000
+    """Images of the last evaluation."""
+    results: str = "runs/study/results.json"
+    """The file that collects the records; runs that it holds are skipped."""
+    folder: str = "runs/study"
+    """Where the runs themselves go; an interrupted one is resumed."""
+    progress: bool = True
+    """Show a progress bar."""
+
+    def __post_init__(self):
+        unknown = [arm for arm in self.arms if arm not in ARMS]
+        if unknown:
+            raise ValueError(f"there is no arm {unknown[0]}: choose from {', '.join(ARMS)}")
+
+
+def agreement_probe(teacher: Generator, net: AttributeNetwork, samples: int = 1000, seed: int = 10_000) -> Probe:
+    """A probe for `distill`: distance to and agreement with the teacher on fixed latents, constant noise.
+
+    Returns a function of a generator that gives l1, perceptual, agree_mean_accuracy and agree_mean_correlation.
+    """
+    reference = torch.cat(list(sample_images(teacher, samples, seed)))
+
+    def probe(G: Generator) -> dict[str, float]:
+        images = torch.cat(list(sample_images(G, samples, seed)))
+        distances = same_z_distance(images, reference, net)
+        agreement = semantic_agreement(net, images, reference).values()
+        numbers = {k: distances[k] for k in ("l1", "perceptual")}
+        for kind in ("accuracy", "correlation"):
+            values = [entry.value for entry in agreement if entry.kind == kind]
+            numbers[f"agree_mean_{kind}"] = sum(values) / len(values)
+        return numbers
+
+    return probe
+
+
+def run_study(config: StudyConfig) -> list[dict]:
+    """Train what is missing and return all records; the file is rewritten after every run."""
+    file, net = Path(config.results), load_attribute_network()
+    records: list[dict] = json.loads(file.read_text())["runs"] if file.exists() else []
+    real = None
+    for seed in config.seeds:
+        for arm in config.arms:
+            if any((r["arm"], r["seed"], r["images"]) == (arm, seed, config.images) for r in records):
+                continue
+            teacher = load_generator(config.teacher)
+            if real is None:
+                dataset = open_dataset("toyfaces", teacher.resolution, seed=99)
+                real = real_features(net, dataset, config.samples, seed=99)
+            out = Path(config.folder) / f"{arm}-{seed}-{config.images}"
+            settings = from_dict(DistillConfig, {
+                "teacher": config.teacher, "images": config.images, "seed": seed, "out": str(out),
+                "progress": config.progress, "resume": (out / "checkpoint.pt").exists(), **ARMS[arm]})
+            result = distill(settings, agreement_probe(teacher, net))
+            final = evaluate_generator(result.generator.cpu(), net, config.samples, 20_000, teacher, real)
+            curve = [{k: r[k] for k in ("images", "l1", "perceptual", "agree_mean_accuracy", "agree_mean_correlation")}
+                     for r in result.log if "l1" in r]
+            records.append({"arm": arm, "seed": seed, "settings": _shareable(to_dict(settings)),
+                            "images": config.images, "seconds": result.log[-1]["seconds"], **provenance(),
+                            "curve": curve, "final": final})
+            write_atomically(file, json.dumps({"runs": records}, indent=1).encode())
+            print(f"{arm} seed {seed}: l1 {final['l1']:.3f}, agreement {final['agree_mean_accuracy']:.3f} / "
+                  f"{final['agree_mean_correlation']:.3f}", flush=True)
+    return records
+
+
+def _shareable(settings: dict) -> dict:
+    """Settings without what belongs to one machine or one day."""
+    return {k: v for k, v in settings.items() if k not in ("out", "resume", "progress", "device")}
+
+
+def summary(records: Sequence[dict], arm: str, name: str) -> tuple[float, float, int]:
+    """Mean, standard deviation over seeds (0 for one), and number of seeds of a figure of `final`."""
+    values = torch.tensor([r["final"][name] for r in records if r["arm"] == arm], dtype=torch.float64)
+    if not len(values):
+        raise ValueError(f"no run of arm {arm} is recorded: known are {', '.join(sorted({r['arm'] for r in records}))}")
+    return values.mean().item(), values.std().item() if len(values) > 1 else 0.0, len(values)

@@ -1,0 +1,63 @@
+"""The longer runs: skipped when done, resumed when interrupted, summarised over seeds."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from gapkd.checkpoints import save_network
+from gapkd.features import AttributeNetwork
+from gapkd.study import ARMS, StudyConfig, run_study, summary
+from gapkd.stylegan2 import Generator
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    net = AttributeNetwork(channels=(8, 8, 8, 8), hidden=8).eval()
+    for module in ("study", "features"):
+        monkeypatch.setattr(f"gapkd.{module}.load_attribute_network", lambda *_: net)
+    monkeypatch.setattr("gapkd.study.DistillConfig", _tiny)
+    monkeypatch.setattr("gapkd.study.from_dict", lambda cls, values: cls(**values))
+    teacher = tmp_path / "teacher.safetensors"
+    save_network(Generator(32, 8, 8, 8, mapping_layers=2), teacher)
+    return StudyConfig(arms=("alone", "full"), seeds=(0, 1), teacher=str(teacher), images=16, samples=40,
+                       results=str(tmp_path / "results.json"), folder=str(tmp_path / "runs"), progress=False)
+
+
+def _tiny(**values):
+    from gapkd.settings import DistillConfig
+
+    return DistillConfig(**values | {"batch": 8, "d_channels": (4,), "keep": 0.5, "precision": "float32",
+                                     "probe_every": 8, "grid_every": 0})
+
+
+def test_a_study_records_every_arm_and_seed_once(study, monkeypatch):
+    records = run_study(study)
+    assert [(r["arm"], r["seed"]) for r in records] == [("alone", 0), ("full", 0), ("alone", 1), ("full", 1)]
+    stored = json.loads(open(study.results).read())["runs"]
+    assert stored == json.loads(json.dumps(records))
+    first = stored[0]
+    assert [point["images"] for point in first["curve"]] == [8, 16]
+    assert {"l1", "perceptual", "agree_mean_accuracy", "fid_toyfaces_40"} <= first["final"].keys()
+    assert first["settings"]["rgb_weight"] == 0 and "out" not in first["settings"] and first["commit"]
+    monkeypatch.setattr("gapkd.study.distill", lambda *a: pytest.fail("trained again"))
+    assert len(run_study(study)) == 4
+
+
+def test_summary_is_mean_and_spread_over_seeds():
+    records = [{"arm": "full", "seed": s, "final": {"l1": v}} for s, v in enumerate((0.1, 0.2, 0.6))]
+    mean, spread, seeds = summary(records, "full", "l1")
+    assert (mean, spread, seeds) == (pytest.approx(0.3), pytest.approx(0.2645751), 3)
+    with pytest.raises(ValueError, match="no run of arm alone"):
+        summary(records, "alone", "l1")
+
+
+def test_arms_name_real_settings_and_a_wrong_one_is_refused():
+    from gapkd.settings import DistillConfig, from_dict
+
+    assert all(from_dict(DistillConfig, changes) for changes in ARMS.values())
+    with pytest.raises(ValueError, match="no arm ful: choose"):
+        StudyConfig(arms=("ful",))
