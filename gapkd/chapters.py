@@ -1,7 +1,7 @@
 """The chapters: what their first cells need, how they are run with other parameters, and their common text.
 
-`python -m gapkd.chapters` writes the Colab badges and the first code cells of all notebooks, and the badges of the
-README, from the address in pyproject.toml; a test keeps them in step.
+`python -m gapkd.chapters` writes the Colab badges and the first code cells of all notebooks from the address in
+pyproject.toml, and the README's tables from the notebooks and the stored results; a test keeps them in step.
 """
 
 from __future__ import annotations
@@ -175,17 +175,49 @@ def sync_notebook(notebook: dict, name: str) -> dict:
     return notebook
 
 
+def chapter_rows() -> str:
+    """The README's table of chapters: title and measured time come from the notebooks themselves."""
+    lines = ["", "| | chapter | Colab | measured time |", "|---|---|---|---|"]
+    for file in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
+        cells = json.loads(file.read_text())["cells"]
+        text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+        title = re.search(r"^# (.+)$", text, re.MULTILINE)
+        measured = re.search(r"Time:\**\s*([^.·\n|]+)", text)
+        name = title[1].removeprefix(f"{file.stem[:2]} ").lstrip("·:. ") if title else file.stem
+        lines.append(f"| {file.stem[:2]} | [{name}](notebooks/{file.name}) | {badge(file.stem)} "
+                     f"| {measured[1].strip() if measured else ''} |")
+    return "\n".join([*lines, ""])
+
+
+def filled(text: str, mark: str, content: str) -> str:
+    """Markdown with what stands between <!-- mark --> and <!-- /mark --> replaced."""
+    between = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
+    return between.sub(lambda m: f"{m[1]}{content}\n{m[2]}", text)
+
+
+def readme(text: str) -> str:
+    """The README with its badges, its table of chapters and its table of results written anew."""
+    from gapkd.study import results_table
+
+    try:
+        records = results("longer_runs")
+    except FileNotFoundError:
+        records = []
+    text = filled(synced(text), "results", "\n" + results_table(records) + "\n")
+    return filled(text, "chapters", chapter_rows())
+
+
 def main() -> None:
-    """Write badges and first cells."""
+    """Write badges, first cells and the README's tables."""
     for file in sorted(NOTEBOOKS.glob("*.ipynb")):
         before = file.read_text()
         after = json.dumps(sync_notebook(json.loads(before), file.stem), indent=1, ensure_ascii=False) + "\n"
         if after != before:
             file.write_text(after)
             print(f"wrote {file.name}")
-    readme = ROOT / "README.md"
-    if synced(readme.read_text()) != readme.read_text():
-        readme.write_text(synced(readme.read_text()))
+    page = ROOT / "README.md"
+    if readme(page.read_text()) != page.read_text():
+        page.write_text(readme(page.read_text()))
         print("wrote README.md")
 
 

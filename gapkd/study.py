@@ -122,3 +122,48 @@ def summary(records: Sequence[dict], arm: str, name: str) -> tuple[float, float,
     if not len(values):
         raise ValueError(f"no run of arm {arm} is recorded: known are {', '.join(sorted({r['arm'] for r in records}))}")
     return values.mean().item(), values.std().item() if len(values) > 1 else 0.0, len(values)
+
+
+COLUMNS = {"l1": "L1 ↓", "perceptual": "perceptual ↓", "agree_mean_accuracy": "same class ↑",
+           "agree_mean_correlation": "correlation ↑", "fid": "FID to real ↓", "fid_to_teacher": "FID to teacher ↓"}
+
+
+def results_table(records: Sequence[dict]) -> str:
+    """Markdown: one row an arm, mean ± standard deviation over its seeds, of the longest runs recorded."""
+    if not records:
+        return "_No longer runs are recorded yet._"
+    longest = max(r["images"] for r in records)
+    records = [r for r in records if r["images"] == longest]
+    keys = {short: next((k for k in records[0]["final"] if k == short or k.startswith(f"{short}_toyfaces")), None)
+            for short in COLUMNS}
+    lines = [f"| {longest:,} images each | seeds | " + " | ".join(COLUMNS.values()) + " |",
+             "|---|--:|" + "--:|" * len(COLUMNS)]
+    for arm in (a for a in ARMS if any(r["arm"] == a for r in records)):
+        cells = []
+        for key in keys.values():
+            mean, spread, seeds = summary(records, arm, key)
+            cells.append(f"{mean:.3f} ± {spread:.3f}" if seeds > 1 else f"{mean:.3f}")
+        lines.append(f"| {arm} | {seeds} | " + " | ".join(cells) + " |")
+    first = records[0]["final"]
+    chance = (first["l1_chance"], first["perceptual_chance"], _chance_accuracy(first), 0.0)
+    lines.append("| chance | | " + " | ".join(f"{value:.3f}" for value in chance) + " | - | - |")
+    return "\n".join(lines)
+
+
+def _chance_accuracy(final: dict) -> float:
+    from gapkd.toyfaces import CATEGORICAL
+
+    return sum(final[f"agree_{name}_chance"] for name in CATEGORICAL) / len(CATEGORICAL)
+
+
+def story_rows(folder: str | Path, teacher: Generator, images: int, seed: int = 0, count: int = 12) -> dict:
+    """The README's picture: the teacher's faces and, under each, what the arms' students make of the same latent.
+
+    Returns: name -> images (count, 3, R, R), for `gapkd.figures.compare_rows`.
+    """
+    names = {"alone": "student alone", "random": "own mapping", "inherit": "teacher's\nmapping", "full": "full method"}
+    rows = {"teacher": next(sample_images(teacher, count, 7))}
+    for arm, label in names.items():
+        student = load_generator(Path(folder) / f"{arm}-{seed}-{images}" / "generator.safetensors")
+        rows[label] = next(sample_images(student, count, 7))
+    return rows
