@@ -1,4 +1,4 @@
-"""The command line: `gapkd teacher | distill | evaluate | sample | study | benchmark | chapter`.
+"""The command line: `gapkd teacher | distill | evaluate | sample | study | benchmark | embed | chapter`.
 
 Every option is a field of a settings dataclass, so that names, types, defaults and help stand in one place.
 """
@@ -14,6 +14,7 @@ from typing import Annotated
 import tyro
 
 from gapkd.benchmark import BenchmarkConfig
+from gapkd.card import EmbedConfig
 from gapkd.settings import DistillConfig, TrainConfig
 from gapkd.study import StudyConfig
 
@@ -128,6 +129,13 @@ def benchmark(config: BenchmarkConfig) -> None:
     print(show(run_benchmark(config)))
 
 
+def embed(config: EmbedConfig) -> None:
+    from gapkd import card
+
+    card.embed(config)
+    print("data/SHA256SUMS and data/README.md are written")
+
+
 def chapter(config: ChapterConfig) -> None:
     from gapkd.chapters import run_chapter
 
@@ -141,10 +149,11 @@ Command = (
     | Annotated[SampleConfig, tyro.conf.subcommand("sample")]
     | Annotated[StudyConfig, tyro.conf.subcommand("study")]
     | Annotated[BenchmarkConfig, tyro.conf.subcommand("benchmark")]
+    | Annotated[EmbedConfig, tyro.conf.subcommand("embed")]
     | Annotated[ChapterConfig, tyro.conf.subcommand("chapter")]
 )
 RUN = {TrainConfig: teacher, DistillConfig: distill, EvaluateConfig: evaluate, SampleConfig: sample, StudyConfig: study,
-       BenchmarkConfig: benchmark, ChapterConfig: chapter}
+       BenchmarkConfig: benchmark, EmbedConfig: embed, ChapterConfig: chapter}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -135,9 +135,11 @@ def test_ema_equals_its_definition(tmp_path):
 
 
 def test_lazy_regularisation_corrects_adam():
-    optimiser = training.lazy_adam([torch.nn.Parameter(torch.zeros(1))], lr=0.002, every=16)
-    group = optimiser.param_groups[0]
-    assert group["lr"] == pytest.approx(0.002 * 16 / 17) and group["betas"] == pytest.approx((0, 0.99 ** (16 / 17)))
+    network = Generator(8, 8, 8, 8, mapping_layers=1)
+    rest, noise = training.lazy_adam(network, lr=0.002, every=16, noise_lr=0.1).param_groups
+    assert rest["lr"] == pytest.approx(0.002 * 16 / 17) and rest["betas"] == pytest.approx((0, 0.99 ** (16 / 17)))
+    assert noise["lr"] == pytest.approx(0.1 * rest["lr"]) and len(noise["params"]) == len(network.synthesis.convs)
+    assert len(noise["params"]) + len(rest["params"]) == len(list(network.parameters()))
 
 
 def test_divergence_stops_with_a_sentence_and_keeps_the_last_good_checkpoint(tmp_path):

@@ -1,0 +1,124 @@
+"""The embedded files and their card: what lies in data/, where it came from, and how good it is.
+
+`gapkd embed` takes a finished teacher run over into data/, measured; the card and the checksums are written from the
+files' own metadata, so that no figure in them is typed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gapkd.chapters import ROOT
+from gapkd.checkpoints import load_discriminator, load_generator, read_metadata, save_network, write_atomically
+from gapkd.datasets import open_dataset
+from gapkd.evaluation import evaluation_table, sample_images
+from gapkd.features import load_attribute_network
+from gapkd.images import save_png
+
+DATA = ROOT / "data"
+CARD_HEAD = """\
+# What lies here
+
+Everything that lets the chapters run offline. All weights are safetensors files, made by this repository's own
+commands on rendered toy faces (no photographs, no downloads), under the repository's MIT licence. `SHA256SUMS` lists
+their checksums (`cd data && sha256sum -c SHA256SUMS`). This page is written by `gapkd embed` from the files' metadata.
+
+`results/` holds the longer runs behind the chapters, made by `gapkd study`: one record a run, with settings, seed,
+commit, hardware and time. `story.png` is the README's picture, drawn from those runs.
+"""
+
+
+@dataclass(frozen=True)
+class EmbedConfig:
+    """Take a finished run's teacher over into data/, with its metrics, a sample sheet, checksums and card."""
+
+    run: str = ""
+    """Folder of a finished `gapkd teacher` run; empty: only write checksums and card anew."""
+    name: str = "toyfaces32"
+    """Name of the embedded network."""
+    samples: int = 5000
+    """Images a set in the evaluation."""
+    seed: int = 0
+    """Of the evaluation's latents and real images."""
+
+
+def embed(config: EmbedConfig) -> None:
+    """Measure and copy a teacher and its discriminator."""
+    if config.run:
+        folder = Path(config.run)
+        G = load_generator(folder / "generator.safetensors")
+        provenance = read_metadata(folder / "generator.safetensors")["provenance"]
+        dataset = open_dataset("toyfaces", G.resolution, seed=12_345)
+        rows = evaluation_table({}, load_attribute_network(), dataset, G, config.samples, config.seed)
+        keep = ("fid", "kid", "precision", "recall")
+        provenance["metrics"] = {row["name"]: {k: round(v, 4) for k, v in row.items()
+                                               if k.startswith(keep) and "to_teacher" not in k} for row in rows}
+        mine = ("out", "resume", "progress", "device")
+        provenance["settings"] = {k: v for k, v in provenance["settings"].items() if k not in mine}
+        save_network(G, DATA / f"{config.name}.safetensors", provenance)
+        D = load_discriminator(folder / "discriminator.safetensors")
+        save_network(D, DATA / f"{config.name}_discriminator.safetensors", {"trained with": config.name})
+        save_png(torch.cat(list(sample_images(G, 64, seed=1))), DATA / f"{config.name}.png", columns=16)
+    write_card()
+
+
+def write_card(folder: Path = DATA) -> None:
+    """Write SHA256SUMS and README.md of a data folder from the files in it."""
+    files = sorted(folder.glob("*.safetensors"))
+    sums = "".join(f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.name}\n" for f in files)
+    write_atomically(folder / "SHA256SUMS", sums.encode())
+    page = io.StringIO(CARD_HEAD)
+    page.seek(0, io.SEEK_END)
+    for file in files:
+        page.write(f"\n## {file.name}\n\n{file.stat().st_size / 1e6:.1f} MB. {_describe(file)}")
+    write_atomically(folder / "README.md", page.getvalue().encode())
+
+
+def _describe(file: Path) -> str:
+    metadata = read_metadata(file)
+    card, kind = metadata["provenance"], metadata["kind"]
+    known = ("commit", "seed", "hardware", "threads", "torch", "date")
+    origin = ", ".join(f"{k} {card[k]}" for k in known if k in card)
+    if kind == "stylegan2-generator":
+        options = " ".join(f"--{k.replace('_', '-')} {_words(v)}" for k, v in _changed(card["settings"]).items())
+        lines = [f"A StyleGAN2 generator, {card['images']:,} images in {card['seconds'] / 3600:.1f} hours.\n",
+                 f"- command: `gapkd teacher {options}`", f"- origin: seed {card['settings']['seed']}, {origin}"]
+        lines += [f"- {name}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items())
+                  for name, figures in card["metrics"].items()]
+        return "\n".join([*lines, f"\n![Sixty-four samples without truncation]({file.stem}.png)", ""])
+    if kind == "stylegan2-discriminator":
+        return f"The discriminator that was trained with {card['trained with']}, for runs that start from it.\n"
+    scores = card["held_out"]
+    lines = ["The attribute network: reads the factors of toy faces; perceptual distance and feature space of FID.\n",
+             f"- command: `{card['command']}`, {card['seconds'] / 60:.0f} minutes", f"- origin: {origin}"]
+    lines += [f"- {scores['faces']} held-out faces at {size}: "
+              + ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in scores[f"scores_{size}"].items())
+              for size in ("32px", "64px")]
+    return "\n".join([*lines, ""])
+
+
+def _changed(settings: dict) -> dict:
+    from gapkd.settings import TrainConfig, to_dict
+
+    defaults = to_dict(TrainConfig())
+    return {k: v for k, v in settings.items() if defaults.get(k) != v}
+
+
+def _words(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def check_sums(folder: Path = DATA) -> list[str]:
+    """Names of files in SHA256SUMS that are missing or differ; empty when all is well."""
+    wrong = []
+    for line in (folder / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split("  ", 1)
+        file = folder / name
+        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+            wrong.append(name)
+    return wrong

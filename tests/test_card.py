@@ -1,0 +1,55 @@
+"""The embedded files: whole, small, loadable, with provenance; the card is written from them."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from gapkd.card import DATA, check_sums, write_card
+from gapkd.checkpoints import load_discriminator, load_generator, read_metadata
+from gapkd.features import load_attribute_network
+
+FILES = sorted(DATA.glob("*.safetensors"))
+
+
+def test_checksums_hold_and_name_every_file():
+    assert check_sums() == []
+    listed = {line.split("  ")[1] for line in (DATA / "SHA256SUMS").read_text().splitlines()}
+    assert listed == {f.name for f in FILES} >= {"toyfaces32.safetensors", "attributes.safetensors"}
+
+
+def test_all_of_it_is_small():
+    assert sum(f.stat().st_size for f in DATA.rglob("*") if f.is_file()) < 25e6
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_every_network_loads_and_says_where_it_came_from(file):
+    metadata = read_metadata(file)
+    card = metadata["provenance"]
+    if metadata["kind"] == "stylegan2-generator":
+        assert load_generator(file.stem).resolution == card["settings"]["resolution"]
+        assert not card["commit"].endswith("+"), "trained from a tree with uncommitted changes"
+        assert {"commit", "hardware", "seconds", "images", "metrics"} <= card.keys()
+        assert {"real", "teacher"} == card["metrics"].keys()
+    elif metadata["kind"] == "stylegan2-discriminator":
+        load_discriminator(file.stem)
+    else:
+        load_attribute_network(file)
+
+
+def test_the_card_is_what_the_files_say(tmp_path):
+    for file in FILES:
+        shutil.copy(file, tmp_path)
+    write_card(tmp_path)
+    for name in ("README.md", "SHA256SUMS"):
+        assert (tmp_path / name).read_text() == (DATA / name).read_text()
+
+
+def test_a_changed_file_is_noticed(tmp_path):
+    for name in ("attributes.safetensors", "SHA256SUMS"):
+        shutil.copy(DATA / name, tmp_path)
+    with open(tmp_path / "attributes.safetensors", "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"x")
+    assert "attributes.safetensors" in check_sums(tmp_path)
