@@ -27,9 +27,6 @@ class RunConfig:
     """Of initial weights, latents, noise and data order."""
     lr: float = 0.0025
     """Adam's learning rate for both networks, before the lazy-regularisation correction. Paper: 0.002."""
-    noise_lr: float = 0.02
-    """Learning rate of the noise strengths, relative to lr. Paper: 1. Toy faces hold nothing random, and at full rate a
-    young generator paints their details with noise instead of learning them."""
     r1_gamma: float = 0.5
     """Weight of R1. Paper: 10 at 256 px."""
     r1_every: int = 16
@@ -72,7 +69,7 @@ class RunConfig:
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("lr", "ema_half_life"):
             _require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
-        for name in ("noise_lr", "r1_gamma", "path_weight", "grid_every", "checkpoint_every", "ema_rampup"):
+        for name in ("r1_gamma", "path_weight", "grid_every", "checkpoint_every", "ema_rampup"):
             _require(getattr(self, name) >= 0, f"{name} must not be negative, but is {getattr(self, name)}")
         _require(0 <= self.style_mixing <= 1, f"style_mixing is a probability, not {self.style_mixing}")
         _require(not (self.resume and not self.out), "resume needs out: name the folder of the run to go on with")
@@ -94,6 +91,8 @@ class TrainConfig(RunConfig):
     """Width of the generator: one number, or one a block from 4x4 up. Paper: 512 ... 128 at 256 px."""
     d_channels: tuple[int, ...] = (64,)
     """Width of the discriminator, likewise."""
+    grow: str = ""
+    """Folder of a finished run at half the resolution to start from: its mapping network and all its blocks."""
 
 
 @dataclass(frozen=True)

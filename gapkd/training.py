@@ -82,18 +82,15 @@ def use_bf16(precision: str, device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def lazy_adam(network: torch.nn.Module, lr: float, every: int, noise_lr: float = 1.0) -> torch.optim.Adam:
+def lazy_adam(parameters, lr: float, every: int) -> torch.optim.Adam:
     """Adam with beta1 = 0 whose step and memory make up for the extra regularisation steps (StyleGAN2, appendix B).
 
     Args:
         every: steps between two regularisation steps; 0: there are none.
-        noise_lr: relative learning rate of the noise strengths.
     """
     ratio = every / (every + 1) if every else 1.0
-    named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
-    groups = [{"params": [p for name, p in named if not name.endswith("noise_strength")], "lr": lr * ratio},
-              {"params": [p for name, p in named if name.endswith("noise_strength")], "lr": lr * ratio * noise_lr}]
-    return torch.optim.Adam([g for g in groups if g["params"]], betas=(0.0, 0.99**ratio), eps=1e-8, fused=True)
+    return torch.optim.Adam([p for p in parameters if p.requires_grad], lr=lr * ratio, betas=(0.0, 0.99**ratio),
+                            eps=1e-8, fused=True)
 
 
 class Trainer:
@@ -106,8 +103,8 @@ class Trainer:
         self.trained = [(e, p) for e, p in zip(self.G_ema.parameters(), self.G.parameters(), strict=True)]
         self.guide = guide
         self.dataset = open_dataset(config.data, G.resolution, seed=config.seed)
-        self.opt_g = lazy_adam(self.G, config.lr, config.path_every if config.path_weight else 0, config.noise_lr)
-        self.opt_d = lazy_adam(self.D, config.lr, config.r1_every if config.r1_gamma else 0)
+        self.opt_g = lazy_adam(self.G.parameters(), config.lr, config.path_every if config.path_weight else 0)
+        self.opt_d = lazy_adam(self.D.parameters(), config.lr, config.r1_every if config.r1_gamma else 0)
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
         self.bf16 = use_bf16(config.precision, self.device)
         self.step, self.images = 0, 0
@@ -359,7 +356,36 @@ def train_gan(config: TrainConfig, probe: Probe | None = None) -> RunResult:
         G = Generator(config.resolution, config.z_dim, config.w_dim, _widths(config.channels),
                       mapping_layers=config.mapping_layers)
         D = Discriminator(config.resolution, _widths(config.d_channels))
+    if config.grow and not config.resume:
+        grow(G, D, Path(config.grow))
     return fit(Trainer(config, G, D), "teacher", probe)
+
+
+def grow(G: Generator, D: Discriminator, folder: Path) -> None:
+    """Start G and D from a finished run at half their resolution: only the new, finest blocks stay fresh.
+
+    Raises ValueError when the run's networks do not fit.
+    """
+    small_g = load_generator(folder / "generator.safetensors")
+    small_d = load_discriminator(folder / "discriminator.safetensors")
+    if small_g.resolution * 2 != G.resolution:
+        raise ValueError(f"grow={folder} holds {small_g.resolution} px networks, but {G.resolution // 2} px are needed "
+                         f"for resolution={G.resolution}")
+    shifted = {}  # the discriminator counts its blocks from the finest one: the small one's 0 becomes the new 1
+    for name, value in small_d.state_dict().items():
+        part, _, rest = name.partition(".")
+        if part == "blocks":
+            number, _, rest = rest.partition(".")
+            name = f"blocks.{int(number) + 1}.{rest}"
+        if part != "from_rgb":
+            shifted[name] = value
+    for network, state in ((G, small_g.state_dict()), (D, shifted)):
+        own = network.state_dict()
+        wrong = [k for k, v in state.items() if k not in own or own[k].shape != v.shape]
+        if wrong:
+            raise ValueError(f"grow={folder}: {wrong[0]} has another shape there; choose the same widths, z_dim, w_dim "
+                             "and mapping_layers as that run for all blocks but the last")
+        network.load_state_dict(own | state)
 
 
 def distill(config: DistillConfig, probe: Probe | None = None,
