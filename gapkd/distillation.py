@@ -53,7 +53,12 @@ class Guide:
             ws, teacher_ws: (N, num_ws, w_dim), each network's own.
             noise: maps (N, 1, r, r), given to both.
         Returns: student images (N, 3, R, R) for the discriminator, weighted sum of the losses, the losses by name.
+        Raises ValueError for a student of another w_dim or resolution.
         """
+        if (student.w_dim, student.resolution) != (self.teacher.w_dim, self.teacher.resolution):
+            raise ValueError(f"student (w_dim {student.w_dim}, {student.resolution} px) and teacher (w_dim "
+                             f"{self.teacher.w_dim}, {self.teacher.resolution} px) cannot be compared: "
+                             "make the student with make_student(teacher)")
         c, n = self.config, len(ws)
         two_views = bool(c.ld_weight) and c.ld_views == 2
         if two_views:  # 2N rows: w, then w + offset under the same noise

@@ -16,6 +16,7 @@ import torch
 
 from gapkd import training
 from gapkd.checkpoints import CheckpointError, load_generator, save_network
+from gapkd.distillation import Guide
 from gapkd.settings import DistillConfig, TrainConfig, from_dict, to_dict
 from gapkd.stylegan2 import Discriminator, Generator
 from gapkd.training import Trainer, TrainingDiverged, distill, train_gan
@@ -257,6 +258,17 @@ def test_bad_settings(cls, values, message):
 def test_settings_survive_json():
     settings = DistillConfig(ld_blocks=(1, 2), d_channels=(8, 4))
     assert from_dict(DistillConfig, json.loads(json.dumps(to_dict(settings)))) == settings
+
+
+@pytest.mark.parametrize("changes", [{"w_dim": 6}, {"resolution": 16}])
+def test_a_student_that_does_not_fit_its_teacher(tmp_path, teacher_file, fake_distance, changes):
+    teacher = load_generator(teacher_file)
+    guide = Guide(distill_config(tmp_path, teacher_file), teacher)
+    student = Generator(**teacher.architecture() | {"channels": 4} | changes)
+    noise = student.synthesis.draw_noise(2, torch.Generator())
+    with pytest.raises(ValueError, match="cannot be compared: make the student with make_student"):
+        ws = torch.randn(2, student.num_ws, student.w_dim)
+        guide.compare(student, ws, torch.randn(2, 8, 8), noise, torch.Generator())
 
 
 def test_bad_networks(tmp_path, teacher_file):
