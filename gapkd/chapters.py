@@ -10,6 +10,7 @@ import difflib
 import json
 import re
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -182,7 +183,7 @@ def chapter_rows() -> str:
         cells = json.loads(file.read_text())["cells"]
         text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
         title = re.search(r"^# (.+)$", text, re.MULTILINE)
-        measured = re.search(r"Time:\**\s*([^.·\n|]+)", text)
+        measured = re.search(r"\*\*Time:\*\* ([^,.]+)", text)
         name = title[1].removeprefix(f"{file.stem[:2]} ").lstrip("·:. ") if title else file.stem
         lines.append(f"| {file.stem[:2]} | [{name}](notebooks/{file.name}) | {badge(file.stem)} "
                      f"| {measured[1].strip() if measured else ''} |")
@@ -207,8 +208,36 @@ def readme(text: str) -> str:
     return filled(text, "chapters", chapter_rows())
 
 
+TIME = re.compile(r"\*\*Time:\*\*[^.]*\.")
+
+
+def execute(name: str) -> float:
+    """Run a chapter from top to bottom and store it with its outputs and its measured time; returns the seconds."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    from gapkd.runs import hardware
+
+    file = find_notebook(name)
+    notebook = nbformat.read(file, as_version=4)
+    start = time.perf_counter()
+    NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOKS)}},
+                   record_timing=False).execute()
+    seconds = time.perf_counter() - start
+    minutes = f"{seconds // 60:.0f} min {seconds % 60:02.0f} s"
+    measured = f"**Time:** {minutes}, measured with {torch.get_num_threads()} threads on {hardware()}."
+    notebook.metadata.pop("widgets", None)  # the widgets' state is of no use without their kernel
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = TIME.sub(measured, cell.source)
+    nbformat.write(notebook, file)
+    return seconds
+
+
 def main() -> None:
-    """Write badges, first cells and the README's tables."""
+    """Write badges, first cells and the README's tables; chapters named on the command line are executed first."""
+    for name in sys.argv[1:]:
+        print(f"{name}: {execute(name):.0f} s", flush=True)
     for file in sorted(NOTEBOOKS.glob("*.ipynb")):
         before = file.read_text()
         after = json.dumps(sync_notebook(json.loads(before), file.stem), indent=1, ensure_ascii=False) + "\n"

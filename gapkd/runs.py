@@ -32,12 +32,14 @@ def provenance() -> dict:
 
     commit = git("rev-parse", "--short=12", "HEAD") or "unknown"
     changed = "+" if git("status", "--porcelain", "--untracked-files=no") else ""
-    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
-    return {"commit": commit + changed, "hardware": hardware, "threads": torch.get_num_threads(),
+    return {"commit": commit + changed, "hardware": hardware(), "threads": torch.get_num_threads(),
             "torch": torch.__version__, "python": platform.python_version(), "date": time.strftime("%Y-%m-%d")}
 
 
-def _cpu_name() -> str:
+def hardware() -> str:
+    """Name of the GPU, or of the processor."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))

@@ -6,6 +6,7 @@ import pytest
 import slow_reference
 import torch
 
+from gapkd.layers import blur, downsample2, fir_kernel, upsample2
 from gapkd.stylegan2 import Discriminator, Generator, config_f_channels, minibatch_std, mix_styles
 
 
@@ -151,3 +152,14 @@ def test_autocast_stays_close_and_returns_float32():
     full = G(z)
     assert half.dtype == torch.float32
     assert (half - full).square().mean().sqrt() < 0.05 * full.std()
+
+
+@pytest.mark.parametrize("operation, size", [(upsample2, 4), (downsample2, 8), (lambda x, k: blur(x, k, 2), 5)])
+def test_resampling_differentiates_twice(operation, size):
+    x = torch.randn(2, 3, size, size, dtype=torch.float64, requires_grad=True)
+    kernel = fir_kernel().double()
+    assert torch.autograd.gradcheck(lambda x: operation(x, kernel), x)
+    assert torch.autograd.gradgradcheck(lambda x: operation(x, kernel).square(), x)
+    with torch.no_grad():
+        plain = operation(x, kernel)
+    torch.testing.assert_close(operation(x, kernel), plain)
