@@ -20,7 +20,7 @@ from gapkd.settings import DistillConfig, TrainConfig
 from gapkd.students import make_student
 from gapkd.stylegan2 import Discriminator, Generator
 from gapkd.toyfaces import toy_faces
-from gapkd.training import Trainer
+from gapkd.trainer import Trainer
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from gapkd.checkpoints import CheckpointError, load_generator, save_network
 from gapkd.distillation import Guide
 from gapkd.settings import DistillConfig, TrainConfig, from_dict, to_dict
 from gapkd.stylegan2 import Discriminator, Generator
-from gapkd.training import Trainer, TrainingDiverged, distill, train_gan
+from gapkd.trainer import Trainer, TrainingDiverged, lazy_adam
+from gapkd.training import distill, train_gan
 
 TINY = {"resolution": 8, "z_dim": 8, "w_dim": 8, "mapping_layers": 2, "channels": (8,), "d_channels": (8,), "batch": 4,
         "images": 32, "precision": "float32", "progress": False, "log_every": 8, "probe_every": 16, "path_weight": 2.0,
@@ -136,7 +137,7 @@ def test_ema_equals_its_definition(tmp_path):
 
 
 def test_lazy_regularisation_corrects_adam():
-    optimiser = training.lazy_adam([torch.nn.Parameter(torch.zeros(1))], lr=0.002, every=16)
+    optimiser = lazy_adam([torch.nn.Parameter(torch.zeros(1))], lr=0.002, every=16)
     group = optimiser.param_groups[0]
     assert group["lr"] == pytest.approx(0.002 * 16 / 17) and group["betas"] == pytest.approx((0, 0.99 ** (16 / 17)))
 
