@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from gapkd import figures
 from gapkd.checkpoints import load_generator, write_atomically
 from gapkd.datasets import open_dataset
 from gapkd.evaluation import evaluate_generator, real_features, sample_images
@@ -52,6 +54,8 @@ class StudyConfig:
     """The file that collects the records; runs that it holds are skipped."""
     folder: str = "runs/study"
     """Where the runs themselves go; an interrupted one is resumed."""
+    story: str = ""
+    """PNG to draw at the end: the teacher's faces above those of the first seed's students; empty: none."""
     progress: bool = True
     """Show a progress bar."""
 
@@ -108,6 +112,10 @@ def run_study(config: StudyConfig) -> list[dict]:
             write_atomically(file, json.dumps({"runs": records}, indent=1).encode())
             print(f"{arm} seed {seed}: l1 {final['l1']:.3f}, agreement {final['agree_mean_accuracy']:.3f} / "
                   f"{final['agree_mean_correlation']:.3f}", flush=True)
+    if config.story:
+        rows = story_rows(config)
+        title = f"The same twelve latents: a teacher and its students after {config.images:,} images"
+        write_atomically(config.story, figures.to_png(figures.compare_rows(rows, title, ncols=12)))
     return records
 
 
@@ -156,14 +164,15 @@ def _chance_accuracy(final: dict) -> float:
     return sum(final[f"agree_{name}_chance"] for name in CATEGORICAL) / len(CATEGORICAL)
 
 
-def story_rows(folder: str | Path, teacher: Generator, images: int, seed: int = 0, count: int = 12) -> dict:
-    """The README's picture: the teacher's faces and, under each, what the arms' students make of the same latent.
+def story_rows(config: StudyConfig, count: int = 12) -> dict[str, Tensor]:
+    """The teacher's faces and, under each, what the students of the first seed make of the same latent.
 
     Returns: name -> images (count, 3, R, R), for `gapkd.figures.compare_rows`.
     """
-    names = {"alone": "student alone", "random": "own mapping", "inherit": "teacher's\nmapping", "full": "full method"}
-    rows = {"teacher": next(sample_images(teacher, count, 7))}
-    for arm, label in names.items():
-        student = load_generator(Path(folder) / f"{arm}-{seed}-{images}" / "generator.safetensors")
-        rows[label] = next(sample_images(student, count, 7))
+    names = {"alone": "student\nalone", "random": "own\nmapping", "inherit": "teacher's\nmapping",
+             "full": "full\nmethod"}
+    rows = {"teacher": next(sample_images(load_generator(config.teacher), count, 7))}
+    for arm in (a for a in names if a in config.arms):
+        run = Path(config.folder) / f"{arm}-{config.seeds[0]}-{config.images}"
+        rows[names[arm]] = next(sample_images(load_generator(run / "generator.safetensors"), count, 7))
     return rows

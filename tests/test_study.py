@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 import torch
+from PIL import Image
 
 from gapkd.checkpoints import save_network
 from gapkd.features import AttributeNetwork
@@ -34,8 +36,10 @@ def _tiny(**values):
                                      "probe_every": 8, "grid_every": 0})
 
 
-def test_a_study_records_every_arm_and_seed_once(study, monkeypatch):
-    records = run_study(study)
+def test_a_study_records_every_arm_and_seed_once(study, monkeypatch, tmp_path):
+    story = tmp_path / "story.png"
+    records = run_study(dataclasses.replace(study, story=str(story)))
+    assert Image.open(story).size[0] > 12 * 32
     assert [(r["arm"], r["seed"]) for r in records] == [("alone", 0), ("full", 0), ("alone", 1), ("full", 1)]
     stored = json.loads(open(study.results).read())["runs"]
     assert stored == json.loads(json.dumps(records))
