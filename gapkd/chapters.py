@@ -184,7 +184,7 @@ def chapter_rows() -> str:
         text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
         title = re.search(r"^# (.+)$", text, re.MULTILINE)
         measured = re.search(r"\*\*Time:\*\* ([^,.]+)", text)
-        name = title[1].removeprefix(f"{file.stem[:2]} ").lstrip("·:. ") if title else file.stem
+        name = re.sub(r"^\d+\s*[·:.]\s*", "", title[1]) if title else file.stem
         lines.append(f"| {file.stem[:2]} | [{name}](notebooks/{file.name}) | {badge(file.stem)} "
                      f"| {measured[1].strip() if measured else ''} |")
     return "\n".join([*lines, ""])

@@ -77,7 +77,7 @@ def evaluate(config: EvaluateConfig) -> None:
     G = load_generator(config.generator)
     teacher = load_generator(config.teacher) if config.teacher else G
     dataset = open_dataset(config.data, G.resolution, seed=config.seed)
-    others = {Path(config.generator).stem: G} if config.teacher else {}
+    others = {Path(config.generator).name: G} if config.teacher else {}
     rows = evaluation_table(others, load_attribute_network(), dataset, teacher, config.samples, config.seed)
     print(format_table(rows))
     if config.out:
