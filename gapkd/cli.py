@@ -59,7 +59,7 @@ class SampleConfig:
 class ChapterConfig:
     """Run a chapter's notebook with papermill, with other parameters if you like."""
 
-    notebook: str = "04_full_distillation"
+    notebook: tyro.conf.Positional[str] = "04_full_distillation"
     """Name of the chapter, or its number."""
     parameters: tuple[str, ...] = ()
     """name=value pairs for the notebook's parameters cell."""
