@@ -144,7 +144,8 @@ def results_table(records: Sequence[dict]) -> str:
     records = [r for r in records if r["images"] == longest]
     keys = {short: next((k for k in records[0]["final"] if k == short or k.startswith(f"{short}_toyfaces")), None)
             for short in COLUMNS}
-    lines = [f"| {longest:,} images each | seeds | " + " | ".join(COLUMNS.values()) + " |",
+    judged = keys["fid"].rsplit("_", 1)[1]  # the metric's name ends with its sample count
+    lines = [f"| {longest:,} images each, judged on {judged} | seeds | " + " | ".join(COLUMNS.values()) + " |",
              "|---|--:|" + "--:|" * len(COLUMNS)]
     for arm in (a for a in ARMS if any(r["arm"] == a for r in records)):
         cells = []
