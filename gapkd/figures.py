@@ -146,7 +146,7 @@ def compare_rows(rows: Mapping[str, Tensor], title: str = "", ncols: int = 10, s
     sheet = make_sheet(torch.cat([images[:ncols].cpu() for images in rows.values()]), ncols, size)
     left = 14 + max(max(map(len, name.split("\n"))) for name in rows) * 7
     top = 26 if title else 0
-    figure, height = _paste(sheet, left=left, top=top, least_width=7 * len(title) + 4)
+    figure, height = _paste(sheet, left=left, top=top, least_width=left + 8 * len(title))
     pitch = (sheet.shape[0] + 2) / len(rows)
     with matplotlib.rc_context(style()):
         width = figure.get_figwidth() * DPI
