@@ -32,6 +32,9 @@ their checksums (`cd data && sha256sum -c SHA256SUMS`). This page is written by 
 commit, hardware and time. `story.png` is the README's picture, drawn from those runs.
 """
 
+MINE = ("out", "resume", "progress", "device", "log_every", "grid_every", "checkpoint_every")
+"""Settings that say nothing about the weights."""
+
 
 @dataclass(frozen=True)
 class EmbedConfig:
@@ -58,8 +61,10 @@ def embed(config: EmbedConfig) -> None:
         keep = ("fid", "kid", "precision", "recall")
         provenance["metrics"] = {row["name"]: {k: round(v, 4) for k, v in row.items()
                                                if k.startswith(keep) and "to_teacher" not in k} for row in rows}
-        mine = ("out", "resume", "progress", "device")
-        provenance["settings"] = {k: v for k, v in provenance["settings"].items() if k not in mine}
+        card = provenance
+        while card:  # the run and what it started from
+            card["settings"] = {k: v for k, v in card["settings"].items() if k not in MINE}
+            card = card.get("started_from")
         save_network(G, DATA / f"{config.name}.safetensors", provenance)
         D = load_discriminator(folder / "discriminator.safetensors")
         save_network(D, DATA / f"{config.name}_discriminator.safetensors", {"trained with": config.name})
@@ -88,6 +93,7 @@ def _describe(file: Path) -> str:
         options = " ".join(f"--{k.replace('_', '-')} {_words(v)}" for k, v in _changed(card["settings"]).items())
         lines = [f"A StyleGAN2 generator, {card['images']:,} images in {card['seconds'] / 3600:.1f} hours.\n",
                  f"- command: `gapkd teacher {options}`", f"- origin: seed {card['settings']['seed']}, {origin}"]
+        lines += _ancestors(card)
         lines += [f"- {name}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items())
                   for name, figures in card["metrics"].items()]
         return "\n".join([*lines, f"\n![Sixty-four samples without truncation]({file.stem}.png)", ""])
@@ -100,6 +106,16 @@ def _describe(file: Path) -> str:
               + ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in scores[f"scores_{size}"].items())
               for size in ("32px", "64px")]
     return "\n".join([*lines, ""])
+
+
+def _ancestors(card: dict) -> list[str]:
+    """One line for every run that this one started from, the nearest first."""
+    lines = []
+    while card := card.get("started_from"):
+        options = " ".join(f"--{k.replace('_', '-')} {_words(v)}" for k, v in _changed(card["settings"]).items())
+        lines.append(f"- which started from {card['images']:,} images in {card['seconds'] / 3600:.1f} hours of "
+                     f"`gapkd teacher {options}` (commit {card['commit']}, {card['hardware']})")
+    return lines
 
 
 def _changed(settings: dict) -> dict:

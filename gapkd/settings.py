@@ -91,8 +91,8 @@ class TrainConfig(RunConfig):
     """Width of the generator: one number, or one a block from 4x4 up. Paper: 512 ... 128 at 256 px."""
     d_channels: tuple[int, ...] = (64,)
     """Width of the discriminator, likewise."""
-    grow: str = ""
-    """Folder of a finished run at half the resolution to start from: its mapping network and all its blocks."""
+    start_from: str = ""
+    """Finished run (its folder, or an embedded teacher's name) to start from, at the same or half the resolution."""
 
 
 @dataclass(frozen=True)

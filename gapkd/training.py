@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from gapkd.checkpoints import load_discriminator, load_generator, save_network
+from gapkd.checkpoints import find_checkpoint, load_discriminator, load_generator, read_metadata, save_network
 from gapkd.distillation import Guide
 from gapkd.runs import RunFolder, provenance
 from gapkd.settings import DistillConfig, TrainConfig, to_dict
@@ -56,6 +56,8 @@ def _every(images: int, batch: int, period: int) -> bool:
 def fit(trainer: Trainer, kind: str, probe: Probe | None = None) -> RunResult:
     """Run a trainer to its end: log, grids, checkpoints, probe; exact resume; a clean stop on Ctrl-C and SIGTERM."""
     c, folder, origin = trainer.config, RunFolder(trainer.config, kind), provenance()
+    if start := getattr(c, "start_from", ""):
+        origin["started_from"] = read_metadata(start_files(start)[0])["provenance"]
     log: list[dict] = []
     if c.resume:
         trainer.load_state(folder.load_state())
@@ -146,36 +148,49 @@ def train_gan(config: TrainConfig, probe: Probe | None = None) -> RunResult:
         G = Generator(config.resolution, config.z_dim, config.w_dim, _widths(config.channels),
                       mapping_layers=config.mapping_layers)
         D = Discriminator(config.resolution, _widths(config.d_channels))
-    if config.grow and not config.resume:
-        grow(G, D, Path(config.grow))
+    if config.start_from and not config.resume:
+        start_from(G, D, config.start_from)
     return fit(Trainer(config, G, D), "teacher", probe)
 
 
-def grow(G: Generator, D: Discriminator, folder: Path) -> None:
-    """Start G and D from a finished run at half their resolution: only the new, finest blocks stay fresh.
+def start_files(run: str) -> tuple[Path, Path]:
+    """Generator's and discriminator's file of a finished run's folder, or of an embedded teacher."""
+    if Path(run).is_dir():
+        return Path(run) / "generator.safetensors", Path(run) / "discriminator.safetensors"
+    return find_checkpoint(run), find_checkpoint(f"{run}_discriminator")
 
-    Raises ValueError when the run's networks do not fit.
+
+def start_from(G: Generator, D: Discriminator, run: str) -> None:
+    """Start G and D from a finished run: all of it, or, at half the resolution, all but the new, finest blocks.
+
+    Raises CheckpointError when the run has no networks, ValueError when they do not fit.
     """
-    small_g = load_generator(folder / "generator.safetensors")
-    small_d = load_discriminator(folder / "discriminator.safetensors")
-    if small_g.resolution * 2 != G.resolution:
-        raise ValueError(f"grow={folder} holds {small_g.resolution} px networks, but {G.resolution // 2} px are needed "
-                         f"for resolution={G.resolution}")
-    shifted = {}  # the discriminator counts its blocks from the finest one: the small one's 0 becomes the new 1
-    for name, value in small_d.state_dict().items():
+    files = start_files(run)
+    old_g, old_d = load_generator(files[0]), load_discriminator(files[1])
+    if G.resolution not in (old_g.resolution, 2 * old_g.resolution):
+        raise ValueError(f"start_from={run} holds {old_g.resolution} px networks: choose resolution="
+                         f"{old_g.resolution} or {2 * old_g.resolution}, not {G.resolution}")
+    grown = G.resolution != old_g.resolution
+    for network, state in ((G, old_g.state_dict()), (D, _shifted(old_d.state_dict()) if grown else old_d.state_dict())):
+        own = network.state_dict()
+        wrong = [k for k, v in state.items() if k not in own or own[k].shape != v.shape]
+        if wrong:
+            raise ValueError(f"start_from={run}: {wrong[0]} has another shape there; choose the same widths, z_dim, "
+                             f"w_dim and mapping_layers as that run{' for all blocks but the last' if grown else ''}")
+        network.load_state_dict(own | state)
+
+
+def _shifted(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A discriminator's weights for one of twice the resolution: blocks count from the finest, so 0 becomes 1."""
+    shifted = {}
+    for name, value in state.items():
         part, _, rest = name.partition(".")
         if part == "blocks":
             number, _, rest = rest.partition(".")
             name = f"blocks.{int(number) + 1}.{rest}"
         if part != "from_rgb":
             shifted[name] = value
-    for network, state in ((G, small_g.state_dict()), (D, shifted)):
-        own = network.state_dict()
-        wrong = [k for k, v in state.items() if k not in own or own[k].shape != v.shape]
-        if wrong:
-            raise ValueError(f"grow={folder}: {wrong[0]} has another shape there; choose the same widths, z_dim, w_dim "
-                             "and mapping_layers as that run for all blocks but the last")
-        network.load_state_dict(own | state)
+    return shifted
 
 
 def distill(config: DistillConfig, probe: Probe | None = None,

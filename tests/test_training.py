@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from gapkd import training
-from gapkd.checkpoints import CheckpointError, load_generator, save_network
+from gapkd.checkpoints import CheckpointError, load_generator, read_metadata, save_network
 from gapkd.distillation import Guide
 from gapkd.settings import DistillConfig, TrainConfig, from_dict, to_dict
 from gapkd.stylegan2 import Discriminator, Generator
@@ -142,23 +142,27 @@ def test_lazy_regularisation_corrects_adam():
     assert group["lr"] == pytest.approx(0.002 * 16 / 17) and group["betas"] == pytest.approx((0, 0.99 ** (16 / 17)))
 
 
-def test_growing_starts_from_the_smaller_run(tmp_path):
+def test_a_run_starts_from_another_at_the_same_or_half_the_resolution(tmp_path):
     small = train_gan(config(tmp_path / "small", images=8))
     G, D = Generator(16, 8, 8, [8, 8, 4], mapping_layers=2), Discriminator(16, [8, 8, 4])
     fresh = Discriminator(16, [8, 8, 4]).blocks[0].conv0.weight.shape
-    training.grow(G, D, tmp_path / "small")
+    training.start_from(G, D, str(tmp_path / "small"))
     z = torch.randn(3, 8)
     ours, theirs = G.synthesis(G.mapping(z)), small.generator.synthesis(small.generator.mapping(z))
     torch.testing.assert_close(ours.rgbs[1], theirs.image)  # the coarse levels are the smaller network
     assert D.blocks[0].conv0.weight.shape == fresh
     assert torch.equal(D.blocks[1].conv0.weight, small.discriminator.blocks[0].conv0.weight)
     result = train_gan(config(tmp_path / "big", resolution=16, channels=(8, 8, 4), d_channels=(8, 8, 4), images=8,
-                              grow=str(tmp_path / "small")))
+                              start_from=str(tmp_path / "small")))
     assert result.generator.resolution == 16
-    with pytest.raises(ValueError, match="16 px are needed"):
-        train_gan(config(tmp_path / "x", resolution=32, grow=str(tmp_path / "small")))
+    started = read_metadata(result.checkpoint)["provenance"]["started_from"]
+    assert started["images"] == 8 and started["settings"]["resolution"] == 8
+    same = train_gan(config(tmp_path / "same", images=8, lr=1e-9, start_from=str(tmp_path / "small")))
+    torch.testing.assert_close(same.generator(z), small.generator(z), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="choose resolution=8 or 16, not 32"):
+        train_gan(config(tmp_path / "x", resolution=32, start_from=str(tmp_path / "small")))
     with pytest.raises(ValueError, match="another shape"):
-        train_gan(config(tmp_path / "x", resolution=16, channels=(6,), grow=str(tmp_path / "small")))
+        train_gan(config(tmp_path / "x", resolution=16, channels=(6,), start_from=str(tmp_path / "small")))
 
 
 def test_divergence_stops_with_a_sentence_and_keeps_the_last_good_checkpoint(tmp_path):
