@@ -16,7 +16,7 @@ import torch
 from gapkd.checkpoints import load_generator
 from gapkd.cost import macs, speed_ratio
 from gapkd.distillation import Guide
-from gapkd.settings import DistillConfig, TrainConfig
+from gapkd.settings import DistillConfig, TrainConfig, widths
 from gapkd.students import make_student
 from gapkd.stylegan2 import Discriminator, Generator
 from gapkd.toyfaces import toy_faces
@@ -57,14 +57,14 @@ def run_benchmark(config: BenchmarkConfig) -> list[tuple[str, str]]:
     with tempfile.TemporaryDirectory() as folder:
         train = TrainConfig(out=folder, resolution=r, progress=False)
         fresh = Generator(**teacher.architecture())
-        trainer = Trainer(train, fresh, Discriminator(r, 64))
+        trainer = Trainer(train, fresh, Discriminator(r, widths(train.d_channels, r)))
         rate = _rate(trainer.train_step, train.batch, config.steps)
         rows.append((f"GAN training, {r} px teacher", f"{rate:.0f} images/s"))
         for name, changes in {"distillation, total loss": {}, "distillation without L_ld": {"ld_weight": 0.0},
                               "distillation without L_gan": {"gan_weight": 0.0}}.items():
             settings = DistillConfig(out=folder, teacher=config.teacher, progress=False, **changes)
             guide = Guide(settings, load_generator(config.teacher))
-            guided = Trainer(settings, make_student(teacher), Discriminator(r, 64), guide)
+            guided = Trainer(settings, make_student(teacher), Discriminator(r, widths(settings.d_channels, r)), guide)
             rows.append((name, f"{_rate(guided.train_step, settings.batch, config.steps):.0f} images/s"))
     for batch in (1, 16):
         ratios = [speed_ratio(student, teacher, batch=batch) for _ in range(3)]

@@ -76,9 +76,14 @@ class _FixedFilter(torch.autograd.Function):
 
 
 def _filter(x: Tensor, kernel: Tensor, stride: int, padding: int, transposed: bool) -> Tensor:
+    if transposed and stride == 1:  # the same numbers from an ordinary convolution, which is faster
+        transposed, padding = False, kernel.shape[-1] - 1 - padding
+    # On CPUs a strided transposed depthwise convolution is some forty times slower in bfloat16 than in float32.
+    dtype = torch.float32 if transposed and x.device.type == "cpu" and x.dtype == torch.bfloat16 else x.dtype
     convolve = F.conv_transpose2d if transposed else F.conv2d
-    kernel = kernel.to(x.dtype).expand(x.shape[1], 1, -1, -1)
-    return convolve(x, kernel, stride=stride, padding=padding, groups=x.shape[1])
+    with torch.autocast(x.device.type, enabled=False):
+        kernel = kernel.to(dtype).expand(x.shape[1], 1, -1, -1)
+        return convolve(x.to(dtype), kernel, stride=stride, padding=padding, groups=x.shape[1]).to(x.dtype)
 
 
 def _resample(x: Tensor, kernel: Tensor, stride: int, padding: int, transposed: bool = False) -> Tensor:
@@ -98,15 +103,8 @@ def blur(x: Tensor, kernel: Tensor, padding: int) -> Tensor:
 
 
 def downsample2(x: Tensor, kernel: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, C, H/2, W/2): low-pass, then keep every second pixel (only those are computed).
-
-    On CPUs the gradient of a strided depthwise convolution is some fifteen times slower in bfloat16 than in float32
-    (torch 2.13), so there it runs in float32 even under autocast.
-    """
-    if x.device.type != "cpu" or x.dtype != torch.bfloat16:
-        return _resample(x, kernel, stride=2, padding=1)
-    with torch.autocast("cpu", enabled=False):
-        return _resample(x.float(), kernel, stride=2, padding=1).bfloat16()
+    """(N, C, H, W) -> (N, C, H/2, W/2): low-pass, then keep every second pixel (only those are computed)."""
+    return _resample(x, kernel, stride=2, padding=1)
 
 
 class EqualConv2d(nn.Module):
@@ -164,6 +162,10 @@ class ModulatedConv2d(nn.Module):
 
     def forward(self, x: Tensor, style: Tensor) -> tuple[Tensor, Tensor | None]:
         style = style * self.scale  # the equalised-learning-rate gain rides on the style: one small multiplication
+        if self.kernel == 1 and not self.demodulate:  # toRGB: few outputs, so a matrix a sample beats scaling x
+            matrices = (style[:, :, None] * self.weight[:, :, 0, 0].t()).to(x.dtype)  # (N, I, O)
+            pixels = torch.bmm(x.permute(0, 2, 3, 1).flatten(1, 2), matrices)         # (N, H W, O)
+            return pixels.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2), None
         scale = None
         if self.demodulate:
             with torch.autocast(x.device.type, enabled=False):  # a sum of squares deserves float32

@@ -72,6 +72,8 @@ class RunConfig:
         for name in ("r1_gamma", "path_weight", "grid_every", "checkpoint_every", "ema_rampup"):
             _require(getattr(self, name) >= 0, f"{name} must not be negative, but is {getattr(self, name)}")
         _require(0 <= self.style_mixing <= 1, f"style_mixing is a probability, not {self.style_mixing}")
+        for name in ("channels", "d_channels"):
+            _require(getattr(self, name, (1,)), f"{name} must name at least one width")
         _require(not (self.resume and not self.out), "resume needs out: name the folder of the run to go on with")
 
 
@@ -88,9 +90,9 @@ class TrainConfig(RunConfig):
     mapping_layers: int = 8
     """Depth of the mapping network."""
     channels: tuple[int, ...] = (64,)
-    """Width of the generator: one number, or one a block from 4x4 up. Paper: 512 ... 128 at 256 px."""
-    d_channels: tuple[int, ...] = (64,)
-    """Width of the discriminator, likewise."""
+    """Widths of the generator's finest blocks; the first one holds for all coarser blocks too. Paper: 512 ... 128."""
+    d_channels: tuple[int, ...] = (64, 32)
+    """Widths of the discriminator, likewise: half its work lies in the finest block, so that one is narrower."""
     start_from: str = ""
     """Finished run (its folder, or an embedded teacher's name) to start from, at the same or half the resolution."""
 
@@ -114,8 +116,8 @@ class DistillConfig(RunConfig):
     """Fresh synthesis weights, or the teacher's channels of largest magnitude."""
     discriminator: str = ""
     """File of a discriminator to start from (or an embedded name); empty: a fresh one."""
-    d_channels: tuple[int, ...] = (64,)
-    """Width of a fresh discriminator."""
+    d_channels: tuple[int, ...] = (64, 32)
+    """Widths of a fresh discriminator's finest blocks; the first one holds for all coarser blocks too."""
     gan_weight: float = 1.0
     """Weight of the adversarial loss."""
     rgb_weight: float = 3.0
@@ -174,6 +176,12 @@ def from_dict(cls: type, values: dict[str, Any]):
     tuples = {f.name for f in fields(cls) if f.default is not MISSING and isinstance(f.default, tuple)}
     return cls(**{k: tuple(v) if k in tuples and not isinstance(v, int) else ((v,) if k in tuples else v)
                   for k, v in values.items()})
+
+
+def widths(channels: tuple[int, ...], resolution: int) -> list[int]:
+    """One width a block, 4x4 first, from the finest blocks' widths: (64, 32) at 32 px is [64, 64, 64, 32]."""
+    blocks = resolution.bit_length() - 2
+    return [channels[0]] * (blocks - len(channels)) + list(channels)
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:

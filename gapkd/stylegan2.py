@@ -123,7 +123,8 @@ class StyledConv(nn.Module):
             return leaky_relu(torch.addcmul(bias, x, scale))
         noise = (noise * (self.noise_strength * SQRT2)).to(x.dtype)
         if len(noise) == 1:  # one map for the whole batch: bias and noise make one small tensor
-            return leaky_relu(torch.addcmul(bias + noise, x, scale))
+            shift = (bias + noise).contiguous(memory_format=torch.channels_last)  # the sum takes on its layout
+            return leaky_relu(torch.addcmul(shift, x, scale))
         return leaky_relu(torch.addcmul(noise, x, scale).add_(bias))
 
 

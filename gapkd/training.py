@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from gapkd.checkpoints import find_checkpoint, load_discriminator, load_generator, read_metadata, save_network
 from gapkd.distillation import Guide
 from gapkd.runs import RunFolder, provenance
-from gapkd.settings import DistillConfig, TrainConfig, to_dict
+from gapkd.settings import DistillConfig, TrainConfig, to_dict, widths
 from gapkd.students import make_student
 from gapkd.stylegan2 import Discriminator, Generator
 from gapkd.trainer import Trainer, TrainingDiverged, choose_device
@@ -145,9 +145,9 @@ def train_gan(config: TrainConfig, probe: Probe | None = None) -> RunResult:
     """
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        G = Generator(config.resolution, config.z_dim, config.w_dim, _widths(config.channels),
+        G = Generator(config.resolution, config.z_dim, config.w_dim, widths(config.channels, config.resolution),
                       mapping_layers=config.mapping_layers)
-        D = Discriminator(config.resolution, _widths(config.d_channels))
+        D = Discriminator(config.resolution, widths(config.d_channels, config.resolution))
     if config.start_from and not config.resume:
         start_from(G, D, config.start_from)
     return fit(Trainer(config, G, D), "teacher", probe)
@@ -213,10 +213,6 @@ def distill(config: DistillConfig, probe: Probe | None = None,
     else:
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
-            D = Discriminator(teacher.resolution, _widths(config.d_channels))
+            D = Discriminator(teacher.resolution, widths(config.d_channels, teacher.resolution))
     guide = Guide(config, teacher.to(choose_device(config.device)), content_mask)
     return fit(Trainer(config, student, D, guide), "distill", probe)
-
-
-def _widths(channels: tuple[int, ...]) -> int | list[int]:
-    return channels[0] if len(channels) == 1 else list(channels)

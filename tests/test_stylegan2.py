@@ -69,6 +69,14 @@ def test_noise_modes():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("noise", ["none", "const", "random"])
+def test_features_stay_channels_last(noise):
+    """The layout that convolutions are fast in must not get lost between two layers."""
+    G = tiny()
+    out = G.synthesis(torch.randn(2, 12), noise=noise, generator=torch.Generator())
+    assert all(f.is_contiguous(memory_format=torch.channels_last) for f in [*out.features, *out.rgbs])
+
+
 def test_truncation_zero_is_the_average_face():
     G = tiny()
     w = G.mapping(torch.randn(400, 12))

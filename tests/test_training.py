@@ -17,7 +17,7 @@ import torch
 from gapkd import training
 from gapkd.checkpoints import CheckpointError, load_generator, read_metadata, save_network
 from gapkd.distillation import Guide
-from gapkd.settings import DistillConfig, TrainConfig, from_dict, to_dict
+from gapkd.settings import DistillConfig, TrainConfig, from_dict, to_dict, widths
 from gapkd.stylegan2 import Discriminator, Generator
 from gapkd.trainer import Trainer, TrainingDiverged, lazy_adam
 from gapkd.training import distill, train_gan
@@ -263,6 +263,13 @@ def test_bad_settings(cls, values, message):
 def test_settings_survive_json():
     settings = DistillConfig(ld_blocks=(1, 2), d_channels=(8, 4))
     assert from_dict(DistillConfig, json.loads(json.dumps(to_dict(settings)))) == settings
+
+
+def test_widths_name_the_finest_blocks():
+    assert widths((64, 32), 32) == [64, 64, 64, 32] and widths((64,), 16) == [64, 64, 64]
+    assert widths((8, 6, 4, 2), 32) == [8, 6, 4, 2]
+    with pytest.raises(ValueError, match="channels names 3 blocks, but a 8 px network has 2"):
+        Discriminator(8, widths((8, 8, 8), 8))
 
 
 @pytest.mark.parametrize("changes", [{"w_dim": 6}, {"resolution": 16}])
