@@ -27,6 +27,8 @@ class RunConfig:
     """Of initial weights, latents, noise and data order."""
     lr: float = 0.0025
     """Adam's learning rate for both networks, before the lazy-regularisation correction. Paper: 0.002."""
+    mapping_lr: float = 1.0
+    """Factor on the learning rate of the mapping network, on top of its multiplier 0.01."""
     r1_gamma: float = 0.5
     """Weight of R1. Paper: 10 at 256 px."""
     r1_every: int = 16
@@ -67,7 +69,7 @@ class RunConfig:
             _check_type(name, getattr(self, name), hint)
         for name in ("images", "batch", "r1_every", "path_every", "path_batch_shrink", "log_every", "probe_every"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("lr", "ema_half_life"):
+        for name in ("lr", "mapping_lr", "ema_half_life"):
             _require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
         for name in ("r1_gamma", "path_weight", "grid_every", "checkpoint_every", "ema_rampup"):
             _require(getattr(self, name) >= 0, f"{name} must not be negative, but is {getattr(self, name)}")

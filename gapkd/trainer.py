@@ -49,15 +49,17 @@ def use_bf16(precision: str, device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def lazy_adam(parameters, lr: float, every: int) -> torch.optim.Adam:
+def lazy_adam(parts: dict[torch.nn.Module, float], every: int) -> torch.optim.Adam:
     """Adam with beta1 = 0 whose step and memory make up for the extra regularisation steps (StyleGAN2, appendix B).
 
     Args:
+        parts: learning rate of each part of a network.
         every: steps between two regularisation steps; 0: there are none.
     """
     ratio = every / (every + 1) if every else 1.0
-    return torch.optim.Adam([p for p in parameters if p.requires_grad], lr=lr * ratio, betas=(0.0, 0.99**ratio),
-                            eps=1e-8, fused=True)
+    groups = [{"params": [p for p in part.parameters() if p.requires_grad], "lr": lr * ratio}
+              for part, lr in parts.items()]
+    return torch.optim.Adam([g for g in groups if g["params"]], betas=(0.0, 0.99**ratio), eps=1e-8, fused=True)
 
 
 class Trainer:
@@ -70,8 +72,9 @@ class Trainer:
         self.trained = [(e, p) for e, p in zip(self.G_ema.parameters(), self.G.parameters(), strict=True)]
         self.guide = guide
         self.dataset = open_dataset(config.data, G.resolution, seed=config.seed)
-        self.opt_g = lazy_adam(self.G.parameters(), config.lr, config.path_every if config.path_weight else 0)
-        self.opt_d = lazy_adam(self.D.parameters(), config.lr, config.r1_every if config.r1_gamma else 0)
+        self.opt_g = lazy_adam({self.G.mapping: config.lr * config.mapping_lr, self.G.synthesis: config.lr},
+                               config.path_every if config.path_weight else 0)
+        self.opt_d = lazy_adam({self.D: config.lr}, config.r1_every if config.r1_gamma else 0)
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
         self.bf16 = use_bf16(config.precision, self.device)
         self.step, self.images = 0, 0

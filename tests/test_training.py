@@ -137,9 +137,11 @@ def test_ema_equals_its_definition(tmp_path):
 
 
 def test_lazy_regularisation_corrects_adam():
-    optimiser = lazy_adam([torch.nn.Parameter(torch.zeros(1))], lr=0.002, every=16)
-    group = optimiser.param_groups[0]
-    assert group["lr"] == pytest.approx(0.002 * 16 / 17) and group["betas"] == pytest.approx((0, 0.99 ** (16 / 17)))
+    frozen = torch.nn.Linear(1, 1).requires_grad_(False)
+    optimiser = lazy_adam({torch.nn.Linear(1, 1): 0.002, frozen: 1.0, torch.nn.Linear(1, 2): 0.02}, every=16)
+    slow, fast = optimiser.param_groups
+    assert slow["lr"] == pytest.approx(0.002 * 16 / 17) and fast["lr"] == pytest.approx(0.02 * 16 / 17)
+    assert slow["betas"] == fast["betas"] == pytest.approx((0, 0.99 ** (16 / 17)))
 
 
 def test_a_run_starts_from_another_at_the_same_or_half_the_resolution(tmp_path):
