@@ -71,8 +71,8 @@ class RunConfig:
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("lr", "mapping_lr", "ema_half_life"):
             _require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
-        for name in ("r1_gamma", "path_weight", "grid_every", "checkpoint_every", "ema_rampup"):
-            _require(getattr(self, name) >= 0, f"{name} must not be negative, but is {getattr(self, name)}")
+        for name in ("d_first", "r1_gamma", "path_weight", "grid_every", "checkpoint_every", "ema_rampup"):
+            _require(getattr(self, name, 0) >= 0, f"{name} must not be negative, but is {getattr(self, name, 0)}")
         _require(0 <= self.style_mixing <= 1, f"style_mixing is a probability, not {self.style_mixing}")
         for name in ("channels", "d_channels"):
             _require(getattr(self, name, (1,)), f"{name} must name at least one width")
@@ -97,6 +97,8 @@ class TrainConfig(RunConfig):
     """Widths of the discriminator, likewise: half its work lies in the finest block, so that one is narrower."""
     start_from: str = ""
     """Finished run (its folder, or an embedded teacher's name) to start from, at the same or half the resolution."""
+    d_first: int = 0
+    """Images for which the discriminator trains alone: a fresh one would only spoil a generator that can draw."""
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,7 @@ class Trainer:
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
         self.bf16 = use_bf16(config.precision, self.device)
         self.step, self.images = 0, 0
+        self.d_first = getattr(config, "d_first", 0)
         self.path_mean = torch.zeros((), device=self.device)
         self.sums: dict[str, list] = {}
 
@@ -188,8 +189,9 @@ class Trainer:
             self.discriminator_step(reals)
             if c.r1_gamma and self.step % c.r1_every == 0:
                 self.r1_step(reals)
-        self.generator_step()
-        if c.path_weight and self.step % c.path_every == 0:
+        if self.images >= self.d_first:
+            self.generator_step()
+        if c.path_weight and self.images >= self.d_first and self.step % c.path_every == 0:
             self.path_step()
         self.step += 1
         self.images += c.batch

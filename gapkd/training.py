@@ -163,6 +163,8 @@ def start_files(run: str) -> tuple[Path, Path]:
 def start_from(G: Generator, D: Discriminator, run: str) -> None:
     """Start G and D from a finished run: all of it, or, at half the resolution, all but the new, finest blocks.
 
+    The new block of G adds nothing to the image at first, so that G starts by drawing the old images, enlarged.
+
     Raises CheckpointError when the run has no networks, ValueError when they do not fit.
     """
     files = start_files(run)
@@ -178,6 +180,9 @@ def start_from(G: Generator, D: Discriminator, run: str) -> None:
             raise ValueError(f"start_from={run}: {wrong[0]} has another shape there; choose the same widths, z_dim, "
                              f"w_dim and mapping_layers as that run{' for all blocks but the last' if grown else ''}")
         network.load_state_dict(own | state)
+    if grown:
+        with torch.no_grad():
+            G.synthesis.blocks[-1].torgb.conv.weight.zero_()
 
 
 def _shifted(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ import torch
 from gapkd import training
 from gapkd.checkpoints import CheckpointError, load_generator, read_metadata, save_network
 from gapkd.distillation import Guide
+from gapkd.layers import fir_kernel, upsample2
 from gapkd.settings import DistillConfig, TrainConfig, from_dict, to_dict, widths
 from gapkd.stylegan2 import Discriminator, Generator
 from gapkd.trainer import Trainer, TrainingDiverged, lazy_adam
@@ -152,6 +153,7 @@ def test_a_run_starts_from_another_at_the_same_or_half_the_resolution(tmp_path):
     z = torch.randn(3, 8)
     ours, theirs = G.synthesis(G.mapping(z)), small.generator.synthesis(small.generator.mapping(z))
     torch.testing.assert_close(ours.rgbs[1], theirs.image)  # the coarse levels are the smaller network
+    torch.testing.assert_close(ours.image, upsample2(theirs.image, fir_kernel(gain=4.0)))  # enlarged, no more
     assert D.blocks[0].conv0.weight.shape == fresh
     assert torch.equal(D.blocks[1].conv0.weight, small.discriminator.blocks[0].conv0.weight)
     result = train_gan(config(tmp_path / "big", resolution=16, channels=(8, 8, 4), d_channels=(8, 8, 4), images=8,
@@ -165,6 +167,18 @@ def test_a_run_starts_from_another_at_the_same_or_half_the_resolution(tmp_path):
         train_gan(config(tmp_path / "x", resolution=32, start_from=str(tmp_path / "small")))
     with pytest.raises(ValueError, match="another shape"):
         train_gan(config(tmp_path / "x", resolution=16, channels=(6,), start_from=str(tmp_path / "small")))
+
+
+def test_the_discriminator_may_go_first(tmp_path):
+    start = config(tmp_path / "run", images=8, d_first=8)
+    with torch.random.fork_rng():
+        torch.manual_seed(start.seed)
+        before = Generator(8, 8, 8, [8, 8], mapping_layers=2)
+        D = Discriminator(8, [8, 8])
+    result = train_gan(start)
+    assert equal(result.generator, before) and not equal(result.discriminator, D)
+    later = train_gan(config(tmp_path / "later", images=16, d_first=8))
+    assert not equal(later.generator, before)
 
 
 def test_divergence_stops_with_a_sentence_and_keeps_the_last_good_checkpoint(tmp_path):
