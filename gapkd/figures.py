@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -17,6 +18,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
@@ -25,7 +27,14 @@ from gapkd.metrics import Agreement
 
 INK, FAINT, CHANCE = "#2b2d42", "#c9ccd6", "#9aa0ad"
 PALETTE = ("#2f6db3", "#e4772e", "#3a9a78", "#b8436d", "#7a5cb3", "#c79a1e")
+DASHES = ("solid", (0, (5, 3)), (0, (2, 1.6)), (0, (6, 1.8, 1, 1.8)))  # of successive lines: gaps show what lies below
+MARKERS = ("o", "s", "^", "D", "v", "P")
 DPI = 96  # pixels per inch of every figure; image grids are laid out in whole pixels
+TITLE = {"weight": "bold", "size": 10.5}
+CAPTION = {"size": 8, "linespacing": 1.1}
+ROW_NAME = {"size": 9.5}
+PANEL = {"size": 9.5, "weight": "normal"}
+LEAST_LINE = 420  # px that the title above a narrow grid may take before it is broken
 
 
 def style() -> dict[str, object]:
@@ -38,6 +47,7 @@ def style() -> dict[str, object]:
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
         "grid.color": "#eceef2", "grid.linewidth": 0.9, "xtick.color": INK, "ytick.color": INK,
         "xtick.major.size": 0, "ytick.major.size": 0, "legend.frameon": False, "legend.fontsize": 9,
+        "legend.handlelength": 2.8,
         "lines.linewidth": 1.8, "lines.markersize": 4, "axes.prop_cycle": cycler(color=PALETTE),
     }
 
@@ -67,35 +77,63 @@ def to_png(figure: Figure) -> bytes:
     return small.getvalue()
 
 
+# -- room for text -------------------------------------------------------------------------------------------
+
+
+def _fill(string: str, room: float, size: float = 9.5) -> str:
+    """Break a text into lines of about `room` px, judged by an average letter of that font size in points."""
+    letters = max(10, int(room / (0.62 * size * DPI / 72)))
+    return "\n".join(textwrap.fill(line, letters) for line in string.split("\n"))
+
+
+def _measure(string: str, room: float, **look: object) -> tuple[str, int, int]:
+    """The text broken into lines of about `room` px, and its width and height in whole px."""
+    string = _fill(string, room, look["size"])
+    with matplotlib.rc_context(style()):
+        box = _figure(1, 1, layout=None).text(0, 0, string, **look).get_window_extent()
+    return string, math.ceil(box.width), math.ceil(box.height)
+
+
 # -- images --------------------------------------------------------------------------------------------------
 
 
-def make_sheet(images: Tensor, ncols: int, size: int | None = None, gap: int = 2) -> np.ndarray:
+def _factor(resolution: int, size: int | None) -> int:
+    return max(1, round((size or 64) / resolution))
+
+
+def make_sheet(images: Tensor, ncols: int, size: int | None = None, gap: int | tuple[int, int] = 2) -> np.ndarray:
     """Images side by side on white, (H, W, 3) uint8. Each is enlarged by a whole factor, pixel by pixel, to
-    about `size` px (by default 64); a larger one keeps its size."""
+    about `size` px (by default 64); a larger one keeps its size. Between them lie `gap` px, or (down, across)."""
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"pictures must have shape (N, 3, R, R), not {tuple(images.shape)}")
     pixels = to_uint8(images).numpy()
-    factor = max(1, round((size or 64) / pixels.shape[1]))
+    factor = _factor(pixels.shape[1], size)
     pixels = pixels.repeat(factor, axis=1).repeat(factor, axis=2)
     n, height, width, _ = pixels.shape
     rows = math.ceil(n / ncols)
-    sheet = np.full((rows * (height + gap) - gap, ncols * (width + gap) - gap, 3), 255, np.uint8)
+    down, across = gap if isinstance(gap, tuple) else (gap, gap)
+    sheet = np.full((rows * (height + down) - down, ncols * (width + across) - across, 3), 255, np.uint8)
     for i, tile in enumerate(pixels):
-        y, x = (i // ncols) * (height + gap), (i % ncols) * (width + gap)
+        y, x = (i // ncols) * (height + down), (i % ncols) * (width + across)
         sheet[y:y + height, x:x + width] = tile
     return sheet
 
 
-def _paste(sheet: np.ndarray, left: int = 0, top: int = 0, least_width: int = 0) -> tuple[Figure, int]:
-    """A figure of exactly the sheet's pixels plus margins, and its height in pixels."""
-    height, width = sheet.shape[0] + top, max(sheet.shape[1] + left, least_width)
+def _paste(sheet: np.ndarray, left: int, top: int, right: int = 0, bottom: int = 0) -> Figure:
+    """A figure of exactly the sheet's pixels plus margins."""
+    width, height = left + sheet.shape[1] + right, top + sheet.shape[0] + bottom
     with matplotlib.rc_context(style()):
         figure = _figure(width / DPI, height / DPI, layout=None)
-        axes = figure.add_axes((left / width, 0, sheet.shape[1] / width, sheet.shape[0] / height))
+        axes = figure.add_axes((left / width, bottom / height, sheet.shape[1] / width, sheet.shape[0] / height))
         axes.imshow(sheet, interpolation="none", aspect="auto")
         axes.axis("off")
-    return figure, height
+    return figure
+
+
+def _write(figure: Figure, x: float, y: float, string: str, **look: object) -> None:
+    """Text at (x, y) px from the upper left corner."""
+    with matplotlib.rc_context(style()):
+        figure.text(x / figure.bbox.width, 1 - y / figure.bbox.height, string, **look)
 
 
 def show_grid(
@@ -105,31 +143,28 @@ def show_grid(
 
     Args:
         title: above the whole grid.
-        titles: one short caption above every image, or none.
+        titles: one short caption above every image, or none; "\\n" starts a new line.
         size: edge of a picture on the screen, in px; rounded so that every pixel is enlarged by a whole
             factor.
     """
     if titles and len(titles) != len(images):
         raise ValueError(f"{len(titles)} titles do not fit {len(images)} images")
     ncols = min(ncols, len(images))
-    gap = 18 if titles else 2
-    sheet = make_sheet(images, ncols, size, gap)
-    top = (26 if title else 0) + (16 if titles else 0)
-    figure, height = _paste(sheet, top=top, least_width=7 * len(title) + 4)
-    with matplotlib.rc_context(style()):
-        if title:
-            figure.text(
-                2 / (figure.get_figwidth() * DPI), 1 - 6 / height, title, va="top", weight="bold", size=10.5
-            )
-        tile = (sheet.shape[1] + gap) / ncols - gap
-        rows = math.ceil(len(images) / ncols)
-        tall = (sheet.shape[0] + gap) / rows
-        for i, caption in enumerate(titles):
-            x = (i % ncols) * (tile + gap) + tile / 2
-            y = top + (i // ncols) * tall - 3
-            figure.text(
-                x / (figure.get_figwidth() * DPI), 1 - y / height, caption, ha="center", va="bottom", size=8
-            )
+    tile = images.shape[-1] * _factor(images.shape[-1], size)
+    captions = [_measure(caption, max(tile + 14, 64), **CAPTION) for caption in titles]
+    widest, tallest = (max((c[side] for c in captions), default=0) for side in (1, 2))
+    down, across = (max(18, tallest + 6), max(18, widest + 4 - tile)) if titles else (2, 2)
+    sheet = make_sheet(images, ncols, size, (down, across))
+    title, title_width, title_height = _measure(title, max(sheet.shape[1], LEAST_LINE), **TITLE)
+    above = title_height + 12 if title else 0
+    top = above + (tallest + 4 if titles else 0)
+    side = max(0, math.ceil((widest - tile) / 2) + 1)  # what a wide caption needs beside the outermost images
+    figure = _paste(sheet, side, top, right=max(side, title_width + 4 - side - sheet.shape[1]))
+    if title:
+        _write(figure, 2, 6, title, va="top", **TITLE)
+    for i, (caption, _, _) in enumerate(captions):
+        x, y = side + (i % ncols) * (tile + across) + tile / 2, top + (i // ncols) * (tile + down) - 3
+        _write(figure, x, y, caption, ha="center", va="bottom", **CAPTION)
     return figure
 
 
@@ -143,34 +178,46 @@ def compare_rows(rows: Mapping[str, Tensor], title: str = "", ncols: int = 10, s
         shapes = {name: tuple(images.shape) for name, images in rows.items()}
         raise ValueError(f"rows must hold images of one resolution, not {shapes}")
     ncols = min(ncols, *(len(images) for images in rows.values()), 10**6)
-    sheet = make_sheet(torch.cat([images[:ncols].cpu() for images in rows.values()]), ncols, size)
-    left = 14 + max(max(map(len, name.split("\n"))) for name in rows) * 7
-    top = 26 if title else 0
-    figure, height = _paste(sheet, left=left, top=top, least_width=left + 8 * len(title))
-    pitch = (sheet.shape[0] + 2) / len(rows)
-    with matplotlib.rc_context(style()):
-        width = figure.get_figwidth() * DPI
-        for n, name in enumerate(rows):
-            figure.text(
-                (left - 8) / width,
-                1 - (top + (n + 0.5) * pitch - 1) / height,
-                name,
-                ha="right",
-                va="center",
-                size=9.5,
-            )
-        if title:
-            figure.text(left / width, 1 - 6 / height, title, va="top", weight="bold", size=10.5)
+    images = torch.cat([row[:ncols].cpu() for row in rows.values()])
+    tile = images.shape[-1] * _factor(images.shape[-1], size)
+    names = [_measure(name, 220, **ROW_NAME) for name in rows]
+    widest, tallest = (max(name[side] for name in names) for side in (1, 2))
+    over = max(0, math.ceil((tallest - tile) / 2))  # what a tall name needs above and below its row
+    down = 2 + 2 * over
+    sheet = make_sheet(images, ncols, size, (down, 2))
+    left = widest + 14
+    title, title_width, title_height = _measure(title, max(sheet.shape[1], LEAST_LINE), **TITLE)
+    top = (title_height + 12 if title else 0) + over
+    figure = _paste(sheet, left, top, right=max(0, title_width + 4 - sheet.shape[1]), bottom=over)
+    for n, (name, _, _) in enumerate(names):
+        _write(figure, left - 8, top + n * (tile + down) + tile / 2, name, ha="right", va="center", **ROW_NAME)
+    if title:
+        _write(figure, left, 6, title, va="top", **TITLE)
     return figure
 
 
 # -- numbers -------------------------------------------------------------------------------------------------
 
 
-def _finish(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
-    axes.set_title(title)
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
+def _finish(axes: Axes, title: str, xlabel: str, ylabel: str, width: float, height: float, **look: object) -> None:
+    """Title and labels of a panel of width x height inches, broken into lines that fit."""
+    axes.set_title(_fill(title, width * DPI - 85, look.get("size", 10.5)), **look)
+    axes.set_xlabel(_fill(xlabel, width * DPI - 60))
+    axes.set_ylabel(_fill(ylabel, height * DPI - 120))
+
+
+def _headline(figure: Figure, title: str) -> None:
+    if title:
+        figure.suptitle(_fill(title, figure.bbox.width, TITLE["size"]), x=0.01, ha="left", **TITLE)
+
+
+def _legend(figure: Figure, axes: Axes, most: int) -> None:
+    """A legend of the panel's lines below the figure, in as many columns as there is room for, `most` at most."""
+    handles, labels = axes.get_legend_handles_labels()
+    labels = [_fill(label, figure.bbox.width - 70, 9) for label in labels]
+    longest = max(len(line) for label in labels for line in label.split("\n"))
+    columns = int(figure.bbox.width / (longest * 0.55 * 9 * DPI / 72 + 55))
+    figure.legend(handles, labels, loc="outside lower center", ncols=max(1, min(most, columns, len(labels))))
 
 
 def curves(lines: Mapping[str, tuple[Sequence[float], Sequence]], title: str, xlabel: str, ylabel: str,
@@ -179,23 +226,25 @@ def curves(lines: Mapping[str, tuple[Sequence[float], Sequence]], title: str, xl
 
     Args:
         lines: name -> (x, y); y is one curve (X,), or one curve a seed (seeds, X): then the mean is drawn, a
-            band of one standard deviation, and its bars.
+            band of one standard deviation, and its bars, wherever there are two seeds or more. Values that a
+            seed lacks are nan and count for nothing.
         levels: name -> height of a dashed line, such as {"chance": 0.37}.
     """
     with matplotlib.rc_context(style()):
         figure = _figure(width, height)
         axes = figure.add_subplot()
         for n, (name, (x, y)) in enumerate(lines.items()):
-            y = np.asarray(y, dtype=float)
-            colour = PALETTE[n % len(PALETTE)]
-            mean = y if y.ndim == 1 else y.mean(axis=0)
-            if y.ndim == 2 and len(y) > 1:
-                spread = y.std(axis=0, ddof=1)
-                axes.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
-                axes.errorbar(x, mean, spread, color=colour, marker="o", capsize=2.5, elinewidth=1,
-                              label=f"{name} ({len(y)} seeds)")
+            y = np.ma.masked_invalid(np.atleast_2d(np.asarray(y, dtype=float)))
+            y = y[~np.ma.getmaskarray(y).all(axis=1)]
+            mean = y.mean(axis=0).filled(np.nan)
+            look = {"color": PALETTE[n % len(PALETTE)], "linestyle": DASHES[n % len(DASHES)],
+                    "marker": MARKERS[n % len(MARKERS)]}
+            if len(y) > 1:
+                spread = y.std(axis=0, ddof=1).filled(np.nan)
+                axes.fill_between(x, mean - spread, mean + spread, color=look["color"], alpha=0.15, linewidth=0)
+                axes.errorbar(x, mean, spread, capsize=2.5, elinewidth=1, label=f"{name} ({len(y)} seeds)", **look)
             else:
-                axes.plot(x, mean, color=colour, marker="o" if len(x) < 25 else None, label=name)
+                axes.plot(x, mean, label=name, **look | {"marker": look["marker"] if len(x) < 25 else None})
         for name, level in (levels or {}).items():
             axes.axhline(level, color=CHANCE, linestyle=(0, (4, 3)), linewidth=1.3, zorder=1)
             axes.annotate(
@@ -210,9 +259,10 @@ def curves(lines: Mapping[str, tuple[Sequence[float], Sequence]], title: str, xl
                 textcoords="offset points",
             )
         axes.margins(x=0.03)
-        _finish(axes, title, xlabel, ylabel)
-        if len(lines) > 1 or any(np.ndim(y) == 2 for _, y in lines.values()):
-            figure.legend(loc="outside lower center", ncols=min(len(lines), 3))
+        _finish(axes, title, xlabel, ylabel, width, height)
+        shown = len(lines) > 1 or any(np.ndim(y) == 2 for _, y in lines.values())
+        if shown:
+            _legend(figure, axes, 3)
     return figure
 
 
@@ -240,7 +290,7 @@ def bars_with_chance(
     most = max(map(len, sides.values()))
     bar = 0.8 / len(agreements)
     with matplotlib.rc_context(style()):
-        figure = _figure(width, 1.2 + most * max(0.2, 0.115 * len(agreements)) + 0.2)
+        figure = _figure(width, 1.4 + max(most, 5) * max(0.2, 0.115 * len(agreements)))
         panels = figure.subplots(1, len(kinds), squeeze=False)[0]
         for axes, kind in zip(panels, kinds, strict=True):
             factors = sides[kind]
@@ -265,12 +315,10 @@ def bars_with_chance(
             low = min(0.0, *(a[f].value for a in agreements.values() for f in factors))
             axes.set_xlim(low * 1.05, 1.0)
             axes.grid(axis="y", visible=False)
-            _finish(axes, "", kind, "")
-            axes.set_title({"accuracy": "categorical factors", "correlation": "continuous factors"}[kind],
-                           weight="normal", size=9.5)
-        figure.suptitle(title, x=0.01, ha="left", weight="bold", size=10.5)
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
+            name = {"accuracy": "categorical factors", "correlation": "continuous factors"}[kind]
+            _finish(axes, name, kind, "", width / len(kinds), width, **PANEL)
+        _headline(figure, title)
+        _legend(figure, panels[0], 4)
     return figure
 
 
@@ -291,13 +339,13 @@ def heatmaps(
         for n, (axes, (name, v)) in enumerate(zip(panels, values.items(), strict=True)):
             picture = axes.imshow(v, vmin=low, vmax=high, cmap="viridis", interpolation="none")
             axes.grid(visible=False)
-            _finish(axes, "", xlabel, ylabel if n == 0 else "")
-            axes.set_title(name, weight="normal", size=9.5)
+            for axis in (axes.xaxis, axes.yaxis):  # images are counted: no tick between two of them
+                axis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+            _finish(axes, name, xlabel, ylabel if n == 0 else "", size + 0.6, size + 0.6, **PANEL)
         figure.colorbar(
-            picture, ax=panels.tolist(), label=label, fraction=0.05, pad=0.02
+            picture, ax=panels.tolist(), label=_fill(label, size * DPI), fraction=0.05, pad=0.02
         ).outline.set_visible(False)
-        if title:
-            figure.suptitle(title, x=0.01, ha="left", weight="bold", size=10.5)
+        _headline(figure, title)
     return figure
 
 
@@ -321,12 +369,11 @@ def scatter(
             axes.plot(limits, limits, color=CHANCE, linestyle=(0, (4, 3)), linewidth=1.2, zorder=1)
             axes.scatter(x, y, s=7, alpha=0.5, linewidths=0, color=PALETTE[0])
             r = np.corrcoef(x, y)[0, 1] if x.std() > 0 and y.std() > 0 else 0.0
-            axes.set_title(f"{name.replace('_', ' ')}   r = {r:.2f}", weight="normal", size=9.5)
+            axes.set_title(_fill(f"{name.replace('_', ' ')}\nr = {r:.2f}", size * DPI, PANEL["size"]), **PANEL)
             axes.set_aspect("equal", adjustable="datalim")
         for axes in panels[len(pairs):]:
             axes.axis("off")
-        figure.supxlabel(xlabel, size=9.5)
-        figure.supylabel(ylabel, size=9.5)
-        if title:
-            figure.suptitle(title, x=0.01, ha="left", weight="bold", size=10.5)
+        figure.supxlabel(_fill(xlabel, figure.bbox.width), size=9.5)
+        figure.supylabel(_fill(ylabel, figure.bbox.height), size=9.5)
+        _headline(figure, title)
     return figure

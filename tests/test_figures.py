@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import re
+import warnings
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
+from matplotlib.text import Text
 from PIL import Image
 
 from gapkd import figures
@@ -106,6 +110,128 @@ def test_every_chart_has_title_and_axis_labels_and_draws():
     assert "hair style" in texts(made["bars"]) and "r = 1.00" in texts(made["scatter"])
 
 
+LONG = "The same twelve latents through the teacher and the student that inherits its mapping"
+NAME = "the student that inherits its mapping"
+TWO = "curly hair,\nno glasses"
+WORD = "distilled, teacher's mapping\nand the direction loss"
+
+
+def line(*values: float) -> tuple:
+    return list(range(len(values))), list(values)
+
+
+CRAMPED = {  # "function, case" -> a figure whose texts are long for the room they have
+    "show_grid, captions": lambda: figures.show_grid(images(8), 4, LONG, [TWO] * 8),
+    "show_grid, captions alone": lambda: figures.show_grid(images(2), titles=[TWO, "one line"], size=96),
+    "show_grid, tiny": lambda: figures.show_grid(images(4), 2, LONG, [TWO, WORD, LONG, ""], size=16),
+    "show_grid, title alone": lambda: figures.show_grid(images(1), title=LONG),
+    "compare_rows, rows": lambda: figures.compare_rows({TWO: images(6), WORD: images(6)}, LONG),
+    "compare_rows, tiny": lambda: figures.compare_rows({TWO: images(2), LONG: images(2)}, size=8),
+    "curves, names": lambda: figures.curves({TWO: line(0, 1, 2), WORD: line(2, 1, 0), NAME: line(1, 1, 0)}, LONG, LONG,
+                                            "mean correlation of continuous factors", {"chance": 0.3}),
+    "curves, small": lambda: figures.curves({NAME: line(0, 1)}, LONG, NAME, NAME, width=3.2, height=2.4),
+    "bars_with_chance, one": lambda: figures.bars_with_chance({NAME: agreement(0.9)}, LONG),
+    "bars_with_chance, three": lambda: figures.bars_with_chance(
+        {TWO: agreement(0.9), WORD: agreement(0.4), NAME: agreement(0.5)}, LONG),
+    "heatmaps, one": lambda: figures.heatmaps({TWO: torch.eye(12)}, NAME, "moved face j", "face i", NAME),
+    "heatmaps, small": lambda: figures.heatmaps({WORD: torch.eye(4), NAME: torch.eye(4), TWO: torch.eye(4)}, LONG,
+                                                "moved face j", "face i", size=1.8),
+    "scatter, one": lambda: figures.scatter({"W of another mapping": (torch.arange(5.0), torch.arange(5.0))}, NAME),
+    "scatter, small": lambda: figures.scatter({n: (torch.arange(5.0), torch.arange(5.0))
+                                               for n in (TWO, "W of another mapping", "yaw")}, LONG, LONG, size=2),
+}
+
+
+def drawn_texts(figure, monkeypatch) -> list[tuple]:
+    """(text, extent in px) of everything that is written while the figure is drawn; hidden ticks are not."""
+    found, draw = {}, Text.draw
+
+    def record(self, renderer, *args, **kwargs):
+        if self.get_visible() and self.get_text().strip():
+            found[self] = self.get_text(), self.get_window_extent(renderer)
+        return draw(self, renderer, *args, **kwargs)
+
+    monkeypatch.setattr(Text, "draw", record)
+    figures.to_png(figure)
+    return list(found.values())
+
+
+@pytest.mark.parametrize("case", CRAMPED)
+def test_no_text_leaves_the_canvas_or_covers_another(case, monkeypatch):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns when no room is left for the panels
+        figure = CRAMPED[case]()
+        found = drawn_texts(figure, monkeypatch)
+    assert found
+    for text, box in found:
+        inside = min(box.x0, box.y0, figure.bbox.width - box.x1, figure.bbox.height - box.y1)
+        assert inside >= 0, f"{text!r} ends {-inside:.1f} px outside"
+    for n, (text, a) in enumerate(found):
+        for other, b in found[:n]:
+            across, down = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
+            assert min(across, down) <= 1, f"{text!r} covers {other!r}"
+    for axes in figure.axes:
+        assert axes.get_label() == "<colorbar>" or min(axes.get_window_extent().size) > 12, "a panel is squeezed"
+
+
+def test_every_public_figure_function_is_tried_with_long_texts():
+    public = {name for name, f in inspect.getmembers(figures, inspect.isfunction) if f.__module__ == figures.__name__
+              and not name.startswith("_") and inspect.signature(f).return_annotation == "Figure"}
+    assert public == {case.split(",")[0] for case in CRAMPED}
+
+
+def test_captions_of_two_lines_cover_no_image():
+    for figure, size in (
+        (figures.show_grid(images(4), 2, LONG, [TWO] * 4, size=24), 24),
+        (figures.compare_rows({TWO: images(4)[:2], "b": images(4)[2:]}, LONG, size=16), 16),
+    ):
+        figure.canvas.draw()
+        picture = np.asarray(figure.canvas.buffer_rgba())[:, :, :3]
+        for n in range(4):
+            assert contains(picture, figures.make_sheet(images(4)[n:n + 1], 1, size)), n
+
+
+@pytest.mark.parametrize("points", [4, 200])  # with markers and without
+def test_lines_that_coincide_are_all_seen(points):
+    x = list(range(points))
+    names = ["a", "b", "c", "d"]
+    lines = {name: (x, x) for name in names}
+    for shown in ([0, 1], [1, 2], [0, 3], [0, 1, 2, 3]):
+        figure = figures.curves({names[n]: lines[names[n]] for n in range(4)}, "t", "x", "y")
+        axes = figure.axes[0]
+        for n, drawn in enumerate(axes.lines):
+            drawn.set_visible(n in shown)
+        figure.canvas.draw()
+        box = axes.get_window_extent()
+        whole = np.asarray(figure.canvas.buffer_rgba())[:, :, :3].astype(float)
+        part = whole[int(figure.bbox.height - box.y1):int(figure.bbox.height - box.y0), int(box.x0):int(box.x1)]
+        for n in shown:
+            colour = np.array(to_rgb(figures.PALETTE[n])) * 255
+            seen = (np.abs(part - colour).max(axis=2) < 40).sum()
+            assert seen > 25, f"line {n} of {shown}: {seen} px"
+
+
+def test_a_spread_needs_two_seeds():
+    nan = float("nan")
+    cases = {
+        "one seed": [[0.0, 1.0, 2.0]],
+        "one with values": [[0.0, 1.0, 2.0], [nan, nan, nan]],
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for case, y in cases.items():
+            figure = figures.curves({case: ([0, 1, 2], y)}, "t", "x", "y")
+            assert not figure.axes[0].collections, case
+            assert np.allclose(figure.axes[0].lines[0].get_ydata(), [0, 1, 2]), case
+            assert "nan" not in texts(figure) and "seeds" not in texts(figure), case
+        figure = figures.curves({"a": ([0, 1, 2], [[0.0, 1.0, 2.0], [2.0, 3.0, nan]])}, "t", "x", "y")
+        assert pixels_of(figure).std() > 5 and "nan" not in texts(figure)
+    drawn = next(d for d in figure.axes[0].lines if len(d.get_ydata()) == 3)
+    assert np.allclose(drawn.get_ydata(), [1, 2, 2])               # the mean of the seeds that are there
+    band = figure.axes[0].collections[0].get_paths()[0].vertices
+    assert band[:, 0].max() == 1 and np.isfinite(band).all()       # the last point has one seed: no spread
+
+
 def test_curves_show_mean_and_spread_over_seeds():
     figure = figures.curves({"a": ([0, 1], [[0.0, 1.0], [2.0, 3.0]])}, "t", "x", "y")
     lines = [line.get_ydata() for line in figure.axes[0].lines]
@@ -117,6 +243,14 @@ def test_curves_show_mean_and_spread_over_seeds():
 def test_heatmaps_share_one_scale():
     figure = figures.heatmaps({"a": torch.zeros(2, 2), "b": torch.full((2, 2), 3.0)})
     assert {axes.images[0].get_clim() for axes in figure.axes if axes.images} == {(0.0, 3.0)}
+
+
+@pytest.mark.parametrize("n", [1, 4, 12, 40])
+def test_images_of_a_heatmap_are_counted_in_whole_numbers(n):
+    axes = figures.heatmaps({"a": torch.rand(n, n), "b": torch.rand(n, n)}).axes[0]
+    for axis in (axes.xaxis, axes.yaxis):
+        ticks = [t for t in axis.get_ticklocs() if -0.5 <= t <= n - 0.5]
+        assert ticks and all(t == round(t) for t in ticks), ticks
 
 
 def test_nothing_is_left_in_pyplot_and_a_notebook_shows_a_figure_once():
