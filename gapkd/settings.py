@@ -95,6 +95,8 @@ class TrainConfig(RunConfig):
     """Widths of the generator's finest blocks; the first one holds for all coarser blocks too. Paper: 512 ... 128."""
     d_channels: tuple[int, ...] = (64, 32)
     """Widths of the discriminator, likewise: half its work lies in the finest block, so that one is narrower."""
+    noise: bool = True
+    """Learn how strong the noise maps are; off: no noise, for data in which nothing is random."""
     start_from: str = ""
     """Finished run (its folder, or an embedded teacher's name) to start from, at the same or half the resolution."""
     d_first: int = 0

@@ -150,6 +150,9 @@ def train_gan(config: TrainConfig, probe: Probe | None = None) -> RunResult:
         D = Discriminator(config.resolution, widths(config.d_channels, config.resolution))
     if config.start_from and not config.resume:
         start_from(G, D, config.start_from)
+    if not config.noise:
+        for conv in G.synthesis.convs:
+            conv.noise_strength.requires_grad_(False).zero_()
     return fit(Trainer(config, G, D), "teacher", probe)
 
 

@@ -181,6 +181,16 @@ def test_the_discriminator_may_go_first(tmp_path):
     assert not equal(later.generator, before)
 
 
+def test_noise_can_be_left_out(tmp_path):
+    def strengths(**changes):
+        result = train_gan(config(tmp_path / "-".join(changes) / "run", images=8, **changes))
+        return torch.stack([conv.noise_strength for conv in result.generator.synthesis.convs])
+
+    assert bool((strengths() != 0).all())
+    assert bool((strengths(noise=False) == 0).all())
+    assert bool((strengths(noise=False, start_from=str(tmp_path / "run")) == 0).all())
+
+
 def test_divergence_stops_with_a_sentence_and_keeps_the_last_good_checkpoint(tmp_path):
     out = tmp_path / "run"
     train_gan(config(out, images=16))
