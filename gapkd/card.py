@@ -19,6 +19,7 @@ from gapkd.datasets import open_dataset
 from gapkd.evaluation import evaluation_table, sample_images
 from gapkd.features import load_attribute_network
 from gapkd.images import save_png
+from gapkd.settings import TrainConfig, to_dict
 
 DATA = ROOT / "data"
 CARD_HEAD = """\
@@ -90,9 +91,8 @@ def _describe(file: Path) -> str:
     known = ("commit", "seed", "hardware", "threads", "torch", "date")
     origin = ", ".join(f"{k} {card[k]}" for k in known if k in card)
     if kind == "stylegan2-generator":
-        options = " ".join(f"--{k.replace('_', '-')} {_words(v)}" for k, v in _changed(card["settings"]).items())
         lines = [f"A StyleGAN2 generator, {card['images']:,} images in {card['seconds'] / 3600:.1f} hours.\n",
-                 f"- command: `gapkd teacher {options}`", f"- origin: seed {card['settings']['seed']}, {origin}"]
+                 f"- command: `{command(card['settings'])}`", f"- origin: seed {card['settings']['seed']}, {origin}"]
         lines += _ancestors(card)
         lines += [f"- {name}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items())
                   for name, figures in card["metrics"].items()]
@@ -112,21 +112,22 @@ def _ancestors(card: dict) -> list[str]:
     """One line for every run that this one started from, the nearest first."""
     lines = []
     while card := card.get("started_from"):
-        options = " ".join(f"--{k.replace('_', '-')} {_words(v)}" for k, v in _changed(card["settings"]).items())
         lines.append(f"- which started from {card['images']:,} images in {card['seconds'] / 3600:.1f} hours of "
-                     f"`gapkd teacher {options}` (commit {card['commit']}, {card['hardware']})")
+                     f"`{command(card['settings'])}` (commit {card['commit']}, {card['hardware']})")
     return lines
 
 
-def _changed(settings: dict) -> dict:
-    from gapkd.settings import TrainConfig, to_dict
-
+def command(settings: dict) -> str:
+    """The command line of a teacher's training: whatever differs from today's defaults."""
+    words = ["gapkd", "teacher"]
     defaults = to_dict(TrainConfig())
-    return {k: v for k, v in settings.items() if defaults.get(k) != v}
-
-
-def _words(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    for name, value in settings.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words += [] if value == defaults.get(name) else [f"--{option}" if value else f"--no-{option}"]
+        elif value != defaults.get(name):
+            words += [f"--{option}", *map(str, value if isinstance(value, list) else [value])]
+    return " ".join(words)
 
 
 def check_sums(folder: Path = DATA) -> list[str]:

@@ -22,13 +22,17 @@ NOTEBOOKS = ROOT / "notebooks"
 FIRST_CELL = """\
 # On Colab, or wherever the package is missing: bring the repository and install it.
 import importlib.util
+import pathlib
 import subprocess
 import sys
 
-if importlib.util.find_spec("gapkd") is None:
-    subprocess.run(["git", "clone", "--quiet", "{address}"], check=True)
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "-e", "{name}"], check=True)
-    sys.path.insert(0, "{name}")
+found = importlib.util.find_spec("gapkd")
+if found is None or found.origin is None:  # no origin: a folder of that name, not the package
+    clone = pathlib.Path("{name}-course").resolve()
+    if not clone.exists():
+        subprocess.run(["git", "clone", "--quiet", "{address}", str(clone)], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "-e", str(clone)], check=True)
+    sys.path.insert(0, str(clone))
 
 from gapkd.chapters import announce
 
@@ -58,9 +62,18 @@ def new_run(name: str) -> str:
 
 def results(name: str) -> list[dict]:
     """The stored longer runs in data/results/<name>.json: one record a run, with settings, seed, commit, hardware."""
+    return _study(name)["runs"]
+
+
+def reference_rows(name: str) -> list[dict]:
+    """What gives the figures of `results` their scale: real images against other real ones, and the teacher."""
+    return _study(name).get("references", [])
+
+
+def _study(name: str) -> dict:
     from gapkd.checkpoints import data_path
 
-    return json.loads(data_path(f"results/{name}.json").read_text())["runs"]
+    return json.loads(data_path(f"results/{name}.json").read_text())
 
 
 def find_notebook(name: str) -> Path:
@@ -118,7 +131,8 @@ def run_chapter(name: str, parameters: Sequence[str] = (), out: str = "") -> Pat
     folder.mkdir(parents=True, exist_ok=True)
     try:
         papermill.execute_notebook(str(notebook), str(executed), values, cwd=str(folder),
-                                   progress_bar=sys.stderr.isatty(), log_output=False)
+                                   progress_bar=sys.stderr.isatty(), log_output=False,
+                                   extra_arguments=["--IPKernelApp.log_level=CRITICAL"])  # no warning on transports
     except papermill.PapermillExecutionError as error:
         raise ValueError(f"{notebook.name} stopped at cell {error.exec_count}: {error.ename}: {error.evalue}; "
                          f"see {_short(executed)}") from error
@@ -197,14 +211,19 @@ def filled(text: str, mark: str, content: str) -> str:
 
 
 def readme(text: str) -> str:
-    """The README with its badges, its table of chapters and its table of results written anew."""
+    """The README with its badges and its tables of chapters, results and speed written anew."""
+    from gapkd.benchmark import show
     from gapkd.study import results_table
 
     try:
-        records = results("longer_runs")
+        records, references = results("longer_runs"), reference_rows("longer_runs")
     except FileNotFoundError:
-        records = []
-    text = filled(synced(text), "results", "\n" + results_table(records) + "\n")
+        records, references = [], []
+    if (speed := ROOT / "data" / "results" / "benchmark.json").exists():
+        table = json.loads(speed.read_text())
+        note = f"Measured with `gapkd benchmark` on {table['hardware']}, {table['date']}, commit {table['commit']}."
+        text = filled(text, "speed", f"\n{show(table['rows'])}\n\n{note}\n")
+    text = filled(synced(text), "results", "\n" + results_table(records, references) + "\n")
     return filled(text, "chapters", chapter_rows())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -48,8 +49,8 @@ def write_atomically(path: str | Path, content: bytes) -> Path:
     except OSError as error:
         aside.unlink(missing_ok=True)
         kept = "; the file that was there before is untouched" if path.exists() else ""
-        raise OSError(error.errno, f"could not write {path.name} ({error.strerror}): free some space or choose "
-                                   f"another folder{kept}") from error
+        raise OSError(error.errno, f"could not write {path.name} ({error.strerror}): free some space, make "
+                                   f"the folder writable or choose another{kept}") from error
     return path
 
 
@@ -98,6 +99,11 @@ def find_checkpoint(path: str | Path) -> Path:
         raise CheckpointError(f"there is no checkpoint {path}: give a file, or the name of an embedded network "
                               "such as toyfaces32")
     return path
+
+
+def sha256(path: str | Path) -> str:
+    """Checksum of a network's file, or of the embedded network of that name."""
+    return hashlib.sha256(find_checkpoint(path).read_bytes()).hexdigest()
 
 
 def _read(path: str | Path, weights: bool) -> tuple[dict, dict[str, torch.Tensor]]:

@@ -6,10 +6,11 @@ Every option is a field of a settings dataclass, so that names, types, defaults 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -29,6 +30,10 @@ class EvaluateConfig:
     """Teacher to compare with at the same z; empty: none."""
     data: str = "toyfaces"
     """Real images: "toyfaces", or the path of a folder or zip."""
+    features: Literal["toyfaces", "inception"] = "toyfaces"
+    """Feature space of FID, KID, precision and recall: the attribute network, or Inception (extra `metrics`)."""
+    device: str = "auto"
+    """"auto", "cpu", "cuda", "cuda:1"..."""
     samples: int = 5000
     """Images a set."""
     seed: int = 0
@@ -71,14 +76,20 @@ def evaluate(config: EvaluateConfig) -> None:
     from gapkd.checkpoints import load_generator, write_atomically
     from gapkd.datasets import open_dataset
     from gapkd.evaluation import evaluation_table, format_table
-    from gapkd.features import load_attribute_network
+    from gapkd.features import InceptionNetwork, load_attribute_network
     from gapkd.runs import provenance
+    from gapkd.trainer import choose_device
 
-    G = load_generator(config.generator)
-    teacher = load_generator(config.teacher) if config.teacher else G
+    if config.samples < 2 or config.seed < 0:
+        raise ValueError(f"samples must be at least 2 and seed at least 0, not {config.samples} and {config.seed}")
+    device = choose_device(config.device)
+    G = load_generator(config.generator).to(device)
+    teacher = load_generator(config.teacher).to(device) if config.teacher else None
     dataset = open_dataset(config.data, G.resolution, seed=config.seed)
-    others = {Path(config.generator).name: G} if config.teacher else {}
-    rows = evaluation_table(others, load_attribute_network(), dataset, teacher, config.samples, config.seed)
+    net = load_attribute_network().to(device)
+    space = InceptionNetwork(device) if config.features == "inception" else None
+    rows = evaluation_table({Path(config.generator).name: G}, net, dataset, teacher, config.samples, config.seed,
+                            space=space)
     print(format_table(rows))
     if config.out:
         record = {"rows": rows, "generator": config.generator, "teacher": config.teacher, "data": config.data,
@@ -94,6 +105,8 @@ def sample(config: SampleConfig) -> None:
 
     if config.count < 1 or config.columns < 1:
         raise ValueError(f"count and columns must be at least 1, not {config.count} and {config.columns}")
+    if not math.isfinite(config.truncation):
+        raise ValueError(f"truncation must be a number, 1 for none, not {config.truncation}")
     if Path(config.out).exists():
         raise ValueError(f"{config.out} exists already: remove it or choose another out")
     G = load_generator(config.generator)

@@ -336,7 +336,7 @@ def ordered_indices(dataset_size: int | None, start: int, count: int, seed: int)
 def flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Mirror each image left to right with probability 1/2. (N, 3, R, R) -> (N, 3, R, R)
 
-    `generator` lives on the CPU, so that the draw does not depend on the device of the images.
+    The draw is made on the generator's device, which may be another one than that of the images.
     """
-    mirrored = torch.rand(len(images), generator=generator) < 0.5
+    mirrored = torch.rand(len(images), generator=generator, device=generator.device) < 0.5
     return torch.where(mirrored.to(images.device)[:, None, None, None], images.flip(3), images)

@@ -42,7 +42,8 @@ def sefa_directions(G: Generator, blocks: Sequence[int], mode: str = "split", pe
         blocks: block numbers, 1 = 8x8 (the paper uses 1..max(mimic layers)).
         mode: "split", `per_block` directions of every block, pooled; "global", all blocks stacked first, then
             `per_block` x blocks directions.
-    Returns: (per_block x blocks, w_dim), unit rows, the dtype of G's weights.
+    Returns: (per_block x blocks, w_dim), unit rows, the dtype of G's weights; fewer rows in "global" mode when that
+        is more than w_dim.
     """
     blocks = list(blocks)
     known = len(G.synthesis.blocks)

@@ -36,8 +36,8 @@ class Guide:
         self.config, self.gan_weight, self.content_mask = config, config.gan_weight, content_mask
         self.teacher = teacher.eval().requires_grad_(False)
         last = len(teacher.synthesis.blocks) - 1
-        if config.ld_weight and not all(0 <= b <= last for b in config.ld_blocks):
-            raise ValueError(f"ld_blocks must name blocks 0 to {last} of the {teacher.resolution} px teacher, "
+        if config.ld_weight and not all(1 <= b <= last for b in config.ld_blocks):
+            raise ValueError(f"ld_blocks must name blocks 1 to {last} of the {teacher.resolution} px teacher, "
                              f"not {list(config.ld_blocks)}")
         device = next(teacher.parameters()).device
         self.distance = distance_for(config.perceptual, device) if config.perceptual_weight else None

@@ -61,11 +61,13 @@ def real_features(network: FeatureNetwork, dataset: Dataset, samples: int, seed:
 @torch.no_grad()
 def evaluate_generator(G: Generator, net: AttributeNetwork, samples: int = 5000, seed: int = 0,
                        teacher: Generator | None = None, real: Tensor | None = None, batch: int = 100,
-                       noise: Noise = "const", truncation: float = 1.0) -> dict[str, float]:
+                       noise: Noise = "const", truncation: float = 1.0,
+                       space: FeatureNetwork | None = None) -> dict[str, float]:
     """Everything that is measured about a generator, as one flat dict.
 
     Args:
         real: features of real images (`real_features`); gives fid_..., kid_..., precision_..., recall_....
+        space: the network whose features those are, for example `InceptionNetwork()`; `net` by default.
         teacher: generator to agree with on the same z; gives `agree_<factor>` and `agree_<factor>_chance`,
             their means `agree_mean_accuracy` and `agree_mean_correlation`, `l1`, `perceptual` (each with its
             `_chance`), and the Frechet distance to the teacher's images, fid_to_teacher_....
@@ -84,35 +86,39 @@ def evaluate_generator(G: Generator, net: AttributeNetwork, samples: int = 5000,
         parts = parts * 2 if teacher is G else parts  # the teacher's own row of a table costs one pass, not two
         for n, images in enumerate(parts):
             maps = net.features(images)
-            features[n].append(net.pool(maps).double().cpu())
+            vectors = net.pool(maps) if space is None else space.embed(images)
+            features[n].append(vectors.double().cpu())
             readings[n].append(name_classes(net, net.read(maps)))
         if teacher is not None:
             distances.add(*parts)
     result: dict[str, float] = {}
+    extractor = net.name if space is None else space.name
     if real is not None:
-        result |= distribution_metrics(real, torch.cat(features[0]), net.name, seed)
+        result |= distribution_metrics(real, torch.cat(features[0]), extractor, seed)
     if teacher is not None:
         for name, entry in compare_readings(*map(join_readings, readings)).items():
             result[f"agree_{name}"], result[f"agree_{name}_chance"] = entry.value, entry.chance
         result |= distances.result()
-        result[metric_name("fid_to_teacher", net.name, samples)] = frechet_distance(*map(torch.cat, features))
+        result[metric_name("fid_to_teacher", extractor, samples)] = frechet_distance(*map(torch.cat, features))
     return result
 
 
 def evaluation_table(students: Mapping[str, Generator], net: AttributeNetwork, dataset: Dataset,
-                     teacher: Generator, samples: int = 5000, seed: int = 0, batch: int = 100,
-                     noise: Noise = "const") -> list[Row]:
+                     teacher: Generator | None, samples: int = 5000, seed: int = 0, batch: int = 100,
+                     noise: Noise = "const", space: FeatureNetwork | None = None) -> list[Row]:
     """One row per generator, led by two that give the figures their scale: real against other real images
-    (the best that can be reached with so many samples) and the teacher. Every row has "name"; figures that
-    mean nothing in a row are missing from it."""
+    (the best that can be reached with so many samples) and the teacher, if there is one. Every row has "name";
+    figures that mean nothing in a row are missing from it. `space` as in `evaluate_generator`."""
     if dataset.size is not None and dataset.size < 2 * samples:
         raise ValueError(f"{dataset.name} holds {dataset.size} images, too few for two sets of {samples}: "
                          f"take samples={dataset.size // 2} or fewer")
-    real = real_features(net, dataset, samples, seed)
-    other = real_features(net, dataset, samples, seed, start=samples)
-    rows: list[Row] = [{"name": "real", **distribution_metrics(real, other, net.name, seed)}]
-    for name, G in {"teacher": teacher, **students}.items():
-        rows.append({"name": name, **evaluate_generator(G, net, samples, seed, teacher, real, batch, noise)})
+    extractor = net if space is None else space
+    real = real_features(extractor, dataset, samples, seed)
+    other = real_features(extractor, dataset, samples, seed, start=samples)
+    rows: list[Row] = [{"name": "real", **distribution_metrics(real, other, extractor.name, seed)}]
+    for name, G in (({"teacher": teacher} if teacher else {}) | dict(students)).items():
+        figures = evaluate_generator(G, net, samples, seed, teacher, real, batch, noise, space=space)
+        rows.append({"name": name, **figures})
     return rows
 
 

@@ -74,6 +74,10 @@ class AttributeNetwork(nn.Module):
                 "continuous": {name: list(limits) for name, limits in self.continuous.items()},
                 "channels": list(self.channels), "hidden": self.hidden}
 
+    @property
+    def device(self) -> torch.device:
+        return self.heads.weight.device
+
     def features(self, images: Tensor) -> list[Tensor]:
         """Output of every block: (N, C_i, r, r) with r = 16, 8, 4, 2."""
         if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < self.size:

@@ -162,7 +162,7 @@ class ModulatedConv2d(nn.Module):
 
     def forward(self, x: Tensor, style: Tensor) -> tuple[Tensor, Tensor | None]:
         style = style * self.scale  # the equalised-learning-rate gain rides on the style: one small multiplication
-        if self.kernel == 1 and not self.demodulate:  # toRGB: few outputs, so a matrix a sample beats scaling x
+        if self.kernel == 1 and not (self.demodulate or self.up):  # toRGB: a small matrix a sample beats scaling x
             matrices = (style[:, :, None] * self.weight[:, :, 0, 0].t()).to(x.dtype)  # (N, I, O)
             pixels = torch.bmm(x.permute(0, 2, 3, 1).flatten(1, 2), matrices)         # (N, H W, O)
             return pixels.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2), None

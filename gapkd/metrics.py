@@ -44,8 +44,10 @@ def in_batches(images: Images, batch: int = 100) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def collect(network: FeatureNetwork, images: Images) -> Tensor:
-    """Feature vectors of all images, (N, F), float64, on the CPU."""
-    return torch.cat([network.embed(part).double().cpu() for part in in_batches(images)])
+    """Feature vectors of all images, (N, F), float64, on the CPU; the images may lie on any device."""
+    device = getattr(network, "device", None)
+    return torch.cat([network.embed(part if device is None else part.to(device)).double().cpu()
+                      for part in in_batches(images)])
 
 
 # -- is the set of images right? -----------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import json
 import platform
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -58,11 +59,15 @@ def next_run_folder(kind: str, root: str | Path = "runs") -> Path:
 class RunFolder:
     """Reads and writes what a run leaves behind.
 
-    Raises ValueError when the folder holds a run already (and resume is off), or when a resumed run's settings differ.
+    Args:
+        inputs: sha256 of the files the run depends on throughout (the teacher), by the setting that names them.
+    Raises ValueError when the folder holds a run already (and resume is off), or when a resumed run's settings or
+    inputs differ.
     """
 
-    def __init__(self, config: RunConfig, kind: str):
-        self.kind, self.config = kind, config
+    def __init__(self, config: RunConfig, kind: str, inputs: dict[str, str] | None = None):
+        self.kind, self.config, self.inputs = kind, config, inputs or {}
+        self.before: dict = {}  # settings.json of the run that is resumed
         self.path = Path(config.out) if config.out else next_run_folder(kind)
         if self.checkpoint.exists() and not config.resume:
             raise ValueError(f"{self.path} already holds a run: pass resume=True to go on with it, "
@@ -80,7 +85,8 @@ class RunFolder:
         if not config.resume:  # a run that died before its first checkpoint leaves a log: start it anew
             (self.path / "log.jsonl").unlink(missing_ok=True)
         write_atomically(self.path / "settings.json", json.dumps(
-            {"kind": kind, "settings": to_dict(config), "provenance": provenance()}, indent=1).encode())
+            self.before | {"kind": kind, "settings": to_dict(config), "inputs": self.inputs,
+                           "provenance": provenance()}, indent=1).encode())
 
     @property
     def checkpoint(self) -> Path:
@@ -88,22 +94,42 @@ class RunFolder:
 
     def _compare_settings(self) -> None:
         try:
-            before = json.loads((self.path / "settings.json").read_text())
-            kind, settings = before["kind"], before["settings"]
+            self.before = json.loads((self.path / "settings.json").read_text())
+            kind, settings, inputs = (self.before[key] for key in ("kind", "settings", "inputs"))
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"{self.path / 'settings.json'} cannot be read ({error}): "
                              "this run cannot be resumed") from error
         if kind != self.kind:
             raise ValueError(f"{self.path} holds a {kind} run, not a {self.kind} run: choose another out")
         for name, value in to_dict(self.config).items():
-            if name not in FREE_ON_RESUME and settings.get(name) != value:
+            if name not in settings:
+                raise ValueError(f"cannot resume {self.path}: an older gapkd, without the setting {name}, started it; "
+                                 "start the run anew in another folder")
+            if name not in FREE_ON_RESUME and settings[name] != value:
                 raise ValueError(f"cannot resume {self.path} with {name}={value!r}: it was started with "
-                                 f"{name}={settings.get(name)!r}; give that value, or choose another out")
+                                 f"{name}={settings[name]!r}; give that value, or choose another out")
+        for name, digest in self.inputs.items():
+            if inputs.get(name) != digest:
+                raise ValueError(f"cannot resume {self.path}: the file {name}={settings[name]} is not the one it was "
+                                 "started with; bring that one back, or choose another out")
+
+    def remember(self, name: str, find: Callable[[], dict]) -> dict:
+        """What `find` gave when the run began: kept in settings.json, so that a resumed run asks no more."""
+        file = self.path / "settings.json"
+        content = json.loads(file.read_text())
+        if name not in content:
+            content[name] = find()
+            write_atomically(file, json.dumps(content, indent=1).encode())
+        return content[name]
 
     def log(self, record: dict) -> None:
         """Append one line to log.jsonl."""
-        with open(self.path / "log.jsonl", "a") as file:
-            file.write(json.dumps(record) + "\n")
+        try:
+            with open(self.path / "log.jsonl", "a") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise OSError(error.errno, f"could not write {self.path / 'log.jsonl'} ({error.strerror}): free some space "
+                                       "or make the folder writable, and resume the run") from error
 
     def read_log(self) -> list[dict]:
         """All records of the log; an unfinished last line is left out."""

@@ -67,15 +67,18 @@ class RunConfig:
     def __post_init__(self):
         for name, hint in get_type_hints(type(self)).items():
             _check_type(name, getattr(self, name), hint)
-        for name in ("images", "batch", "r1_every", "path_every", "path_batch_shrink", "log_every", "probe_every"):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("images", "batch", "r1_every", "path_every", "path_batch_shrink", "log_every", "probe_every",
+                     "z_dim", "w_dim", "mapping_layers"):
+            _require(getattr(self, name, 1) >= 1, f"{name} must be at least 1, not {getattr(self, name, 1)}")
         for name in ("lr", "mapping_lr", "ema_half_life"):
             _require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
-        for name in ("d_first", "r1_gamma", "path_weight", "grid_every", "checkpoint_every", "ema_rampup"):
+        for name in ("seed", "d_first", "r1_gamma", "path_weight", "grid_every", "checkpoint_every", "ema_rampup"):
             _require(getattr(self, name, 0) >= 0, f"{name} must not be negative, but is {getattr(self, name, 0)}")
         _require(0 <= self.style_mixing <= 1, f"style_mixing is a probability, not {self.style_mixing}")
         for name in ("channels", "d_channels"):
             _require(getattr(self, name, (1,)), f"{name} must name at least one width")
+        _require(getattr(self, "d_first", 0) < self.images,
+                 f"d_first must be below images={self.images}, or the generator would never be trained")
         _require(not (self.resume and not self.out), "resume needs out: name the folder of the run to go on with")
 
 
@@ -153,6 +156,8 @@ class DistillConfig(RunConfig):
                  f"keep must lie in (0, 1], not {self.keep}: it is the fraction of channels that stay")
         for name in ("gan_weight", "rgb_weight", "perceptual_weight", "ld_weight", "ld_strength"):
             _require(getattr(self, name) >= 0, f"{name} must not be negative, but is {getattr(self, name)}")
+        _require(self.gan_weight or self.rgb_weight or self.perceptual_weight or self.ld_weight,
+                 "gan_weight, rgb_weight, perceptual_weight and ld_weight are all 0: give one of them a weight")
         _require(self.ld_blocks or not self.ld_weight, "ld_blocks must name at least one block")
 
 
@@ -163,7 +168,10 @@ def _check_type(name: str, value: object, hint: Any) -> None:
         return
     accepted = {int: int, float: (int, float), str: str, bool: bool}.get(hint, tuple)
     right = isinstance(value, accepted) and (hint is bool or not isinstance(value, bool))
-    _require(right, f"{name} must be of type {getattr(hint, '__name__', hint)}, not {value!r}")
+    if accepted is tuple and right:
+        right = all(isinstance(v, int) and not isinstance(v, bool) for v in value)
+    kind = "a tuple of int" if accepted is tuple else f"of type {hint.__name__}"
+    _require(right, f"{name} must be {kind}, not {value!r}")
 
 
 def _require(condition: object, message: str) -> None:
@@ -180,8 +188,12 @@ def from_dict(cls: type, values: dict[str, Any]):
             hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
             raise ValueError(f"{cls.__name__} has no setting {name}{hint}")
     tuples = {f.name for f in fields(cls) if f.default is not MISSING and isinstance(f.default, tuple)}
-    return cls(**{k: tuple(v) if k in tuples and not isinstance(v, int) else ((v,) if k in tuples else v)
-                  for k, v in values.items()})
+    def as_field(name: str, value: Any) -> Any:
+        if name in tuples and isinstance(value, (list, int)):
+            return tuple(value) if isinstance(value, list) else (value,)
+        return value
+
+    return cls(**{name: as_field(name, value) for name, value in values.items()})
 
 
 def widths(channels: tuple[int, ...], resolution: int) -> list[int]:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from gapkd import figures
-from gapkd.checkpoints import load_generator, write_atomically
+from gapkd.checkpoints import load_generator, sha256, write_atomically
 from gapkd.datasets import open_dataset
-from gapkd.evaluation import evaluate_generator, real_features, sample_images
+from gapkd.evaluation import evaluate_generator, evaluation_table, real_features, sample_images
 from gapkd.features import AttributeNetwork, load_attribute_network
 from gapkd.metrics import same_z_distance, semantic_agreement
 from gapkd.runs import provenance
@@ -56,6 +56,8 @@ class StudyConfig:
     """Where the runs themselves go; an interrupted one is resumed."""
     story: str = ""
     """PNG to draw at the end: the teacher's faces above those of the first seed's students; empty: none."""
+    device: str = "auto"
+    """Where the students are trained."""
     progress: bool = True
     """Show a progress bar."""
 
@@ -68,55 +70,76 @@ class StudyConfig:
 def agreement_probe(teacher: Generator, net: AttributeNetwork, samples: int = 1000, seed: int = 10_000) -> Probe:
     """A probe for `distill`: distance to and agreement with the teacher on fixed latents, constant noise.
 
-    Returns a function of a generator that gives l1, perceptual, agree_mean_accuracy and agree_mean_correlation.
+    Returns a function of a generator that gives l1, perceptual, agree_mean_accuracy and agree_mean_correlation, and the
+    chance level of each as l1_chance and so on.
     """
     reference = torch.cat(list(sample_images(teacher, samples, seed)))
 
     def probe(G: Generator) -> dict[str, float]:
-        images = torch.cat(list(sample_images(G, samples, seed)))
-        distances = same_z_distance(images, reference, net)
-        agreement = semantic_agreement(net, images, reference).values()
-        numbers = {k: distances[k] for k in ("l1", "perceptual")}
-        for kind in ("accuracy", "correlation"):
-            values = [entry.value for entry in agreement if entry.kind == kind]
-            numbers[f"agree_mean_{kind}"] = sum(values) / len(values)
+        images = torch.cat([part.to(reference.device) for part in sample_images(G, samples, seed)])
+        numbers = same_z_distance(images, reference, net)
+        agreement = semantic_agreement(net, images, reference)
+        for name in ("mean_accuracy", "mean_correlation"):
+            numbers[f"agree_{name}"], numbers[f"agree_{name}_chance"] = agreement[name].value, agreement[name].chance
         return numbers
 
     return probe
 
 
 def run_study(config: StudyConfig) -> list[dict]:
-    """Train what is missing and return all records; the file is rewritten after every run."""
-    file, net = Path(config.results), load_attribute_network()
-    records: list[dict] = json.loads(file.read_text())["runs"] if file.exists() else []
-    real = None
-    for seed in config.seeds:
-        for arm in config.arms:
-            if any((r["arm"], r["seed"], r["images"]) == (arm, seed, config.images) for r in records):
-                continue
-            teacher = load_generator(config.teacher)
-            if real is None:
-                dataset = open_dataset("toyfaces", teacher.resolution, seed=99)
-                real = real_features(net, dataset, config.samples, seed=99)
-            out = Path(config.folder) / f"{arm}-{seed}-{config.images}"
-            settings = from_dict(DistillConfig, {
-                "teacher": config.teacher, "images": config.images, "seed": seed, "out": str(out),
-                "progress": config.progress, "resume": (out / "checkpoint.pt").exists(), **ARMS[arm]})
-            result = distill(settings, agreement_probe(teacher, net))
-            final = evaluate_generator(result.generator.cpu(), net, config.samples, 20_000, teacher, real)
-            curve = [{k: r[k] for k in ("images", "l1", "perceptual", "agree_mean_accuracy", "agree_mean_correlation")}
-                     for r in result.log if "l1" in r]
-            records.append({"arm": arm, "seed": seed, "settings": _shareable(to_dict(settings)),
-                            "images": config.images, "seconds": result.log[-1]["seconds"], **provenance(),
-                            "curve": curve, "final": final})
-            write_atomically(file, json.dumps({"runs": records}, indent=1).encode())
-            print(f"{arm} seed {seed}: l1 {final['l1']:.3f}, agreement {final['agree_mean_accuracy']:.3f} / "
-                  f"{final['agree_mean_correlation']:.3f}", flush=True)
+    """Train what is missing and return all records; the file is rewritten after every run.
+
+    Raises ValueError when the results file belongs to another study: another teacher, sample count or setting.
+    """
+    file, net, digest = Path(config.results), load_attribute_network(), sha256(config.teacher)
+    stored = json.loads(file.read_text()) if file.exists() else {}
+    study = {"teacher": Path(config.teacher).name, "teacher_sha256": digest, "samples": config.samples}
+    for name, value in study.items():
+        if stored and stored.get(name) != value:
+            raise ValueError(f"{file} holds a study with {name}={stored.get(name)}, not {value}: "
+                             "choose another results file")
+    records: list[dict] = stored.get("runs", [])
+    runs = {(arm, seed): _settings(config, arm, seed) for seed in config.seeds for arm in config.arms}
+    for settings, record in ((s, r) for s in runs.values() for r in records):
+        _refuse_another_study(file, _shareable(to_dict(settings)), record)
+    for record in records:
+        runs.pop((record["arm"], record["seed"]), None)
+    if runs:
+        teacher = load_generator(config.teacher)
+        dataset = open_dataset("toyfaces", teacher.resolution, seed=99)
+        real = real_features(net, dataset, config.samples, seed=99)
+        references = stored.get("references") or evaluation_table({}, net, dataset, teacher, config.samples, 99)
+    for (arm, seed), settings in runs.items():
+        result = distill(settings, agreement_probe(teacher, net))
+        final = evaluate_generator(result.generator.cpu(), net, config.samples, 20_000, teacher, real)
+        curve = [{k: r[k] for k in ("images", "l1", "perceptual", "agree_mean_accuracy", "agree_mean_correlation")}
+                 for r in result.log if "l1" in r]
+        records.append({"arm": arm, "seed": seed, "settings": _shareable(to_dict(settings)), "images": config.images,
+                        "seconds": result.log[-1]["seconds"], **provenance(), "curve": curve, "final": final})
+        write_atomically(file, json.dumps({**study, "references": references, "runs": records}, indent=1).encode())
+        print(f"{arm} seed {seed}: l1 {final['l1']:.3f}, agreement {final['agree_mean_accuracy']:.3f} / "
+              f"{final['agree_mean_correlation']:.3f}", flush=True)
     if config.story:
         rows = story_rows(config)
         title = f"The same twelve latents: a teacher and its students after {config.images:,} images"
         write_atomically(config.story, figures.to_png(figures.compare_rows(rows, title, ncols=12)))
     return records
+
+
+def _settings(config: StudyConfig, arm: str, seed: int) -> DistillConfig:
+    out = Path(config.folder) / f"{arm}-{seed}-{config.images}"
+    return from_dict(DistillConfig, {
+        "teacher": config.teacher, "images": config.images, "seed": seed, "out": str(out), "device": config.device,
+        "progress": config.progress, "resume": (out / "checkpoint.pt").exists(), **ARMS[arm]})
+
+
+def _refuse_another_study(file: Path, settings: dict, record: dict) -> None:
+    """All runs of a study share every setting but the seed and what the arms change."""
+    free = {"seed", "teacher"}.union(*ARMS.values())
+    for name, value in settings.items():
+        if name not in free and record["settings"].get(name, value) != value:
+            raise ValueError(f"{file} holds runs with {name}={record['settings'][name]}, not {value}: "
+                             "choose another results file")
 
 
 def _shareable(settings: dict) -> dict:
@@ -136,33 +159,36 @@ COLUMNS = {"l1": "L1 ↓", "perceptual": "perceptual ↓", "agree_mean_accuracy"
            "agree_mean_correlation": "correlation ↑", "fid": "FID to real ↓", "fid_to_teacher": "FID to teacher ↓"}
 
 
-def results_table(records: Sequence[dict]) -> str:
-    """Markdown: one row an arm, mean ± standard deviation over its seeds, of the longest runs recorded."""
+def results_table(records: Sequence[dict], references: Sequence[dict] = ()) -> str:
+    """Markdown: two rows for scale, then one an arm, mean ± standard deviation over its seeds.
+
+    In brackets the chance level of that arm: what its images would score if they were paired with other ones of the
+    teacher's. It differs from arm to arm, since blurred images are near to everything.
+
+    Args:
+        references: the rows of `evaluation_table` for real images and the teacher.
+    """
     if not records:
         return "_No longer runs are recorded yet._"
-    longest = max(r["images"] for r in records)
-    records = [r for r in records if r["images"] == longest]
+    images = records[0]["images"]
     keys = {short: next((k for k in records[0]["final"] if k == short or k.startswith(f"{short}_toyfaces")), None)
             for short in COLUMNS}
     judged = keys["fid"].rsplit("_", 1)[1]  # the metric's name ends with its sample count
-    lines = [f"| {longest:,} images each, judged on {judged} | seeds | " + " | ".join(COLUMNS.values()) + " |",
+    lines = [f"| {images:,} images each, judged on {judged} | seeds | " + " | ".join(COLUMNS.values()) + " |",
              "|---|--:|" + "--:|" * len(COLUMNS)]
+    for row in references:
+        cells = [f"{row[key]:.3f}" if key in row else "-" for key in keys.values()]
+        lines.append(f"| {'real, against other real' if row['name'] == 'real' else row['name']} | | "
+                     + " | ".join(cells) + " |")
     for arm in (a for a in ARMS if any(r["arm"] == a for r in records)):
         cells = []
         for key in keys.values():
             mean, spread, seeds = summary(records, arm, key)
-            cells.append(f"{mean:.3f} ± {spread:.3f}" if seeds > 1 else f"{mean:.3f}")
+            cell = f"{mean:.3f} ± {spread:.3f}" if seeds > 1 else f"{mean:.3f}"
+            chance = f"{key}_chance"
+            cells.append(f"{cell} ({summary(records, arm, chance)[0]:.3f})" if chance in records[0]["final"] else cell)
         lines.append(f"| {arm} | {seeds} | " + " | ".join(cells) + " |")
-    first = records[0]["final"]
-    chance = (first["l1_chance"], first["perceptual_chance"], _chance_accuracy(first), 0.0)
-    lines.append("| chance | | " + " | ".join(f"{value:.3f}" for value in chance) + " | - | - |")
     return "\n".join(lines)
-
-
-def _chance_accuracy(final: dict) -> float:
-    from gapkd.toyfaces import CATEGORICAL
-
-    return sum(final[f"agree_{name}_chance"] for name in CATEGORICAL) / len(CATEGORICAL)
 
 
 def story_rows(config: StudyConfig, count: int = 12) -> dict[str, Tensor]:

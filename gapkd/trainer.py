@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gapkd import losses
+from gapkd.checkpoints import CheckpointError
 from gapkd.datasets import flip, open_dataset, ordered_indices
 from gapkd.distillation import Guide
 from gapkd.settings import RunConfig
@@ -217,14 +218,23 @@ class Trainer:
     def state(self) -> dict:
         return {"G": self.G.state_dict(), "D": self.D.state_dict(), "G_ema": self.G_ema.state_dict(),
                 "opt_g": self.opt_g.state_dict(), "opt_d": self.opt_d.state_dict(), "rng": self.rng.get_state(),
-                "path_mean": self.path_mean, "step": self.step, "images": self.images}
+                "path_mean": self.path_mean, "step": self.step, "images": self.images, "device": self.device.type}
 
     def load_state(self, state: dict) -> None:
-        for name in ("G", "D", "G_ema", "opt_g", "opt_d"):
-            getattr(self, name).load_state_dict(state[name])
-        self.rng.set_state(state["rng"].cpu())
-        self.path_mean = state["path_mean"].to(self.device)
-        self.step, self.images = state["step"], state["images"]
+        """Take over what `state` returned. Raises CheckpointError for the state of other networks or another device."""
+        if isinstance(state, dict) and state.get("device", self.device.type) != self.device.type:
+            raise CheckpointError(f"the run was trained on {state['device']}, whose random numbers {self.device.type} "
+                                  f"cannot continue: resume with device={state['device']}")
+        try:
+            for name in ("G", "D", "G_ema", "opt_g", "opt_d"):
+                getattr(self, name).load_state_dict(state[name])
+            self.rng.set_state(state["rng"].cpu())
+            self.path_mean = state["path_mean"].to(self.device)
+            self.step, self.images = state["step"], state["images"]
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise CheckpointError("the run's checkpoint.pt does not hold the networks that its settings.json names: it "
+                                  "was edited, exchanged or written by another version; start the run anew in another "
+                                  "folder") from error
 
     def finite(self) -> bool:
         return all(bool(p.isfinite().all()) for p in [*self.G.parameters(), *self.D.parameters()])

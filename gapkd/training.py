@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from gapkd.checkpoints import find_checkpoint, load_discriminator, load_generator, read_metadata, save_network
+from gapkd.checkpoints import find_checkpoint, load_discriminator, load_generator, read_metadata, save_network, sha256
 from gapkd.distillation import Guide
 from gapkd.runs import RunFolder, provenance
-from gapkd.settings import DistillConfig, TrainConfig, to_dict, widths
+from gapkd.settings import DistillConfig, RunConfig, TrainConfig, to_dict, widths
 from gapkd.students import make_student
 from gapkd.stylegan2 import Discriminator, Generator
 from gapkd.trainer import Trainer, TrainingDiverged, choose_device
@@ -53,11 +53,15 @@ def _every(images: int, batch: int, period: int) -> bool:
     return bool(period) and images // period > (images - batch) // period
 
 
-def fit(trainer: Trainer, kind: str, probe: Probe | None = None) -> RunResult:
-    """Run a trainer to its end: log, grids, checkpoints, probe; exact resume; a clean stop on Ctrl-C and SIGTERM."""
-    c, folder, origin = trainer.config, RunFolder(trainer.config, kind), provenance()
-    if start := getattr(c, "start_from", ""):
-        origin["started_from"] = read_metadata(start_files(start)[0])["provenance"]
+def fit(trainer: Trainer, kind: str, probe: Probe | None = None, inputs: dict[str, str] | None = None) -> RunResult:
+    """Run a trainer to its end: log, grids, checkpoints, probe; exact resume; a clean stop on Ctrl-C and SIGTERM.
+
+    Args:
+        inputs: see `gapkd.runs.RunFolder`.
+    """
+    c, folder, origin = trainer.config, RunFolder(trainer.config, kind, inputs), provenance()
+    if ancestor := folder.remember("started_from", lambda: _ancestor(c)):
+        origin["started_from"] = ancestor
     log: list[dict] = []
     if c.resume:
         trainer.load_state(folder.load_state())
@@ -156,10 +160,18 @@ def train_gan(config: TrainConfig, probe: Probe | None = None) -> RunResult:
     return fit(Trainer(config, G, D), "teacher", probe)
 
 
+def _ancestor(config: RunConfig) -> dict:
+    """The provenance of the run that this one starts from; {} for a run from scratch."""
+    start = getattr(config, "start_from", "")
+    return read_metadata(start_files(start)[0])["provenance"] if start else {}
+
+
 def start_files(run: str) -> tuple[Path, Path]:
     """Generator's and discriminator's file of a finished run's folder, or of an embedded teacher."""
     if Path(run).is_dir():
         return Path(run) / "generator.safetensors", Path(run) / "discriminator.safetensors"
+    if Path(run).is_file():
+        raise ValueError(f"start_from={run} is a file: name the run's folder, which holds both networks")
     return find_checkpoint(run), find_checkpoint(f"{run}_discriminator")
 
 
@@ -178,10 +190,13 @@ def start_from(G: Generator, D: Discriminator, run: str) -> None:
     grown = G.resolution != old_g.resolution
     for network, state in ((G, old_g.state_dict()), (D, _shifted(old_d.state_dict()) if grown else old_d.state_dict())):
         own = network.state_dict()
-        wrong = [k for k, v in state.items() if k not in own or own[k].shape != v.shape]
+        finest = f"synthesis.blocks.{len(G.synthesis.blocks) - 1}.", "blocks.0.", "from_rgb."
+        fresh = [k for k in own if k not in state and not (grown and k.startswith(finest))]
+        wrong = fresh + [k for k, v in state.items() if k not in own or own[k].shape != v.shape]
         if wrong:
-            raise ValueError(f"start_from={run}: {wrong[0]} has another shape there; choose the same widths, z_dim, "
-                             f"w_dim and mapping_layers as that run{' for all blocks but the last' if grown else ''}")
+            raise ValueError(f"start_from={run}: {wrong[0]} is missing or has another shape in one of the two; choose "
+                             "the same widths, z_dim, w_dim and mapping_layers as that run"
+                             f"{' for all blocks but the last' if grown else ''}")
         network.load_state_dict(own | state)
     if grown:
         with torch.no_grad():
@@ -223,4 +238,5 @@ def distill(config: DistillConfig, probe: Probe | None = None,
             torch.manual_seed(config.seed)
             D = Discriminator(teacher.resolution, widths(config.d_channels, teacher.resolution))
     guide = Guide(config, teacher.to(choose_device(config.device)), content_mask)
-    return fit(Trainer(config, student, D, guide), "distill", probe)
+    return fit(Trainer(config, student, D, guide), "distill", probe,
+               {"teacher": sha256(config.teacher)})

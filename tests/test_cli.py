@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
@@ -49,12 +50,26 @@ def test_evaluate(tmp_path, teacher, capsys):
     assert "fid_toyfaces_40" in capsys.readouterr().out
 
 
+def test_evaluate_alone_and_in_a_space_that_is_not_there(teacher, capsys, monkeypatch):
+    assert main(["evaluate", "--generator", teacher, "--samples", "40"]) == 0
+    shown = capsys.readouterr().out
+    assert "| teacher.safetensors |" in shown and "agree" not in shown
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
+    assert main(["evaluate", "--generator", teacher, "--samples", "40", "--features", "inception"]) == 2
+    assert 'need the extra "metrics"' in capsys.readouterr().err
+    assert main(["evaluate", "--generator", teacher, "--samples", "1"]) == 2
+    assert "samples must be at least 2" in capsys.readouterr().err
+
+
 def test_sample(tmp_path, teacher, capsys):
     out = tmp_path / "sheet.png"
     assert main(["sample", "--generator", teacher, "--out", str(out), "--count", "6", "--columns", "3"]) == 0
     assert Image.open(out).size == (3 * 33 - 1, 2 * 33 - 1)
     assert main(["sample", "--generator", teacher, "--out", str(out)]) == 2
     assert "exists already" in capsys.readouterr().err
+    assert main(["sample", "--generator", teacher, "--out", str(tmp_path / "new.png"), "--truncation", "nan"]) == 2
+    assert "truncation must be a number" in capsys.readouterr().err and not (tmp_path / "new.png").exists()
 
 
 @pytest.mark.parametrize("arguments, message", [

@@ -76,3 +76,22 @@ def test_every_table_has_a_real_and_a_teacher_row():
     assert text.splitlines()[0].startswith("| | fid_toyfaces_40 |") and len(text.splitlines()) == 5
     with pytest.raises(ValueError, match="samples=40 or fewer"):
         evaluation_table({}, net, Pictures(), T, samples=41)
+
+
+def test_another_feature_space_names_its_figures():
+    class Colours:
+        name = "colours"
+
+        def embed(self, images):
+            return images.mean(dim=(2, 3))
+
+    rows = evaluation_table({"student": tiny_generator(0)}, tiny_network(), Pictures(), tiny_generator(1), samples=40,
+                            space=Colours())
+    assert {"fid_colours_40", "fid_to_teacher_colours_40", "agree_hat", "l1"} <= rows[2].keys()
+    assert not any("toyfaces" in name for row in rows for name in row)
+
+
+def test_without_a_teacher_nothing_is_called_one():
+    rows = evaluation_table({"mine": tiny_generator(0)}, tiny_network(), Pictures(), None, samples=40)
+    assert [row["name"] for row in rows] == ["real", "mine"]
+    assert not any(name.startswith(("agree", "l1", "fid_to_teacher")) for name in rows[1])

@@ -11,7 +11,7 @@ from PIL import Image
 
 from gapkd.checkpoints import save_network
 from gapkd.features import AttributeNetwork
-from gapkd.study import ARMS, StudyConfig, run_study, summary
+from gapkd.study import ARMS, StudyConfig, results_table, run_study, summary
 from gapkd.stylegan2 import Generator
 
 
@@ -49,6 +49,30 @@ def test_a_study_records_every_arm_and_seed_once(study, monkeypatch, tmp_path):
     assert first["settings"]["rgb_weight"] == 0 and "out" not in first["settings"] and first["commit"]
     monkeypatch.setattr("gapkd.study.distill", lambda *a: pytest.fail("trained again"))
     assert len(run_study(study)) == 4
+
+
+def test_a_results_file_holds_one_study(study):
+    run_study(dataclasses.replace(study, arms=("alone",), seeds=(0,)))
+    for changes, culprit in (({"images": 24}, "images=16, not 24"), ({"samples": 50}, "samples=40, not 50")):
+        with pytest.raises(ValueError, match=f"{culprit}: choose another results file"):
+            run_study(dataclasses.replace(study, **changes))
+    save_network(Generator(32, 8, 8, 8, mapping_layers=2), study.teacher)
+    with pytest.raises(ValueError, match="teacher_sha256"):
+        run_study(study)
+
+
+def test_the_table_gives_scale_and_chance(study):
+    records = run_study(dataclasses.replace(study, seeds=(0,)))
+    references = json.loads(open(study.results).read())["references"]
+    assert [row["name"] for row in references] == ["real", "teacher"]
+    lines = results_table(records, references).splitlines()
+    assert lines[0].startswith("| 16 images each, judged on 40 |") and "real, against other real" in lines[2]
+    assert [line.split("|")[1].strip() for line in lines[3:]] == ["teacher", "alone", "full"]
+    final = records[0]["final"]
+    assert f"{final['l1']:.3f} ({final['l1_chance']:.3f})" in lines[4]
+    assert f"{final['agree_mean_correlation']:.3f} (0.000)" in lines[4]
+    with pytest.raises(ValueError, match="no run of arm"):
+        summary(records, "pruned", "l1")
 
 
 def test_summary_is_mean_and_spread_over_seeds():

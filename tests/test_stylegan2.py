@@ -68,8 +68,8 @@ def test_noise_modes():
         G(z, noise=maps[:-1])
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("noise", ["none", "const", "random"])
+@torch.no_grad()
 def test_features_stay_channels_last(noise):
     """The layout that convolutions are fast in must not get lost between two layers."""
     G = tiny()
@@ -77,6 +77,7 @@ def test_features_stay_channels_last(noise):
     assert all(f.is_contiguous(memory_format=torch.channels_last) for f in [*out.features, *out.rgbs])
 
 
+@torch.no_grad()
 def test_truncation_zero_is_the_average_face():
     G = tiny()
     w = G.mapping(torch.randn(400, 12))

@@ -165,20 +165,28 @@ def test_a_run_starts_from_another_at_the_same_or_half_the_resolution(tmp_path):
     torch.testing.assert_close(same.generator(z), small.generator(z), rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="choose resolution=8 or 16, not 32"):
         train_gan(config(tmp_path / "x", resolution=32, start_from=str(tmp_path / "small")))
+    with pytest.raises(ValueError, match="mapping.layers.2.weight is missing or has another shape"):
+        train_gan(config(tmp_path / "x", mapping_layers=3, start_from=str(tmp_path / "small")))
+    with pytest.raises(ValueError, match="is a file: name the run's folder"):
+        train_gan(config(tmp_path / "x", start_from=str(tmp_path / "small" / "generator.safetensors")))
     with pytest.raises(ValueError, match="another shape"):
         train_gan(config(tmp_path / "x", resolution=16, channels=(6,), start_from=str(tmp_path / "small")))
 
 
 def test_the_discriminator_may_go_first(tmp_path):
-    start = config(tmp_path / "run", images=8, d_first=8)
+    start = config(tmp_path / "run", images=12, batch=4, d_first=8, probe_every=4, log_every=4)
     with torch.random.fork_rng():
         torch.manual_seed(start.seed)
         before = Generator(8, 8, 8, [8, 8], mapping_layers=2)
-        D = Discriminator(8, [8, 8])
-    result = train_gan(start)
-    assert equal(result.generator, before) and not equal(result.discriminator, D)
-    later = train_gan(config(tmp_path / "later", images=16, d_first=8))
-    assert not equal(later.generator, before)
+    untouched = []
+
+    def probe(G):
+        untouched.append(equal(G, before))
+        return {"probed": 1.0}
+
+    result = train_gan(start, probe)
+    assert untouched == [True, True, False]
+    assert [("loss_g" in r, "loss_d" in r) for r in result.log] == [(False, True), (False, True), (True, True)]
 
 
 def test_noise_can_be_left_out(tmp_path):
@@ -280,6 +288,12 @@ def test_a_broken_checkpoint_is_named(tmp_path, content):
     (TrainConfig, {"batch": "x"}, "batch must be of type int"),
     (DistillConfig, {"keep": 0.0}, r"keep must lie in \(0, 1\]"),
     (DistillConfig, {"mapping": "copy"}, "mapping must be one of"), (TrainConfig, {"style_mixing": 2.0}, "probability"),
+    (TrainConfig, {"seed": -1}, "seed must not be negative"),
+    (TrainConfig, {"d_first": 100_000}, "d_first must be below images"),
+    (TrainConfig, {"z_dim": 0}, "z_dim must be at least 1"),
+    (DistillConfig, {"ld_blocks": "2,3"}, "ld_blocks must be a tuple of int"),
+    (DistillConfig, {"ld_blocks": ["2"]}, "ld_blocks must be a tuple of int"),
+    (DistillConfig, {"gan_weight": 0.0, "rgb_weight": 0, "perceptual_weight": 0, "ld_weight": 0}, "all 0"),
     (DistillConfig, {"ld_views": 3}, "ld_views must be one of"), (TrainConfig, {"resume": True}, "resume needs out")])
 def test_bad_settings(cls, values, message):
     with pytest.raises(ValueError, match=message):
@@ -289,6 +303,31 @@ def test_bad_settings(cls, values, message):
 def test_settings_survive_json():
     settings = DistillConfig(ld_blocks=(1, 2), d_channels=(8, 4))
     assert from_dict(DistillConfig, json.loads(json.dumps(to_dict(settings)))) == settings
+
+
+def test_resume_refuses_what_is_not_its_own(tmp_path, teacher_file, fake_distance):
+    out = tmp_path / "run"
+    own = tmp_path / "teacher.safetensors"
+    own.write_bytes(teacher_file.read_bytes())
+    distill(distill_config(out, own, images=8))
+    again = distill_config(out, own, images=16, resume=True)
+    good = (out / "checkpoint.pt").read_bytes()
+    for state in ({"G": 1}, {"model": {}}, [1], {"device": "cuda"}):
+        torch.save(state, out / "checkpoint.pt")
+        with pytest.raises(CheckpointError, match="does not hold the networks|trained on cuda"):
+            distill(again)
+    (out / "checkpoint.pt").write_bytes(good)
+    save_network(Generator(32, 8, 8, 8, mapping_layers=2), own)
+    with pytest.raises(ValueError, match="is not the one it was started with"):
+        distill(again)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+def test_training_on_a_gpu(tmp_path, teacher_file):
+    train_gan(config(tmp_path / "gan", images=8, device="cuda", flip=True))
+    result = distill(distill_config(tmp_path / "student", teacher_file, images=8, device="cuda", flip=True))
+    assert next(result.generator.parameters()).is_cuda
 
 
 def test_widths_name_the_finest_blocks():
@@ -312,7 +351,7 @@ def test_a_student_that_does_not_fit_its_teacher(tmp_path, teacher_file, fake_di
 def test_bad_networks(tmp_path, teacher_file):
     with pytest.raises(CheckpointError, match="there is no checkpoint"):
         distill(distill_config(tmp_path / "r", tmp_path / "missing.safetensors"))
-    with pytest.raises(ValueError, match="ld_blocks must name blocks 0 to 3"):
+    with pytest.raises(ValueError, match="ld_blocks must name blocks 1 to 3"):
         distill(distill_config(tmp_path / "r", teacher_file, ld_blocks=(9,)))
     with pytest.raises(ValueError, match="power of two"):
         train_gan(config(tmp_path / "r", resolution=48))
