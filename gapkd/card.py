@@ -91,9 +91,14 @@ def _describe(file: Path) -> str:
     known = ("commit", "seed", "hardware", "threads", "torch", "date")
     origin = ", ".join(f"{k} {card[k]}" for k in known if k in card)
     if kind == "stylegan2-generator":
-        lines = [f"A StyleGAN2 generator, {card['images']:,} images in {card['seconds'] / 3600:.1f} hours.\n",
+        stages = [card, *_ancestors(card)]
+        images, hours = (sum(stage[key] for stage in stages) for key in ("images", "seconds"))
+        lines = [f"A StyleGAN2 generator, {images:,} images in {hours / 3600:.1f} hours"
+                 + (f", in {len(stages)} stages" if len(stages) > 1 else "") + ".\n",
                  f"- command: `{command(card['settings'])}`", f"- origin: seed {card['settings']['seed']}, {origin}"]
-        lines += _ancestors(card)
+        lines += [f"- which started from {stage['images']:,} images in {stage['seconds'] / 3600:.1f} hours of "
+                  f"`{command(stage['settings'])}` (commit {stage['commit']}, {stage['hardware']})"
+                  for stage in stages[1:]]
         lines += [f"- {name}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items())
                   for name, figures in card["metrics"].items()]
         return "\n".join([*lines, f"\n![Sixty-four samples without truncation]({file.stem}.png)", ""])
@@ -108,13 +113,12 @@ def _describe(file: Path) -> str:
     return "\n".join([*lines, ""])
 
 
-def _ancestors(card: dict) -> list[str]:
-    """One line for every run that this one started from, the nearest first."""
-    lines = []
+def _ancestors(card: dict) -> list[dict]:
+    """The provenance of every run that this one started from, the nearest first."""
+    found = []
     while card := card.get("started_from"):
-        lines.append(f"- which started from {card['images']:,} images in {card['seconds'] / 3600:.1f} hours of "
-                     f"`{command(card['settings'])}` (commit {card['commit']}, {card['hardware']})")
-    return lines
+        found.append(card)
+    return found
 
 
 def command(settings: dict) -> str:
