@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from gapkd.checkpoints import load_generator, write_atomically
-from gapkd.cost import macs, speed_ratio
+from gapkd.cost import macs, seconds, speed_ratio
 from gapkd.distillation import Guide
 from gapkd.runs import provenance
 from gapkd.settings import DistillConfig, TrainConfig, widths
@@ -41,20 +40,10 @@ class BenchmarkConfig:
     """JSON file to write the table to, with commit and hardware; empty: none."""
 
 
-def _rate(run: Callable[[], object], images: int, repeats: int) -> float:
+def _rate(run: Callable[[], object], images: int, repeats: int, device: torch.device) -> float:
     """Images a second: `images` over the mean of `repeats` calls, after one that does not count."""
-    run()
-    _wait()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        run()
-    _wait()
-    return images * repeats / (time.perf_counter() - start)
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    seconds(run, device)
+    return images * repeats / seconds(lambda: [run() for _ in range(repeats)], device)
 
 
 def run_benchmark(config: BenchmarkConfig) -> list[tuple[str, str]]:
@@ -66,13 +55,13 @@ def run_benchmark(config: BenchmarkConfig) -> list[tuple[str, str]]:
     student = make_student(teacher).eval().to(device)
     r = teacher.resolution
     rows = [("threads", str(torch.get_num_threads())), ("device", device.type)]
-    rows.append((f"toy faces rendered, {r} px", f"{_rate(lambda: toy_faces(256, r), 256, 10):.0f} images/s"))
+    rows.append((f"toy faces rendered, {r} px", f"{_rate(lambda: toy_faces(256, r), 256, 10, device):.0f} images/s"))
 
     with tempfile.TemporaryDirectory() as folder:
         train = TrainConfig(out=folder, resolution=r, device=config.device, progress=False)
         fresh = Generator(**teacher.architecture())
         trainer = Trainer(train, fresh, Discriminator(r, widths(train.d_channels, r)))
-        rate = _rate(trainer.train_step, train.batch, config.steps)
+        rate = _rate(trainer.train_step, train.batch, config.steps, device)
         rows.append((f"GAN training, {r} px teacher", f"{rate:.0f} images/s"))
         for name, changes in {"distillation, total loss": {}, "distillation without L_ld": {"ld_weight": 0.0},
                               "distillation without L_gan": {"gan_weight": 0.0}}.items():
@@ -80,7 +69,8 @@ def run_benchmark(config: BenchmarkConfig) -> list[tuple[str, str]]:
                                      **changes)
             guide = Guide(settings, load_generator(config.teacher).to(device))
             guided = Trainer(settings, make_student(teacher), Discriminator(r, widths(settings.d_channels, r)), guide)
-            rows.append((name, f"{_rate(guided.train_step, settings.batch, config.steps):.0f} images/s"))
+            rate = _rate(guided.train_step, settings.batch, config.steps, device)
+            rows.append((name, f"{rate:.0f} images/s"))
     for batch in (1, 16):
         ratios = [speed_ratio(student, teacher, batch=batch) for _ in range(3)]
         rows.append((f"forward, student over teacher, batch {batch}", f"{statistics.median(ratios):.1f} times"))

@@ -63,8 +63,8 @@ def _paper_macs(G: Generator) -> int:
     return total
 
 
-@torch.no_grad()
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
+def seconds(run: Callable[[], object], device: torch.device) -> float:
+    """How long a call takes, the device's work included."""
     start = time.perf_counter()
     run()
     if device.type == "cuda":
@@ -79,14 +79,16 @@ def _forward(G: Generator, batch: int) -> tuple[Callable[[], object], torch.devi
     return lambda: G(z, c), device
 
 
+@torch.no_grad()
 def images_per_second(G: Generator, batch: int = 16, repeats: int = 10, warmup: int = 2) -> float:
     """Median throughput of z -> image over `repeats` runs, on the device where G lives, without gradients."""
     run, device = _forward(G, batch)
     for _ in range(warmup):
-        _seconds(run, device)
-    return batch / statistics.median(_seconds(run, device) for _ in range(repeats))
+        seconds(run, device)
+    return batch / statistics.median(seconds(run, device) for _ in range(repeats))
 
 
+@torch.no_grad()
 def speed_ratio(
     fast: Generator, slow: Generator, batch: int = 16, repeats: int = 10, warmup: int = 2
 ) -> float:
@@ -97,7 +99,7 @@ def speed_ratio(
     """
     (run_fast, device_fast), (run_slow, device_slow) = _forward(fast, batch), _forward(slow, batch)
     for _ in range(warmup):
-        _seconds(run_fast, device_fast)
-        _seconds(run_slow, device_slow)
-    return statistics.median(_seconds(run_slow, device_slow) / _seconds(run_fast, device_fast)
+        seconds(run_fast, device_fast)
+        seconds(run_slow, device_slow)
+    return statistics.median(seconds(run_slow, device_slow) / seconds(run_fast, device_fast)
                              for _ in range(repeats))
