@@ -92,13 +92,15 @@ def _describe(file: Path) -> str:
     origin = ", ".join(f"{k} {card[k]}" for k in known if k in card)
     if kind == "stylegan2-generator":
         stages = [card, *_ancestors(card)]
-        images, hours = (sum(stage[key] for stage in stages) for key in ("images", "seconds"))
-        lines = [f"A StyleGAN2 generator, {images:,} images in {hours / 3600:.1f} hours"
-                 + (f", in {len(stages)} stages" if len(stages) > 1 else "") + ".\n",
-                 f"- command: `{command(card['settings'])}`", f"- origin: seed {card['settings']['seed']}, {origin}"]
-        lines += [f"- which started from {stage['images']:,} images in {stage['seconds'] / 3600:.1f} hours of "
-                  f"`{command(stage['settings'])}` (commit {stage['commit']}, {stage['hardware']})"
-                  for stage in stages[1:]]
+        images, seconds = (sum(stage[key] for stage in stages) for key in ("images", "seconds"))
+        lines = [f"A StyleGAN2 generator, {images:,} images in {seconds / 3600:.1f} hours"
+                 + (f", in {len(stages)} stages" if len(stages) > 1 else "") + ".\n"]
+        for n, stage in enumerate(reversed(stages), 1):  # the oldest first: the commands in the order to run them
+            settings = stage["settings"] | {"images": stage["images"]}  # a stage may have been stopped early
+            settings |= {"start_from": f"runs/stage{n - 1}"} if n > 1 else {}
+            lines.append(f"- stage {n}: `{command(settings)} --out runs/stage{n}`, "
+                         f"{stage['seconds'] / 3600:.1f} hours, commit {stage['commit']}, {stage['hardware']}")
+        lines.append(f"- origin: seed {card['settings']['seed']}, {origin}")
         lines += [f"- {name}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items())
                   for name, figures in card["metrics"].items()]
         return "\n".join([*lines, f"\n![Sixty-four samples without truncation]({file.stem}.png)", ""])

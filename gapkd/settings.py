@@ -97,7 +97,7 @@ class TrainConfig(RunConfig):
     channels: tuple[int, ...] = (64,)
     """Widths of the generator's finest blocks; the first one holds for all coarser blocks too. Paper: 512 ... 128."""
     d_channels: tuple[int, ...] = (64, 32)
-    """Widths of the discriminator, likewise: half its work lies in the finest block, so that one is narrower."""
+    """Widths of the discriminator, likewise: most of its work would lie in the finest block, hence the 32."""
     noise: bool = True
     """Learn how strong the noise maps are; off: no noise, for data in which nothing is random."""
     start_from: str = ""
