@@ -46,12 +46,23 @@ def write_atomically(path: str | Path, content: bytes) -> Path:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
+        _sync_folder(path.parent)
     except OSError as error:
         aside.unlink(missing_ok=True)
         kept = "; the file that was there before is untouched" if path.exists() else ""
         raise OSError(error.errno, f"could not write {path.name} ({error.strerror}): free some space, make "
                                    f"the folder writable or choose another{kept}") from error
     return path
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in it survive a power cut (folders cannot be synchronised everywhere: then it is left out)."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def save_network(network: Generator | Discriminator, path: str | Path, provenance: dict | None = None) -> Path:

@@ -1,4 +1,4 @@
-"""The command line: `gapkd teacher | distill | evaluate | sample | study | benchmark | embed | chapter`.
+"""The command line: `gapkd teacher | distill | evaluate | sample | report | study | benchmark | embed | chapter`.
 
 Every option is a field of a settings dataclass, so that names, types, defaults and help stand in one place.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,10 @@ from typing import Annotated, Literal
 
 import tyro
 
+from gapkd import parallel
 from gapkd.benchmark import BenchmarkConfig
 from gapkd.card import EmbedConfig
+from gapkd.report import ReportConfig
 from gapkd.settings import DistillConfig, TrainConfig
 from gapkd.study import StudyConfig
 
@@ -82,6 +85,7 @@ def evaluate(config: EvaluateConfig) -> None:
 
     if config.samples < 2 or config.seed < 0:
         raise ValueError(f"samples must be at least 2 and seed at least 0, not {config.samples} and {config.seed}")
+    parallel.join()
     device = choose_device(config.device)
     G = load_generator(config.generator).to(device)
     teacher = load_generator(config.teacher).to(device) if config.teacher else None
@@ -90,8 +94,8 @@ def evaluate(config: EvaluateConfig) -> None:
     space = InceptionNetwork(device) if config.features == "inception" else None
     rows = evaluation_table({Path(config.generator).name: G}, net, dataset, teacher, config.samples, config.seed,
                             space=space)
-    print(format_table(rows))
-    if config.out:
+    _say(format_table(rows))
+    if config.out and parallel.is_first():
         record = {"rows": rows, "generator": config.generator, "teacher": config.teacher, "data": config.data,
                   "samples": config.samples, "seed": config.seed, **provenance()}
         print(f"written to {write_atomically(config.out, json.dumps(record, indent=1).encode())}")
@@ -119,15 +123,18 @@ def sample(config: SampleConfig) -> None:
 def teacher(config: TrainConfig) -> None:
     from gapkd.training import train_gan
 
-    result = train_gan(config)
-    print(f"teacher written to {result.checkpoint}")
+    _say(f"teacher written to {train_gan(config).checkpoint}")
 
 
 def distill(config: DistillConfig) -> None:
     from gapkd.training import distill as run
 
-    result = run(config)
-    print(f"student written to {result.checkpoint}")
+    _say(f"student written to {run(config).checkpoint}")
+
+
+def _say(text: str) -> None:
+    if parallel.is_first():
+        print(text)
 
 
 def study(config: StudyConfig) -> None:
@@ -140,6 +147,12 @@ def benchmark(config: BenchmarkConfig) -> None:
     from gapkd.benchmark import run_benchmark, show
 
     print(show(run_benchmark(config)))
+
+
+def report(config: ReportConfig) -> None:
+    from gapkd.report import write_report
+
+    print(f"written to {write_report(config)}")
 
 
 def embed(config: EmbedConfig) -> None:
@@ -161,28 +174,41 @@ Command = (
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
     | Annotated[SampleConfig, tyro.conf.subcommand("sample")]
     | Annotated[StudyConfig, tyro.conf.subcommand("study")]
+    | Annotated[ReportConfig, tyro.conf.subcommand("report")]
     | Annotated[BenchmarkConfig, tyro.conf.subcommand("benchmark")]
     | Annotated[EmbedConfig, tyro.conf.subcommand("embed")]
     | Annotated[ChapterConfig, tyro.conf.subcommand("chapter")]
 )
 RUN = {TrainConfig: teacher, DistillConfig: distill, EvaluateConfig: evaluate, SampleConfig: sample, StudyConfig: study,
+       ReportConfig: report,
        BenchmarkConfig: benchmark, EmbedConfig: embed, ChapterConfig: chapter}
+
+TOGETHER = (TrainConfig, DistillConfig, EvaluateConfig)  # what several processes can do
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point. Returns the exit status: 0, 2 for bad input, 130 when interrupted."""
     try:
         config = tyro.cli(Command, prog="gapkd", args=arguments, config=(tyro.conf.OmitArgPrefixes,))
+        if parallel.expected() > 1 and type(config) not in TOGETHER:
+            raise ValueError("torchrun is for teacher, distill and evaluate: start this command without it")
         RUN[type(config)](config)
     except KeyboardInterrupt as error:
-        print(f"gapkd: {error or 'interrupted'}", file=sys.stderr)
+        _complain(error or "interrupted")
         return 130
     except (ValueError, OSError, RuntimeError) as error:
         if type(error) is RuntimeError:  # a fault of ours, not of the input: show where
             raise
-        print(f"gapkd: {error}", file=sys.stderr)
+        _complain(error)
         return 2
     return 0
+
+
+def _complain(error: BaseException | str) -> None:
+    number = int(os.environ.get("RANK", 0))
+    if number and isinstance(error, (ValueError, KeyboardInterrupt)):
+        return  # process 0 says the same
+    print(f"gapkd{f' (process {number})' if number else ''}: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

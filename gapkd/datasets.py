@@ -333,10 +333,6 @@ def ordered_indices(dataset_size: int | None, start: int, count: int, seed: int)
     return torch.cat(parts)
 
 
-def flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror each image left to right with probability 1/2. (N, 3, R, R) -> (N, 3, R, R)
-
-    The draw is made on the generator's device, which may be another one than that of the images.
-    """
-    mirrored = torch.rand(len(images), generator=generator, device=generator.device) < 0.5
-    return torch.where(mirrored.to(images.device)[:, None, None, None], images.flip(3), images)
+def flip(images: Tensor, coins: Tensor) -> Tensor:
+    """Mirror image i left to right where coins[i] < 1/2. images (N, 3, R, R), coins (N,) in [0, 1)."""
+    return torch.where(coins[:, None, None, None] < 0.5, images.flip(3), images)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gapkd import losses
+from gapkd import losses, parallel
 from gapkd.directions import draw_offsets, sefa_directions
 from gapkd.settings import DistillConfig
 from gapkd.stylegan2 import Generator
@@ -45,13 +45,21 @@ class Guide:
         if config.ld_weight and config.ld_offsets != "random":
             self.directions = sefa_directions(teacher, range(1, max(config.ld_blocks) + 1), config.ld_offsets)
 
+    def draw_offsets(self, n: int, rng: torch.Generator) -> Tensor | None:
+        """Steps in W that the second view takes, (n, w_dim); None where there is no second view."""
+        c = self.config
+        if not c.ld_weight or c.ld_views == 1:
+            return None
+        return draw_offsets(n, self.teacher.w_dim, c.ld_strength, rng, self.directions)
+
     def compare(self, student: Generator, ws: Tensor, teacher_ws: Tensor, noise: list[Tensor],
-                rng: torch.Generator) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+                offsets: Tensor | None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Run both networks on the same latents and noise maps.
 
         Args:
             ws, teacher_ws: (N, num_ws, w_dim), each network's own.
             noise: maps (N, 1, r, r), given to both.
+            offsets: (N, w_dim), from `draw_offsets`.
         Returns: student images (N, 3, R, R) for the discriminator, weighted sum of the losses, the losses by name.
         Raises ValueError for a student of another w_dim or resolution.
         """
@@ -60,10 +68,9 @@ class Guide:
                              f"{self.teacher.w_dim}, {self.teacher.resolution} px) cannot be compared: "
                              "make the student with make_student(teacher)")
         c, n = self.config, len(ws)
-        two_views = bool(c.ld_weight) and c.ld_views == 2
-        if two_views:  # 2N rows: w, then w + offset under the same noise
-            offsets = draw_offsets(n, student.w_dim, c.ld_strength, rng, self.directions)[:, None]
-            ws, teacher_ws = torch.cat([ws, ws + offsets]), torch.cat([teacher_ws, teacher_ws + offsets])
+        if offsets is not None:  # 2N rows: w, then w + offset under the same noise
+            steps = offsets[:, None]
+            ws, teacher_ws = torch.cat([ws, ws + steps]), torch.cat([teacher_ws, teacher_ws + steps])
             noise = [torch.cat([m, m]) for m in noise]
         ours = student.synthesis(ws, noise=noise)
         image, total, parts = ours.image[:n], ws.new_zeros(()), {}
@@ -82,6 +89,7 @@ class Guide:
             total = total + c.perceptual_weight * parts["perceptual"]
         if c.ld_weight:
             parts["ld"] = losses.latent_direction_loss([ours.features[b] for b in c.ld_blocks],
-                                                       [theirs.features[b] for b in c.ld_blocks], c.ld_kind, c.ld_views)
+                                                       [theirs.features[b] for b in c.ld_blocks], c.ld_kind, c.ld_views,
+                                                       parallel.gather)
             total = total + c.ld_weight * parts["ld"]
         return image, total, parts

@@ -1,14 +1,19 @@
-"""Generators on the bench: draw samples, measure them, put the figures of several into one table."""
+"""Generators on the bench: draw samples, measure them, put the figures of several into one table.
+
+Where torchrun started several processes, samples and their features are dealt out, and each gets all figures.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from gapkd import parallel
 from gapkd.datasets import Dataset, ordered_indices
-from gapkd.features import AttributeNetwork
+from gapkd.features import AttributeNetwork, InceptionNetwork, load_attribute_network
 from gapkd.metrics import (
     FeatureNetwork,
     Reading,
@@ -24,6 +29,7 @@ from gapkd.metrics import (
 from gapkd.stylegan2 import Generator, Noise
 
 Row = dict[str, float | str]
+T = TypeVar("T")
 
 
 def draw_latents(G: Generator, samples: int, seed: int) -> tuple[Tensor, Tensor | None]:
@@ -38,24 +44,61 @@ def draw_latents(G: Generator, samples: int, seed: int) -> tuple[Tensor, Tensor 
 
 @torch.no_grad()
 def sample_images(G: Generator, samples: int, seed: int, batch: int = 100, noise: Noise = "const",
-                  truncation: float = 1.0) -> Iterator[Tensor]:
+                  truncation: float = 1.0, part: tuple[int, int] = (0, 1)) -> Iterator[Tensor]:
     """Batches of images (n, 3, R, R) in [-1, 1], clamped, on the generator's device; `samples` of them in
-    all."""
+    all.
+
+    Args:
+        part: (i, n) gives the i-th of n runs of batches, what process i of n has to do.
+    """
     device = next(G.parameters()).device
     z, c = draw_latents(G, samples, seed)
-    noise_generator = torch.Generator(device).manual_seed(seed + 1)
-    for start in range(0, samples, batch):
+    for start in _own(range(0, samples, batch), part):
         rows = slice(start, start + batch)
+        noise_generator = torch.Generator(device).manual_seed(seed + 1 + start)
         labels = None if c is None else c[rows].to(device)
         images = G(z[rows].to(device), labels, truncation=truncation, noise=noise, generator=noise_generator)
         yield images.clamp(-1, 1)
+
+
+def _own(items: Sequence[T], part: tuple[int, int]) -> Sequence[T]:
+    number, of = part
+    return items[len(items) * number // of:len(items) * (number + 1) // of]
+
+
+def _mine() -> tuple[int, int]:
+    return parallel.rank(), parallel.count()
 
 
 def real_features(network: FeatureNetwork, dataset: Dataset, samples: int, seed: int = 0,
                   start: int = 0) -> Tensor:
     """Features (samples, F) of images `start`, `start` + 1, ... of the dataset's shuffled stream."""
     indices = ordered_indices(dataset.size, start, samples, seed)
-    return collect(network, (dataset.load(part) for part in indices.split(100)))
+    own = _own(indices.split(100), _mine())
+    found = collect(network, map(dataset.load, own)) if own else torch.empty(0)
+    return torch.cat([f for f in parallel.gather_objects(found) if len(f)])
+
+
+class FidProbe:
+    """A probe for training: the FID of a generator to a dataset, images and features dealt out over the processes.
+
+    Returns, when called with a generator, {"fid_<features>_<samples>": value}. The real side is read once.
+    """
+
+    def __init__(self, dataset: Dataset, features: str, samples: int, device: torch.device):
+        if dataset.size is not None:
+            samples = min(samples, dataset.size)
+        self.network = InceptionNetwork(device) if features == "inception" else load_attribute_network().to(device)
+        self.dataset, self.samples, self.real = dataset, samples, None
+
+    @torch.no_grad()
+    def __call__(self, G: Generator) -> dict[str, float]:
+        if self.real is None:
+            self.real = real_features(self.network, self.dataset, self.samples)
+        own = [self.network.embed(images).double().cpu() for images in sample_images(G, self.samples, 30_000,
+                                                                                    part=_mine())]
+        fakes = torch.cat([f for part in parallel.gather_objects(own) for f in part])
+        return {metric_name("fid", self.network.name, self.samples): frechet_distance(self.real, fakes)}
 
 
 @torch.no_grad()
@@ -81,7 +124,7 @@ def evaluate_generator(G: Generator, net: AttributeNetwork, samples: int = 5000,
     readings: list[list[Reading]] = [[], []]
     distances = SameZ(net)
     generators = [G] if teacher is None or teacher is G else [G, teacher]
-    streams = [sample_images(g, samples, seed, batch, noise, truncation) for g in generators]
+    streams = [sample_images(g, samples, seed, batch, noise, truncation, _mine()) for g in generators]
     for parts in zip(*streams, strict=True):
         parts = parts * 2 if teacher is G else parts  # the teacher's own row of a table costs one pass, not two
         for n, images in enumerate(parts):
@@ -91,6 +134,8 @@ def evaluate_generator(G: Generator, net: AttributeNetwork, samples: int = 5000,
             readings[n].append(name_classes(net, net.read(maps)))
         if teacher is not None:
             distances.add(*parts)
+    features, readings = ([[x for part in parallel.gather_objects(side) for x in part] for side in both]
+                          for both in (features, readings))
     result: dict[str, float] = {}
     extractor = net.name if space is None else space.name
     if real is not None:
@@ -98,7 +143,7 @@ def evaluate_generator(G: Generator, net: AttributeNetwork, samples: int = 5000,
     if teacher is not None:
         for name, entry in compare_readings(*map(join_readings, readings)).items():
             result[f"agree_{name}"], result[f"agree_{name}_chance"] = entry.value, entry.chance
-        result |= distances.result()
+        result |= distances.result(parallel.gather_objects(distances.totals))
         result[metric_name("fid_to_teacher", extractor, samples)] = frechet_distance(*map(torch.cat, features))
     return result
 

@@ -15,12 +15,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SQRT2 = math.sqrt(2.0)
+HALF_CLAMP = 256.0  # largest activation in float16
 
 
 def leaky_relu(x: Tensor) -> Tensor:
     """Leaky ReLU with slope 0.2, in place. The gain sqrt(2) that keeps unit variance is folded into what comes
-    before: the function is positively homogeneous, so lrelu(sqrt(2) x) = sqrt(2) lrelu(x) and one pass is saved."""
-    return F.leaky_relu(x, 0.2, inplace=True)
+    before: the function is positively homogeneous, so lrelu(sqrt(2) x) = sqrt(2) lrelu(x) and one pass is saved.
+
+    In float16, which ends at 65,504, the result is clamped to 256 (StyleGAN2-ADA's precaution)."""
+    x = F.leaky_relu(x, 0.2, inplace=True)
+    return x.clamp(-HALF_CLAMP, HALF_CLAMP) if x.dtype == torch.float16 else x
+
+
+def in_float16(x: Tensor) -> bool:
+    """Whether a convolution of x would run in float16, autocast considered."""
+    device = x.device.type
+    return (torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype) == torch.float16
 
 
 class EqualLinear(nn.Module):
@@ -163,6 +173,8 @@ class ModulatedConv2d(nn.Module):
 
     def forward(self, x: Tensor, style: Tensor) -> tuple[Tensor, Tensor | None]:
         style = style * self.scale  # the equalised-learning-rate gain rides on the style: one small multiplication
+        if self.demodulate and in_float16(x):  # demodulation undoes any factor, so take one that cannot overflow
+            style = style / style.abs().amax(dim=1, keepdim=True).clamp(min=1e-8) * (self.kernel**2 * x.shape[1])**-0.5
         if self.kernel == 1 and not (self.demodulate or self.up):  # toRGB: a small matrix a sample beats scaling x
             matrices = (style[:, :, None] * self.weight[:, :, 0, 0].t()).to(x.dtype)  # (N, I, O)
             pixels = torch.bmm(x.permute(0, 2, 3, 1).flatten(1, 2), matrices)         # (N, H W, O)

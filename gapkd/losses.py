@@ -114,7 +114,8 @@ def relation_matrix(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def latent_direction_loss(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor],
-                          kind: str = "kl", views: int = 2) -> Tensor:
+                          kind: str = "kl", views: int = 2,
+                          gather: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
     """Compare how the features of two networks relate across a batch moved along latent directions (section 4.2).
 
     Args:
@@ -124,6 +125,7 @@ def latent_direction_loss(student_features: Sequence[Tensor], teacher_features: 
         kind: "kl", sum over blocks of KL(softmax(S_teacher) || softmax(S_student)) over each row, batch mean,
             temperature 1; or "mse", the mean squared difference of the matrices.
         views: 2 relates w_i to w_j + o_j; 1 relates the w among themselves.
+        gather: where several processes hold a batch together, gives the rows of all: relations then reach across.
     Returns: a scalar; 0 where the relations are equal.
     """
     if kind not in ("kl", "mse"):
@@ -139,8 +141,8 @@ def latent_direction_loss(student_features: Sequence[Tensor], teacher_features: 
             raise ValueError(f"features hold {len(s)} (student) and {len(t)} (teacher) images: "
                              f"both must hold the same multiple of {views}")
         n = len(s) // views
-        relation_s = relation_matrix(s[:n], s[-n:])
-        relation_t = relation_matrix(t[:n].detach(), t[-n:].detach())
+        relation_s = relation_matrix(s[:n], gather(s[-n:]))
+        relation_t = relation_matrix(t[:n].detach(), gather(t[-n:].detach()))
         if kind == "kl":
             term = F.kl_div(relation_s.log_softmax(dim=1), relation_t.softmax(dim=1), reduction="batchmean")
         else:

@@ -12,7 +12,7 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -239,10 +239,7 @@ class SameZ:
 
     def __init__(self, net: AttributeNetwork):
         self.net, self.previous = net, None
-        self.sums: dict[str, float] = dict.fromkeys(
-            ("l1", "l1_chance", "perceptual", "perceptual_chance"), 0.0
-        )
-        self.pairs = self.chance_pairs = 0
+        self.totals = {name + suffix: 0.0 for name in ("l1", "perceptual", "pairs") for suffix in ("", "_chance")}
 
     def add(self, a: Tensor, b: Tensor) -> None:
         if a.shape != b.shape:
@@ -255,21 +252,20 @@ class SameZ:
         self._sum("", a, b)
         if len(shifted):
             self._sum("_chance", partners, shifted)
-        self.pairs, self.chance_pairs, self.previous = (
-            self.pairs + len(a),
-            self.chance_pairs + len(shifted),
-            b[-1:],
-        )
+        self.previous = b[-1:]
 
     def _sum(self, suffix: str, a: Tensor, b: Tensor) -> None:
-        self.sums["l1" + suffix] += (a - b).abs().mean(dim=(1, 2, 3)).double().sum().item()
-        self.sums["perceptual" + suffix] += perceptual_distance(self.net, a, b).double().sum().item()
+        self.totals["l1" + suffix] += (a - b).abs().mean(dim=(1, 2, 3)).double().sum().item()
+        self.totals["perceptual" + suffix] += perceptual_distance(self.net, a, b).double().sum().item()
+        self.totals["pairs" + suffix] += len(a)
 
-    def result(self) -> dict[str, float]:
-        if self.chance_pairs < 1:
+    def result(self, parts: Sequence[dict[str, float]] = ()) -> dict[str, float]:
+        """Args: parts: the `totals` of several such objects that share the work; by default its own."""
+        totals = {name: sum(part[name] for part in parts or [self.totals]) for name in self.totals}
+        if totals["pairs_chance"] < 1:
             raise ValueError("same-z distances need at least 2 pairs of images")
-        return {name: total / (self.chance_pairs if name.endswith("_chance") else self.pairs)
-                for name, total in self.sums.items()}
+        return {name: totals[name] / totals["pairs_chance" if name.endswith("_chance") else "pairs"]
+                for name in ("l1", "l1_chance", "perceptual", "perceptual_chance")}
 
 
 @torch.no_grad()

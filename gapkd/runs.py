@@ -1,25 +1,30 @@
-"""The folder of a run: settings.json, log.jsonl, grids/*.png, checkpoint.pt and, at the end, the networks."""
+"""The folder of a run: settings.json, log.jsonl, grids/*.png, checkpoints/*.pt and, at the end, the networks."""
 
 from __future__ import annotations
 
 import io
 import json
+import os
 import platform
 import subprocess
 import time
+import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from gapkd.checkpoints import CheckpointError, write_atomically
+from gapkd import parallel
+from gapkd.checkpoints import CheckpointError, save_network, write_atomically
 from gapkd.images import save_png
 from gapkd.settings import RunConfig, to_dict
+from gapkd.stylegan2 import Discriminator, Generator
 
 # What a resumed run may change: none of these alters a number that is still to be computed.
 FREE_ON_RESUME = {"out", "resume", "images", "progress", "log_every", "grid_every", "checkpoint_every", "probe_every",
-                  "device"}
+                  "keep_checkpoints", "fid_every", "fid_samples", "fid_features", "tensorboard", "device"}
 
 
 def provenance() -> dict:
@@ -57,7 +62,7 @@ def next_run_folder(kind: str, root: str | Path = "runs") -> Path:
 
 
 class RunFolder:
-    """Reads and writes what a run leaves behind.
+    """Reads and writes what a run leaves behind. Of several processes, the first one alone does.
 
     Args:
         inputs: sha256 of the files the run depends on throughout (the teacher), by the setting that names them.
@@ -67,13 +72,19 @@ class RunFolder:
 
     def __init__(self, config: RunConfig, kind: str, inputs: dict[str, str] | None = None):
         self.kind, self.config, self.inputs = kind, config, inputs or {}
+        self.writes = parallel.is_first()
         self.before: dict = {}  # settings.json of the run that is resumed
-        self.path = Path(config.out) if config.out else next_run_folder(kind)
-        if self.checkpoint.exists() and not config.resume:
+        self.board = None
+        self.path = Path(parallel.from_first(lambda: str(self._prepare())))
+
+    def _prepare(self) -> Path:
+        config = self.config
+        self.path = Path(config.out) if config.out else next_run_folder(self.kind)
+        if self.checkpoints() and not config.resume:
             raise ValueError(f"{self.path} already holds a run: pass resume=True to go on with it, "
                              "or choose another out")
-        if config.resume and not self.checkpoint.exists():
-            raise ValueError(f"{self.path} holds no checkpoint.pt to resume from: check out, "
+        if config.resume and not self.checkpoints():
+            raise ValueError(f"{self.path} holds no checkpoint to resume from: check out, "
                              "or start with resume=False")
         if config.resume:
             self._compare_settings()
@@ -85,12 +96,15 @@ class RunFolder:
         if not config.resume:  # a run that died before its first checkpoint leaves a log: start it anew
             (self.path / "log.jsonl").unlink(missing_ok=True)
         write_atomically(self.path / "settings.json", json.dumps(
-            self.before | {"kind": kind, "settings": to_dict(config), "inputs": self.inputs,
-                           "provenance": provenance()}, indent=1).encode())
+            self.before | {"kind": self.kind, "settings": to_dict(config), "inputs": self.inputs,
+                           "provenance": provenance(), "job": job()}, indent=1).encode())
+        if config.tensorboard:
+            self.board = _open_board(self.path)
+        return self.path
 
-    @property
-    def checkpoint(self) -> Path:
-        return self.path / "checkpoint.pt"
+    def checkpoints(self) -> list[Path]:
+        """The files that hold a state of the run, oldest first."""
+        return sorted((self.path / "checkpoints").glob("*.pt"))
 
     def _compare_settings(self) -> None:
         try:
@@ -101,13 +115,16 @@ class RunFolder:
                              "this run cannot be resumed") from error
         if kind != self.kind:
             raise ValueError(f"{self.path} holds a {kind} run, not a {self.kind} run: choose another out")
+        differences = []
         for name, value in to_dict(self.config).items():
             if name not in settings:
                 raise ValueError(f"cannot resume {self.path}: an older gapkd, without the setting {name}, started it; "
                                  "start the run anew in another folder")
             if name not in FREE_ON_RESUME and settings[name] != value:
-                raise ValueError(f"cannot resume {self.path} with {name}={value!r}: it was started with "
-                                 f"{name}={settings[name]!r}; give that value, or choose another out")
+                differences.append(f"{name}={settings[name]!r}, not {value!r}")
+        if differences:
+            raise ValueError(f"cannot resume {self.path}: it was started with {'; '.join(differences)}; "
+                             "give the old values, or choose another out")
         for name, digest in self.inputs.items():
             if inputs.get(name) != digest:
                 raise ValueError(f"cannot resume {self.path}: the file {name}={settings[name]} is not the one it was "
@@ -115,6 +132,8 @@ class RunFolder:
 
     def remember(self, name: str, find: Callable[[], dict]) -> dict:
         """What `find` gave when the run began: kept in settings.json, so that a resumed run asks no more."""
+        if not self.writes:
+            return {}
         file = self.path / "settings.json"
         content = json.loads(file.read_text())
         if name not in content:
@@ -124,12 +143,18 @@ class RunFolder:
 
     def log(self, record: dict) -> None:
         """Append one line to log.jsonl."""
+        if not self.writes:
+            return
         try:
             with open(self.path / "log.jsonl", "a") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
             raise OSError(error.errno, f"could not write {self.path / 'log.jsonl'} ({error.strerror}): free some space "
                                        "or make the folder writable, and resume the run") from error
+        if self.board:
+            for name, value in record.items():
+                if name != "images" and isinstance(value, (int, float)):
+                    self.board.add_scalar(name, value, record["images"])
 
     def read_log(self) -> list[dict]:
         """All records of the log; an unfinished last line is left out."""
@@ -145,23 +170,82 @@ class RunFolder:
     def cut_log(self, images: int) -> list[dict]:
         """Drop records later than `images` (written after the checkpoint that is resumed); returns what stays."""
         kept = [r for r in self.read_log() if r["images"] <= images]
-        write_atomically(self.path / "log.jsonl", "".join(json.dumps(r) + "\n" for r in kept).encode())
+        if self.writes:
+            write_atomically(self.path / "log.jsonl", "".join(json.dumps(r) + "\n" for r in kept).encode())
         return kept
 
     def save_grid(self, images: Tensor, count: int) -> None:
         """Write grids/<count>.png from images (N, 3, R, R)."""
-        save_png(images, self.path / "grids" / f"{count:09d}.png")
+        if self.writes:
+            save_png(images, self.path / "grids" / f"{count:09d}.png")
+        if self.board:
+            self.board.add_images("samples", images.clamp(-1, 1) / 2 + 0.5, count)
 
-    def save_state(self, state: dict) -> None:
-        """Replace checkpoint.pt by `state`, whole or not at all."""
+    def save_network(self, network: Generator | Discriminator, name: str, card: dict) -> None:
+        """Write <name>.safetensors."""
+        if self.writes:
+            save_network(network, self.path / f"{name}.safetensors", card)
+
+    def save_state(self, state: dict, keep: int, best: int | None = None) -> None:
+        """Write checkpoints/<images>.pt, whole or not at all; then remove all but the newest `keep` and the one of
+        `best` images."""
+        if not self.writes:
+            return
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        write_atomically(self.checkpoint, buffer.getvalue())
+        write_atomically(self.path / "checkpoints" / f"{state['images']:09d}.pt", buffer.getvalue())
+        for file in self.checkpoints()[:-keep]:
+            if best is None or file.stem != f"{best:09d}":
+                file.unlink(missing_ok=True)
 
     def load_state(self) -> dict:
-        """Read checkpoint.pt; nothing in it is executed."""
-        try:
-            return torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged pickle can raise almost anything
-            raise CheckpointError(f"{self.checkpoint} is not a whole checkpoint of a run ({type(error).__name__}): "
-                                  "it is truncated or of another kind; start the run anew in another folder") from error
+        """The newest whole checkpoint; nothing in it is executed. A damaged one is put aside, and said so."""
+        return parallel.from_first(self._newest_state)
+
+    def _newest_state(self) -> dict:
+        damaged = None
+        for file in reversed(self.checkpoints()):
+            try:
+                state = read_state(file)
+            except CheckpointError as error:
+                damaged = error
+                file.rename(file.with_suffix(".damaged"))
+                warnings.warn(f"{error}; it is put aside as {file.with_suffix('.damaged').name}, and the one before it "
+                              "is used", stacklevel=2)
+            else:
+                return state
+        raise CheckpointError(f"no checkpoint in {self.path / 'checkpoints'} is whole: start the run anew in another "
+                              "folder") from damaged
+
+
+def read_state(file: Path) -> dict:
+    """What a checkpoint holds, on the CPU; nothing in it is executed. Raises CheckpointError unless it is whole."""
+    try:
+        with zipfile.ZipFile(file) as archive:  # torch.load does not compare the check sums
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} is damaged")
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise almost anything
+        raise CheckpointError(f"{file} is not a whole checkpoint of a run ({type(error).__name__}): it is truncated, "
+                              "damaged or of another kind") from error
+
+
+def job() -> str:
+    """The name that torchrun gives to a job and to its restarts; empty without torchrun."""
+    return os.environ.get("TORCHELASTIC_RUN_ID", "")
+
+
+def belongs_to_this_job(folder: str | Path) -> bool:
+    """Whether the run in a folder was begun by this very torchrun job, before a restart."""
+    try:
+        return json.loads((Path(folder) / "settings.json").read_text())["job"] == job()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _open_board(folder: Path):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError("tensorboard=True needs the extra `tensorboard`: pip install 'gapkd[tensorboard]'") from error
+    return SummaryWriter(str(folder / "tensorboard"))

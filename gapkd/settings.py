@@ -47,8 +47,10 @@ class RunConfig:
     """The half-life is at most this fraction of the images seen so far."""
     flip: bool = True
     """Mirror real images at random."""
-    precision: Literal["auto", "bf16", "float32"] = "auto"
-    """Autocast of everything but the regularisers; auto: bf16 where the processor has it."""
+    precision: Literal["auto", "bf16", "fp16", "float32"] = "auto"
+    """Autocast of everything but the regularisers; auto: bf16 where the processor has it, else float32."""
+    tf32: bool = False
+    """On NVIDIA GPUs, multiply what is left in float32 with TF32's 10 bits of mantissa."""
     device: str = "auto"
     """"auto", "cpu", "cuda", "cuda:1"..."""
     log_every: int = 1_000
@@ -57,6 +59,16 @@ class RunConfig:
     """Images between two sample grids; 0 for none."""
     checkpoint_every: int = 20_000
     """Images between two checkpoints; 0: only at the end or when interrupted."""
+    keep_checkpoints: int = 2
+    """The newest checkpoints that stay on the disk; the one with the lowest FID stays too."""
+    fid_every: int = 0
+    """Images between two measurements of the FID, which also choose best.safetensors; 0: none."""
+    fid_samples: int = 2000
+    """Images a measurement of the FID."""
+    fid_features: Literal["toyfaces", "inception"] = "toyfaces"
+    """Feature space of that FID: the attribute network, or Inception (extra `metrics`)."""
+    tensorboard: bool = False
+    """Write log and grids for TensorBoard too (extra `tensorboard`)."""
     probe_every: int = 5_000
     """Images between two calls of the probe a caller may pass."""
     progress: bool = True
@@ -68,17 +80,20 @@ class RunConfig:
         for name, hint in get_type_hints(type(self)).items():
             _check_type(name, getattr(self, name), hint)
         for name in ("images", "batch", "r1_every", "path_every", "path_batch_shrink", "log_every", "probe_every",
+                     "keep_checkpoints",
                      "z_dim", "w_dim", "mapping_layers"):
             _require(getattr(self, name, 1) >= 1, f"{name} must be at least 1, not {getattr(self, name, 1)}")
         for name in ("lr", "mapping_lr", "ema_half_life"):
             _require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
-        for name in ("seed", "d_first", "r1_gamma", "path_weight", "grid_every", "checkpoint_every", "ema_rampup"):
+        for name in ("seed", "d_first", "r1_gamma", "path_weight", "grid_every", "checkpoint_every", "fid_every",
+                     "ema_rampup"):
             _require(getattr(self, name, 0) >= 0, f"{name} must not be negative, but is {getattr(self, name, 0)}")
         _require(0 <= self.style_mixing <= 1, f"style_mixing is a probability, not {self.style_mixing}")
         for name in ("channels", "d_channels"):
             _require(getattr(self, name, (1,)), f"{name} must name at least one width")
         _require(getattr(self, "d_first", 0) < self.images,
                  f"d_first must be below images={self.images}, or the generator would never be trained")
+        _require(self.fid_samples >= 2, f"fid_samples must be at least 2, not {self.fid_samples}")
         _require(not (self.resume and not self.out), "resume needs out: name the folder of the run to go on with")
 
 

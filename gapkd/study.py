@@ -130,7 +130,7 @@ def _settings(config: StudyConfig, arm: str, seed: int) -> DistillConfig:
     out = Path(config.folder) / f"{arm}-{seed}-{config.images}"
     return from_dict(DistillConfig, {
         "teacher": config.teacher, "images": config.images, "seed": seed, "out": str(out), "device": config.device,
-        "progress": config.progress, "resume": (out / "checkpoint.pt").exists(), **ARMS[arm]})
+        "progress": config.progress, "resume": any(out.glob("checkpoints/*.pt")), **ARMS[arm]})
 
 
 def _refuse_another_study(file: Path, settings: dict, record: dict) -> None:

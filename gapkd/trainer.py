@@ -1,23 +1,29 @@
 """One adversarial training: its networks, optimisers and random draws, and its four steps.
 
-Every random draw comes from one generator with a seed, and data are addressed by position, so that the state of a run
-is a handful of tensors and a run can be stopped and resumed exactly.
+Every random draw comes from a generator with a seed (on a GPU there is a second one, on the CPU, for the numbers that
+steer), and data are addressed by position, so that the state of a run is a handful of tensors and a run can be stopped
+and resumed exactly. Where several processes train together, each draws for the whole batch and keeps its own rows
+(gapkd.parallel).
 """
 
 from __future__ import annotations
 
 import copy
 import math
+import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from gapkd import losses
+from gapkd import losses, parallel
 from gapkd.checkpoints import CheckpointError
 from gapkd.datasets import flip, open_dataset, ordered_indices
 from gapkd.distillation import Guide
 from gapkd.settings import RunConfig
 from gapkd.stylegan2 import Discriminator, Generator, mix_styles
+
+Rows = Tensor | slice
 
 
 class TrainingDiverged(RuntimeError):
@@ -25,9 +31,11 @@ class TrainingDiverged(RuntimeError):
 
 
 def choose_device(name: str) -> torch.device:
-    """"auto" takes a GPU when there is one."""
+    """"auto" takes a GPU when there is one; of several processes on a machine each takes its own."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and parallel.count() > 1:
+        name = f"cuda:{parallel.local_rank()}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -37,17 +45,16 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to autocast to bfloat16; "auto" does where the processor multiplies it natively."""
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """What to autocast to, None for nothing; "auto" takes bfloat16 where the processor multiplies it natively."""
     if precision != "auto":
-        return precision == "bf16"
+        return {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": None}[precision]
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    try:
-        capabilities = torch.cpu.get_capabilities()
-    except AttributeError:  # torch < 2.13
-        return False
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch < 2.13 cannot tell
+        native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return torch.bfloat16 if native else None
 
 
 def lazy_adam(parts: dict[torch.nn.Module, float], every: int) -> torch.optim.Adam:
@@ -77,32 +84,50 @@ class Trainer:
                                config.path_every if config.path_weight else 0)
         self.opt_d = lazy_adam({self.D: config.lr}, config.r1_every if config.r1_gamma else 0)
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
-        self.bf16 = use_bf16(config.precision, self.device)
+        on_cpu = self.device.type == "cpu"  # numbers that steer are read at once: a GPU would have to be waited for
+        self.dice = self.rng if on_cpu else torch.Generator().manual_seed(config.seed)
+        self.mine = parallel.rows(config.batch, D.mbstd_group)
+        self.dtype = autocast_dtype(config.precision, self.device)
+        # float16 has few exponents: gradients are scaled up, and steps that overflow are left out.
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        if self.device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
         self.step, self.images = 0, 0
         self.d_first = getattr(config, "d_first", 0)
         self.path_mean = torch.zeros((), device=self.device)
-        self.sums: dict[str, list] = {}
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
 
     # ------------------------------------------------------------------------------------------- drawing
 
     def autocast(self):
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
 
     def real_batch(self) -> Tensor:
         """The next real images (N, 3, R, R)."""
-        indices = ordered_indices(self.dataset.size, self.images, self.config.batch, self.config.seed)
-        reals = self.dataset.load(indices).to(self.device)
-        return flip(reals, self.rng) if self.config.flip else reals
+        indices = ordered_indices(self.dataset.size, self.images, self.config.batch, self.config.seed)[self.mine]
+        reals = self.dataset.load(indices)
+        if self.device.type == "cuda":
+            reals = reals.pin_memory()
+        reals = reals.to(self.device, non_blocking=True)
+        return flip(reals, self.draw(self.config.batch, kind=torch.rand)[self.mine]) if self.config.flip else reals
 
-    def draw_latents(self, n: int) -> tuple[Tensor, Tensor, int]:
-        """Two z a sample and the layer from which the second one rules (num_ws: no mixing)."""
-        def draw(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=self.rng, device=self.device)
+    def draw(self, *shape: int, kind: Callable[..., Tensor] = torch.randn) -> Tensor:
+        return kind(*shape, generator=self.rng, device=self.device)
 
-        mixed, place = torch.rand(2, generator=self.rng, device=self.device).tolist()
+    def draw_latents(self, n: int, mine: Rows) -> tuple[Tensor, Tensor, int]:
+        """Two z a sample and the layer from which the second one rules (num_ws: no mixing).
+
+        Args: n: samples of the whole batch. mine: the rows of it to keep.
+        """
+        mixed, place = torch.rand(2, generator=self.dice).tolist()
         last = self.G.num_ws
         crossover = 1 + int(place * (last - 1)) if mixed < self.config.style_mixing else last
-        return draw(n, self.G.z_dim), draw(n, self.G.z_dim), crossover
+        return self.draw(n, self.G.z_dim)[mine], self.draw(n, self.G.z_dim)[mine], crossover
+
+    def draw_noise(self, n: int, mine: Rows) -> list[Tensor]:
+        """Fresh noise maps for `mine` of n samples."""
+        return [m[mine] for m in self.G.synthesis.draw_noise(n, self.rng)]
 
     @staticmethod
     def to_ws(G: Generator, latents: tuple[Tensor, Tensor, int]) -> Tensor:
@@ -114,10 +139,10 @@ class Trainer:
     # ------------------------------------------------------------------------------------------- steps
 
     def discriminator_step(self, reals: Tensor) -> None:
-        n = len(reals)
+        n = self.config.batch
         with torch.no_grad(), self.autocast():
-            ws = self.to_ws(self.G, self.draw_latents(n))
-            fakes = self.G.synthesis(ws, noise="random", generator=self.rng).image
+            ws = self.to_ws(self.G, self.draw_latents(n, self.mine))
+            fakes = self.G.synthesis(ws, noise=self.draw_noise(n, self.mine)).image
         self.D.requires_grad_(True)
         with self.autocast():
             real_logits, fake_logits = self.D(reals), self.D(fakes)
@@ -134,18 +159,19 @@ class Trainer:
 
     def generator_step(self) -> None:
         n, guide = self.config.batch, self.guide
-        latents = self.draw_latents(n)
+        latents, noise = self.draw_latents(n, self.mine), self.draw_noise(n, self.mine)
         self.D.requires_grad_(False)
         with self.autocast():
             ws = self.to_ws(self.G, latents)
-            self.G.mapping.track(ws[:, 0])
-            noise = self.G.synthesis.draw_noise(n, self.rng)
+            self.G.mapping.track(parallel.gather(ws[:, 0].detach()))
             total, parts = ws.new_zeros(()), {}
             if guide is None:
                 image = self.G.synthesis(ws, noise=noise).image
             else:
                 teacher_ws = self.to_ws(guide.teacher, latents).detach()
-                image, total, parts = guide.compare(self.G, ws, teacher_ws, noise, self.rng)
+                offsets = guide.draw_offsets(n, self.rng)
+                image, total, parts = guide.compare(self.G, ws, teacher_ws, noise,
+                                                    None if offsets is None else offsets[self.mine])
             if guide is None or guide.gan_weight:
                 parts["gan"] = losses.generator_loss(self.D(image))
                 total = total + (parts["gan"] if guide is None else guide.gan_weight * parts["gan"])
@@ -154,23 +180,26 @@ class Trainer:
 
     def path_step(self) -> None:
         """Path-length regularisation, in float32, on a smaller batch."""
-        n = max(1, self.config.batch // self.config.path_batch_shrink)
-        ws = self.to_ws(self.G, self.draw_latents(n))
+        together = parallel.count()
+        n = together * max(1, self.config.batch // self.config.path_batch_shrink // together)
+        mine = parallel.rows(n)
+        ws = self.to_ws(self.G, self.draw_latents(n, mine))
         if not ws.requires_grad:  # a frozen mapping network
             ws = ws.detach().requires_grad_(True)
-        image = self.G.synthesis(ws, noise="random", generator=self.rng).image
-        direction = torch.randn(image.shape, generator=self.rng, device=self.device)
+        image = self.G.synthesis(ws, noise=self.draw_noise(n, mine)).image
+        direction = self.draw(n, *image.shape[1:])[mine]
         lengths = losses.path_lengths(image, ws, direction)
-        self.path_mean = self.path_mean.lerp(lengths.mean().detach(), 0.01)
+        self.path_mean = self.path_mean.lerp(parallel.mean(lengths.mean()), 0.01)
         penalty = losses.path_penalty(lengths, self.path_mean)
         self.update(self.opt_g, penalty * (self.config.path_weight * self.config.path_every))
         self.note(path=penalty, path_length=lengths.mean())
 
-    @staticmethod
-    def update(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+    def update(self, optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
+        self.scaler.scale(loss).backward()
+        parallel.average_([p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None])
+        self.scaler.step(optimiser)  # with fused Adam no word from the GPU is waited for
+        self.scaler.update()
 
     @torch.no_grad()
     def average_weights(self) -> None:
@@ -203,12 +232,17 @@ class Trainer:
     def note(self, **values: Tensor) -> None:
         """Collect losses; they are read (and the device waited for) only when a line is logged."""
         for name, value in values.items():
-            self.sums.setdefault(name, []).append(value.detach())
+            self.sums[name] = self.sums.get(name, 0) + value.detach().float()
+            self.counts[name] = self.counts.get(name, 0) + 1
 
     def take_notes(self) -> dict[str, float]:
-        """Mean of what was collected since the last call. Raises TrainingDiverged."""
-        means = {name: torch.stack(values).float().mean().item() for name, values in self.sums.items()}
+        """Mean of what was collected since the last call, over all processes. Raises TrainingDiverged."""
+        if not self.sums:
+            return {}
+        values = parallel.mean(torch.stack([total / self.counts[name] for name, total in self.sums.items()])).tolist()
+        means = dict(zip(self.sums, values, strict=True))
         self.sums.clear()
+        self.counts.clear()
         bad = [name for name, value in means.items() if not math.isfinite(value) or abs(value) > 1e6]
         if bad:
             raise TrainingDiverged(f"training diverged near image {self.images}: {bad[0]} = {means[bad[0]]:.3g}; "
@@ -218,7 +252,9 @@ class Trainer:
     def state(self) -> dict:
         return {"G": self.G.state_dict(), "D": self.D.state_dict(), "G_ema": self.G_ema.state_dict(),
                 "opt_g": self.opt_g.state_dict(), "opt_d": self.opt_d.state_dict(), "rng": self.rng.get_state(),
-                "path_mean": self.path_mean, "step": self.step, "images": self.images, "device": self.device.type}
+                "dice": self.dice.get_state(), "path_mean": self.path_mean, "sums": dict(self.sums),
+                "counts": dict(self.counts), "scaler": self.scaler.state_dict(), "step": self.step,
+                "images": self.images, "device": self.device.type, "processes": parallel.count()}
 
     def load_state(self, state: dict) -> None:
         """Take over what `state` returned. Raises CheckpointError for the state of other networks or another device."""
@@ -226,15 +262,26 @@ class Trainer:
             raise CheckpointError(f"the run was trained on {state['device']}, whose random numbers {self.device.type} "
                                   f"cannot continue: resume with device={state['device']}")
         try:
-            for name in ("G", "D", "G_ema", "opt_g", "opt_d"):
+            for name in ("G", "D", "G_ema", "opt_g", "opt_d", "scaler"):
                 getattr(self, name).load_state_dict(state[name])
             self.rng.set_state(state["rng"].cpu())
+            self.dice.set_state(state["dice"].cpu())
             self.path_mean = state["path_mean"].to(self.device)
-            self.step, self.images = state["step"], state["images"]
+            self.sums = {name: total.to(self.device) for name, total in state["sums"].items()}
+            self.counts = dict(state["counts"])
+            self.step, self.images, processes = state["step"], state["images"], state["processes"]
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise CheckpointError("the run's checkpoint.pt does not hold the networks that its settings.json names: it "
+            raise CheckpointError("the run's checkpoint does not hold the networks that its settings.json names: it "
                                   "was edited, exchanged or written by another version; start the run anew in another "
                                   "folder") from error
+        if processes != parallel.count():
+            warnings.warn(f"the run was trained by {processes} process(es) and goes on with {parallel.count()}: the "
+                          "same numbers summed in another order, so equal up to rounding, not bit for bit",
+                          stacklevel=2)
+
+    def fingerprint(self) -> str:
+        """A number that the weights of all processes must share."""
+        return str(sum(p.double().sum().item() for p in [*self.G.parameters(), *self.D.parameters()]))
 
     def finite(self) -> bool:
         return all(bool(p.isfinite().all()) for p in [*self.G.parameters(), *self.D.parameters()])

@@ -8,29 +8,39 @@ The loop around gapkd.trainer: log, sample grids, checkpoints, exact resume, a c
 
 from __future__ import annotations
 
+import json
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from gapkd.checkpoints import find_checkpoint, load_discriminator, load_generator, read_metadata, save_network, sha256
+from gapkd import parallel
+from gapkd.checkpoints import find_checkpoint, load_discriminator, load_generator, read_metadata, sha256
 from gapkd.distillation import Guide
-from gapkd.runs import RunFolder, provenance
+from gapkd.evaluation import FidProbe
+from gapkd.runs import RunFolder, belongs_to_this_job, job, provenance
 from gapkd.settings import DistillConfig, RunConfig, TrainConfig, to_dict, widths
 from gapkd.students import make_student
 from gapkd.stylegan2 import Discriminator, Generator
 from gapkd.trainer import Trainer, TrainingDiverged, choose_device
 
 Probe = Callable[[Generator], dict]
+AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
 
 
 class TrainingInterrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM: the state was saved before this was raised."""
+
+
+class OutOfMemory(RuntimeError):
+    """A step did not fit into the memory of the machine or GPU."""
 
 
 @dataclass
@@ -53,85 +63,115 @@ def _every(images: int, batch: int, period: int) -> bool:
     return bool(period) and images // period > (images - batch) // period
 
 
+def best_record(log: Sequence[dict]) -> dict | None:
+    """The record with the lowest FID of a run's log; None where none was measured."""
+    name = next((key for record in reversed(log) for key in record if key.startswith("fid_")), None)
+    return min((r for r in log if name in r), key=lambda r: r[name], default=None)
+
+
 def fit(trainer: Trainer, kind: str, probe: Probe | None = None, inputs: dict[str, str] | None = None) -> RunResult:
-    """Run a trainer to its end: log, grids, checkpoints, probe; exact resume; a clean stop on Ctrl-C and SIGTERM.
+    """Run a trainer to its end: log, grids, checkpoints, probes; exact resume; a clean stop on Ctrl-C and SIGTERM.
 
     Args:
         inputs: see `gapkd.runs.RunFolder`.
     """
     c, folder, origin = trainer.config, RunFolder(trainer.config, kind, inputs), provenance()
+    origin["processes"] = parallel.count()
     if ancestor := folder.remember("started_from", lambda: _ancestor(c)):
         origin["started_from"] = ancestor
-    log: list[dict] = []
+    log, seconds = [], 0.0
     if c.resume:
-        trainer.load_state(folder.load_state())
-        log = folder.cut_log(trainer.images)
+        state = folder.load_state()
+        trainer.load_state(state)
+        log, seconds = folder.cut_log(trainer.images), state["seconds"]
+    parallel.check_equal("weights", trainer.fingerprint())
+    judge = FidProbe(trainer.dataset, c.fid_features, c.fid_samples, trainer.device) if c.fid_every else None
     grid_z = torch.randn(64, trainer.G.z_dim, generator=torch.Generator().manual_seed(0)).to(trainer.device)
-    stop: list[int] = []
-    spent, seconds = time.perf_counter(), (log[-1]["seconds"] if log else 0.0)
+    signals: list[int] = []
+    spent = time.perf_counter()
     saved_at = trainer.images if c.resume else None
+
+    def card() -> dict:
+        return {"command": kind, "settings": to_dict(c), "images": trainer.images, "seconds": round(seconds, 1),
+                **origin}
 
     def last_good() -> str:
         if saved_at is None:
             return "; no checkpoint was written yet"
-        return f"; the last good checkpoint, at image {saved_at}, is {folder.checkpoint}"
+        return f"; the last good checkpoint, at image {saved_at}, is in {folder.path / 'checkpoints'}"
 
     def save() -> None:
         nonlocal saved_at
         if not trainer.finite():
             raise TrainingDiverged(f"training diverged near image {trainer.images}: a weight is not finite"
                                    f"{last_good()}")
-        folder.save_state(trainer.state())
+        parallel.check_equal("weights", trainer.fingerprint())
+        best = best_record(log)
+        folder.save_state(trainer.state() | {"seconds": seconds}, c.keep_checkpoints, best and best["images"])
         saved_at = trainer.images
 
-    with _signals(stop), tqdm(total=c.images, initial=trainer.images, unit="img", desc=kind, disable=not c.progress,
-                              leave=False, smoothing=0.05) as bar:
+    def watch(images: int, done: bool) -> dict:
+        """What is to be logged after this step."""
+        record = {}
+        if done or _every(images, c.batch, c.log_every):
+            try:
+                record = trainer.take_notes()
+            except TrainingDiverged as error:
+                raise TrainingDiverged(f"{error}{last_good()}") from None
+        with torch.no_grad():
+            if probe and (done or _every(images, c.batch, c.probe_every)):
+                record |= probe(trainer.G_ema)
+            if judge and (done or _every(images, c.batch, c.fid_every)):
+                record |= judge(trainer.G_ema)
+            if c.grid_every and (done or _every(images, c.batch, c.grid_every)) and parallel.is_first():
+                folder.save_grid(trainer.G_ema(grid_z), images)
+        return record
+
+    with _signals(signals), tqdm(total=c.images, initial=trainer.images, unit="img", desc=kind, leave=False,
+                                 disable=not (c.progress and parallel.is_first()), smoothing=0.05) as bar:
         while trainer.images < c.images:
-            trainer.train_step()
+            with _memory(trainer):
+                trainer.train_step()
             bar.update(c.batch)
-            due, done = trainer.images, trainer.images >= c.images
-            record = {}
-            if done or _every(due, c.batch, c.log_every):
-                try:
-                    record = trainer.take_notes()
-                except TrainingDiverged as error:
-                    raise TrainingDiverged(f"{error}{last_good()}") from None
-                bar.set_postfix({k: f"{v:.2f}" for k, v in record.items() if k.startswith("loss")})
-            if probe and (done or _every(due, c.batch, c.probe_every)):
-                with torch.no_grad():
-                    record |= probe(trainer.G_ema)
+            images, done, stop = trainer.images, trainer.images >= c.images, parallel.anyone(bool(signals))
+            record, new_best = watch(images, done), False
+            now = time.perf_counter()
+            seconds, spent = seconds + now - spent, now
             if record:
-                now = time.perf_counter()
-                seconds, spent = seconds + now - spent, now
-                record = {"images": due, "seconds": round(seconds, 2), **record}
+                bar.set_postfix({k: f"{v:.2f}" for k, v in record.items() if k.startswith("loss")})
+                record = {"images": images, "seconds": round(seconds, 2), **record}
                 log.append(record)
                 folder.log(record)
-            if done or _every(due, c.batch, c.grid_every):
-                if c.grid_every:
-                    with torch.no_grad():
-                        folder.save_grid(trainer.G_ema(grid_z), due)
-            if done or stop or _every(due, c.batch, c.checkpoint_every):
+                new_best = record is best_record(log)
+            if new_best:
+                folder.save_network(trainer.G_ema, "best", card() | {"measured": record})
+            if done or stop or new_best or _every(images, c.batch, c.checkpoint_every):
                 save()
             if stop and not done:
-                raise TrainingInterrupted(f"stopped at image {due}; the state is saved in {folder.path}, "
+                raise TrainingInterrupted(f"stopped at image {images}; the state is saved in {folder.path}, "
                                           "resume=True goes on from there")
-    card = {"command": kind, "settings": to_dict(c), "images": trainer.images, "seconds": round(seconds, 1), **origin}
     result = RunResult(trainer.G_ema, trainer.D.eval().requires_grad_(False), log, folder.path)
-    save_network(result.generator, result.checkpoint, card)
-    save_network(result.discriminator, folder.path / "discriminator.safetensors", card)
+    folder.save_network(result.generator, "generator", card())
+    folder.save_network(result.discriminator, "discriminator", card())
     return result
 
 
 class _signals:
-    """Within the block, SIGINT and SIGTERM append to `stop` (checked between steps) instead of breaking a step."""
+    """Within the block, SIGINT and SIGTERM append to `signals` (checked between steps) instead of breaking a step;
+    the second one breaks it."""
 
-    def __init__(self, stop: list[int]):
-        self.stop, self.before = stop, {}
+    def __init__(self, signals: list[int]):
+        self.signals, self.before = signals, {}
+
+    def _take(self, number: int, frame: object) -> None:
+        if self.signals:
+            raise KeyboardInterrupt("stopped at once: the step that was on its way is lost")
+        self.signals.append(number)
 
     def __enter__(self):
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
-                self.before[number] = signal.signal(number, lambda n, frame: self.stop.append(n))
+                self.before[number] = signal.signal(number, self._take)
         except ValueError:  # not in the main thread: the caller's handling stays
             pass
 
@@ -140,13 +180,41 @@ class _signals:
             signal.signal(number, handler)
 
 
+@contextmanager
+def _memory(trainer: Trainer):
+    """Name the setting to lower when a step does not fit."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise OutOfMemory(f"a step with batch={trainer.config.batch} at {trainer.G.resolution} px does not fit into "
+                          f"the memory of {trainer.device}: lower batch, or share it among more processes") from error
+
+
+def _begin(config: AnyConfig) -> AnyConfig:
+    """Find the other processes, if there are any; after a restart by torchrun's agent, resume."""
+    parallel.join()
+    if parallel.may_restart() and not config.out:
+        raise ValueError("torchrun may restart this run (--max-restarts): name its folder with out, "
+                         "so that it is found again")
+    if parallel.may_restart() and job() in ("", "none"):  # the static rendezvous keeps the addresses of the dead
+        raise ValueError("torchrun can restart a run only when the job has a name: add --standalone (one machine) "
+                         "or --rdzv-backend c10d --rdzv-id NAME (several)")
+    if parallel.restarted() and belongs_to_this_job(config.out) and list(Path(config.out).glob("checkpoints/*.pt")):
+        config = replace(config, resume=True)
+    parallel.check_equal("settings", json.dumps(to_dict(config)))
+    return config
+
+
 def train_gan(config: TrainConfig, probe: Probe | None = None) -> RunResult:
     """Train a StyleGAN2 on a dataset.
 
     Args:
         probe: called with the averaged generator every `probe_every` images; the numbers it returns join the log.
-    Raises ValueError for bad settings or data, TrainingDiverged, TrainingInterrupted (state saved).
+    Raises ValueError for bad settings or data, TrainingDiverged, OutOfMemory, TrainingInterrupted (state saved).
     """
+    config = _begin(config)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         G = Generator(config.resolution, config.z_dim, config.w_dim, widths(config.channels, config.resolution),
@@ -226,6 +294,7 @@ def distill(config: DistillConfig, probe: Probe | None = None,
             then look inside the mask only.
     Raises: as `train_gan`; CheckpointError for an unusable teacher.
     """
+    config = _begin(config)
     teacher = load_generator(config.teacher)
     student = make_student(teacher, config.keep, config.kernel, config.mapping, config.synthesis, config.seed)
     if config.discriminator:

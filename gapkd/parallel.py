@@ -1,0 +1,208 @@
+"""One training on several processes: `torchrun --nproc_per_node N -m gapkd distill ...`.
+
+Every process draws the random numbers of the whole batch and keeps its own rows; losses are means, so the mean of the
+processes' gradients is the gradient of the whole batch. N processes therefore compute what one computes, up to the
+order of float sums. Without torchrun every function here does nothing or returns its argument.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+TIMEOUT = timedelta(minutes=10)
+
+
+class ProcessLostError(OSError):
+    """Another process of the same training is gone, so that this one cannot go on."""
+
+
+def count() -> int:
+    """Processes that train together; 1 without torchrun."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0; process 0 alone writes files."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_first() -> bool:
+    return rank() == 0
+
+
+def local_rank() -> int:
+    """Number of this process on its machine: the GPU that it takes."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def expected() -> int:
+    """Processes that torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def join() -> None:
+    """Find the other processes that torchrun started; nothing happens without torchrun, or the second time.
+
+    Sums over GPU tensors go over NCCL, everything else over gloo. CPU threads become this process's share of the
+    cores, since two processes with all cores each stall one another.
+
+    Raises ProcessLostError when the others do not answer.
+    """
+    if dist.is_initialized() or expected() == 1:
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank())
+    with _peers("find the other processes"):
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+        atexit.register(leave)
+        heads = torch.ones(())
+        dist.all_reduce(heads)
+    if (found := int(heads)) != expected():
+        raise ProcessLostError(f"torchrun started {expected()} processes, but {found} found each other: start it "
+                               "again")
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def leave() -> None:
+    """Undo `join`."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def restarted() -> bool:
+    """Whether torchrun's agent has restarted this training after a process died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+def may_restart() -> bool:
+    """Whether torchrun's agent would restart it (--max-restarts)."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
+
+
+@contextmanager
+def _peers(deed: str = "exchange numbers with the other processes"):
+    """Turn what torch.distributed raises when a peer is gone into one sentence."""
+    try:
+        yield
+    except RuntimeError as error:  # DistBackendError and DistNetworkError are such
+        raise ProcessLostError(f"process {os.environ.get('RANK', 0)} on {socket.gethostname()} cannot {deed} "
+                               f"({str(error).splitlines()[0][:120]}): one of them has stopped, see its own message; "
+                               "the run goes on from its last checkpoint with --resume") from error
+
+
+# ------------------------------------------------------------------------------------------- dealing out
+
+
+def rows(batch: int, group: int = 1) -> Tensor | slice:
+    """The rows of a batch that this process takes.
+
+    Args:
+        group: images of a batch of which the discriminator's minibatch statistic takes the spread. Image n belongs to
+            group n mod (batch / group), so that whole groups are dealt out: the statistic then stays what it was.
+    Raises ValueError when the batch cannot be dealt out evenly.
+    """
+    if count() == 1:
+        return slice(None)
+    if batch % (count() * group):
+        raise ValueError(f"batch={batch} cannot be shared by {count()} processes in whole groups of {group}: "
+                         f"choose a multiple of {count() * group}")
+    return torch.arange(batch).reshape(group, count(), -1)[:, rank()].flatten()
+
+
+# ------------------------------------------------------------------------------------------- putting together
+
+
+def average_(tensors: Sequence[Tensor]) -> None:
+    """Replace tensors, in place, by their means over all processes: one message for all of them."""
+    if count() == 1 or not tensors:
+        return
+    flat = torch.cat([t.detach().reshape(-1) for t in tensors])
+    with _peers():
+        dist.all_reduce(flat)
+    flat /= count()
+    for tensor, values in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(values.view(tensor.shape))
+
+
+def mean(x: Tensor) -> Tensor:
+    """Mean over all processes, without gradient."""
+    if count() == 1:
+        return x.detach()
+    x = x.detach().clone()
+    average_([x])
+    return x
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(count())]
+        with _peers():
+            dist.all_gather(parts, x)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous().clone()
+        with _peers():
+            dist.all_reduce(gradient)
+        return gradient.chunk(count())[rank()]
+
+
+def gather(x: Tensor) -> Tensor:
+    """The rows (n, ...) of all processes one after the other, (count n, ...).
+
+    Differentiable: rows that other processes put to use get the sum of their gradients.
+    """
+    if count() == 1:
+        return x
+    return _Gather.apply(x.to(torch.promote_types(x.dtype, torch.float32)).contiguous())
+
+
+def gather_objects(value: T) -> list[T]:
+    """One value of every process, in their order."""
+    if count() == 1:
+        return [value]
+    values: list[Any] = [None] * count()
+    with _peers():
+        dist.all_gather_object(values, value)
+    return values
+
+
+def from_first(find: Callable[[], T]) -> T:
+    """What `find` returns in process 0, told to all."""
+    if count() == 1:
+        return find()
+    box: list[Any] = [find() if is_first() else None]
+    with _peers():
+        dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def anyone(flag: bool) -> bool:
+    """Whether the flag is up in any process. Travels between processors: no GPU has to be waited for."""
+    if count() == 1:
+        return flag
+    flags = torch.tensor(float(flag))
+    with _peers():
+        dist.all_reduce(flags)
+    return bool(flags > 0)
+
+
+def check_equal(what: str, value: str) -> None:
+    """Raise ValueError unless all processes hold the same value."""
+    for number, other in enumerate(gather_objects(value)):
+        if other != value:
+            raise ValueError(f"process {number} has other {what} than process {rank()}: "
+                             "start all of them with one command from one version")

@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gapkd.checkpoints import save_network
+from gapkd.stylegan2 import Generator
+
+
+@pytest.fixture(scope="session")
+def teacher_file(tmp_path_factory):
+    """A small untrained 32 px teacher on the disk."""
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_network(Generator(32, 8, 8, 8, mapping_layers=2), path)
+    return path
+
+
+@pytest.fixture
+def fake_distance(monkeypatch):
+    """Squared difference in place of the attribute network, which most tests of the loop do not need."""
+    monkeypatch.setattr("gapkd.distillation.distance_for",
+                        lambda name, device: lambda a, b: (a - b).square().mean((1, 2, 3)))

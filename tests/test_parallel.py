@@ -1,0 +1,282 @@
+"""Several processes train as one: the same weights, one writer, and a clear end when one of them dies."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import config, distill_config
+
+from gapkd import parallel
+from gapkd.datasets import open_dataset
+from gapkd.evaluation import evaluate_generator, real_features
+from gapkd.features import load_attribute_network
+from gapkd.settings import RunConfig, TrainConfig
+from gapkd.stylegan2 import Generator, minibatch_std
+from gapkd.training import distill, train_gan
+
+
+def free_port() -> str:
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return str(s.getsockname()[1])
+
+
+def _member(rank: int, count: int, port: str, task, arguments: tuple, results) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "localhost",
+                   "LOCAL_WORLD_SIZE": str(count), "MASTER_PORT": port}
+    try:
+        results.put((rank, task(*arguments)))
+    except Exception as error:  # the test wants to see it
+        results.put((rank, error))
+    parallel.leave()
+
+
+def together(task, *arguments, count: int = 2) -> list:
+    """What `task(*arguments)` returns, or raises, in each of `count` processes that train together."""
+    processes, port = multiprocessing.get_context("forkserver"), free_port()
+    processes.set_forkserver_preload(["gapkd.training"])
+    results = processes.Queue()
+    members = [processes.Process(target=_member, args=(rank, count, port, task, arguments, results))
+               for rank in range(count)]
+    for member in members:
+        member.start()
+    found = dict(results.get(timeout=240) for _ in members)
+    for member in members:
+        member.join(60)
+    return [found[rank] for rank in range(count)]
+
+
+# ------------------------------------------------------------------------------------------- the pieces
+
+
+def _pieces() -> dict:
+    parallel.join()
+    me = parallel.rank()
+    x = torch.full((2, 3), 1.0 + me, requires_grad=True)
+    everything = parallel.gather(x)
+    (everything * torch.arange(12.0).view(4, 3)).sum().backward()
+    pair = [torch.full((2,), float(me)), torch.full((3, 1), 10.0 * me)]
+    parallel.average_(pair)
+    return {"count": parallel.count(), "gathered": everything.tolist(), "gradient": x.grad.tolist(),
+            "average": [t.flatten().tolist() for t in pair], "mean": parallel.mean(torch.tensor(float(me))).item(),
+            "objects": parallel.gather_objects({"me": me}), "first": parallel.from_first(lambda: f"from {me}"),
+            "anyone": [parallel.anyone(me == 1), parallel.anyone(False)], "rows": parallel.rows(16, 4).tolist()}
+
+
+def test_the_pieces_in_two_processes():
+    first, second = together(_pieces)
+    for one, rows in ((first, [0, 1, 4, 5, 8, 9, 12, 13]), (second, [2, 3, 6, 7, 10, 11, 14, 15])):
+        assert one.pop("rows") == rows
+        assert one["count"] == 2 and one["mean"] == 0.5 and one["average"] == [[0.5, 0.5], [5.0, 5.0, 5.0]]
+        assert one["gathered"] == [[1.0] * 3] * 2 + [[2.0] * 3] * 2
+        assert one["objects"] == [{"me": 0}, {"me": 1}] and one["first"] == "from 0"
+        assert one["anyone"] == [True, False]
+    # Both processes used all rows in the same way, so each gets twice the gradient of one use.
+    assert first["gradient"] == [[0.0, 2.0, 4.0], [6.0, 8.0, 10.0]]
+    assert second["gradient"] == [[12.0, 14.0, 16.0], [18.0, 20.0, 22.0]]
+
+
+def test_whole_groups_of_the_minibatch_statistic_are_dealt_out():
+    x = torch.randn(16, 3, 2, 2)
+    whole = minibatch_std(x, 4)[:, 3, 0, 0]
+    for rows in ([0, 1, 4, 5, 8, 9, 12, 13], [2, 3, 6, 7, 10, 11, 14, 15]):  # what the test above found
+        torch.testing.assert_close(minibatch_std(x[rows], 4)[:, 3, 0, 0], whole[rows])
+
+
+def test_alone_nothing_changes():
+    x = torch.randn(4, requires_grad=True)
+    parallel.join()
+    assert (parallel.count(), parallel.rank(), parallel.is_first()) == (1, 0, True)
+    assert parallel.rows(7, 4) == slice(None) and parallel.gather(x) is x
+    assert parallel.gather_objects("a") == ["a"] and parallel.from_first(lambda: 3) == 3 and not parallel.anyone(False)
+    parallel.check_equal("weights", "1")
+
+
+def _uneven(out: str):
+    return train_gan(config(Path(out), batch=12))
+
+
+def _other_settings(out: str):
+    return train_gan(config(Path(out), batch=8, seed=int(os.environ["RANK"])))
+
+
+@pytest.mark.parametrize("task, message", [
+    (_uneven, "batch=12 cannot be shared by 2 processes in whole groups of 4: choose a multiple of 8"),
+    (_other_settings, "process . has other settings than process .: start all of them with one command")])
+def test_what_does_not_fit_together_is_refused(tmp_path, task, message):
+    errors = together(task, str(tmp_path / "run"))
+    assert any(isinstance(e, ValueError) and re.search(message, str(e)) for e in errors), errors
+
+
+# ------------------------------------------------------------------------------------------- training
+
+
+def _teacher(out: str, **changes) -> list:
+    return _weights(train_gan(config(Path(out), batch=16, images=64, **changes)))
+
+
+def _student(out: str, teacher: str, changes: dict) -> list:
+    return _weights(distill(distill_config(Path(out), Path(teacher), batch=16, images=64, perceptual_weight=0.0,
+                                           **changes)))
+
+
+def _weights(result) -> list:
+    weights = {**result.generator.state_dict(), **{f"D.{k}": v for k, v in result.discriminator.state_dict().items()}}
+    return [(name, value.tolist()) for name, value in weights.items()], result.log
+
+
+def assert_close(one, several) -> None:
+    (ours, log), (theirs, other) = one, several
+    for (name, a), (_, b) in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(torch.tensor(a), torch.tensor(b), rtol=1e-3, atol=1e-4, msg=lambda m, n=name: n + m)
+    for a, b in zip(log, other, strict=True):
+        for name in a.keys() - {"seconds"}:
+            assert b[name] == pytest.approx(a[name], rel=1e-3, abs=1e-4), name
+
+
+def test_two_processes_train_a_gan_like_one(tmp_path):
+    one, (first, second) = _teacher(str(tmp_path / "one")), together(_teacher, str(tmp_path / "two"))
+    assert first[0] == second[0]  # bit for bit
+    assert_close(one, first)
+    assert sum(1 for _ in open(tmp_path / "two" / "log.jsonl")) == len(one[1])  # one writer
+
+
+@pytest.mark.parametrize("changes", [{}, {"ld_views": 1, "ld_kind": "mse", "path_weight": 0.0}])
+def test_two_processes_distil_like_one(tmp_path, teacher_file, changes):
+    one = _student(str(tmp_path / "one"), str(teacher_file), changes)
+    first, second = together(_student, str(tmp_path / "two"), str(teacher_file), changes)
+    assert first[0] == second[0]
+    assert_close(one, first)
+
+
+def _half_then_whole(out: str) -> list:
+    train_gan(config(Path(out), batch=16, images=32))
+    return _weights(train_gan(config(Path(out), batch=16, images=64, resume=True)))
+
+
+def test_resume_with_two_processes_is_exact(tmp_path):
+    whole, _ = together(_teacher, str(tmp_path / "whole"))
+    resumed, _ = together(_half_then_whole, str(tmp_path / "half"))
+    assert whole[0] == resumed[0]
+
+
+def test_another_number_of_processes_goes_on_and_says_so(tmp_path):
+    one = _teacher(str(tmp_path / "one"))
+    together(_half, str(tmp_path / "run"))
+    with pytest.warns(UserWarning, match=r"trained by 2 process\(es\) and goes on with 1: .*not bit for bit"):
+        resumed = train_gan(config(tmp_path / "run", batch=16, images=64, resume=True))
+    assert_close(one, _weights(resumed))
+
+
+def _half(out: str) -> None:
+    train_gan(config(Path(out), batch=16, images=32))
+
+
+def _judge() -> dict:
+    parallel.join()
+    net, dataset = load_attribute_network(), open_dataset("toyfaces", 32)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        G, teacher = (Generator(32, 8, 8, 4, mapping_layers=2).eval() for _ in range(2))
+    real = real_features(net, dataset, 250)
+    return evaluate_generator(G, net, 250, teacher=teacher, real=real)
+
+
+def test_two_processes_measure_like_one():
+    one, (first, second) = _judge(), together(_judge)
+    assert first == second
+    for name in one:
+        loose = name in ("l1_chance", "perceptual_chance")  # the pair where two parts meet is left out
+        assert first[name] == pytest.approx(one[name], rel=0.02 if loose else 1e-4, abs=1e-6), name
+
+
+# ------------------------------------------------------------------------------------------- torchrun itself
+
+
+def torchrun(*options: str, restarts: int = 0) -> subprocess.Popen:
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+             f"--max_restarts={restarts}", "-m", "gapkd"]
+    return subprocess.Popen([*start, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+OPTIONS = ("--resolution", "8", "--channels", "8", "--d-channels", "8", "--z-dim", "8", "--w-dim", "8",
+           "--mapping-layers", "2", "--batch", "16", "--log-every", "16", "--grid-every", "0", "--path-weight", "2",
+           "--r1-every", "4", "--precision", "float32", "--no-progress")
+
+
+def members(run: Path) -> dict[int, int]:
+    """Rank -> process number of the processes that train into this folder."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            variables = dict(v.partition(b"=")[::2] for v in (entry / "environ").read_bytes().split(b"\0"))
+        except OSError:
+            continue
+        if str(run).encode() in words and b"RANK" in variables:
+            found[int(variables[b"RANK"])] = int(entry.name)
+    return found
+
+
+def wait_for(condition, job: subprocess.Popen, seconds: float = 150) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert job.poll() is None, job.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for the processes in /proc")
+def test_torchrun_restarts_after_a_death_and_the_weights_are_those_of_a_calm_run(tmp_path):
+    out = tmp_path / "run"
+    job = torchrun("teacher", "--out", str(out), "--images", "2400", "--checkpoint-every", "16", *OPTIONS, restarts=1)
+    wait_for(lambda: len(list(out.glob("checkpoints/*.pt"))) == 2, job)
+    os.kill(members(out)[1], signal.SIGKILL)
+    output = job.communicate(timeout=240)[0]
+    assert job.returncode == 0, output
+    assert output.count("teacher written to") == 1
+    calm, _ = together(_calm, str(tmp_path / "calm"))
+    stopped = torch.load(max(out.glob("checkpoints/*.pt")), weights_only=True)
+    assert stopped["images"] == 2400
+    assert calm == [v.tolist() for v in stopped["G_ema"].values()]
+
+
+def _calm(out: str) -> list:
+    start = {"images": 2400, "batch": 16, "log_every": 16, "grid_every": 0, "checkpoint_every": 0}
+    return [v.tolist() for v in train_gan(config(Path(out), style_mixing=RunConfig().style_mixing, **start)
+                                          ).generator.state_dict().values()]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for the processes in /proc")
+def test_without_restarts_a_death_ends_the_job_with_a_sentence(tmp_path):
+    out = tmp_path / "run"
+    job = torchrun("teacher", "--out", str(out), "--images", "10000000", "--checkpoint-every", "16", *OPTIONS)
+    wait_for(lambda: len(list(out.glob("checkpoints/*.pt"))) == 2, job)
+    os.kill(members(out)[1], signal.SIGKILL)
+    output = job.communicate(timeout=120)[0]
+    assert job.returncode != 0
+    assert re.search(r"gapkd: process 0 on \S+ cannot exchange numbers with the other processes .*--resume", output)
+    assert json.loads((out / "settings.json").read_text())["kind"] == "teacher"
+
+
+def test_restarts_need_a_named_folder_and_a_named_job(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    with pytest.raises(ValueError, match="name its folder with out"):
+        train_gan(TrainConfig())
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with pytest.raises(ValueError, match="add --standalone"):
+        train_gan(config(tmp_path))

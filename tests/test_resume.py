@@ -1,0 +1,206 @@
+"""Runs that stop, by will or by force: what is resumed equals what was never stopped, and nothing is lost."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import config, distill_config, equal, newest
+
+from gapkd.checkpoints import CheckpointError, load_generator, read_metadata, save_network
+from gapkd.stylegan2 import Generator
+from gapkd.training import best_record, distill, train_gan
+
+
+def test_resume_is_exact(tmp_path):
+    whole = train_gan(config(tmp_path / "whole"))
+    train_gan(config(tmp_path / "half", images=16))
+    resumed = train_gan(config(tmp_path / "half", resume=True))
+    assert equal(whole.generator, resumed.generator) and equal(whole.discriminator, resumed.discriminator)
+    strip = [{k: v for k, v in r.items() if k != "seconds"} for r in whole.log]
+    assert strip == [{k: v for k, v in r.items() if k != "seconds"} for r in resumed.log]
+
+
+def test_distillation_resumes_exactly(tmp_path, teacher_file, fake_distance):
+    whole = distill(distill_config(tmp_path / "whole", teacher_file))
+    distill(distill_config(tmp_path / "half", teacher_file, images=8))
+    resumed = distill(distill_config(tmp_path / "half", teacher_file, resume=True))
+    assert equal(whole.generator, resumed.generator)
+
+
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    train_gan(config(out, images=16))
+    good = newest(out).read_bytes()
+
+    def full(fd):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("gapkd.checkpoints.os.fsync", full)
+    with pytest.raises(OSError, match="could not write .*No space left on device.*untouched"):
+        train_gan(config(out, resume=True))
+    assert newest(out).read_bytes() == good
+    assert not list(out.glob(".*partial"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_says_so(tmp_path, number):
+    script = ("import sys; from gapkd.cli import main; sys.exit(main(sys.argv[1:]))")
+    options = ["teacher", "--out", str(tmp_path / "run"), "--images", "10000000", "--resolution", "8",
+               "--channels", "8", "--d-channels", "8", "--z-dim", "8", "--w-dim", "8", "--batch", "4",
+               "--log-every", "40"]
+    run = subprocess.Popen([sys.executable, "-c", script, *options], stderr=subprocess.PIPE, text=True,
+                           env=os.environ | {"OMP_NUM_THREADS": "1"})
+    log = tmp_path / "run" / "log.jsonl"
+    deadline = time.monotonic() + 90
+    while not log.exists() and time.monotonic() < deadline and run.poll() is None:
+        time.sleep(0.1)
+    run.send_signal(number)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 130 and "the state is saved" in err and "Traceback" not in err
+    state = torch.load(newest(tmp_path / "run"), weights_only=True)
+    assert state["images"] > 0 and state["images"] % 4 == 0
+
+
+def test_resume_with_other_settings_names_the_field(tmp_path):
+    train_gan(config(tmp_path / "r", images=16))
+    with pytest.raises(ValueError, match="it was started with lr=0.0025, not 0.5; style_mixing=0.5, not 0.9; give"):
+        train_gan(config(tmp_path / "r", resume=True, lr=0.5, style_mixing=0.9))
+
+
+def test_a_finished_run_is_not_overwritten(tmp_path):
+    train_gan(config(tmp_path / "r", images=8))
+    with pytest.raises(ValueError, match="already holds a run"):
+        train_gan(config(tmp_path / "r", images=8))
+    with pytest.raises(ValueError, match="no checkpoint to resume"):
+        train_gan(config(tmp_path / "other", resume=True))
+
+
+def bytes_turned(content: bytes) -> bytes:
+    """The same length, but 40 bytes in the middle are others."""
+    middle = len(content) // 2
+    return content[:middle] + bytes(255 - b for b in content[middle:middle + 40]) + content[middle + 40:]
+
+
+@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b"not a checkpoint", lambda b: b[:2000], bytes_turned])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
+    whole = train_gan(config(tmp_path / "whole"))
+    out = tmp_path / "run"
+    train_gan(config(out, images=24, checkpoint_every=8))
+    assert [f.stem for f in sorted((out / "checkpoints").iterdir())] == ["000000016", "000000024"]
+    file = newest(out)
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.warns(UserWarning, match="000000024.pt is not a whole checkpoint .* the one before it is used"):
+        resumed = train_gan(config(out, resume=True))
+    assert equal(resumed.generator, whole.generator)
+    assert file.with_suffix(".damaged").exists()
+
+
+def test_only_damaged_checkpoints(tmp_path):
+    out = tmp_path / "r"
+    train_gan(config(out, images=8))
+    newest(out).write_bytes(b"")
+    with pytest.warns(UserWarning), pytest.raises(CheckpointError, match="no checkpoint in .* is whole: start the run"):
+        train_gan(config(out, resume=True))
+
+
+def test_the_newest_checkpoints_and_the_best_one_stay(tmp_path, monkeypatch):
+    values = iter([5.0, 2.0, 4.0, 3.0, 6.0, 7.0])
+
+    class Judge:
+        def __init__(self, *arguments): ...
+
+        def __call__(self, G):
+            return {"fid_fake_10": next(values)}
+
+    monkeypatch.setattr("gapkd.training.FidProbe", Judge)
+    out = tmp_path / "run"
+    log = train_gan(config(out, images=48, fid_every=8, checkpoint_every=8, keep_checkpoints=3)).log
+    assert [int(f.stem) for f in sorted((out / "checkpoints").iterdir())] == [16, 32, 40, 48]
+    assert best_record(log)["images"] == 16
+    card = read_metadata(out / "best.safetensors")["provenance"]
+    assert card["images"] == 16 and card["measured"]["fid_fake_10"] == 2.0
+    state = torch.load(out / "checkpoints" / "000000016.pt", weights_only=True)
+    best = load_generator(out / "best.safetensors").state_dict()
+    assert all(torch.equal(value, best[name]) for name, value in state["G_ema"].items())
+
+
+KILLS = 20
+
+
+def _train_for_ever(out: str, begun) -> None:
+    """In a process of its own: trains, with a checkpoint after every step, until it is killed."""
+    again = bool(list(Path(out).glob("checkpoints/*.pt")))
+    begun.set()
+    train_gan(config(Path(out), images=10**9, checkpoint_every=4, grid_every=0, log_every=4, resume=again))
+
+
+def test_a_run_killed_twenty_times_ends_like_one_that_was_not(tmp_path):
+    processes, moments = multiprocessing.get_context("forkserver"), random.Random(0)
+    processes.set_forkserver_preload(["gapkd.training"])
+    out = tmp_path / "killed"
+    for kill in range(KILLS):
+        begun, before = processes.Event(), set(out.glob("checkpoints/*.pt"))
+        process = processes.Process(target=_train_for_ever, args=(str(out), begun))
+        process.start()
+        assert begun.wait(120)
+        deadline = time.monotonic() + 120
+        while kill % 2 and before >= set(out.glob("checkpoints/*.pt")) and time.monotonic() < deadline:
+            time.sleep(0.01)  # every second one gets on at least by a step; the others may die while they start
+        time.sleep(moments.uniform(0, 0.3))
+        assert process.is_alive()
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    reached = int(newest(out).stem)
+    assert reached >= 4 * KILLS / 2  # it did get on between the kills
+    common = {"images": reached + 40, "checkpoint_every": 0, "grid_every": 0, "log_every": 4}
+    resumed = train_gan(config(out, resume=True, **common))
+    whole = train_gan(config(tmp_path / "whole", **common))
+    assert equal(resumed.generator, whole.generator) and equal(resumed.discriminator, whole.discriminator)
+    states = [torch.load(newest(run), weights_only=True) for run in (out, tmp_path / "whole")]
+    for state in states:
+        state.pop("seconds")
+    assert_same(*states)
+
+
+def assert_same(a, b) -> None:
+    """Equal, bit for bit, whatever is nested in whatever."""
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        assert a == b
+
+
+def test_resume_refuses_what_is_not_its_own(tmp_path, teacher_file, fake_distance):
+    out = tmp_path / "run"
+    own = tmp_path / "teacher.safetensors"
+    own.write_bytes(teacher_file.read_bytes())
+    distill(distill_config(out, own, images=8))
+    again = distill_config(out, own, images=16, resume=True)
+    good = newest(out).read_bytes()
+    for state in ({"G": 1}, {"model": {}}, [1], {"device": "cuda"}):
+        torch.save(state, newest(out))
+        with pytest.raises(CheckpointError, match="does not hold the networks|trained on cuda"):
+            distill(again)
+    newest(out).write_bytes(good)
+    save_network(Generator(32, 8, 8, 8, mapping_layers=2), own)
+    with pytest.raises(ValueError, match="is not the one it was started with"):
+        distill(again)
