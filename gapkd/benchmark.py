@@ -1,17 +1,24 @@
-"""How fast this machine runs the parts that a chapter waits for. One table, no pass or fail.
+"""How fast this machine runs what the project runs. Tables, no pass or fail.
 
-Absolute figures depend on the machine and on what else it does; compare ratios within one table.
+Absolute figures depend on the machine and on what else it does; compare ratios within one table. Two questions:
+what a reader waits for (`chapter_rows`), and how networks and training steps compare with the textbook's arithmetic
+(gapkd.textbook) and with what the machine can do at best (`compare`).
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 
 from gapkd.checkpoints import load_generator, write_atomically
 from gapkd.cost import macs, seconds, speed_ratio
@@ -19,25 +26,54 @@ from gapkd.distillation import Guide
 from gapkd.runs import provenance
 from gapkd.settings import DistillConfig, TrainConfig, widths
 from gapkd.students import make_student
-from gapkd.stylegan2 import Discriminator, Generator
+from gapkd.stylegan2 import Discriminator, Generator, config_f, config_f_channels
+from gapkd.textbook import textbook
 from gapkd.toyfaces import toy_faces
 from gapkd.trainer import Trainer, choose_device
+
+Rows = list[tuple[str, str]]
+Case = Literal["teacher", "student", "training", "distillation"]
+CASES: tuple[Case, ...] = ("teacher", "student", "training", "distillation")
 
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """Time training steps, forward passes and the renderer."""
+    """Time the parts that a chapter waits for, and compare networks and steps with the textbook's arithmetic."""
 
     teacher: str = "toyfaces32"
     """The teacher's file, or the name of an embedded one."""
     steps: int = 48
     """Timed training steps of each kind: three R1 periods."""
+    resolutions: tuple[int, ...] = (32, 64, 256)
+    """Sizes of the comparison: toy networks of 64 channels, from 256 px on StyleGAN2's own widths (config f)."""
+    repeats: int = 5
+    """Timed runs of each form of a comparison, in turn."""
     device: str = "auto"
     """"auto", "cpu", "cuda", "cuda:1"..."""
     threads: int = 0
     """CPU threads; 0: as they are."""
     out: str = ""
-    """JSON file to write the table to, with commit and hardware; empty: none."""
+    """JSON file to write the tables to, with commit and hardware; empty: none."""
+
+    def __post_init__(self):
+        for name in ("steps", "repeats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not all(r >= 32 and r & (r - 1) == 0 for r in self.resolutions):
+            raise ValueError(f"resolutions must be powers of two from 32 on, not {list(self.resolutions)}")
+
+
+def run_benchmark(config: BenchmarkConfig) -> dict:
+    """Returns {"rows": chapter_rows, "comparison": compare, and where it was measured}; written to `out` too."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    record = {"rows": chapter_rows(config), "comparison": compare(config), "teacher": config.teacher, **provenance()}
+    if config.out:
+        write_atomically(config.out, json.dumps(record, indent=1).encode())
+    return record
+
+
+# ------------------------------------------------------------------------------------------- what a reader waits for
 
 
 def _rate(run: Callable[[], object], images: int, repeats: int, device: torch.device) -> float:
@@ -46,10 +82,8 @@ def _rate(run: Callable[[], object], images: int, repeats: int, device: torch.de
     return images * repeats / seconds(lambda: [run() for _ in range(repeats)], device)
 
 
-def run_benchmark(config: BenchmarkConfig) -> list[tuple[str, str]]:
-    """Returns (what, figure) rows."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
+def chapter_rows(config: BenchmarkConfig) -> Rows:
+    """(what, figure) of the embedded teacher, its training and its students."""
     device = choose_device(config.device)
     teacher = load_generator(config.teacher).to(device)
     student = make_student(teacher).eval().to(device)
@@ -75,12 +109,167 @@ def run_benchmark(config: BenchmarkConfig) -> list[tuple[str, str]]:
         ratios = [speed_ratio(student, teacher, batch=batch) for _ in range(3)]
         rows.append((f"forward, student over teacher, batch {batch}", f"{statistics.median(ratios):.1f} times"))
     rows.append(("MACs, teacher over student", f"{macs(teacher) / macs(student):.1f} times"))
-    if config.out:
-        write_atomically(config.out, json.dumps({"rows": rows, "teacher": config.teacher, **provenance()},
-                                                indent=1).encode())
     return rows
 
 
 def show(rows: Sequence[Sequence[str]]) -> str:
     """Rows as a Markdown table."""
     return "\n".join(["| what | figure |", "|---|--:|", *(f"| {name} | {figure} |" for name, figure in rows)])
+
+
+# ------------------------------------------------------------------------------------------- against the textbook
+
+
+def conv_peak(device: torch.device, repeats: int = 5) -> float:
+    """Multiply-accumulates a second of the friendliest convolution: 3x3, 256 to 256 channels, float32, 64 px."""
+    x = torch.randn(4, 256, 64, 64, device=device).to(memory_format=torch.channels_last)
+    weight = torch.randn(256, 256, 3, 3, device=device).to(memory_format=torch.channels_last)
+    run = lambda: F.conv2d(x, weight, padding=1)  # noqa: E731
+    run()
+    return x.numel() * 256 * 9 / min(seconds(run, device) for _ in range(repeats))
+
+
+def matmul_peak(device: torch.device, size: int = 2048, repeats: int = 5) -> float:
+    """Multiply-accumulates a second of a product of two square float32 matrices."""
+    a, b = torch.randn(2, size, size, device=device)
+    run = lambda: a @ b  # noqa: E731
+    run()
+    return size**3 / min(seconds(run, device) for _ in range(repeats))
+
+
+def networks(resolution: int) -> tuple[Generator, Discriminator]:
+    """The teacher-sized pair of the comparison."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if resolution >= 256:
+            return config_f(resolution), Discriminator(resolution, config_f_channels(resolution))
+        return Generator(resolution, 128, 128, 64), Discriminator(resolution, 64)
+
+
+def batch_of(case: Case, resolution: int, device: torch.device) -> int:
+    """Images a call: 16, or 4 where a CPU would take minutes."""
+    return 4 if resolution >= 256 and device.type == "cpu" else 16
+
+
+def prepare(case: Case, resolution: int, batch: int, device: torch.device, by_the_book: bool
+            ) -> dict[str, Callable[[], object]]:
+    """What is timed: {"run": a forward pass or a training step} and for training {"r1": its regularisation step}.
+
+    The networks are those of `networks`; student and distillation take 30 % of the channels.
+    """
+    form = textbook if by_the_book else lambda network: network
+    G, D = networks(resolution)
+    if case in ("teacher", "student"):
+        G = form((G if case == "teacher" else make_student(G)).eval().requires_grad_(False).to(device))
+        z = torch.randn(batch, G.z_dim, generator=torch.Generator().manual_seed(0)).to(device)
+        return {"run": lambda: G(z)}
+    common = {"batch": batch, "device": str(device), "progress": False, "precision": "float32"}
+    if case == "training":
+        trainer = Trainer(TrainConfig(resolution=resolution, **common), form(G), form(D))
+    else:
+        settings = DistillConfig(ld_blocks=(2, 3) if resolution < 128 else (2, 3, 4, 5), **common)
+        guide = Guide(settings, form(G).to(device))
+        trainer = Trainer(settings, form(make_student(G)), form(D), guide)
+    reals = trainer.real_batch()
+
+    def step() -> None:
+        trainer.discriminator_step(reals)
+        trainer.generator_step()
+        trainer.average_weights()
+
+    return {"run": step, "r1": lambda: trainer.r1_step(reals)}
+
+
+def compare(config: BenchmarkConfig) -> dict:
+    """{"peaks": MACs a second, "rows": one a case and resolution}. A row holds images a second, how many times the
+    textbook's that is, peak memory an image of both forms in MB, and for a forward pass its share of the peak."""
+    device = choose_device(config.device)
+    peaks = {"convolution": conv_peak(device), "matrix product": matmul_peak(device)}
+    rows = []
+    for resolution in config.resolutions:
+        for case in CASES:
+            batch = batch_of(case, resolution, device)
+            times = _alternate([prepare(case, resolution, batch, device, book) for book in (False, True)], device,
+                               config.repeats)
+            ours, theirs = (sum(statistics.median(t) / (TrainConfig.r1_every if name == "r1" else 1)
+                                for name, t in form.items()) for form in times)
+            row = {"case": case, "resolution": resolution, "batch": batch, "images_per_second": batch / ours,
+                   "times_textbook": theirs / ours}
+            if case in ("teacher", "student"):
+                G = networks(resolution)[0]
+                work = macs(G if case == "teacher" else make_student(G).eval())
+                row["of_peak"] = work * batch / ours / peaks["convolution"]
+            for name, book in (("memory", False), ("memory_textbook", True)):
+                row[name] = peak_memory(case, resolution, batch, str(device), book) / batch / 2**20
+            rows.append(row)
+            print(f"measured: {case}, {resolution} px", file=sys.stderr, flush=True)
+    return {"peaks": peaks, "rows": rows}
+
+
+def _alternate(forms: list[dict[str, Callable[[], object]]], device: torch.device, repeats: int
+               ) -> list[dict[str, list[float]]]:
+    """Seconds of every call of every form, the forms in turn, so that another program slows them all."""
+    context = torch.enable_grad() if "r1" in forms[0] else torch.no_grad()
+    with context:
+        for form in forms:
+            for run in form.values():
+                run()
+        times = [{name: [] for name in form} for form in forms]
+        for _ in range(repeats):
+            for form, record in zip(forms, times, strict=True):
+                for name, run in form.items():
+                    record[name].append(seconds(run, device))
+    return times
+
+
+def peak_memory(case: Case, resolution: int, batch: int, device: str, by_the_book: bool) -> int:
+    """Bytes that one call takes beyond what was there before it; on a CPU in a process of its own."""
+    arguments = (case, resolution, batch, device, by_the_book)
+    if device.startswith("cuda"):
+        return _memory(*arguments)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_memory, arguments)
+
+
+def _memory(case: Case, resolution: int, batch: int, device: str, by_the_book: bool) -> int:
+    place = torch.device(device)
+    runs = prepare(case, resolution, batch, place, by_the_book)
+    if place.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(place)
+        before = torch.cuda.memory_allocated(place)
+    else:
+        before = _most_so_far(forget=True)
+    with torch.enable_grad() if "r1" in runs else torch.no_grad():
+        for run in runs.values():
+            run()
+    return (torch.cuda.max_memory_allocated(place) if place.type == "cuda" else _most_so_far()) - before
+
+
+def _most_so_far(forget: bool = False) -> int:
+    """The most memory that this process has held, in bytes; on Linux it can be made to forget what was before."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        if forget:
+            Path("/proc/self/clear_refs").write_text("5")
+        (most,) = (line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(most) * 1024
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+NAMES = {"teacher": "forward, teacher", "student": "forward, 30 % student", "training": "GAN training step",
+         "distillation": "distillation step"}
+
+
+def show_comparison(comparison: dict) -> str:
+    """The comparison as Markdown."""
+    peaks = ", ".join(f"{name} {value / 1e9:.0f}" for name, value in comparison["peaks"].items())
+    lines = ["| float32 | batch | images/s | times the textbook | of the peak | MB an image | textbook |",
+             "|---|--:|--:|--:|--:|--:|--:|"]
+    for row in comparison["rows"]:
+        share = f"{row['of_peak']:.0%}" if "of_peak" in row else ""
+        speed = f"{row['images_per_second']:.{0 if row['images_per_second'] >= 10 else 2}f}"
+        lines.append(f"| {NAMES[row['case']]}, {row['resolution']} px | {row['batch']} | {speed} | "
+                     f"{row['times_textbook']:.1f} | {share} | {row['memory']:.1f} | {row['memory_textbook']:.1f} |")
+    return "\n".join([*lines, "", f"Peaks of this machine, in 10^9 multiply-accumulates a second: {peaks}."])

@@ -212,7 +212,7 @@ def filled(text: str, mark: str, content: str) -> str:
 
 def readme(text: str) -> str:
     """The README with its badges and its tables of chapters, results and speed written anew."""
-    from gapkd.benchmark import show
+    from gapkd.benchmark import show, show_comparison
     from gapkd.study import results_table
 
     try:
@@ -222,7 +222,8 @@ def readme(text: str) -> str:
     if (speed := ROOT / "data" / "results" / "benchmark.json").exists():
         table = json.loads(speed.read_text())
         note = f"Measured with `gapkd benchmark` on {table['hardware']}, {table['date']}, commit {table['commit']}."
-        text = filled(text, "speed", f"\n{show(table['rows'])}\n\n{note}\n")
+        tables = [show(table["rows"])] + ([show_comparison(table["comparison"])] if "comparison" in table else [])
+        text = filled(text, "speed", "\n" + "\n\n".join([*tables, note]) + "\n")
     text = filled(synced(text), "results", "\n" + results_table(records, references) + "\n")
     return filled(text, "chapters", chapter_rows())
 

@@ -144,9 +144,10 @@ def study(config: StudyConfig) -> None:
 
 
 def benchmark(config: BenchmarkConfig) -> None:
-    from gapkd.benchmark import run_benchmark, show
+    from gapkd.benchmark import run_benchmark, show, show_comparison
 
-    print(show(run_benchmark(config)))
+    record = run_benchmark(config)
+    print(f"{show(record['rows'])}\n\n{show_comparison(record['comparison'])}")
 
 
 def report(config: ReportConfig) -> None:

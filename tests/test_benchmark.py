@@ -5,22 +5,54 @@ from __future__ import annotations
 import json
 import re
 
+import pytest
 import torch
 
-from gapkd.benchmark import BenchmarkConfig, run_benchmark, show
+from gapkd import benchmark
+from gapkd.benchmark import BenchmarkConfig, run_benchmark, show, show_comparison
 from gapkd.checkpoints import save_network
-from gapkd.stylegan2 import Generator
+from gapkd.stylegan2 import Discriminator, Generator
 
 
-def test_every_row_is_measured_and_recorded(tmp_path):
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """Small networks, and memory that is not measured in further processes."""
     torch.manual_seed(0)
-    teacher = save_network(Generator(32, 8, 8, 8, mapping_layers=2), tmp_path / "teacher.safetensors")
-    rows = run_benchmark(BenchmarkConfig(teacher=str(teacher), steps=1, out=str(tmp_path / "speed.json")))
-    record = json.loads((tmp_path / "speed.json").read_text())
-    assert record["rows"] == [list(row) for row in rows] and record["hardware"] and record["commit"]
-    for name, figure in rows:
+    monkeypatch.setattr(benchmark, "networks", lambda r: (Generator(r, 8, 8, 8, mapping_layers=2).eval(),
+                                                          Discriminator(r, 8)))
+    monkeypatch.setattr(benchmark, "peak_memory", lambda *arguments: 2**20 * (2 if arguments[-1] else 1))
+    return save_network(Generator(32, 8, 8, 8, mapping_layers=2), tmp_path / "teacher.safetensors")
+
+
+def test_every_row_is_measured_and_recorded(tmp_path, small):
+    file = tmp_path / "speed.json"
+    record = run_benchmark(BenchmarkConfig(teacher=str(small), steps=1, resolutions=(32,), repeats=1, out=str(file)))
+    stored = json.loads(file.read_text())
+    assert stored == json.loads(json.dumps(record)) and stored["hardware"] and stored["commit"]
+    for name, figure in record["rows"]:
         assert re.fullmatch(r"\d+|cpu|cuda|[1-9]\d* images/s|\d+\.\d times", figure), (name, figure)
-    names = " ".join(name for name, _ in rows)
+    names = " ".join(name for name, _ in record["rows"])
     for part in ("toy faces", "GAN training", "distillation, total loss", "batch 16", "MACs"):
         assert part in names
-    assert show(record["rows"]) == show(rows) and len(show(rows).splitlines()) == len(rows) + 2
+    assert show(stored["rows"]) == show(record["rows"])
+    rows = record["comparison"]["rows"]
+    assert [row["case"] for row in rows] == list(benchmark.CASES)
+    for row in rows:
+        assert row["images_per_second"] > 0 and row["times_textbook"] > 0
+        assert row["memory"] == 1 / 16 and row["memory_textbook"] == 2 / 16
+        assert 0 < row.get("of_peak", 0.5) < 1
+    table = show_comparison(stored["comparison"])
+    assert len(table.splitlines()) == len(rows) + 4 and "| distillation step, 32 px | 16 |" in table
+
+
+def test_memory_is_that_of_a_process_of_its_own(monkeypatch):
+    few, many = (benchmark.peak_memory("training", 32, batch, "cpu", False) for batch in (4, 32))
+    assert 2**20 < few < many
+    assert many - few > 28 * 32 * 32 * 64 * 4  # 28 images more, at the very least one full feature map each
+
+
+@pytest.mark.parametrize("changes, message", [({"steps": 0}, "steps must be at least 1"),
+                                              ({"resolutions": (48,)}, "powers of two from 32 on")])
+def test_bad_settings(changes, message):
+    with pytest.raises(ValueError, match=message):
+        BenchmarkConfig(**changes)
