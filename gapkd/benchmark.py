@@ -137,13 +137,13 @@ def matmul_peak(device: torch.device, size: int = 2048, repeats: int = 5) -> flo
     return size**3 / min(seconds(run, device) for _ in range(repeats))
 
 
-def networks(resolution: int) -> tuple[Generator, Discriminator]:
-    """The teacher-sized pair of the comparison."""
+def networks(resolution: int, channels: int = 0) -> tuple[Generator, Discriminator]:
+    """The teacher-sized pair that is timed: of `channels` everywhere; 0: 64, but configuration f from 256 px on."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        if resolution >= 256:
+        if resolution >= 256 and not channels:
             return config_f(resolution), Discriminator(resolution, config_f_channels(resolution))
-        return Generator(resolution, 128, 128, 64), Discriminator(resolution, 64)
+        return Generator(resolution, 128, 128, channels or 64), Discriminator(resolution, channels or 64)
 
 
 def batch_of(case: Case, resolution: int, device: torch.device) -> int:
@@ -151,14 +151,14 @@ def batch_of(case: Case, resolution: int, device: torch.device) -> int:
     return 4 if resolution >= 256 and device.type == "cpu" else 16
 
 
-def prepare(case: Case, resolution: int, batch: int, device: torch.device, by_the_book: bool
-            ) -> dict[str, Callable[[], object]]:
+def prepare(case: Case, resolution: int, batch: int, device: torch.device, by_the_book: bool = False,
+            channels: int = 0) -> dict[str, Callable[[], object]]:
     """What is timed: {"run": a forward pass or a training step} and for training {"r1": its regularisation step}.
 
     The networks are those of `networks`; student and distillation take 30 % of the channels.
     """
     form = textbook if by_the_book else lambda network: network
-    G, D = networks(resolution)
+    G, D = networks(resolution, channels)
     if case in ("teacher", "student"):
         G = form((G if case == "teacher" else make_student(G)).eval().requires_grad_(False).to(device))
         z = torch.randn(batch, G.z_dim, generator=torch.Generator().manual_seed(0)).to(device)
@@ -189,10 +189,9 @@ def compare(config: BenchmarkConfig) -> dict:
     for resolution in config.resolutions:
         for case in CASES:
             batch = batch_of(case, resolution, device)
-            times = _alternate([prepare(case, resolution, batch, device, book) for book in (False, True)], device,
+            times = alternate([prepare(case, resolution, batch, device, book) for book in (False, True)], device,
                                config.repeats)
-            ours, theirs = (sum(statistics.median(t) / (TrainConfig.r1_every if name == "r1" else 1)
-                                for name, t in form.items()) for form in times)
+            ours, theirs = map(step_seconds, times)
             row = {"case": case, "resolution": resolution, "batch": batch, "images_per_second": batch / ours,
                    "times_textbook": theirs / ours}
             if case in ("teacher", "student"):
@@ -206,7 +205,12 @@ def compare(config: BenchmarkConfig) -> dict:
     return {"peaks": peaks, "rows": rows}
 
 
-def _alternate(forms: list[dict[str, Callable[[], object]]], device: torch.device, repeats: int
+def step_seconds(times: dict[str, list[float]]) -> float:
+    """Median time of a step with its share of an R1 step."""
+    return sum(statistics.median(t) / (TrainConfig.r1_every if name == "r1" else 1) for name, t in times.items())
+
+
+def alternate(forms: list[dict[str, Callable[[], object]]], device: torch.device, repeats: int
                ) -> list[dict[str, list[float]]]:
     """Seconds of every call of every form, the forms in turn, so that another program slows them all."""
     context = torch.enable_grad() if "r1" in forms[0] else torch.no_grad()
@@ -222,18 +226,19 @@ def _alternate(forms: list[dict[str, Callable[[], object]]], device: torch.devic
     return times
 
 
-def peak_memory(case: Case, resolution: int, batch: int, device: str, by_the_book: bool) -> int:
+def peak_memory(case: Case, resolution: int, batch: int, device: str, by_the_book: bool = False,
+                channels: int = 0) -> int:
     """Bytes that one call takes beyond what was there before it; on a CPU in a process of its own."""
-    arguments = (case, resolution, batch, device, by_the_book)
+    arguments = (case, resolution, batch, device, by_the_book, channels)
     if device.startswith("cuda"):
         return _memory(*arguments)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_memory, arguments)
 
 
-def _memory(case: Case, resolution: int, batch: int, device: str, by_the_book: bool) -> int:
+def _memory(case: Case, resolution: int, batch: int, device: str, by_the_book: bool, channels: int) -> int:
     place = torch.device(device)
-    runs = prepare(case, resolution, batch, place, by_the_book)
+    runs = prepare(case, resolution, batch, place, by_the_book, channels)
     if place.type == "cuda":
         torch.cuda.reset_peak_memory_stats(place)
         before = torch.cuda.memory_allocated(place)

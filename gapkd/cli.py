@@ -1,4 +1,4 @@
-"""The command line: `gapkd teacher | distill | evaluate | sample | report | study | benchmark | embed | chapter`.
+"""The command line: gapkd teacher, distill, evaluate, sample, report, plan, chapter, study, benchmark, growth, embed.
 
 Every option is a field of a settings dataclass, so that names, types, defaults and help stand in one place.
 """
@@ -18,6 +18,7 @@ import tyro
 from gapkd import parallel
 from gapkd.benchmark import BenchmarkConfig
 from gapkd.card import EmbedConfig
+from gapkd.plan import GrowthConfig, PlanConfig
 from gapkd.report import ReportConfig
 from gapkd.settings import DistillConfig, TrainConfig
 from gapkd.study import StudyConfig
@@ -156,6 +157,19 @@ def report(config: ReportConfig) -> None:
     print(f"written to {write_report(config)}")
 
 
+def plan(config: PlanConfig) -> None:
+    from gapkd.benchmark import show
+    from gapkd.plan import make_plan
+
+    print(show(make_plan(config)))
+
+
+def growth(config: GrowthConfig) -> None:
+    from gapkd.plan import measure_growth, show_growth
+
+    print(show_growth(measure_growth(config)))
+
+
 def embed(config: EmbedConfig) -> None:
     from gapkd import card
 
@@ -177,12 +191,14 @@ Command = (
     | Annotated[StudyConfig, tyro.conf.subcommand("study")]
     | Annotated[ReportConfig, tyro.conf.subcommand("report")]
     | Annotated[BenchmarkConfig, tyro.conf.subcommand("benchmark")]
+    | Annotated[GrowthConfig, tyro.conf.subcommand("growth")]
+    | Annotated[PlanConfig, tyro.conf.subcommand("plan")]
     | Annotated[EmbedConfig, tyro.conf.subcommand("embed")]
     | Annotated[ChapterConfig, tyro.conf.subcommand("chapter")]
 )
 RUN = {TrainConfig: teacher, DistillConfig: distill, EvaluateConfig: evaluate, SampleConfig: sample, StudyConfig: study,
        ReportConfig: report,
-       BenchmarkConfig: benchmark, EmbedConfig: embed, ChapterConfig: chapter}
+       BenchmarkConfig: benchmark, GrowthConfig: growth, PlanConfig: plan, EmbedConfig: embed, ChapterConfig: chapter}
 
 TOGETHER = (TrainConfig, DistillConfig, EvaluateConfig)  # what several processes can do
 

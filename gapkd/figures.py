@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib
 import numpy as np
@@ -346,6 +346,30 @@ def heatmaps(
             picture, ax=panels.tolist(), label=_fill(label, size * DPI), fraction=0.05, pad=0.02
         ).outline.set_visible(False)
         _headline(figure, title)
+    return figure
+
+
+def fitted(panels: Sequence[tuple[str, str, str, Mapping[str, Sequence[tuple[float, float]]],
+                                  Callable[[float], float]]]) -> Figure:
+    """Measured points and a fitted line, side by side on logarithmic axes.
+
+    Args:
+        panels: (title, x label, y label, name -> [(x, y), ...], line y(x)).
+    """
+    with matplotlib.rc_context(style()):
+        figure = _figure(4.2 * len(panels), 3.8)
+        row = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, (title, xlabel, ylabel, groups, line) in zip(row, panels, strict=True):
+            for n, (name, points) in enumerate(groups.items()):
+                x, y = zip(*sorted(points), strict=True)
+                axes.plot(x, y, linestyle="none", marker=MARKERS[n], markersize=6, color=PALETTE[n], label=name)
+            everything = [x for points in groups.values() for x, _ in points]
+            grid = np.geomspace(min(everything), max(everything), 100)
+            axes.plot(grid, [line(x) for x in grid], color=CHANCE, label="fitted line", zorder=1)
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            _finish(axes, title, xlabel, ylabel, 4.2, 3.8)
+        _legend(figure, axes, 4)
     return figure
 
 

@@ -9,6 +9,7 @@ Source: Karras et al., *Analyzing and Improving the Image Quality of StyleGAN* (
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -27,10 +28,16 @@ def leaky_relu(x: Tensor) -> Tensor:
     return x.clamp(-HALF_CLAMP, HALF_CLAMP) if x.dtype == torch.float16 else x
 
 
+def full_precision(x: Tensor):
+    """Autocast off within the block (the meta device, where only shapes are computed, knows no autocast)."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
 def in_float16(x: Tensor) -> bool:
     """Whether a convolution of x would run in float16, autocast considered."""
-    device = x.device.type
-    return (torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype) == torch.float16
+    if x.is_meta or not torch.is_autocast_enabled(x.device.type):
+        return x.dtype == torch.float16
+    return torch.get_autocast_dtype(x.device.type) == torch.float16
 
 
 class EqualLinear(nn.Module):
@@ -92,7 +99,7 @@ def _filter(x: Tensor, kernel: Tensor, stride: int, padding: int, transposed: bo
     # 2.13, processors of Intel and AMD), so that one runs in float32.
     dtype = torch.float32 if transposed and x.device.type == "cpu" and x.dtype == torch.bfloat16 else x.dtype
     convolve = F.conv_transpose2d if transposed else F.conv2d
-    with torch.autocast(x.device.type, enabled=False):
+    with full_precision(x):
         kernel = kernel.to(dtype).expand(x.shape[1], 1, -1, -1)
         return convolve(x.to(dtype), kernel, stride=stride, padding=padding, groups=x.shape[1]).to(x.dtype)
 
@@ -181,7 +188,7 @@ class ModulatedConv2d(nn.Module):
             return pixels.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2), None
         scale = None
         if self.demodulate:
-            with torch.autocast(x.device.type, enabled=False):  # a sum of squares deserves float32
+            with full_precision(x):  # a sum of squares deserves float32
                 energy = self.weight.square().sum(dim=(2, 3))                     # (O, I)
                 scale = (style.square() @ energy.t() + 1e-8).rsqrt()[:, :, None, None]
         x = x * style[:, :, None, None].to(x.dtype)

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gapkd.layers import full_precision
+
 # ---------------------------------------------------------------------------------------------- adversarial
 
 
@@ -105,7 +107,7 @@ def relation_matrix(rows: Tensor, columns: Tensor) -> Tensor:
     N images give N x N relations whatever the width of the features: this is what makes two networks with other
     channel counts comparable (section 4.2).
     """
-    with torch.autocast(rows.device.type, enabled=False):
+    with full_precision(rows):
         dtype = torch.promote_types(rows.dtype, torch.float32)
         # A cosine does not depend on the order of the entries: the channels-last one needs no copy.
         rows, columns = (f.movedim(1, -1).flatten(1).to(dtype) for f in (rows, columns))

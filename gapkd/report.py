@@ -28,11 +28,12 @@ MOST_GRIDS = 12
 
 STYLE = """
 :root { color-scheme: light dark; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1040px; margin: 2rem auto; padding: 0 1rem; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1240px; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 table { border-collapse: collapse; } td, th { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top; }
 td { border-top: 1px solid #8884; } code { font-size: .92em; } .changed { font-weight: 600; }
-.row { display: flex; flex-wrap: wrap; gap: 1rem; } figure { margin: 0; }
+.row { display: flex; flex-wrap: wrap; gap: 1rem; } figure { margin: 0; flex: 0 1 auto; }
+.curves figure { width: calc(50% - .5rem); min-width: min(480px, 100%); }
 img { max-width: 100%; border-radius: 4px; background: white; } figcaption { font-size: .85em; opacity: .8; }
 .grids img { image-rendering: pixelated; width: 320px; }
 """
@@ -78,8 +79,8 @@ def _read(folder: Path) -> tuple[dict, list[dict]]:
 def _page(folder: Path, about: dict, log: list[dict]) -> str:
     name, settings, origin = folder.resolve().name, about["settings"], about.get("provenance", {})
     parts = [f"<h1>{html.escape(name)}</h1>", f"<p>{html.escape(_status(folder, about, log))}</p>"]
-    if panels := _panels(log):
-        parts += ["<h2>Curves</h2>", '<div class="row">']
+    if panels := list(_panels(log)):
+        parts += ["<h2>Curves</h2>", '<div class="row curves">']
         parts += [_image(figures.to_png(figure), title, "") for title, figure in panels]
         parts.append("</div>")
     if grids := _thin(sorted((folder / "grids").glob("*.png")), MOST_GRIDS):

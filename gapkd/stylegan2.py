@@ -14,7 +14,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gapkd.layers import SQRT2, EqualConv2d, EqualLinear, ModulatedConv2d, fir_kernel, leaky_relu, upsample2
+from gapkd.layers import (
+    SQRT2,
+    EqualConv2d,
+    EqualLinear,
+    ModulatedConv2d,
+    fir_kernel,
+    full_precision,
+    leaky_relu,
+    upsample2,
+)
 
 Noise = str | list[Tensor]
 Channels = int | Sequence[int] | Sequence[tuple[int, int]]
@@ -77,7 +86,7 @@ class MappingNetwork(nn.Module):
             if c is None or c.ndim != 2 or c.shape[1] != self.c_dim:
                 raise ValueError(f"this network is conditional: give one-hot labels c of shape (N, {self.c_dim})")
             parts.append(normalise(self.embed(c)))
-        with torch.autocast(parts[0].device.type, enabled=False):  # small and sensitive: always full precision
+        with full_precision(parts[0]):  # small and sensitive: always full precision
             x = torch.cat(parts, dim=1)
             for layer in self.layers:
                 x = layer(x)
@@ -115,7 +124,7 @@ class StyledConv(nn.Module):
         self.register_buffer("noise_const", torch.randn(1, 1, resolution, resolution))
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             style = self.affine(w)
         x, scale = self.conv(x, style)
         scale, bias = (scale * SQRT2).to(x.dtype), (self.bias * SQRT2).to(x.dtype)[None, :, None, None]
@@ -138,7 +147,7 @@ class ToRGB(nn.Module):
         self.bias = nn.Parameter(torch.zeros(3))
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             style = self.affine(w)
         x, _ = self.conv(x, style)
         return x.to(self.bias.dtype) + self.bias[None, :, None, None]  # under autocast too, images are float32
@@ -237,7 +246,7 @@ class SynthesisNetwork(nn.Module):
 
 
 def _upsample_image(image: Tensor, fir: Tensor) -> Tensor:
-    with torch.autocast(image.device.type, enabled=False):  # the image is accumulated in full precision
+    with full_precision(image):  # the image is accumulated in full precision
         return upsample2(image, fir)
 
 

@@ -1,0 +1,146 @@
+"""The calculator counts what a real step does."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from gapkd import plan
+from gapkd.cli import main
+from gapkd.distillation import Guide
+from gapkd.plan import (
+    CAGAN_HOURS,
+    GrowthConfig,
+    PlanConfig,
+    activation_memory,
+    architecture_of,
+    fit_line,
+    make_plan,
+    measure_growth,
+    networks_for,
+    published_rate,
+    saved_bytes,
+    show_growth,
+    step_macs,
+    vgg_macs,
+    weights_memory,
+)
+from gapkd.settings import DistillConfig
+from gapkd.students import make_student
+from gapkd.stylegan2 import Discriminator, Generator, config_f
+from gapkd.trainer import Trainer
+
+SMALL = {"resolution": 32, "z_dim": 16, "w_dim": 16, "channels": 32, "mapping_layers": 2}
+
+
+class Work(TorchDispatchMode):
+    """Counts multiply-accumulates, twice differentiated ones too (at which FlopCounterMode stops)."""
+
+    total = 0.0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        out = function(*arguments, **(keywords or {}))
+        formula = flop_registry.get(function._overloadpacket)
+        if formula:
+            self.total += formula(*arguments, **(keywords or {}), out_val=out) / 2
+        return out
+
+
+@pytest.mark.parametrize("views", [2, 1])
+def test_the_work_of_a_step_is_that_of_a_real_step(tmp_path, views):
+    torch.manual_seed(0)
+    teacher, batch = Generator(**SMALL), 4
+    settings = DistillConfig(out=str(tmp_path), batch=batch, ld_views=views, precision="float32", path_weight=2.0)
+    trainer = Trainer(settings, make_student(teacher), Discriminator(32, 32), Guide(settings, teacher))
+    reals, work = trainer.real_batch(), {}
+    for name, run in {"d": lambda: trainer.discriminator_step(reals), "g": trainer.generator_step,
+                      "r1": lambda: trainer.r1_step(reals), "path": trainer.path_step}.items():
+        with Work() as counter:
+            run()
+        work[name] = counter.total / batch
+    n = networks_for(SMALL, 0.3, [32] * 4, "toyfaces")
+    plain = step_macs(n, views, r1_every=0)
+    assert plain == pytest.approx(work["d"] + work["g"], rel=0.1)
+    assert step_macs(n, views, r1_every=16) - plain == pytest.approx(work["r1"] / 16, rel=0.2)
+    assert step_macs(n, views, r1_every=0, path_every=4) - plain == pytest.approx(work["path"] / 4, rel=0.35)
+
+
+def test_vgg_is_as_large_as_published():
+    assert vgg_macs(224) == pytest.approx(15.35e9, rel=0.001)
+
+
+def test_saved_bytes_of_a_network_known_by_hand():
+    with torch.device("meta"):
+        net = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.ReLU(), torch.nn.Linear(7, 2))
+        x = torch.empty(3, 5)
+    assert saved_bytes(net, x) == 4 * 3 * (5 + 7)  # the input, and the activation that relu and the last layer share
+
+
+def test_memory_grows_with_views_and_weights_are_counted():
+    n = networks_for(SMALL, 0.3, [32] * 4, "toyfaces")
+    wide = networks_for(SMALL, 1.0, [4] * 4, "toyfaces")
+    assert 1.5 < activation_memory(wide, views=2) / activation_memory(wide, views=1) < 2.0
+    G = Generator(**SMALL)
+    count = lambda network: sum(p.numel() for p in network.parameters())  # noqa: E731
+    assert weights_memory(n) == 4 * (count(G) + 5 * count(make_student(G)) + 4 * count(Discriminator(32, 32)))
+
+
+def test_the_published_run_is_within_what_its_machine_could_do():
+    rate, share = published_rate()
+    assert 0.1 < share < 1
+    hours = step_macs(networks_for(architecture_of("ffhq256"), 0.3), 1, path_every=4) * 7.2e6 / rate / 2e12 / 3600
+    assert hours == pytest.approx(CAGAN_HOURS)
+
+
+def test_architectures_by_name(tmp_path):
+    for name, resolution in (("ffhq256", 256), ("1024", 1024), ("toyfaces32", 32)):
+        assert architecture_of(name)["resolution"] == resolution
+    with torch.device("meta"):
+        assert Generator(**architecture_of("ffhq256")).architecture() == config_f(256).architecture()
+    for name in ("ffhq", "ffhq250", "ffhq16", str(tmp_path / "missing.safetensors")):
+        with pytest.raises(ValueError, match="is neither a gapkd file nor an embedded network"):
+            architecture_of(name)
+
+
+def test_more_gpus_less_time_and_memory():
+    def numbers(gpus):
+        rows = dict(make_plan(PlanConfig(gpus=gpus)))
+        return float(rows[f"time on {gpus}"].split()[0]), float(rows["memory a GPU, float32"].split()[0])
+
+    (hours, memory), (hours4, memory4) = numbers(1), numbers(4)
+    assert hours == pytest.approx(4 * hours4, abs=3) and memory4 < memory
+
+
+@pytest.mark.parametrize("changes, message", [({"gpus": 3}, "batch=16 cannot be shared by 3 GPUs"),
+                                              ({"keep": 2.0}, "keep must lie in"), ({"images": 0}, "images must be"),
+                                              ({"teacher": "nobody"}, "is neither a gapkd file")])
+def test_bad_input(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_plan(PlanConfig(**changes))
+
+
+def test_the_command(capsys):
+    assert main(["plan", "--teacher", "toyfaces32", "--gpus", "1"]) == 0
+    assert "T MACs for 16 images" in capsys.readouterr().out
+
+
+def test_a_line_is_found():
+    fit = fit_line([1, 10, 100], [2.5, 7, 52])
+    assert fit["offset"] == pytest.approx(2) and fit["slope"] == pytest.approx(0.5)
+    assert fit["error"] == pytest.approx(0, abs=1e-9)
+
+
+def test_growth_is_measured_fitted_and_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "GROWTH", {"channels": ((32, 4, 4), (32, 8, 4)), "batch": ((32, 4, 4), (32, 4, 8))})
+    monkeypatch.setattr(plan, "peak_memory", lambda case, resolution, batch, device, channels: batch * channels * 2**20)
+    growth = measure_growth(GrowthConfig(repeats=1, out=str(tmp_path / "g.json"), plot=str(tmp_path / "g.png")))
+    assert json.loads((tmp_path / "g.json").read_text()) == json.loads(json.dumps(growth))
+    assert (tmp_path / "g.png").read_bytes().startswith(b"\x89PNG")
+    assert [(r["channels"], r["batch"]) for r in growth["rows"]] == [(4, 4), (4, 8), (8, 4)]
+    assert all(r["seconds"] > 0 and r["macs"] > 0 and r["counted_memory"] > 0 for r in growth["rows"])
+    assert growth["rows"][1]["macs"] == 2 * growth["rows"][0]["macs"]
+    assert len(show_growth(growth).splitlines()) == 2 + 3 + 2
