@@ -14,6 +14,8 @@ import json
 import os
 import warnings
 import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
@@ -331,6 +333,27 @@ def ordered_indices(dataset_size: int | None, start: int, count: int, seed: int)
         parts.append(_permutation(dataset_size, seed, epoch)[offset:offset + taken])
         position += taken
     return torch.cat(parts)
+
+
+class Ahead:
+    """Loads what will be asked for next, while the caller works on what it has.
+
+    Args:
+        load: position -> batch; what it raises is raised where the batch is asked for.
+        in_background: use a second thread; without it, batches are loaded when asked for.
+    """
+
+    def __init__(self, load: Callable[[int], Tensor], in_background: bool):
+        self.load, self.pending = load, {}
+        self.thread = ThreadPoolExecutor(1, "images") if in_background else None
+
+    def __call__(self, position: int, following: int) -> Tensor:
+        """The batch at `position`; the one at `following` is begun."""
+        if self.thread is None:
+            return self.load(position)
+        begun = self.pending.pop(position, None)
+        self.pending = {following: self.thread.submit(self.load, following)}
+        return begun.result() if begun else self.load(position)
 
 
 def flip(images: Tensor, coins: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gapkd import losses, parallel
 from gapkd.checkpoints import CheckpointError
-from gapkd.datasets import flip, open_dataset, ordered_indices
+from gapkd.datasets import Ahead, flip, open_dataset, ordered_indices
 from gapkd.distillation import Guide
 from gapkd.settings import RunConfig
 from gapkd.stylegan2 import Discriminator, Generator, mix_styles
@@ -83,6 +83,8 @@ class Trainer:
         self.opt_g = lazy_adam({self.G.mapping: config.lr * config.mapping_lr, self.G.synthesis: config.lr},
                                config.path_every if config.path_weight else 0)
         self.opt_d = lazy_adam({self.D: config.lr}, config.r1_every if config.r1_gamma else 0)
+        # A GPU need not wait for images; on a CPU a second thread would take from the training what it gives.
+        self.reals = Ahead(self.load_reals, in_background=self.device.type == "cuda")
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
         on_cpu = self.device.type == "cpu"  # numbers that steer are read at once: a GPU would have to be waited for
         self.dice = self.rng if on_cpu else torch.Generator().manual_seed(config.seed)
@@ -105,12 +107,14 @@ class Trainer:
 
     def real_batch(self) -> Tensor:
         """The next real images (N, 3, R, R)."""
-        indices = ordered_indices(self.dataset.size, self.images, self.config.batch, self.config.seed)[self.mine]
-        reals = self.dataset.load(indices)
-        if self.device.type == "cuda":
-            reals = reals.pin_memory()
-        reals = reals.to(self.device, non_blocking=True)
+        reals = self.reals(self.images, self.images + self.config.batch).to(self.device, non_blocking=True)
         return flip(reals, self.draw(self.config.batch, kind=torch.rand)[self.mine]) if self.config.flip else reals
+
+    def load_reals(self, position: int) -> Tensor:
+        """This process's share of the batch at a position of the data's stream, on the CPU."""
+        indices = ordered_indices(self.dataset.size, position, self.config.batch, self.config.seed)[self.mine]
+        reals = self.dataset.load(indices)
+        return reals.pin_memory() if self.device.type == "cuda" else reals
 
     def draw(self, *shape: int, kind: Callable[..., Tensor] = torch.randn) -> Tensor:
         return kind(*shape, generator=self.rng, device=self.device)

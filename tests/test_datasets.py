@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import threading
 import warnings
 import zipfile
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from gapkd.datasets import ImageFolder, ImageZip, ToyFaces, flip, open_dataset, ordered_indices, to_rgb
+from gapkd.datasets import Ahead, ImageFolder, ImageZip, ToyFaces, flip, open_dataset, ordered_indices, to_rgb
 
 
 def gradient(width=16, height=16, mode="RGB"):
@@ -89,6 +90,25 @@ def test_flip_mirrors_about_half_and_nothing_else():
     assert torch.equal(same, ~mirrored)
     assert 150 < int(mirrored.sum()) < 250
     assert torch.equal(same, coins >= 0.5)
+
+
+@pytest.mark.parametrize("in_background", [True, False])
+def test_ahead_gives_what_was_asked_for_and_raises_where_it_was(in_background):
+    threads = []
+
+    def load(position):
+        threads.append(threading.current_thread().name)
+        if position == 40:
+            raise ValueError("photo 40 is broken")
+        return torch.full((2,), float(position))
+
+    ahead = Ahead(load, in_background)
+    for position in (0, 10, 30, 7):  # the jump to 7 was not announced
+        assert ahead(position, position + 10).tolist() == [position, position]
+    assert any("images" in name for name in threads) == in_background
+    ahead(30, 40)
+    with pytest.raises(ValueError, match="photo 40"):
+        ahead(40, 50)
 
 
 # ------------------------------------------------------------------------------------------- toy faces
