@@ -1,4 +1,5 @@
-"""Networks on disk: safetensors with the architecture and its provenance in the metadata. Nothing is executed."""
+"""Networks on disk: our own as safetensors with architecture and provenance in the metadata, and those of other
+repositories, told apart by their content. Nothing in a file is executed."""
 
 from __future__ import annotations
 
@@ -11,8 +12,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
+from gapkd.foreign import ForeignError, find_networks
+from gapkd.pickles import LEGACY_MAGIC, UnreadableError, read_pickle, read_torch
 from gapkd.stylegan2 import Discriminator, Generator
 
+LEGACY_HEAD = LEGACY_MAGIC.to_bytes(10, "little")  # in the first pickle of a torch.save file without zip
 KINDS = {"stylegan2-generator": Generator, "stylegan2-discriminator": Discriminator}
 
 
@@ -79,16 +83,18 @@ def save_network(network: Generator | Discriminator, path: str | Path, provenanc
 
 
 def read_metadata(path: str | Path) -> dict:
-    """{"kind", "architecture", "provenance"} of a gapkd safetensors file, without its weights."""
-    return _read(path, weights=False)[0]
+    """{"kind", "architecture", "provenance"} of a network's file; of a foreign one, of its generator if it has one."""
+    path = find_checkpoint(path)
+    return (_read(path, weights=False) if recognise(path) == "safetensors" else _read_foreign(path))[0]
 
 
 def load_generator(path: str | Path) -> Generator:
     """Load a generator, in eval mode, on the CPU, gradients off.
 
     Args:
-        path: a safetensors file written by gapkd, or the name of an embedded one ("toyfaces32").
-    Raises CheckpointError when the file is missing, truncated, not a checkpoint, or holds something else.
+        path: a safetensors file written by gapkd, or the name of an embedded one ("toyfaces32"); a StyleGAN2 .pkl of
+            NVIDIA's, or a .pt in rosinality's layout (their averaged weights are taken: G_ema, g_ema).
+    Raises CheckpointError when the file is missing, truncated, not a checkpoint, hostile, or holds something else.
     """
     return _load(path, "stylegan2-generator")
 
@@ -117,8 +123,54 @@ def sha256(path: str | Path) -> str:
     return hashlib.sha256(find_checkpoint(path).read_bytes()).hexdigest()
 
 
-def _read(path: str | Path, weights: bool) -> tuple[dict, dict[str, torch.Tensor]]:
-    path = find_checkpoint(path)
+KNOWN_HEADS = {b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture", b"\x1f\x8b": "a gzip archive",
+               b"\x89HDF": "an HDF5 file", b"<!": "a web page (did the download want a login?)", b"<h": "a web page",
+               b"7z\xbc\xaf": "a 7z archive", b"version https://git-lfs": "a Git LFS pointer, not the file itself"}
+
+
+def recognise(path: Path) -> str:
+    """"safetensors", "torch" (torch.save) or "pickle" (NVIDIA), by a file's first bytes.
+
+    Raises CheckpointError that says what it is instead.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
+    if head.startswith(b"PK\x03\x04"):
+        return "torch"
+    if head.startswith(b"\x80"):
+        return "torch" if LEGACY_HEAD in head else "pickle"
+    if head[8:9] == b"{":
+        return "safetensors"
+    what = next((kind for start, kind in KNOWN_HEADS.items() if head.startswith(start)),
+                "empty" if not head else "text" if all(b >= 32 or b in b"\t\r\n" for b in head[:63]) and head.isascii()
+                else "of an unknown kind")
+    raise CheckpointError(f"{path.name} is {what}: expected a network as .safetensors (gapkd), .pkl (NVIDIA's "
+                          "StyleGAN2) or .pt (rosinality's layout)")
+
+
+def _read_foreign(path: Path, kind: str | None = None) -> tuple[dict, dict[str, torch.Tensor]]:
+    """Metadata and weights of the network of that kind (None: whichever there is) in another repository's file."""
+    read = read_torch if recognise(path) == "torch" else read_pickle
+    try:
+        networks = find_networks(read(path.read_bytes()), path.name)
+    except UnreadableError as error:
+        raise CheckpointError(f"{path.name} cannot be read as a network: {error}") from error
+    except (ForeignError, OSError) as error:
+        raise CheckpointError(str(error)) from error
+    except Exception as error:  # whatever a hostile file brings about
+        raise CheckpointError(f"{path.name} is not laid out as a network ({type(error).__name__})") from error
+    fitting = [found for found in networks.values() if kind in (None, found.kind)]
+    if not fitting:
+        raise CheckpointError(f"{path.name} holds a {next(iter(networks.values())).kind}, but a {kind} was asked for")
+    found = fitting[0]
+    provenance = {"source": found.source, "file": path.name}
+    return {"kind": found.kind, "architecture": found.architecture, "provenance": provenance}, found.state
+
+
+def _read(path: Path, weights: bool) -> tuple[dict, dict[str, torch.Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             raw = file.metadata() or {}
@@ -135,12 +187,23 @@ def _read(path: str | Path, weights: bool) -> tuple[dict, dict[str, torch.Tensor
     return metadata, tensors
 
 
+def _check_plausible(architecture: dict) -> None:
+    """Raise ValueError for numbers that no network has, before they are looped over."""
+    limits = {"resolution": 4096, "mapping_layers": 64, "z_dim": 2**16, "w_dim": 2**16, "c_dim": 2**20,
+              "mbstd_group": 2**10}
+    for name, most in limits.items():
+        if not 0 <= architecture.get(name, 0) <= most:
+            raise ValueError(f"{name} is {architecture[name]}")
+
+
 def _load(path: str | Path, kind: str):
-    metadata, tensors = _read(path, weights=True)
-    name = Path(path).name
+    path = find_checkpoint(path)
+    name = path.name
+    metadata, tensors = _read(path, weights=True) if recognise(path) == "safetensors" else _read_foreign(path, kind)
     if metadata["kind"] != kind:
         raise CheckpointError(f"{name} holds a {metadata['kind']}, but a {kind} was asked for")
     try:
+        _check_plausible(metadata["architecture"])
         with torch.device("meta"):  # compare shapes first: a hostile size then costs no memory
             KINDS[kind](**metadata["architecture"]).load_state_dict(tensors, assign=True)
         with torch.random.fork_rng():
@@ -148,6 +211,6 @@ def _load(path: str | Path, kind: str):
         network.load_state_dict(tensors)
     except (TypeError, ValueError, KeyError, IndexError, RuntimeError, AttributeError) as error:
         first = str(error).strip().splitlines()[-1].strip()
-        raise CheckpointError(f"the weights in {name} do not fit the architecture its metadata names ({first}): "
+        raise CheckpointError(f"the weights in {name} do not fit the architecture that it names ({first}): "
                               "the file is damaged or was edited") from error
     return network.eval().requires_grad_(False)

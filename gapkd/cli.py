@@ -1,4 +1,4 @@
-"""The command line: gapkd teacher, distill, evaluate, sample, report, plan, chapter, study, benchmark, growth, embed.
+"""The command line, `gapkd COMMAND`: each command is a settings dataclass and a few lines here.
 
 Every option is a field of a settings dataclass, so that names, types, defaults and help stand in one place.
 """
@@ -65,6 +65,17 @@ class SampleConfig:
 
 
 @dataclass(frozen=True)
+class ConvertConfig:
+    """Write a generator in another format: .safetensors (gapkd) or .pt (rosinality's layout, which SeFa, StyleKD, CAGAN
+    and projection scripts read)."""
+
+    source: tyro.conf.Positional[str]
+    """File of the generator: .safetensors, NVIDIA's .pkl or rosinality's .pt."""
+    out: tyro.conf.Positional[str]
+    """File to write; its ending says which format. An existing one is not overwritten."""
+
+
+@dataclass(frozen=True)
 class ChapterConfig:
     """Run a chapter's notebook with papermill, with other parameters if you like."""
 
@@ -119,6 +130,31 @@ def sample(config: SampleConfig) -> None:
     with torch.no_grad():
         images = torch.cat([G(part, truncation=config.truncation) for part in z.split(64)])
     print(f"{config.count} images written to {save_png(images, config.out, config.columns)}")
+
+
+def convert(config: ConvertConfig) -> None:
+    import io
+
+    import torch
+
+    from gapkd.checkpoints import load_generator, read_metadata, save_network, sha256, write_atomically
+    from gapkd.foreign import to_rosinality
+
+    out = Path(config.out)
+    if out.suffix not in (".safetensors", ".pt"):
+        raise ValueError(f"{out} must end in .safetensors or .pt, the formats that can be written")
+    if out.exists():
+        raise ValueError(f"{out} exists already: remove it or choose another out")
+    G = load_generator(config.source)
+    if out.suffix == ".pt":
+        content = io.BytesIO()
+        torch.save(to_rosinality(G), content)
+        write_atomically(out, content.getvalue())
+    else:
+        origin = read_metadata(config.source)["provenance"] | {"file": Path(config.source).name,
+                                                              "sha256": sha256(config.source)}
+        save_network(G, out, {"converted_from": origin})
+    print(f"written to {out}")
 
 
 def teacher(config: TrainConfig) -> None:
@@ -189,6 +225,7 @@ Command = (
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
     | Annotated[SampleConfig, tyro.conf.subcommand("sample")]
     | Annotated[StudyConfig, tyro.conf.subcommand("study")]
+    | Annotated[ConvertConfig, tyro.conf.subcommand("convert")]
     | Annotated[ReportConfig, tyro.conf.subcommand("report")]
     | Annotated[BenchmarkConfig, tyro.conf.subcommand("benchmark")]
     | Annotated[GrowthConfig, tyro.conf.subcommand("growth")]
@@ -197,7 +234,7 @@ Command = (
     | Annotated[ChapterConfig, tyro.conf.subcommand("chapter")]
 )
 RUN = {TrainConfig: teacher, DistillConfig: distill, EvaluateConfig: evaluate, SampleConfig: sample, StudyConfig: study,
-       ReportConfig: report,
+       ReportConfig: report, ConvertConfig: convert,
        BenchmarkConfig: benchmark, GrowthConfig: growth, PlanConfig: plan, EmbedConfig: embed, ChapterConfig: chapter}
 
 TOGETHER = (TrainConfig, DistillConfig, EvaluateConfig)  # what several processes can do

@@ -19,13 +19,18 @@ SQRT2 = math.sqrt(2.0)
 HALF_CLAMP = 256.0  # largest activation in float16
 
 
-def leaky_relu(x: Tensor) -> Tensor:
+def leaky_relu(x: Tensor, clamp: float | None = None) -> Tensor:
     """Leaky ReLU with slope 0.2, in place. The gain sqrt(2) that keeps unit variance is folded into what comes
     before: the function is positively homogeneous, so lrelu(sqrt(2) x) = sqrt(2) lrelu(x) and one pass is saved.
 
-    In float16, which ends at 65,504, the result is clamped to 256 (StyleGAN2-ADA's precaution)."""
+    Args:
+        clamp: largest magnitude of the result. In float16, which ends at 65,504, it is 256 at most (StyleGAN2-ADA's
+            precaution).
+    """
     x = F.leaky_relu(x, 0.2, inplace=True)
-    return x.clamp(-HALF_CLAMP, HALF_CLAMP) if x.dtype == torch.float16 else x
+    if x.dtype == torch.float16:
+        clamp = min(clamp or HALF_CLAMP, HALF_CLAMP)
+    return x.clamp(-clamp, clamp) if clamp else x
 
 
 def full_precision(x: Tensor):
@@ -138,6 +143,7 @@ class EqualConv2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         self.scale = 1.0 / math.sqrt(in_channels * kernel**2)
         self.kernel, self.down, self.activate, self.gain = kernel, down, activate, gain
+        self.clamp: float | None = None
         if down:
             self.register_buffer("fir", fir_kernel(), persistent=False)
 
@@ -151,7 +157,10 @@ class EqualConv2d(nn.Module):
             x = blur(x, self.fir, padding=2)
             stride, padding = 2, 0
         x = F.conv2d(x, self.weight * (self.scale * act), bias, stride=stride, padding=padding)
-        return leaky_relu(x) if self.activate else x
+        clamp = self.clamp and self.clamp * self.gain
+        if self.activate:
+            return leaky_relu(x, clamp)
+        return x.clamp(-clamp, clamp) if clamp else x
 
 
 class ModulatedConv2d(nn.Module):

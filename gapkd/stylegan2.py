@@ -121,6 +121,7 @@ class StyledConv(nn.Module):
         self.conv = ModulatedConv2d(in_channels, out_channels, kernel, up=up)
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.noise_strength = nn.Parameter(torch.zeros(()))
+        self.clamp: float | None = None
         self.register_buffer("noise_const", torch.randn(1, 1, resolution, resolution))
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
@@ -129,12 +130,12 @@ class StyledConv(nn.Module):
         x, scale = self.conv(x, style)
         scale, bias = (scale * SQRT2).to(x.dtype), (self.bias * SQRT2).to(x.dtype)[None, :, None, None]
         if noise is None:
-            return leaky_relu(torch.addcmul(bias, x, scale))
+            return leaky_relu(torch.addcmul(bias, x, scale), self.clamp)
         noise = (noise * (self.noise_strength * SQRT2)).to(x.dtype)
         if len(noise) == 1:  # one map for the whole batch: bias and noise make one small tensor
             shift = (bias + noise).contiguous(memory_format=torch.channels_last)  # the sum takes on its layout
-            return leaky_relu(torch.addcmul(shift, x, scale))
-        return leaky_relu(torch.addcmul(noise, x, scale).add_(bias))
+            return leaky_relu(torch.addcmul(shift, x, scale), self.clamp)
+        return leaky_relu(torch.addcmul(noise, x, scale).add_(bias), self.clamp)
 
 
 class ToRGB(nn.Module):
@@ -145,12 +146,14 @@ class ToRGB(nn.Module):
         self.affine = EqualLinear(w_dim, in_channels, bias_init=1.0)
         self.conv = ModulatedConv2d(in_channels, 3, kernel=1, demodulate=False)
         self.bias = nn.Parameter(torch.zeros(3))
+        self.clamp: float | None = None
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         with full_precision(x):
             style = self.affine(w)
         x, _ = self.conv(x, style)
-        return x.to(self.bias.dtype) + self.bias[None, :, None, None]  # under autocast too, images are float32
+        x = x.to(self.bias.dtype) + self.bias[None, :, None, None]  # under autocast too, images are float32
+        return x.clamp(-self.clamp, self.clamp) if self.clamp else x
 
 
 class SynthesisBlock(nn.Module):
@@ -260,22 +263,27 @@ class Generator(nn.Module):
         kernel: kernel of every block's second convolution, 3, or 1 for the paper's heterogeneous student.
         mapping_layers: depth of the mapping network.
         c_dim: number of classes, 0 for none.
+        clamp: largest magnitude of a convolution's output, as in networks that were trained in float16; None: any.
     Shape: z (N, z_dim) -> image (N, 3, R, R), about [-1, 1], not clamped.
     """
 
     def __init__(self, resolution: int, z_dim: int = 512, w_dim: int = 512, channels: Channels = 64,
-                 kernel: int = 3, mapping_layers: int = 8, c_dim: int = 0):
+                 kernel: int = 3, mapping_layers: int = 8, c_dim: int = 0, clamp: float | None = None):
         super().__init__()
         self.mapping = MappingNetwork(z_dim, w_dim, mapping_layers, c_dim)
         self.synthesis = SynthesisNetwork(resolution, w_dim, channels, kernel)
         self.resolution, self.z_dim, self.w_dim, self.c_dim = resolution, z_dim, w_dim, c_dim
         self.num_ws, self.channels, self.kernel = self.synthesis.num_ws, self.synthesis.channels, kernel
+        self.clamp = clamp
+        for block in self.synthesis.blocks:
+            for layer in (*block.convs, block.torgb):
+                layer.clamp = clamp
 
     def architecture(self) -> dict:
         """The constructor's arguments, as JSON can hold them: Generator(**G.architecture()) has G's shape."""
         return {"resolution": self.resolution, "z_dim": self.z_dim, "w_dim": self.w_dim,
                 "channels": [list(pair) for pair in self.channels], "kernel": self.kernel,
-                "mapping_layers": len(self.mapping.layers), "c_dim": self.c_dim}
+                "mapping_layers": len(self.mapping.layers), "c_dim": self.c_dim} | _if_set(clamp=self.clamp)
 
     def truncate(self, w: Tensor, truncation: float) -> Tensor:
         """Pull w towards its average: w_avg + psi (w - w_avg). Any shape (..., w_dim)."""
@@ -328,10 +336,13 @@ class Discriminator(nn.Module):
     Args:
         channels: width at every resolution, or one a resolution, 4x4 first.
         c_dim: number of classes; the logit is then the projection onto the embedded label.
+        mbstd_group: images over which the minibatch standard deviation is taken.
+        clamp: as in `Generator`.
     Shape: images (N, 3, R, R) in [-1, 1], c (N, c_dim) -> logits (N, 1).
     """
 
-    def __init__(self, resolution: int, channels: int | Sequence[int] = 64, c_dim: int = 0, mbstd_group: int = 4):
+    def __init__(self, resolution: int, channels: int | Sequence[int] = 64, c_dim: int = 0, mbstd_group: int = 4,
+                 clamp: float | None = None):
         super().__init__()
         check_resolution(resolution)
         widths = [pair[0] for pair in channel_pairs(channels, resolution)]
@@ -343,11 +354,15 @@ class Discriminator(nn.Module):
         self.fc = EqualLinear(widths[0] * 16, widths[0], activate=True)
         self.out = EqualLinear(widths[0], widths[0] if c_dim else 1)
         self.label = MappingNetwork(0, widths[0], 8, c_dim) if c_dim else None
+        self.clamp = clamp
+        for layer in self.modules():
+            if isinstance(layer, EqualConv2d):
+                layer.clamp = clamp
 
     def architecture(self) -> dict:
         """The constructor's arguments, as JSON can hold them."""
         return {"resolution": self.resolution, "channels": self.channels, "c_dim": self.c_dim,
-                "mbstd_group": self.mbstd_group}
+                "mbstd_group": self.mbstd_group} | _if_set(clamp=self.clamp)
 
     def forward(self, images: Tensor, c: Tensor | None = None) -> Tensor:
         if images.shape[1:] != (3, self.resolution, self.resolution):
@@ -362,6 +377,10 @@ class Discriminator(nn.Module):
             return x
         target = self.label(None, c)
         return (x * target).sum(dim=1, keepdim=True) / math.sqrt(target.shape[1])
+
+
+def _if_set(**arguments: object) -> dict:
+    return {name: value for name, value in arguments.items() if value is not None}
 
 
 def config_f_channels(resolution: int, multiplier: int = 2) -> list[int]:

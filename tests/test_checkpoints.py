@@ -74,7 +74,7 @@ def absurd(file, network):
 
 
 @pytest.mark.parametrize("damage, message", [
-    (cut, "not a whole safetensors"), (text, "not a whole safetensors"), (foreign, "not one of gapkd's"),
+    (cut, "not a whole safetensors"), (text, "is text: expected a network as"), (foreign, "not one of gapkd's"),
     (discriminator, "holds a stylegan2-discriminator"), (wrong_shape, "do not fit"), (absurd, "do not fit")])
 def test_unusable_files(tmp_path, network, damage, message):
     file = tmp_path / "network.safetensors"

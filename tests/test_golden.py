@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
-from reference_names import nvidia_discriminator, nvidia_generator, rosinality_generator
+from official_files import nvidia_pickle
+from recorded import STYLEKD, arrays, stylekd_network, under
 
-from gapkd.stylegan2 import Discriminator, Generator
-
-GOLDEN = Path(__file__).parent / "golden"
-
-
-def arrays(name: str) -> dict[str, torch.Tensor]:
-    with np.load(GOLDEN / f"{name}.npz") as file:
-        return {key: torch.from_numpy(file[key]) for key in file.files}
-
-
-def under(prefix: str, data: dict) -> dict:
-    return {k.removeprefix(prefix): v for k, v in data.items() if k.startswith(prefix)}
+from gapkd.checkpoints import load_discriminator, load_generator
 
 
 @pytest.fixture(scope="module")
@@ -34,20 +21,15 @@ def stylekd():
 
 
 @pytest.fixture(scope="module")
-def nvidia_network(nvidia):
-    G = Generator(32, 48, 48, [24, 24, 24, 12])
-    G.load_state_dict(nvidia_generator(under("G.", nvidia)))
-    return G.eval()
+def nvidia_file(nvidia, tmp_path_factory):
+    file = tmp_path_factory.mktemp("nvidia") / "network.pkl"
+    file.write_bytes(nvidia_pickle(under("G.", nvidia), under("D.", nvidia)))
+    return file
 
 
-STYLEKD_CHANNELS = {"teacher": ([24, 24, 24, 16], 3), "student": ([8, 8, 8, 6], 3), "student_k1": ([8, 8, 8, 6], 1)}
-
-
-def stylekd_network(data, name):
-    channels, kernel = STYLEKD_CHANNELS[name]
-    G = Generator(32, 48, 48, channels, kernel=kernel)
-    G.load_state_dict(rosinality_generator(under(f"{name}.state.", data)))
-    return G.eval()
+@pytest.fixture(scope="module")
+def nvidia_network(nvidia_file):
+    return load_generator(nvidia_file)
 
 
 @torch.no_grad()
@@ -65,14 +47,13 @@ def test_nvidia_images(nvidia, nvidia_network, recorded, truncation):
 
 
 @torch.no_grad()
-def test_nvidia_discriminator(nvidia):
-    D = Discriminator(32, [24, 24, 24, 12])
-    D.load_state_dict(nvidia_discriminator(under("D.", nvidia)))
+def test_nvidia_discriminator(nvidia, nvidia_file):
+    D = load_discriminator(nvidia_file)
     torch.testing.assert_close(D(nvidia["image"]), nvidia["logits"], atol=1e-4, rtol=0)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", list(STYLEKD_CHANNELS))
+@pytest.mark.parametrize("name", STYLEKD)
 def test_stylekd_networks(stylekd, name):
     G = stylekd_network(stylekd, name)
     w = G.mapping(stylekd["z"])

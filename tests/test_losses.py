@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from test_golden import STYLEKD_CHANNELS, arrays, stylekd_network
+from recorded import STYLEKD, arrays, stylekd_network
 
 from gapkd import losses
 from gapkd.directions import draw_offsets, sefa_directions
@@ -31,7 +31,7 @@ def test_latent_direction_loss_equals_the_recorded_value(stylekd, kind, views):
 @torch.no_grad()
 def test_latent_direction_loss_from_our_own_networks(stylekd):
     features = {}
-    for name in STYLEKD_CHANNELS:
+    for name in STYLEKD:
         G = stylekd_network(stylekd, name)
         w = G.mapping(stylekd["z"])
         features[name] = G.synthesis(torch.cat([w, w + stylekd["offsets"][:, 0]])).features[2:4]
