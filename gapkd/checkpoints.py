@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
+from gapkd.addresses import AddressError, fetch, is_address
 from gapkd.foreign import ForeignError, find_networks
 from gapkd.pickles import LEGACY_MAGIC, UnreadableError, read_pickle, read_torch
 from gapkd.stylegan2 import Discriminator, Generator
@@ -92,8 +93,9 @@ def load_generator(path: str | Path) -> Generator:
     """Load a generator, in eval mode, on the CPU, gradients off.
 
     Args:
-        path: a safetensors file written by gapkd, or the name of an embedded one ("toyfaces32"); a StyleGAN2 .pkl of
-            NVIDIA's, or a .pt in rosinality's layout (their averaged weights are taken: G_ema, g_ema).
+        path: a file, its address (see gapkd.addresses), or the name of an embedded one ("toyfaces32"). The file is
+            gapkd's own safetensors, a StyleGAN2 .pkl of NVIDIA's, or a .pt in rosinality's layout; of those, the
+            averaged weights are taken (G_ema, g_ema).
     Raises CheckpointError when the file is missing, truncated, not a checkpoint, hostile, or holds something else.
     """
     return _load(path, "stylegan2-generator")
@@ -105,7 +107,12 @@ def load_discriminator(path: str | Path) -> Discriminator:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The file itself, or the embedded file of that name."""
+    """The file itself, the file behind an address, or the embedded file of that name."""
+    if is_address(path):
+        try:
+            return fetch(str(path))
+        except AddressError as error:
+            raise CheckpointError(str(error)) from error
     path = Path(path)
     if not path.exists() and path.name == str(path) and not path.suffix:
         try:
