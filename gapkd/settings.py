@@ -47,6 +47,8 @@ class RunConfig:
     """The half-life is at most this fraction of the images seen so far."""
     flip: bool = True
     """Mirror real images at random."""
+    noise: bool = True
+    """Learn how strong the noise maps are; off: no noise, for data in which nothing is random."""
     precision: Literal["auto", "bf16", "fp16", "float32"] = "auto"
     """Autocast of everything but the regularisers; auto: bf16 where the processor has it, else float32."""
     tf32: bool = False
@@ -113,8 +115,6 @@ class TrainConfig(RunConfig):
     """Widths of the generator's finest blocks; the first one holds for all coarser blocks too. Paper: 512 ... 128."""
     d_channels: tuple[int, ...] = (64, 32)
     """Widths of the discriminator, likewise: most of its work would lie in the finest block, hence the 32."""
-    noise: bool = True
-    """Learn how strong the noise maps are; off: no noise, for data in which nothing is random."""
     start_from: str = ""
     """Finished run (its folder, or an embedded teacher's name) to start from, at the same or half the resolution."""
     d_first: int = 0

@@ -223,9 +223,14 @@ def train_gan(config: TrainConfig, probe: Probe | None = None) -> RunResult:
     if config.start_from and not config.resume:
         start_from(G, D, config.start_from)
     if not config.noise:
-        for conv in G.synthesis.convs:
-            conv.noise_strength.requires_grad_(False).zero_()
+        silence(G)
     return fit(Trainer(config, G, D), "teacher", probe)
+
+
+def silence(G: Generator) -> None:
+    """Take the noise out of a generator for good."""
+    for conv in G.synthesis.convs:
+        conv.noise_strength.requires_grad_(False).zero_()
 
 
 def _ancestor(config: RunConfig) -> dict:
@@ -297,6 +302,8 @@ def distill(config: DistillConfig, probe: Probe | None = None,
     config = _begin(config)
     teacher = load_generator(config.teacher)
     student = make_student(teacher, config.keep, config.kernel, config.mapping, config.synthesis, config.seed)
+    if not config.noise:
+        silence(student)
     if config.discriminator:
         D = load_discriminator(config.discriminator).requires_grad_(True)
         if D.resolution != teacher.resolution:

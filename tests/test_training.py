@@ -134,6 +134,12 @@ def test_the_discriminator_may_go_first(tmp_path):
     assert [("loss_g" in r, "loss_d" in r) for r in result.log] == [(False, True), (False, True), (True, True)]
 
 
+def test_noise_can_be_left_out_of_a_student(tmp_path, teacher_file, fake_distance):
+    for noise in (True, False):
+        student = distill(distill_config(tmp_path / str(noise), teacher_file, images=8, noise=noise)).generator
+        assert any(bool(conv.noise_strength != 0) for conv in student.synthesis.convs) == noise
+
+
 def test_noise_can_be_left_out(tmp_path):
     def strengths(**changes):
         result = train_gan(config(tmp_path / "-".join(changes) / "run", images=8, **changes))
