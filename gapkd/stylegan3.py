@@ -1,0 +1,381 @@
+"""StyleGAN3: the alias-free generator, configurations T (translation) and R (translation and rotation).
+
+Source: Karras et al., *Alias-Free Generative Adversarial Networks* (NeurIPS 2021). Every layer is thought of as acting
+on a continuous image: it knows its sampling rate, the highest frequency it may hold (cutoff) and how wide its filters'
+transition is (half-width). The non-linearity, which makes new frequencies, is applied at a higher rate between an
+upsampling and a downsampling low-pass filter. Plain PyTorch, no compiled extension.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gapkd import parallel
+from gapkd.layers import SQRT2, EqualLinear, full_precision
+from gapkd.stylegan2 import MappingNetwork, Noise, SynthesisOutput, check_resolution
+
+BLOCK = 32  # outputs that one small matrix makes of a stretch of its input
+
+
+# ------------------------------------------------------------------------------------------- filters
+
+
+def low_pass(taps: int, cutoff: float, width: float, rate: float, radial: bool = False) -> Tensor:
+    """A Kaiser-windowed low-pass filter of unit sum (appendix C). (taps,), or (taps, taps) if radial; float64.
+
+    Args:
+        cutoff: frequency at which it has fallen to a half. width: of the transition, both in the units of rate.
+        rate: sampling rate. radial: the same in all directions, for the rotation-equivariant configuration.
+    """
+    if taps == 1:
+        return torch.ones(1, dtype=torch.float64)
+    x = (torch.arange(taps, dtype=torch.float64) - (taps - 1) / 2) / rate
+    attenuation = 2.285 * (taps - 1) * math.pi * width / (rate / 2) + 7.95  # Kaiser's formula, in dB
+    window = torch.kaiser_window(taps, periodic=False, beta=kaiser_beta(attenuation), dtype=torch.float64)
+    if radial:
+        r = torch.hypot(x[:, None], x[None, :])
+        f = torch.special.bessel_j1(2 * cutoff * math.pi * r) / (math.pi * r) * torch.outer(window, window)
+    else:
+        f = torch.sinc(2 * cutoff * x) * window
+    return f / f.sum()
+
+
+def kaiser_beta(attenuation: float) -> float:
+    """Shape of the Kaiser window that reaches an attenuation in dB."""
+    if attenuation > 50:
+        return 0.1102 * (attenuation - 8.7)
+    if attenuation > 21:
+        return 0.5842 * (attenuation - 21) ** 0.4 + 0.07886 * (attenuation - 21)
+    return 0.0
+
+
+@dataclass(frozen=True)
+class Resampler:
+    """A linear map along the last axis, length -> out, that shifts with its input: BLOCK outputs for `step` inputs.
+
+    y = map(x), where block b of y is x[b step - lead: ... + window] @ matrix. One matrix product for all rows, all
+    channels and all blocks takes the place of zero insertion, padding, filtering and dropping.
+    """
+
+    lead: int
+    step: int
+    length: int
+    out: int
+
+    def __call__(self, x: Tensor, matrix: Tensor) -> Tensor:
+        window, block = matrix.shape
+        blocks = -(-self.out // block)
+        end = (blocks - 1) * self.step + window - self.lead - self.length  # what the last block lacks (or has over)
+        x = F.pad(x, (self.lead, end))
+        y = x @ matrix if blocks == 1 else (x.unfold(-1, window, self.step) @ matrix).flatten(-2)
+        return y[..., :self.out]
+
+
+def up_matrix(f: Tensor, up: int, length: int, before: int, after: int) -> tuple[Resampler, Tensor]:
+    """Insert up - 1 zeros behind every value, pad with `before` and `after` zeros, filter with up * f."""
+    taps = len(f)
+    out = length * up + before + after - taps + 1
+    # y[i] = up * sum_j f[before + j up - i] x[j]: output i looks at j from (i - before) / up on.
+    block = out if out <= 2 * BLOCK else BLOCK
+    first = math.ceil(-before / up)                                    # the j that output 0 begins with
+    last = (block - 1 - before + taps - 1) // up
+    i, j = torch.arange(block)[None, :], torch.arange(first, last + 1)[:, None]
+    place = before + j * up - i
+    inside = (place >= 0) & (place < taps)
+    matrix = torch.where(inside, up * f[place.clamp(0, taps - 1)], torch.zeros((), dtype=f.dtype))
+    return Resampler(-first, BLOCK // up, length, out), matrix
+
+
+def down_matrix(f: Tensor, down: int, length: int) -> tuple[Resampler, Tensor]:
+    """Filter with f, then keep every down-th value."""
+    taps = len(f)
+    out = (length - taps) // down + 1
+    block = out if out <= BLOCK else BLOCK
+    i, j = torch.arange(block)[None, :], torch.arange((block - 1) * down + taps)[:, None]
+    place = j - i * down
+    inside = (place >= 0) & (place < taps)
+    matrix = torch.where(inside, f[place.clamp(0, taps - 1)], torch.zeros((), dtype=f.dtype))
+    return Resampler(0, BLOCK * down, length, out), matrix
+
+
+class FilteredActivation(nn.Module):
+    """Bias, upsampling, leaky ReLU, downsampling: (N, C, S, S) -> (N, C, out, out).
+
+    Args:
+        up_filter: (taps,), separable. down_filter: (taps,), or (taps, taps) where it is radial.
+        padding: zeros before and after, on the upsampled grid.
+        slope, gain: of the leaky ReLU; 1 and 1: there is none (toRGB).
+    """
+
+    def __init__(self, size: int, up_filter: Tensor, down_filter: Tensor, up: int, down: int,
+                 padding: tuple[int, int], slope: float, gain: float):
+        super().__init__()
+        self.up, up_matrix_ = up_matrix(up_filter, up, size, *padding)
+        self.down_factor, self.slope, self.gain = down, slope, gain
+        self.radial = down_filter.ndim == 2
+        self.clamp: float | None = None
+        if self.radial:
+            kept = down_filter[None, None]
+            self.out = (self.up.out - len(down_filter)) // down + 1
+        else:
+            self.down, kept = down_matrix(down_filter, down, self.up.out)
+            self.out = self.down.out
+        dtype = torch.get_default_dtype()
+        self.register_buffer("up_matrix", up_matrix_.to(dtype), persistent=False)
+        self.register_buffer("down_kernel", kept.to(dtype), persistent=False)
+        # The designed filters themselves, in full precision, for those who want to look or to convert.
+        self.filters = up_filter, down_filter
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        with full_precision(x):
+            up, down = self.up_matrix.to(x.dtype), self.down_kernel.to(x.dtype)
+            x = x + bias.to(x.dtype)[None, :, None, None]
+            x = self.up(self.up(x, up).mT, up)                       # rows, then columns: the image is now transposed
+            if self.slope != 1:
+                x = F.leaky_relu(x, self.slope, inplace=True)
+            if self.gain != 1:
+                x = x * self.gain
+            if self.clamp:
+                x = x.clamp(-self.clamp, self.clamp)
+            if self.radial:                                          # symmetric: transposition changes nothing
+                kernel = down.expand(x.shape[1], 1, -1, -1)
+                return F.conv2d(x, kernel, stride=self.down_factor, groups=x.shape[1]).mT
+            return self.down(self.down(x, down).mT, down)
+
+
+# ------------------------------------------------------------------------------------------- layers
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What a layer is built from: rates, cutoffs and half-widths before and after it, in cycles over the image."""
+
+    in_channels: int
+    out_channels: int
+    in_size: int
+    out_size: int
+    in_rate: float
+    out_rate: float
+    in_cutoff: float
+    out_cutoff: float
+    in_half_width: float
+    out_half_width: float
+    critical: bool
+    torgb: bool
+
+
+def plan_layers(resolution: int, channels: Sequence[int], critical: int = 2, margin: int = 10,
+                first_cutoff: float = 2.0, first_stopband: float = 2**2.1, last_stopband_rel: float = 2**0.3
+                ) -> list[LayerPlan]:
+    """Cutoffs and stopbands grow geometrically to the image's; the last `critical` layers are sampled critically.
+
+    Args:
+        channels: output channels of every layer; toRGB (3) is added as the last one.
+        margin: pixels that are computed beyond the border on every side, so that it cannot be told from within.
+    Source: appendix F.
+    """
+    layers = len(channels)
+    last_cutoff = resolution / 2
+    plans, cutoffs, stops, widths = [], [], [], [*channels, 3]
+    for n in range(layers + 1):
+        exponent = min(n / (layers - critical), 1.0)
+        cutoffs.append(first_cutoff * (last_cutoff / first_cutoff) ** exponent)
+        stops.append(first_stopband * (last_cutoff * last_stopband_rel / first_stopband) ** exponent)
+    rates = [2.0 ** math.ceil(math.log2(min(2 * stop, resolution))) for stop in stops]
+    halves = [max(stop, rate / 2) - cutoff for stop, rate, cutoff in zip(stops, rates, cutoffs, strict=True)]
+    sizes = [int(rate) + 2 * margin for rate in rates[:-2]] + [resolution] * 2
+    for n in range(layers + 1):
+        before = max(n - 1, 0)
+        plans.append(LayerPlan(widths[before], widths[n], sizes[before], sizes[n], rates[before], rates[n],
+                               cutoffs[before], cutoffs[n], halves[before], halves[n], n >= layers - critical,
+                               n == layers))
+    return plans
+
+
+class FourierInput(nn.Module):
+    """The first feature maps: sines of random frequencies below the first cutoff, shifted and turned by an affine of w.
+
+    Args:
+        size: pixels, the margin included. rate, cutoff: of the first layer.
+    Shape: w (N, w_dim) -> (N, channels, size, size).
+    """
+
+    def __init__(self, w_dim: int, channels: int, size: int, rate: float, cutoff: float):
+        super().__init__()
+        self.size, self.rate, self.cutoff = size, rate, cutoff
+        frequencies = torch.randn(channels, 2)
+        radii = frequencies.square().sum(dim=1, keepdim=True).sqrt()
+        self.weight = nn.Parameter(torch.randn(channels, channels))
+        self.affine = EqualLinear(w_dim, 4)
+        with torch.no_grad():
+            self.affine.weight.zero_()
+            self.affine.bias.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0]))
+        self.register_buffer("transform", torch.eye(3))  # the user's own: rotation and translation of the image
+        self.register_buffer("freqs", frequencies / (radii * radii.square().exp() ** 0.25) * cutoff)
+        self.register_buffer("phases", torch.rand(channels) - 0.5)
+
+    def forward(self, w: Tensor) -> Tensor:
+        t = self.affine(w)                                           # cosine, sine, x, y
+        t = t / t[:, :2].norm(dim=1, keepdim=True)
+        cosine, sine, x, y = t.unbind(dim=1)
+        zero, one = torch.zeros_like(x), torch.ones_like(x)
+        turn = torch.stack([cosine, -sine, zero, sine, cosine, zero, zero, zero, one], dim=1).view(-1, 3, 3)
+        shift = torch.stack([one, zero, -x, zero, one, -y, zero, zero, one], dim=1).view(-1, 3, 3)
+        move = turn @ shift @ self.transform
+        phases = self.phases + (self.freqs @ move[:, :2, 2:]).squeeze(2)           # (N, C)
+        freqs = self.freqs @ move[:, :2, :2]                                       # (N, C, 2)
+        # What the transform lifts above the band limit is faded out.
+        fade = (1 - (freqs.norm(dim=2) - self.cutoff) / (self.rate / 2 - self.cutoff)).clamp(0, 1)
+        along = (torch.arange(self.size, device=w.device, dtype=w.dtype) + 0.5 - self.size / 2) / self.rate
+        grid = torch.stack(torch.meshgrid(along, along, indexing="xy"), dim=-1).flatten(0, 1)   # (S S, 2)
+        waves = torch.sin(2 * math.pi * (grid @ freqs.mT + phases[:, None])) * fade[:, None]    # (N, S S, C)
+        waves = waves @ (self.weight.t() / math.sqrt(len(self.weight)))
+        return waves.mT.unflatten(2, (self.size, self.size))
+
+
+class AliasFreeLayer(nn.Module):
+    """Affine style, modulated convolution on the padded grid, filtered non-linearity."""
+
+    def __init__(self, plan: LayerPlan, w_dim: int, kernel: int, radial: bool, filter_size: int = 6):
+        super().__init__()
+        self.plan, self.kernel = plan, 1 if plan.torgb else kernel
+        self.affine = EqualLinear(w_dim, plan.in_channels, bias_init=1.0)
+        self.weight = nn.Parameter(torch.randn(plan.out_channels, plan.in_channels, self.kernel, self.kernel))
+        self.bias = nn.Parameter(torch.zeros(plan.out_channels))
+        self.register_buffer("magnitude_ema", torch.ones(()))
+        rate = max(plan.in_rate, plan.out_rate) * (1 if plan.torgb else 2)
+        up, down = round(rate / plan.in_rate), round(rate / plan.out_rate)
+        up_taps = filter_size * up if up > 1 and not plan.torgb else 1
+        down_taps = filter_size * down if down > 1 and not plan.torgb else 1
+        total = (plan.out_size - 1) * down + 1 - (plan.in_size + self.kernel - 1) * up + up_taps + down_taps - 2
+        before = (total + up) // 2
+        self.activation = FilteredActivation(
+            plan.in_size + self.kernel - 1, low_pass(up_taps, plan.in_cutoff, 2 * plan.in_half_width, rate),
+            low_pass(down_taps, plan.out_cutoff, 2 * plan.out_half_width, rate,
+                     radial and not plan.critical and down_taps > 1),
+            up, down, (before, total - before), 1.0 if plan.torgb else 0.2, 1.0 if plan.torgb else SQRT2)
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        if self.training:
+            with torch.no_grad():
+                self.magnitude_ema.lerp_(parallel.mean(x.float().square().mean()), 0.001)
+        with full_precision(x):
+            style, weight = self.affine(w), self.weight
+            scale = None
+            if self.plan.torgb:
+                style = style / math.sqrt(weight[0].numel())
+            else:  # demodulation, on normalised weights and styles
+                weight = weight * weight.square().mean(dim=(1, 2, 3), keepdim=True).rsqrt()
+                style = style * style.square().mean(dim=1, keepdim=True).rsqrt()
+                energy = weight.square().sum(dim=(2, 3))
+                scale = (style.square() @ energy.t() + 1e-8).rsqrt()[:, :, None, None]
+            style = style * self.magnitude_ema.rsqrt()               # keeps the signal's magnitude near one
+        x = F.conv2d(x * style[:, :, None, None].to(x.dtype), weight, padding=self.kernel - 1)
+        return self.activation(x if scale is None else x * scale.to(x.dtype), self.bias)
+
+
+class AliasFreeSynthesis(nn.Module):
+    """g: W -> image. Shape: ws (N, w_dim) or (N, num_ws, w_dim) -> SynthesisOutput.
+
+    `features` holds the output of every layer but toRGB, `rgbs` the image alone. There are no noise maps.
+    """
+
+    def __init__(self, resolution: int, w_dim: int, channels: Sequence[int], kernel: int, radial: bool, critical: int,
+                 margin: int, output_scale: float):
+        super().__init__()
+        check_resolution(resolution, least=16)
+        if kernel not in (1, 3):
+            raise ValueError(f"kernel must be 3 (configuration T) or 1 (R), not {kernel}")
+        if len(channels) <= critical:
+            raise ValueError(f"channels names {len(channels)} layers: more than the {critical} critically sampled ones "
+                             "are needed")
+        plans = plan_layers(resolution, channels, critical, margin)
+        self.resolution, self.w_dim, self.output_scale, self.num_ws = resolution, w_dim, output_scale, len(plans) + 1
+        self.input = FourierInput(w_dim, plans[0].in_channels, plans[0].in_size, plans[0].in_rate, plans[0].in_cutoff)
+        self.layers = nn.ModuleList(AliasFreeLayer(plan, w_dim, kernel, radial) for plan in plans)
+
+    def draw_noise(self, n: int, generator: torch.Generator) -> list[Tensor]:
+        """Nothing: an alias-free generator has no noise maps."""
+        return []
+
+    @property
+    def convs(self) -> list[AliasFreeLayer]:
+        """All layers with a non-linearity, input side first; number l takes ws[:, l + 1]."""
+        return list(self.layers)[:-1]
+
+    def expand_ws(self, ws: Tensor) -> Tensor:
+        """(N, w_dim) or (N, num_ws, w_dim) -> (N, num_ws, w_dim), checked."""
+        if ws.ndim == 2:
+            ws = ws[:, None].expand(-1, self.num_ws, -1)
+        if ws.ndim != 3 or ws.shape[1:] != (self.num_ws, self.w_dim):
+            raise ValueError(f"ws must have shape (N, {self.w_dim}) or (N, {self.num_ws}, {self.w_dim}), "
+                             f"not {tuple(ws.shape)}")
+        return ws
+
+    def forward(self, ws: Tensor, noise: Noise = "const", generator: torch.Generator | None = None) -> SynthesisOutput:
+        styles = self.expand_ws(ws).unbind(dim=1)
+        with full_precision(ws):
+            x = self.input(styles[0])
+        features = []
+        for layer, w in zip(self.layers, styles[1:], strict=True):
+            x = layer(x, w)
+            features.append(x)
+        image = features.pop().float() * self.output_scale
+        return SynthesisOutput(image=image, features=features, rgbs=[image])
+
+
+class AliasFreeGenerator(nn.Module):
+    """StyleGAN3's generator.
+
+    Args:
+        resolution: a power of two, at least 16.
+        z_dim, w_dim: widths of z and w.
+        channels: output channels of every layer but toRGB, input side first; the first is the Fourier input's too.
+        kernel: 3 for configuration T, 1 for R. radial: radial downsampling filters (R).
+        mapping_layers: depth of the mapping network. c_dim: number of classes, 0 for none.
+        critical, margin, output_scale: see `plan_layers`; factor on the image.
+    Shape: z (N, z_dim) -> image (N, 3, R, R), about [-1, 1], not clamped.
+    """
+
+    kernel: int
+
+    def __init__(self, resolution: int, z_dim: int = 512, w_dim: int = 512, channels: Sequence[int] = (),
+                 kernel: int = 3, radial: bool = False, mapping_layers: int = 2, c_dim: int = 0, critical: int = 2,
+                 margin: int = 10, output_scale: float = 0.25, clamp: float | None = None):
+        super().__init__()
+        self.mapping = MappingNetwork(z_dim, w_dim, mapping_layers, c_dim)
+        self.synthesis = AliasFreeSynthesis(resolution, w_dim, channels, kernel, radial, critical, margin, output_scale)
+        self.resolution, self.z_dim, self.w_dim, self.c_dim = resolution, z_dim, w_dim, c_dim
+        self.num_ws, self.channels, self.kernel, self.radial = self.synthesis.num_ws, list(channels), kernel, radial
+        self.critical, self.margin, self.clamp = critical, margin, clamp
+        for layer in self.synthesis.layers:
+            layer.activation.clamp = clamp
+
+    def architecture(self) -> dict:
+        """The constructor's arguments, as JSON can hold them."""
+        plain = {"resolution": self.resolution, "z_dim": self.z_dim, "w_dim": self.w_dim, "channels": self.channels,
+                 "kernel": self.kernel, "radial": self.radial, "mapping_layers": len(self.mapping.layers),
+                 "c_dim": self.c_dim, "critical": self.critical, "margin": self.margin,
+                 "output_scale": self.synthesis.output_scale}
+        return plain if self.clamp is None else plain | {"clamp": self.clamp}
+
+    def truncate(self, w: Tensor, truncation: float) -> Tensor:
+        """Pull w towards its average: w_avg + psi (w - w_avg). Any shape (..., w_dim)."""
+        return w if truncation == 1.0 else self.mapping.w_avg.lerp(w, truncation)
+
+    def forward(self, z: Tensor, c: Tensor | None = None, truncation: float = 1.0, noise: Noise = "const",
+                generator: torch.Generator | None = None) -> Tensor:
+        return self.synthesis(self.truncate(self.mapping(z, c), truncation)).image
+
+
+def stylegan3_channels(resolution: int, layers: int = 14, channel_base: int = 32768, channel_max: int = 512,
+                       critical: int = 2) -> list[int]:
+    """The published widths: channel_base / 2 over the layer's cutoff, at most channel_max."""
+    return [round(min(channel_base / 2 / (2.0 * (resolution / 4) ** min(n / (layers - critical), 1.0)), channel_max))
+            for n in range(layers)]
