@@ -16,9 +16,11 @@ from gapkd.addresses import AddressError, fetch, is_address
 from gapkd.foreign import ForeignError, find_networks
 from gapkd.pickles import LEGACY_MAGIC, UnreadableError, read_pickle, read_torch
 from gapkd.stylegan2 import Discriminator, Generator
+from gapkd.stylegan3 import AliasFreeGenerator
 
 LEGACY_HEAD = LEGACY_MAGIC.to_bytes(10, "little")  # in the first pickle of a torch.save file without zip
-KINDS = {"stylegan2-generator": Generator, "stylegan2-discriminator": Discriminator}
+KINDS = {"stylegan2-generator": Generator, "stylegan3-generator": AliasFreeGenerator,
+         "stylegan2-discriminator": Discriminator}
 
 
 class CheckpointError(ValueError):
@@ -70,7 +72,8 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def save_network(network: Generator | Discriminator, path: str | Path, provenance: dict | None = None) -> Path:
+def save_network(network: Generator | AliasFreeGenerator | Discriminator, path: str | Path,
+                 provenance: dict | None = None) -> Path:
     """Save a network as safetensors.
 
     Args:
@@ -89,21 +92,21 @@ def read_metadata(path: str | Path) -> dict:
     return (_read(path, weights=False) if recognise(path) == "safetensors" else _read_foreign(path))[0]
 
 
-def load_generator(path: str | Path) -> Generator:
+def load_generator(path: str | Path) -> Generator | AliasFreeGenerator:
     """Load a generator, in eval mode, on the CPU, gradients off.
 
     Args:
         path: a file, its address (see gapkd.addresses), or the name of an embedded one ("toyfaces32"). The file is
-            gapkd's own safetensors, a StyleGAN2 .pkl of NVIDIA's, or a .pt in rosinality's layout; of those, the
+            gapkd's own safetensors, a .pkl of NVIDIA's (StyleGAN2 or 3), or a .pt in rosinality's layout; of those, the
             averaged weights are taken (G_ema, g_ema).
     Raises CheckpointError when the file is missing, truncated, not a checkpoint, hostile, or holds something else.
     """
-    return _load(path, "stylegan2-generator")
+    return _load(path, "generator")
 
 
 def load_discriminator(path: str | Path) -> Discriminator:
     """Load a discriminator; as `load_generator`."""
-    return _load(path, "stylegan2-discriminator")
+    return _load(path, "discriminator")
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -155,11 +158,11 @@ def recognise(path: Path) -> str:
                 "empty" if not head else "text" if all(b >= 32 or b in b"\t\r\n" for b in head[:63]) and head.isascii()
                 else "of an unknown kind")
     raise CheckpointError(f"{path.name} is {what}: expected a network as .safetensors (gapkd), .pkl (NVIDIA's "
-                          "StyleGAN2) or .pt (rosinality's layout)")
+                          "StyleGAN2 and 3) or .pt (rosinality's layout)")
 
 
 def _read_foreign(path: Path, kind: str | None = None) -> tuple[dict, dict[str, torch.Tensor]]:
-    """Metadata and weights of the network of that kind (None: whichever there is) in another repository's file."""
+    """Metadata and weights of the "generator" or "discriminator" (None: either) in another repository's file."""
     read = read_torch if recognise(path) == "torch" else read_pickle
     try:
         networks = find_networks(read(path.read_bytes()), path.name)
@@ -169,7 +172,7 @@ def _read_foreign(path: Path, kind: str | None = None) -> tuple[dict, dict[str, 
         raise CheckpointError(str(error)) from error
     except Exception as error:  # whatever a hostile file brings about
         raise CheckpointError(f"{path.name} is not laid out as a network ({type(error).__name__})") from error
-    fitting = [found for found in networks.values() if kind in (None, found.kind)]
+    fitting = [found for found in networks.values() if kind is None or found.kind.endswith(f"-{kind}")]
     if not fitting:
         raise CheckpointError(f"{path.name} holds a {next(iter(networks.values())).kind}, but a {kind} was asked for")
     found = fitting[0]
@@ -207,14 +210,14 @@ def _load(path: str | Path, kind: str):
     path = find_checkpoint(path)
     name = path.name
     metadata, tensors = _read(path, weights=True) if recognise(path) == "safetensors" else _read_foreign(path, kind)
-    if metadata["kind"] != kind:
+    if metadata["kind"] not in KINDS or not metadata["kind"].endswith(f"-{kind}"):
         raise CheckpointError(f"{name} holds a {metadata['kind']}, but a {kind} was asked for")
     try:
         _check_plausible(metadata["architecture"])
         with torch.device("meta"):  # compare shapes first: a hostile size then costs no memory
-            KINDS[kind](**metadata["architecture"]).load_state_dict(tensors, assign=True)
+            KINDS[metadata["kind"]](**metadata["architecture"]).load_state_dict(tensors, assign=True)
         with torch.random.fork_rng():
-            network = KINDS[kind](**metadata["architecture"])
+            network = KINDS[metadata["kind"]](**metadata["architecture"])
         network.load_state_dict(tensors)
     except (TypeError, ValueError, KeyError, IndexError, RuntimeError, AttributeError) as error:
         first = str(error).strip().splitlines()[-1].strip()

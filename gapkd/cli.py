@@ -220,7 +220,7 @@ def chapter(config: ChapterConfig) -> None:
 
 
 Command = (
-    Annotated[TrainConfig, tyro.conf.subcommand("teacher", description="Train a StyleGAN2 from scratch.")]
+    Annotated[TrainConfig, tyro.conf.subcommand("teacher", description="Train a StyleGAN2 or StyleGAN3 from scratch.")]
     | Annotated[DistillConfig, tyro.conf.subcommand("distill", description="Distil a teacher into a student.")]
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
     | Annotated[SampleConfig, tyro.conf.subcommand("sample")]

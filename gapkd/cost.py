@@ -30,6 +30,8 @@ def macs(G: Generator, convention: str = "true") -> int:
     """
     if convention == "true":
         return _executed_macs(G)
+    if convention == "paper" and not isinstance(G, Generator):
+        raise ValueError('the convention of the published tables is known for StyleGAN2 only: take convention="true"')
     if convention == "paper":
         return _paper_macs(G)
     raise ValueError(f'convention must be "true" or "paper", not {convention!r}')

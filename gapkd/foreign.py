@@ -19,6 +19,7 @@ from torch import Tensor
 from gapkd.layers import fir_kernel
 from gapkd.pickles import Record
 from gapkd.stylegan2 import Generator
+from gapkd.stylegan3 import AliasFreeSynthesis, low_pass
 
 State = dict[str, Tensor]
 PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
@@ -194,7 +195,7 @@ def _mapping(ours: str, theirs: str, module: Module, state: State, source: str) 
 def nvidia_generator(module: Module, source: str) -> Found:
     """`mapping.fc0...`, `synthesis.b4...` -> ours."""
     if "input" in module.modules["synthesis"].modules:
-        raise ForeignError(f"{source} holds a StyleGAN3 generator: only StyleGAN2 generators are supported so far")
+        return nvidia_alias_free(module, source)
     _check_module(module, source)
     state = module.state()
     out, z_dim, c_dim, depth = _mapping("mapping.", "mapping.", module.at("mapping"), state, source)
@@ -234,6 +235,61 @@ def _clamp(clamps: set, source: str) -> dict:
     if len(clamps) != 1 or not isinstance(clamp := next(iter(clamps)), (int, float, type(None))):
         raise ForeignError(f"the convolutions in {source} clamp their outputs at different values")
     return {} if clamp is None else {"clamp": float(clamp)}
+
+
+def nvidia_alias_free(module: Module, source: str) -> Found:
+    """StyleGAN3's `synthesis.input...`, `synthesis.L0_36_512...` -> ours."""
+    state, layers = module.state(), {}
+    out, z_dim, c_dim, depth = _mapping("mapping.", "mapping.", module.at("mapping"), state, source)
+    for name in module.modules["synthesis"].modules:
+        if match := re.fullmatch(r"L(\d{1,3})_(\d{1,5})_(\d{1,5})", name):
+            layers[int(match[1])] = name, int(match[2]), int(match[3])
+    if not 3 <= len(layers) <= 64 or sorted(layers) != list(range(len(layers))):
+        raise ForeignError(f"{source} holds the layers {sorted(layers)[:12]} of a StyleGAN3 generator, not 0, 1, ...")
+    for part in ("weight", "freqs", "phases", "transform", "affine.weight", "affine.bias"):
+        out[f"synthesis.input.{part}"] = _need(state, f"synthesis.input.{part}", source)
+    clamps = set()
+    for n, (name, _, _) in layers.items():
+        theirs, ours = f"synthesis.{name}", f"synthesis.layers.{n}"
+        out |= {f"{ours}.{part}": _need(state, f"{theirs}.{part}", source) for part in ("weight", "bias")}
+        out[f"{ours}.magnitude_ema"] = state.get(f"{theirs}.magnitude_ema", torch.ones(()))
+        out |= _affine(ours, f"{theirs}.affine", state, source)
+        clamps.add(module.at(f"synthesis.{name}").attributes.get("conv_clamp"))
+    attributes = module.modules["synthesis"].attributes
+    first = module.at(f"synthesis.{layers[0][0]}").tensors.get("down_filter")
+    weight = _need(out, "synthesis.layers.0.weight", source, None, None, None, None)
+    architecture = {
+        "resolution": layers[len(layers) - 1][1], "z_dim": z_dim, "w_dim": len(out["mapping.w_avg"]),
+        "channels": [layers[n][2] for n in range(len(layers) - 1)], "kernel": weight.shape[-1],
+        "radial": first is not None and first.ndim == 2, "mapping_layers": depth, "c_dim": c_dim,
+        "critical": _number(attributes, "num_critical", 2, source),
+        "margin": _number(attributes, "margin_size", 10, source),
+        "output_scale": float(_number(attributes, "output_scale", 0.25, source))} | _clamp(clamps, source)
+    _check_filters(architecture, {n: state.get(f"synthesis.{name}.up_filter") for n, (name, _, _) in layers.items()},
+                   source)
+    return Found("stylegan3-generator", architecture, _float(out), "NVIDIA's StyleGAN3")
+
+
+def _number(attributes: dict, name: str, default: float, source: str) -> float:
+    value = attributes.get(name, default)
+    if type(value) not in (int, float) or not 0 <= value <= 1000:
+        raise ForeignError(f"{name} of the StyleGAN3 generator in {source} is {str(value)[:40]}")
+    return value
+
+
+def _check_filters(architecture: dict, filters: dict[int, Tensor | None], source: str) -> None:
+    """The cutoffs are not in the file, but the filters made from them are: they must be those that we design."""
+    resolution = architecture["resolution"]
+    if resolution > 4096 or resolution & (resolution - 1):
+        raise ForeignError(f"the StyleGAN3 generator in {source} draws images of {resolution} pixels")
+    with torch.device("meta"):
+        synthesis = AliasFreeSynthesis(resolution, 1, [1] * len(architecture["channels"]), architecture["kernel"],
+                                       architecture["radial"], architecture["critical"], architecture["margin"], 1.0)
+    for n, theirs in filters.items():
+        ours = low_pass(*synthesis.layers[n].up_design)
+        if theirs is not None and (theirs.shape != ours.shape or not torch.allclose(theirs.double(), ours, atol=1e-4)):
+            raise ForeignError(f"layer {n} of the StyleGAN3 generator in {source} has other filters than the published "
+                               "configurations")
 
 
 def nvidia_discriminator(module: Module, source: str) -> Found:
@@ -342,6 +398,8 @@ def to_rosinality(G: Generator) -> dict:
 
     Raises ForeignError for a conditional generator, or one that clamps, which that layout cannot hold.
     """
+    if not isinstance(G, Generator):
+        raise ForeignError("rosinality's layout is one of StyleGAN2: a StyleGAN3 generator cannot be written in it")
     if G.c_dim or G.clamp:
         raise ForeignError("rosinality's layout has neither classes nor clamped convolutions: this generator cannot be "
                            "written in it")

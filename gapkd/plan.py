@@ -174,7 +174,10 @@ def architecture_of(name: str) -> dict:
     Raises ValueError for anything else.
     """
     try:
-        return read_metadata(find_checkpoint(name))["architecture"]
+        architecture = read_metadata(find_checkpoint(name))["architecture"]
+        if "radial" in architecture:
+            raise ValueError(f"{name} is a StyleGAN3 generator: plans are made for StyleGAN2 so far")
+        return architecture
     except CheckpointError as error:
         size = re.fullmatch(r"[A-Za-z-]*?(\d+)", name)
         resolution = int(size[1]) if size else 0

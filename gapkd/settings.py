@@ -40,7 +40,7 @@ class RunConfig:
     path_batch_shrink: int = 2
     """The path-length batch is batch / path_batch_shrink."""
     style_mixing: float = 0.5
-    """Probability that a batch mixes two styles. Paper: 0.9."""
+    """Probability that a batch mixes two styles (StyleGAN3: never). Paper: 0.9."""
     ema_half_life: float = 10_000
     """Half-life of the weight average, in images."""
     ema_rampup: float = 0.05
@@ -82,7 +82,7 @@ class RunConfig:
         for name, hint in get_type_hints(type(self)).items():
             _check_type(name, getattr(self, name), hint)
         for name in ("images", "batch", "r1_every", "path_every", "path_batch_shrink", "log_every", "probe_every",
-                     "keep_checkpoints",
+                     "keep_checkpoints", "layers",
                      "z_dim", "w_dim", "mapping_layers"):
             _require(getattr(self, name, 1) >= 1, f"{name} must be at least 1, not {getattr(self, name, 1)}")
         for name in ("lr", "mapping_lr", "ema_half_life"):
@@ -101,8 +101,10 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class TrainConfig(RunConfig):
-    """Train a StyleGAN2 from scratch: the teacher."""
+    """Train a StyleGAN2 or StyleGAN3 from scratch: the teacher."""
 
+    architecture: Literal["stylegan2", "stylegan3-t", "stylegan3-r"] = "stylegan2"
+    """StyleGAN2, or StyleGAN3 in configuration T (translation) or R (translation and rotation)."""
     resolution: int = 32
     """Pixels, a power of two."""
     z_dim: int = 128
@@ -112,7 +114,10 @@ class TrainConfig(RunConfig):
     mapping_layers: int = 8
     """Depth of the mapping network."""
     channels: tuple[int, ...] = (64,)
-    """Widths of the generator's finest blocks; the first one holds for all coarser blocks too. Paper: 512 ... 128."""
+    """Widths of the generator's finest blocks; the first one holds for all coarser blocks too. Paper: 512 ... 128.
+    StyleGAN3: the widest and the narrowest layer."""
+    layers: int = 10
+    """StyleGAN3: layers of the synthesis network. Paper: 14."""
     d_channels: tuple[int, ...] = (64, 32)
     """Widths of the discriminator, likewise: most of its work would lie in the finest block, hence the 32."""
     start_from: str = ""

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from gapkd.stylegan2 import Generator
+from gapkd.stylegan3 import AliasFreeGenerator
+
+AnyGenerator = Generator | AliasFreeGenerator
 
 MAPPINGS = ("inherit", "inherit-frozen", "random")
 SYNTHESES = ("random", "pruned")
@@ -22,21 +25,22 @@ def kept_channels(channels: int, keep: float) -> int:
     return channels - math.floor(round((1 - keep) * channels, 6))
 
 
-def make_student(teacher: Generator, keep: float = 0.3, kernel: int = 3, mapping: str = "inherit",
-                 synthesis: str = "random", seed: int = 0) -> Generator:
+def make_student(teacher: AnyGenerator, keep: float = 0.3, kernel: int = 3, mapping: str = "inherit",
+                 synthesis: str = "random", seed: int = 0) -> AnyGenerator:
     """A student for `teacher`: `keep` of its channels in every layer, and its mapping network if you want it.
 
     Args:
         teacher: the network to shrink; not changed.
         keep: fraction of channels kept in every layer, in (0, 1].
-        kernel: kernel of every block's second convolution; 1 is the paper's heterogeneous student.
+        kernel: kernel of every block's second convolution; 1 is the paper's heterogeneous student. (A StyleGAN3
+            student has its teacher's kernels.)
         mapping: "inherit", the teacher's mapping network, weights and all (the paper's finding); "inherit-frozen",
             the same, not trained further; "random", the same architecture with fresh weights.
         synthesis: "random", fresh weights (the paper); "pruned", the teacher's weights of the channels with the
             largest magnitude.
         seed: of the fresh weights; the caller's random state is left alone.
-    Returns: a Generator in train mode. The constant noise maps are the teacher's, so that both networks
-        can be compared at the same noise.
+    Returns: a network of the teacher's kind in train mode. Constant noise maps are the teacher's, so that both
+        networks can be compared at the same noise.
     """
     if not 0 < keep <= 1:
         raise ValueError(f"keep must lie in (0, 1], not {keep}: it is the fraction of channels that stay")
@@ -44,21 +48,28 @@ def make_student(teacher: Generator, keep: float = 0.3, kernel: int = 3, mapping
         raise ValueError(f"mapping must be one of {', '.join(MAPPINGS)}, not {mapping!r}")
     if synthesis not in SYNTHESES:
         raise ValueError(f"synthesis must be one of {', '.join(SYNTHESES)}, not {synthesis!r}")
-    if synthesis == "pruned" and kernel != teacher.kernel:
+    alias_free = isinstance(teacher, AliasFreeGenerator)
+    if alias_free and kernel not in (3, teacher.kernel):
+        raise ValueError(f"a StyleGAN3 student has its teacher's kernel {teacher.kernel}: leave kernel at its default")
+    if synthesis == "pruned" and not alias_free and kernel != teacher.kernel:
         raise ValueError('synthesis="pruned" copies weights, so kernel must be the teacher\'s '
                          f"{teacher.kernel}, not {kernel}")
-    pairs = [[kept_channels(c, keep) for c in pair] for pair in teacher.channels]
+    if alias_free:
+        changes = {"channels": [kept_channels(c, keep) for c in teacher.channels]}
+    else:
+        changes = {"channels": [[kept_channels(c, keep) for c in pair] for pair in teacher.channels], "kernel": kernel}
     device = next(teacher.parameters()).device
     with torch.random.fork_rng():
         torch.manual_seed(FIRST_STUDENT_SEED + seed)
-        student = Generator(**teacher.architecture() | {"channels": pairs, "kernel": kernel}).to(device)
+        student = type(teacher)(**teacher.architecture() | changes).to(device)
     if mapping != "random":
         student.mapping.load_state_dict(copy.deepcopy(teacher.mapping.state_dict()))
         student.mapping.requires_grad_(mapping == "inherit")
-    for ours, theirs in zip(student.synthesis.convs, teacher.synthesis.convs, strict=True):
-        ours.noise_const.copy_(theirs.noise_const)
+    if not alias_free:
+        for ours, theirs in zip(student.synthesis.convs, teacher.synthesis.convs, strict=True):
+            ours.noise_const.copy_(theirs.noise_const)
     if synthesis == "pruned":
-        copy_pruned(student, teacher)
+        (copy_pruned_alias_free if alias_free else copy_pruned)(student, teacher)
     return student
 
 
@@ -98,6 +109,29 @@ def copy_pruned(student: Generator, teacher: Generator, scores: list[Tensor] | N
         s_rgb.weight.copy_(t_rgb.weight[:, columns] * (t_rgb.scale / s_rgb.scale))
         s_block.torgb.bias.copy_(t_block.torgb.bias)
         _copy_affine(s_block.torgb.affine, t_block.torgb.affine, columns)
+
+
+@torch.no_grad()
+def copy_pruned_alias_free(student: AliasFreeGenerator, teacher: AliasFreeGenerator) -> None:
+    """As `copy_pruned`, for StyleGAN3: the Fourier features of the kept input channels are copied with them."""
+    ours, theirs = student.synthesis.layers, teacher.synthesis.layers
+    scores = [layer.weight.detach().abs().mean(dim=(0, 2, 3)) for layer in theirs]
+    kept = [score.topk(layer.weight.shape[1]).indices.sort().values for score, layer in zip(scores, ours, strict=True)]
+    # The input mixes its sines by a square matrix: with channel c the sine of the same number is kept. Like toRGB it is
+    # not demodulated, so its gain 1 / sqrt(width) counts: copy the weight as used.
+    s, t, rows = student.synthesis.input, teacher.synthesis.input, kept[0]
+    s.freqs.copy_(t.freqs[rows])
+    s.phases.copy_(t.phases[rows])
+    s.weight.copy_(t.weight[rows][:, rows] * math.sqrt(len(rows) / len(t.weight)))
+    s.affine.load_state_dict(t.affine.state_dict())
+    for layer, (s, t) in enumerate(zip(ours, theirs, strict=True)):
+        columns = kept[layer]
+        rows = slice(None) if t.plan.torgb else kept[layer + 1]
+        weight = t.weight[rows][:, columns]
+        s.weight.copy_(weight * math.sqrt(weight[0].numel() / t.weight[0].numel()) if t.plan.torgb else weight)
+        s.bias.copy_(t.bias[rows])
+        s.magnitude_ema.copy_(t.magnitude_ema)
+        _copy_affine(s.affine, t.affine, columns)
 
 
 def _copy_affine(ours: nn.Module, theirs: nn.Module, rows: Tensor) -> None:

@@ -267,6 +267,8 @@ class Generator(nn.Module):
     Shape: z (N, z_dim) -> image (N, 3, R, R), about [-1, 1], not clamped.
     """
 
+    mixes_styles = True  # in training, now and then, two latents rule one image
+
     def __init__(self, resolution: int, z_dim: int = 512, w_dim: int = 512, channels: Channels = 64,
                  kernel: int = 3, mapping_layers: int = 8, c_dim: int = 0, clamp: float | None = None):
         super().__init__()

@@ -255,11 +255,17 @@ class AliasFreeLayer(nn.Module):
         down_taps = filter_size * down if down > 1 and not plan.torgb else 1
         total = (plan.out_size - 1) * down + 1 - (plan.in_size + self.kernel - 1) * up + up_taps + down_taps - 2
         before = (total + up) // 2
+        self.up_design = up_taps, plan.in_cutoff, 2 * plan.in_half_width, rate
         self.activation = FilteredActivation(
-            plan.in_size + self.kernel - 1, low_pass(up_taps, plan.in_cutoff, 2 * plan.in_half_width, rate),
+            plan.in_size + self.kernel - 1, low_pass(*self.up_design),
             low_pass(down_taps, plan.out_cutoff, 2 * plan.out_half_width, rate,
                      radial and not plan.critical and down_taps > 1),
             up, down, (before, total - before), 1.0 if plan.torgb else 0.2, 1.0 if plan.torgb else SQRT2)
+
+    @property
+    def convs(self) -> list[AliasFreeLayer]:
+        """Itself: a block of StyleGAN2 has two convolutions, a layer here is one."""
+        return [self]
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         if self.training:
@@ -305,9 +311,14 @@ class AliasFreeSynthesis(nn.Module):
         return []
 
     @property
-    def convs(self) -> list[AliasFreeLayer]:
-        """All layers with a non-linearity, input side first; number l takes ws[:, l + 1]."""
+    def blocks(self) -> list[AliasFreeLayer]:
+        """What stands where StyleGAN2 has its blocks: every layer but toRGB, input side first; `features[b]` is the
+        output of block b, which takes ws[:, b + 1]."""
         return list(self.layers)[:-1]
+
+    @property
+    def convs(self) -> list[AliasFreeLayer]:
+        return self.blocks
 
     def expand_ws(self, ws: Tensor) -> Tensor:
         """(N, w_dim) or (N, num_ws, w_dim) -> (N, num_ws, w_dim), checked."""
@@ -343,7 +354,7 @@ class AliasFreeGenerator(nn.Module):
     Shape: z (N, z_dim) -> image (N, 3, R, R), about [-1, 1], not clamped.
     """
 
-    kernel: int
+    mixes_styles = False  # StyleGAN3 is trained without style mixing
 
     def __init__(self, resolution: int, z_dim: int = 512, w_dim: int = 512, channels: Sequence[int] = (),
                  kernel: int = 3, radial: bool = False, mapping_layers: int = 2, c_dim: int = 0, critical: int = 2,

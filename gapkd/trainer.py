@@ -75,6 +75,8 @@ class Trainer:
 
     def __init__(self, config: RunConfig, G: Generator, D: Discriminator, guide: Guide | None = None):
         self.config, self.device = config, choose_device(config.device)
+        if config.path_weight and not G.mixes_styles:
+            raise ValueError("StyleGAN3 is trained without path-length regularisation: leave path_weight at 0")
         self.G, self.D = G.to(self.device).train(), D.to(self.device).train()
         self.G_ema = copy.deepcopy(self.G).eval().requires_grad_(False)
         self.trained = [(e, p) for e, p in zip(self.G_ema.parameters(), self.G.parameters(), strict=True)]
@@ -126,7 +128,8 @@ class Trainer:
         """
         mixed, place = torch.rand(2, generator=self.dice).tolist()
         last = self.G.num_ws
-        crossover = 1 + int(place * (last - 1)) if mixed < self.config.style_mixing else last
+        probability = self.config.style_mixing if self.G.mixes_styles else 0.0
+        crossover = 1 + int(place * (last - 1)) if mixed < probability else last
         return self.draw(n, self.G.z_dim)[mine], self.draw(n, self.G.z_dim)[mine], crossover
 
     def draw_noise(self, n: int, mine: Rows) -> list[Tensor]:

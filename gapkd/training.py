@@ -27,11 +27,12 @@ from gapkd.distillation import Guide
 from gapkd.evaluation import FidProbe
 from gapkd.runs import RunFolder, belongs_to_this_job, job, provenance
 from gapkd.settings import DistillConfig, RunConfig, TrainConfig, to_dict, widths
-from gapkd.students import make_student
+from gapkd.students import AnyGenerator, make_student
 from gapkd.stylegan2 import Discriminator, Generator
+from gapkd.stylegan3 import AliasFreeGenerator, stylegan3_channels
 from gapkd.trainer import Trainer, TrainingDiverged, choose_device
 
-Probe = Callable[[Generator], dict]
+Probe = Callable[[AnyGenerator], dict]
 AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
 
 
@@ -47,7 +48,7 @@ class OutOfMemory(RuntimeError):
 class RunResult:
     """generator: the weight average (EMA), eval mode. log: the records of log.jsonl. folder: where all lies."""
 
-    generator: Generator
+    generator: AnyGenerator
     discriminator: Discriminator
     log: list[dict]
     folder: Path
@@ -208,7 +209,7 @@ def _begin(config: AnyConfig) -> AnyConfig:
 
 
 def train_gan(config: TrainConfig, probe: Probe | None = None) -> RunResult:
-    """Train a StyleGAN2 on a dataset.
+    """Train a StyleGAN2 or StyleGAN3 on a dataset.
 
     Args:
         probe: called with the averaged generator every `probe_every` images; the numbers it returns join the log.
@@ -217,8 +218,7 @@ def train_gan(config: TrainConfig, probe: Probe | None = None) -> RunResult:
     config = _begin(config)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        G = Generator(config.resolution, config.z_dim, config.w_dim, widths(config.channels, config.resolution),
-                      mapping_layers=config.mapping_layers)
+        G = fresh_generator(config)
         D = Discriminator(config.resolution, widths(config.d_channels, config.resolution))
     if config.start_from and not config.resume:
         start_from(G, D, config.start_from)
@@ -227,10 +227,23 @@ def train_gan(config: TrainConfig, probe: Probe | None = None) -> RunResult:
     return fit(Trainer(config, G, D), "teacher", probe)
 
 
-def silence(G: Generator) -> None:
-    """Take the noise out of a generator for good."""
-    for conv in G.synthesis.convs:
-        conv.noise_strength.requires_grad_(False).zero_()
+def fresh_generator(config: TrainConfig) -> AnyGenerator:
+    """The generator that the settings ask for."""
+    common = {"z_dim": config.z_dim, "w_dim": config.w_dim, "mapping_layers": config.mapping_layers}
+    if config.architecture == "stylegan2":
+        return Generator(config.resolution, channels=widths(config.channels, config.resolution), **common)
+    widest, narrowest = config.channels[0], config.channels[-1]
+    channels = stylegan3_channels(config.resolution, config.layers, config.resolution * narrowest, widest)
+    rotation = config.architecture == "stylegan3-r"
+    return AliasFreeGenerator(config.resolution, channels=channels, kernel=1 if rotation else 3, radial=rotation,
+                              **common)
+
+
+def silence(G: AnyGenerator) -> None:
+    """Take the noise out of a generator for good (a StyleGAN3 has none)."""
+    if isinstance(G, Generator):
+        for conv in G.synthesis.convs:
+            conv.noise_strength.requires_grad_(False).zero_()
 
 
 def _ancestor(config: RunConfig) -> dict:

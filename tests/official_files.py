@@ -49,7 +49,8 @@ class _Persistent:
         return sys.modules["torch_utils.persistence"]._reconstruct_persistent_obj, (meta,)
 
 
-BUFFERS = ("resample_filter", "noise_const", "w_avg")
+BUFFERS = ("resample_filter", "noise_const", "w_avg", "magnitude_ema", "up_filter", "down_filter", "freqs", "phases",
+           "transform")
 
 
 def _module(class_name: str, state: dict[str, Tensor], attributes: dict[str, dict], path: str = "") -> _Persistent:

@@ -101,13 +101,45 @@ def changed(state: dict, **tensors: torch.Tensor) -> dict:
     (lambda s: without(s, *[k for k in s if ".fc" in k]), {}, "has no mapping network"),
     (lambda s: changed(s, synthesis__b8__conv0__resample_filter=torch.ones(4, 4)), {}, "another resampling filter"),
     (lambda s: changed(s, synthesis__b8__torgb__weight=torch.ones(4, 24, 1, 1)), {}, r"not \(3, 'any', 1, 1\)"),
-    (lambda s: s | {"synthesis.input.weight": torch.zeros(2, 2)}, {}, "StyleGAN3 generator"),
+    (lambda s: s | {"synthesis.input.weight": torch.zeros(2, 2)}, {}, r"the layers \[\] of a StyleGAN3 generator"),
     (lambda s: s, {"synthesis.b8": {"architecture": "resnet"}}, "architecture 'resnet': only 'skip'"),
     (lambda s: s, {"synthesis.b8.conv0": {"activation": "relu"}}, "activation 'relu': only lrelu"),
     (lambda s: s, {"mapping.fc3": {"bias_gain": 1.0}}, "learning-rate multiplier 1.0"),
     (lambda s: s, {"synthesis.b8.conv0": {"conv_clamp": 3}}, "clamp their outputs at different values")])
 def test_what_cannot_be_translated_is_named(tmp_path, nvidia, change, attributes, message):
     file = write(tmp_path / "net.pkl", nvidia_pickle(change(under("G.", nvidia)), attributes=attributes))
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_generator(file)
+    assert "net.pkl" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["t", "r"])
+@torch.no_grad()
+def test_stylegan3_files_give_the_recorded_numbers(tmp_path, name):
+    data = arrays(f"stylegan3{name}_nvidia")
+    state = under("G.", data)
+    file = write(tmp_path / "afhq.pkl", nvidia_pickle(state, under("D.", data),
+                                                      attributes={"*": {"conv_clamp": 256}}))
+    G = load_generator(file)
+    torch.testing.assert_close(G(data["z"]), data["image"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(G(data["z"], truncation=0.7), data["image_psi07"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(load_discriminator(file)(data["image"]), data["logits"], atol=1e-4, rtol=0)
+    again = load_generator(gapkd.save_network(G, tmp_path / "own.safetensors"))
+    assert torch.equal(again(data["z"]), G(data["z"])) and G.radial == (name == "r") and G.clamp == 256
+    with pytest.raises(ForeignError, match="a StyleGAN3 generator cannot be written"):
+        to_rosinality(G)
+
+
+@pytest.mark.parametrize("change, attributes, message", [
+    (lambda s: without(s, *[k for k in s if ".L3_" in k]), {}, r"the layers \[0, 1, 2, 4, .* not 0, 1"),
+    (lambda s: without(s, "synthesis.input.freqs"), {}, "lacks synthesis.input.freqs"),
+    (lambda s: {k.replace("L8_32_3", "L8_48_3"): v for k, v in s.items()}, {}, "draws images of 48 pixels"),
+    (lambda s: changed(s, synthesis__L2_36_24__up_filter=torch.ones(12) / 12), {}, "layer 2 .* has other filters"),
+    (lambda s: s, {"synthesis": {"margin_size": -3}}, "margin_size of the StyleGAN3 generator in net.pkl is -3"),
+    (lambda s: changed(s, synthesis__L2_36_24__weight=torch.ones(2, 2, 3, 3)), {}, "do not fit the architecture")])
+def test_stylegan3_files_that_cannot_be_translated(tmp_path, change, attributes, message):
+    state = under("G.", arrays("stylegan3t_nvidia"))
+    file = write(tmp_path / "net.pkl", nvidia_pickle(change(state), attributes=attributes))
     with pytest.raises(CheckpointError, match=message) as caught:
         load_generator(file)
     assert "net.pkl" in str(caught.value) and "\n" not in str(caught.value)
@@ -179,7 +211,7 @@ def test_rosinality_discriminator(tmp_path):
     loaded = load_discriminator(write(tmp_path / "d.pt", torch_bytes({"d": state})))
     x = torch.randn(4, 3, 16, 16)
     assert torch.equal(loaded(x), D(x))
-    with pytest.raises(CheckpointError, match="holds a stylegan2-discriminator, but a stylegan2-generator"):
+    with pytest.raises(CheckpointError, match="holds a stylegan2-discriminator, but a generator"):
         load_generator(tmp_path / "d.pt")
 
 

@@ -10,7 +10,11 @@ import scipy.special
 import torch
 import torch.nn.functional as F
 from recorded import arrays, under
+from tiny import config, distill_config, equal
 
+from gapkd.checkpoints import load_generator
+from gapkd.directions import sefa_directions
+from gapkd.students import make_student
 from gapkd.stylegan3 import (
     AliasFreeGenerator,
     FilteredActivation,
@@ -19,6 +23,7 @@ from gapkd.stylegan3 import (
     plan_layers,
     stylegan3_channels,
 )
+from gapkd.training import distill, train_gan
 
 CONFIGURATIONS = {"t": (3, False), "r": (1, True)}
 
@@ -165,6 +170,50 @@ def test_architecture_builds_the_same_network():
     z, c = torch.randn(2, 6), torch.eye(2)
     with torch.no_grad():
         assert torch.equal(again.eval()(z, c), G.eval()(z, c))
+
+
+@pytest.mark.parametrize("synthesis", ["random", "pruned"])
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_students(name, synthesis):
+    teacher, data = network(name)
+    student = make_student(teacher, keep=0.5, synthesis=synthesis)
+    assert student.channels == [12, 12, 12, 12, 12, 9, 6, 6] and student.kernel == teacher.kernel
+    assert torch.equal(student.mapping(data["z"]), teacher.mapping(data["z"]))
+    whole = make_student(teacher, keep=1.0, synthesis="pruned").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(whole(data["z"]), data["image"], atol=1e-5, rtol=0)
+    assert sefa_directions(teacher, [1, 4], "split").shape == (10, 48)
+    with pytest.raises(ValueError, match="has its teacher's kernel"):
+        make_student(network("t")[0], kernel=1)
+
+
+def test_pruning_keeps_the_channels_that_matter():
+    """A teacher of which half the channels are dead: the pruned student draws its very images."""
+    teacher, data = network("t")
+    layers = teacher.synthesis.layers
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight[:, 1::2] = 0  # no odd channel is read
+        teacher.synthesis.input.weight[:, 1::2] = 0
+        student = make_student(teacher, keep=0.5, synthesis="pruned").eval()
+        ours, theirs = student(data["z"]), teacher(data["z"])
+    correlation = torch.corrcoef(torch.stack([ours.flatten(), theirs.flatten()]))[0, 1]
+    assert correlation > 0.999
+
+
+def test_training_and_distilling(tmp_path):
+    small = {"resolution": 32, "z_dim": 8, "w_dim": 8, "mapping_layers": 2, "channels": (6, 4), "layers": 5,
+             "d_channels": (4,), "path_weight": 0.0, "images": 16, "architecture": "stylegan3-t"}
+    whole = train_gan(config(tmp_path / "whole", **small))
+    train_gan(config(tmp_path / "half", **small | {"images": 8}))
+    resumed = train_gan(config(tmp_path / "half", **small, resume=True))
+    assert equal(whole.generator, resumed.generator) and whole.generator.channels[0] == 6
+    assert any(layer.magnitude_ema != 1 for layer in whole.generator.synthesis.layers)
+    student = distill(distill_config(tmp_path / "student", whole.checkpoint, perceptual_weight=0.0, path_weight=0.0))
+    assert student.log[-1]["ld"] > 0 and student.generator.channels == [3, 3, 3, 2, 2]
+    assert equal(load_generator(student.checkpoint), student.generator)
+    with pytest.raises(ValueError, match="without path-length regularisation"):
+        train_gan(config(tmp_path / "path", **small | {"path_weight": 2.0}))
 
 
 @pytest.mark.parametrize("arguments, message", [
