@@ -195,7 +195,7 @@ def compare(config: BenchmarkConfig) -> dict:
             row = {"case": case, "resolution": resolution, "batch": batch, "images_per_second": batch / ours,
                    "times_textbook": theirs / ours}
             if case in ("teacher", "student"):
-                G = networks(resolution)[0]
+                G = networks(resolution, 0)[0]
                 work = macs(G if case == "teacher" else make_student(G).eval())
                 row["of_peak"] = work * batch / ours / peaks["convolution"]
             for name, book in (("memory", False), ("memory_textbook", True)):

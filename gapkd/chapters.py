@@ -129,6 +129,7 @@ def run_chapter(name: str, parameters: Sequence[str] = (), out: str = "") -> Pat
     if "out" in known and "out" not in values:
         values["out"] = str(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    print(f"running {notebook.stem} (some minutes on two cores); the notebook fills in {_short(executed)}", flush=True)
     try:
         papermill.execute_notebook(str(notebook), str(executed), values, cwd=str(folder),
                                    progress_bar=sys.stderr.isatty(), log_output=False,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -55,10 +56,11 @@ def write_atomically(path: str | Path, content: bytes) -> Path:
         os.replace(aside, path)
         _sync_folder(path.parent)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
         kept = "; the file that was there before is untouched" if path.exists() else ""
-        raise OSError(error.errno, f"could not write {path.name} ({error.strerror}): free some space, make "
-                                   f"the folder writable or choose another{kept}") from error
+        raise OSError(f"could not write {path} ({error.strerror}): free some space, make the folder writable or choose "
+                      f"another{kept}") from error
     return path
 
 
@@ -122,6 +124,8 @@ def find_checkpoint(path: str | Path) -> Path:
             return data_path(f"{path}.safetensors")
         except FileNotFoundError:
             pass
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder: name the file in it, for example {path / 'generator.safetensors'}")
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}: give a file, or the name of an embedded network "
                               "such as toyfaces32")
@@ -174,7 +178,8 @@ def _read_foreign(path: Path, kind: str | None = None) -> tuple[dict, dict[str, 
         raise CheckpointError(f"{path.name} is not laid out as a network ({type(error).__name__})") from error
     fitting = [found for found in networks.values() if kind is None or found.kind.endswith(f"-{kind}")]
     if not fitting:
-        raise CheckpointError(f"{path.name} holds a {next(iter(networks.values())).kind}, but a {kind} was asked for")
+        raise CheckpointError(f"{path.name} is a file of the kind {next(iter(networks.values())).kind}, but a {kind} "
+                              "was asked for")
     found = fitting[0]
     provenance = {"source": found.source, "file": path.name}
     return {"kind": found.kind, "architecture": found.architecture, "provenance": provenance}, found.state
@@ -211,7 +216,9 @@ def _load(path: str | Path, kind: str):
     name = path.name
     metadata, tensors = _read(path, weights=True) if recognise(path) == "safetensors" else _read_foreign(path, kind)
     if metadata["kind"] not in KINDS or not metadata["kind"].endswith(f"-{kind}"):
-        raise CheckpointError(f"{name} holds a {metadata['kind']}, but a {kind} was asked for")
+        raise CheckpointError(f"{name} is a file of the kind {metadata['kind']}, but a {kind} was asked for")
+    if not all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point()):
+        raise CheckpointError(f"{name} holds weights that are not finite: it is damaged, or its training diverged")
     try:
         _check_plausible(metadata["architecture"])
         with torch.device("meta"):  # compare shapes first: a hostile size then costs no memory

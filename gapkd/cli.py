@@ -65,6 +65,20 @@ class SampleConfig:
 
 
 @dataclass(frozen=True)
+class ResumeConfig:
+    """Go on with a run that was stopped, under the settings that it was started with."""
+
+    run: tyro.conf.Positional[str]
+    """Its folder."""
+    images: int = 0
+    """New length of the run in images; 0: as before."""
+    device: str = ""
+    """"auto", "cpu", "cuda"...; empty: as before."""
+    progress: bool = True
+    """Show a progress bar."""
+
+
+@dataclass(frozen=True)
 class ConvertConfig:
     """Write a generator in another format: .safetensors (gapkd) or .pt (rosinality's layout, which SeFa, StyleKD, CAGAN
     and projection scripts read)."""
@@ -119,6 +133,10 @@ def sample(config: SampleConfig) -> None:
     from gapkd.checkpoints import load_generator
     from gapkd.images import save_png
 
+    if not 0 <= config.seed < 2**63:
+        raise ValueError(f"seed must lie between 0 and 2^63 - 1, not {config.seed}")
+    if Path(config.out).suffix.lower() != ".png":
+        raise ValueError(f"{config.out} must end in .png: that is what is written")
     if config.count < 1 or config.columns < 1:
         raise ValueError(f"count and columns must be at least 1, not {config.count} and {config.columns}")
     if not math.isfinite(config.truncation):
@@ -167,6 +185,12 @@ def distill(config: DistillConfig) -> None:
     from gapkd.training import distill as run
 
     _say(f"student written to {run(config).checkpoint}")
+
+
+def resume(config: ResumeConfig) -> None:
+    from gapkd.training import resume_run
+
+    _say(f"written to {resume_run(config.run, config.images, config.device, config.progress).checkpoint}")
 
 
 def _say(text: str) -> None:
@@ -222,6 +246,7 @@ def chapter(config: ChapterConfig) -> None:
 Command = (
     Annotated[TrainConfig, tyro.conf.subcommand("teacher", description="Train a StyleGAN2 or StyleGAN3 from scratch.")]
     | Annotated[DistillConfig, tyro.conf.subcommand("distill", description="Distil a teacher into a student.")]
+    | Annotated[ResumeConfig, tyro.conf.subcommand("resume")]
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
     | Annotated[SampleConfig, tyro.conf.subcommand("sample")]
     | Annotated[StudyConfig, tyro.conf.subcommand("study")]
@@ -233,11 +258,11 @@ Command = (
     | Annotated[EmbedConfig, tyro.conf.subcommand("embed")]
     | Annotated[ChapterConfig, tyro.conf.subcommand("chapter")]
 )
-RUN = {TrainConfig: teacher, DistillConfig: distill, EvaluateConfig: evaluate, SampleConfig: sample, StudyConfig: study,
-       ReportConfig: report, ConvertConfig: convert,
-       BenchmarkConfig: benchmark, GrowthConfig: growth, PlanConfig: plan, EmbedConfig: embed, ChapterConfig: chapter}
+RUN = {TrainConfig: teacher, DistillConfig: distill, ResumeConfig: resume, EvaluateConfig: evaluate,
+       SampleConfig: sample, ConvertConfig: convert, ReportConfig: report, PlanConfig: plan, ChapterConfig: chapter,
+       StudyConfig: study, BenchmarkConfig: benchmark, GrowthConfig: growth, EmbedConfig: embed}
 
-TOGETHER = (TrainConfig, DistillConfig, EvaluateConfig)  # what several processes can do
+TOGETHER = (TrainConfig, DistillConfig, ResumeConfig, EvaluateConfig)  # what several processes can do
 
 
 def main(arguments: list[str] | None = None) -> int:

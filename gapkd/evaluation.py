@@ -101,6 +101,13 @@ class FidProbe:
         return {metric_name("fid", self.network.name, self.samples): frechet_distance(self.real, fakes)}
 
 
+def _check_pair(G: Generator, teacher: Generator | None) -> None:
+    if teacher is not None and (teacher.z_dim, teacher.resolution) != (G.z_dim, G.resolution):
+        raise ValueError("generator and teacher cannot be compared z by z: "
+                         f"z_dim {G.z_dim} and {teacher.z_dim}, "
+                         f"resolution {G.resolution} and {teacher.resolution}")
+
+
 @torch.no_grad()
 def evaluate_generator(G: Generator, net: AttributeNetwork, samples: int = 5000, seed: int = 0,
                        teacher: Generator | None = None, real: Tensor | None = None, batch: int = 100,
@@ -116,10 +123,7 @@ def evaluate_generator(G: Generator, net: AttributeNetwork, samples: int = 5000,
             `_chance`), and the Frechet distance to the teacher's images, fid_to_teacher_....
         noise: "const" by default: with fresh noise an image would not even agree with itself.
     """
-    if teacher is not None and (teacher.z_dim, teacher.resolution) != (G.z_dim, G.resolution):
-        raise ValueError("generator and teacher cannot be compared z by z: "
-                         f"z_dim {G.z_dim} and {teacher.z_dim}, "
-                         f"resolution {G.resolution} and {teacher.resolution}")
+    _check_pair(G, teacher)
     features: list[list[Tensor]] = [[], []]
     readings: list[list[Reading]] = [[], []]
     distances = SameZ(net)
@@ -154,6 +158,8 @@ def evaluation_table(students: Mapping[str, Generator], net: AttributeNetwork, d
     """One row per generator, led by two that give the figures their scale: real against other real images
     (the best that can be reached with so many samples) and the teacher, if there is one. Every row has "name";
     figures that mean nothing in a row are missing from it. `space` as in `evaluate_generator`."""
+    for G in students.values():
+        _check_pair(G, teacher)
     if dataset.size is not None and dataset.size < 2 * samples:
         raise ValueError(f"{dataset.name} holds {dataset.size} images, too few for two sets of {samples}: "
                          f"take samples={dataset.size // 2} or fewer")

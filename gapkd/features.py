@@ -303,7 +303,7 @@ class InceptionNetwork:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that does not fit torch
             raise MissingExtraError(
-                'Inception features need the extra "metrics": pip install "gapkd[metrics]"'
+                'Inception features need the extra "metrics": pip install -e ".[metrics]"'
             ) from error
         try:
             self.network = FeatureExtractorInceptionV3(
@@ -332,7 +332,7 @@ def lpips_distance(device: str | torch.device = "cpu") -> Callable[[Tensor, Tens
     try:
         import lpips
     except (ImportError, RuntimeError) as error:
-        raise MissingExtraError('LPIPS needs the extra "metrics": pip install "gapkd[metrics]"') from error
+        raise MissingExtraError('LPIPS needs the extra "metrics": pip install -e ".[metrics]"') from error
     try:
         network = lpips.LPIPS(net="vgg", verbose=False).to(device).eval().requires_grad_(False)
     except (OSError, RuntimeError) as error:

@@ -329,15 +329,22 @@ def heatmaps(
     ylabel: str = "image i",
     label: str = "cosine",
     size: float = 2.5,
+    centred: bool = False,
 ) -> Figure:
-    """Matrices (N, M) side by side on one colour scale, which the bar at the right explains."""
+    """Matrices (N, M) side by side on one colour scale, which the bar at the right explains.
+
+    Args:
+        centred: the scale runs equally far to both sides of 0, which is white: for signed values.
+    """
     values = {name: m.detach().float().cpu().numpy() for name, m in matrices.items()}
     low, high = min(v.min() for v in values.values()), max(v.max() for v in values.values())
+    if centred:
+        low, high = -max(abs(low), abs(high)), max(abs(low), abs(high))
     with matplotlib.rc_context(style()):
         figure = _figure(size * len(values) + 0.9, size + 0.75)
         panels = figure.subplots(1, len(values), squeeze=False, sharey=True)[0]
         for n, (axes, (name, v)) in enumerate(zip(panels, values.items(), strict=True)):
-            picture = axes.imshow(v, vmin=low, vmax=high, cmap="viridis", interpolation="none")
+            picture = axes.imshow(v, vmin=low, vmax=high, cmap="RdBu_r" if centred else "viridis", interpolation="none")
             axes.grid(visible=False)
             for axis in (axes.xaxis, axes.yaxis):  # images are counted: no tick between two of them
                 axis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
@@ -368,7 +375,7 @@ def fitted(panels: Sequence[tuple[str, str, str, Mapping[str, Sequence[tuple[flo
             axes.plot(grid, [line(x) for x in grid], color=CHANCE, label="fitted line", zorder=1)
             axes.set_xscale("log")
             axes.set_yscale("log")
-            _finish(axes, title, xlabel, ylabel, 4.2, 3.8)
+            _finish(axes, title, xlabel, ylabel, 3.6, 3.4)
         _legend(figure, axes, 4)
     return figure
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -64,7 +65,9 @@ def join() -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
     with _peers("find the other processes"):
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+        store, number, size = _meeting_point()
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=TIMEOUT)
         atexit.register(leave)
         heads = torch.ones(())
         dist.all_reduce(heads)
@@ -72,6 +75,32 @@ def join() -> None:
         raise ProcessLostError(f"torchrun started {expected()} processes, but {found} found each other: start it "
                                "again")
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def _meeting_point() -> tuple[dist.Store, int, int]:
+    """(store, rank, count): where the processes leave word of their addresses for one another.
+
+    torchrun's agent offers a store, but keeps it when it restarts a training: the addresses of the dead would still
+    stand in it. So process 0 opens a store of its own, and the others look up in the agent's where it is, until they
+    find one that is alive.
+    """
+    agent, number, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return agent, number, size
+    host, deadline = os.environ["MASTER_ADDR"], time.monotonic() + TIMEOUT.total_seconds()
+    if number == 0:
+        store = dist.TCPStore(host, 0, size, is_master=True, timeout=TIMEOUT, wait_for_workers=False)
+        agent.set("gapkd/port", str(store.port))
+        return store, number, size
+    while True:
+        port = int(agent.get("gapkd/port"))
+        try:
+            socket.create_connection((host, port), timeout=5).close()
+            return dist.TCPStore(host, port, size, is_master=False, timeout=TIMEOUT), number, size
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"process 0 does not answer at {host}") from error
+            time.sleep(0.1)
 
 
 def leave() -> None:

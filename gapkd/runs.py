@@ -81,11 +81,10 @@ class RunFolder:
         config = self.config
         self.path = Path(config.out) if config.out else next_run_folder(self.kind)
         if self.checkpoints() and not config.resume:
-            raise ValueError(f"{self.path} already holds a run: pass resume=True to go on with it, "
-                             "or choose another out")
+            raise ValueError(f"{self.path} already holds a run: go on with it (`gapkd resume {self.path}`, or "
+                             "resume=True), or choose another out")
         if config.resume and not self.checkpoints():
-            raise ValueError(f"{self.path} holds no checkpoint to resume from: check out, "
-                             "or start with resume=False")
+            raise ValueError(f"{self.path} holds no checkpoint to resume from: check out, or start without resume")
         if config.resume:
             self._compare_settings()
         try:
@@ -247,5 +246,5 @@ def _open_board(folder: Path):
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ValueError("tensorboard=True needs the extra `tensorboard`: pip install 'gapkd[tensorboard]'") from error
+        raise ValueError("tensorboard=True needs the extra `tensorboard`: pip install -e '.[tensorboard]'") from error
     return SummaryWriter(str(folder / "tensorboard"))

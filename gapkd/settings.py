@@ -95,6 +95,7 @@ class RunConfig:
             _require(getattr(self, name, (1,)), f"{name} must name at least one width")
         _require(getattr(self, "d_first", 0) < self.images,
                  f"d_first must be below images={self.images}, or the generator would never be trained")
+        _require(self.seed < 2**63, f"seed must be below 2^63, not {self.seed}")
         _require(self.fid_samples >= 2, f"fid_samples must be at least 2, not {self.fid_samples}")
         _require(not (self.resume and not self.out), "resume needs out: name the folder of the run to go on with")
 

@@ -293,6 +293,14 @@ class Generator(nn.Module):
 
     def forward(self, z: Tensor, c: Tensor | None = None, truncation: float = 1.0, noise: Noise = "const",
                 generator: torch.Generator | None = None) -> Tensor:
+        """Draw images.
+
+        Args:
+            z: (N, z_dim), standard normal. c: one-hot labels (N, c_dim), for a conditional network.
+            truncation: 1 none, 0 the average image.
+            noise: "const" (the stored maps), "random" (needs `generator`), "none", or a list of maps.
+        Returns: (N, 3, R, R), float32, about [-1, 1], not clamped.
+        """
         w = self.truncate(self.mapping(z, c), truncation)
         return self.synthesis(w, noise=noise, generator=generator).image
 
@@ -367,6 +375,7 @@ class Discriminator(nn.Module):
                 "mbstd_group": self.mbstd_group} | _if_set(clamp=self.clamp)
 
     def forward(self, images: Tensor, c: Tensor | None = None) -> Tensor:
+        """images (N, 3, R, R) in [-1, 1], c (N, c_dim) for a conditional network -> logits (N, 1); high means real."""
         if images.shape[1:] != (3, self.resolution, self.resolution):
             raise ValueError(f"images must have shape (N, 3, {self.resolution}, {self.resolution}), "
                              f"not {tuple(images.shape)}")
@@ -391,6 +400,6 @@ def config_f_channels(resolution: int, multiplier: int = 2) -> list[int]:
 
 
 def config_f(resolution: int, multiplier: int = 2) -> Generator:
-    """StyleGAN2 configuration f as in the paper's tables: z = w = 512, 8 mapping layers, random weights."""
+    """StyleGAN2 configuration f as in the paper's tables, with random weights: z (N, 512) -> (N, 3, R, R)."""
     check_resolution(resolution)
     return Generator(resolution, 512, 512, config_f_channels(resolution, multiplier)).eval()

@@ -40,8 +40,8 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} is not usable here ({str(error).splitlines()[0]}): "
-                         "use auto or cpu") from error
+        raise ValueError(f"device {name!r} is not usable here: use auto, cpu, or, where there is a GPU, cuda or "
+                         "cuda:1") from error
     return device
 
 

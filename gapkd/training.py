@@ -26,7 +26,7 @@ from gapkd.checkpoints import find_checkpoint, load_discriminator, load_generato
 from gapkd.distillation import Guide
 from gapkd.evaluation import FidProbe
 from gapkd.runs import RunFolder, belongs_to_this_job, job, provenance
-from gapkd.settings import DistillConfig, RunConfig, TrainConfig, to_dict, widths
+from gapkd.settings import DistillConfig, RunConfig, TrainConfig, from_dict, to_dict, widths
 from gapkd.students import AnyGenerator, make_student
 from gapkd.stylegan2 import Discriminator, Generator
 from gapkd.stylegan3 import AliasFreeGenerator, stylegan3_channels
@@ -84,6 +84,9 @@ def fit(trainer: Trainer, kind: str, probe: Probe | None = None, inputs: dict[st
     if c.resume:
         state = folder.load_state()
         trainer.load_state(state)
+        if c.images < trainer.images:
+            raise ValueError(f"the run in {folder.path} is already at image {trainer.images}: give images of at least "
+                             "that")
         log, seconds = folder.cut_log(trainer.images), state["seconds"]
     parallel.check_equal("weights", trainer.fingerprint())
     judge = FidProbe(trainer.dataset, c.fid_features, c.fid_samples, trainer.device) if c.fid_every else None
@@ -149,8 +152,8 @@ def fit(trainer: Trainer, kind: str, probe: Probe | None = None, inputs: dict[st
             if done or stop or new_best or _every(images, c.batch, c.checkpoint_every):
                 save()
             if stop and not done:
-                raise TrainingInterrupted(f"stopped at image {images}; the state is saved in {folder.path}, "
-                                          "resume=True goes on from there")
+                raise TrainingInterrupted(f"stopped at image {images}; the state is saved, and "
+                                          f"`gapkd resume {folder.path}` (or resume=True) goes on from there")
     result = RunResult(trainer.G_ema, trainer.D.eval().requires_grad_(False), log, folder.path)
     folder.save_network(result.generator, "generator", card())
     folder.save_network(result.discriminator, "discriminator", card())
@@ -246,6 +249,25 @@ def silence(G: AnyGenerator) -> None:
             conv.noise_strength.requires_grad_(False).zero_()
 
 
+def resume_run(folder: str | Path, images: int = 0, device: str = "", progress: bool = True) -> RunResult:
+    """Go on with the run in a folder, under the settings that it was started with.
+
+    Args:
+        images: its new length; 0: as before. device: empty: as before.
+    Raises ValueError when the folder holds no run; else as `train_gan` and `distill`.
+    """
+    try:
+        about = json.loads((Path(folder) / "settings.json").read_text())
+        cls, train = {"teacher": (TrainConfig, train_gan), "distill": (DistillConfig, distill)}[about["kind"]]
+        settings = dict(about["settings"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder} holds no run of gapkd (settings.json is missing or not readable): name the folder "
+                         "of one") from error
+    changes = {"out": str(folder), "resume": True, "progress": progress}
+    changes |= {name: value for name, value in {"images": images, "device": device}.items() if value}
+    return train(from_dict(cls, settings | changes))
+
+
 def _ancestor(config: RunConfig) -> dict:
     """The provenance of the run that this one starts from; {} for a run from scratch."""
     start = getattr(config, "start_from", "")
@@ -256,6 +278,9 @@ def start_files(run: str) -> tuple[Path, Path]:
     """Generator's and discriminator's file of a finished run's folder, or of an embedded teacher."""
     if Path(run).is_dir():
         return Path(run) / "generator.safetensors", Path(run) / "discriminator.safetensors"
+    if not Path(run).exists() and Path(run).name != run:
+        raise ValueError(f"there is no run {run} to start from: name the folder of a finished one, or an embedded "
+                         "teacher")
     if Path(run).is_file():
         raise ValueError(f"start_from={run} is a file: name the run's folder, which holds both networks")
     return find_checkpoint(run), find_checkpoint(f"{run}_discriminator")

@@ -18,8 +18,8 @@ from gapkd.stylegan2 import Discriminator, Generator
 def small(tmp_path, monkeypatch):
     """Small networks, and memory that is not measured in further processes."""
     torch.manual_seed(0)
-    monkeypatch.setattr(benchmark, "networks", lambda r: (Generator(r, 8, 8, 8, mapping_layers=2).eval(),
-                                                          Discriminator(r, 8)))
+    monkeypatch.setattr(benchmark, "networks", lambda r, channels: (
+        Generator(r, 8, 8, 8, mapping_layers=2).eval(), Discriminator(r, 8)))
     monkeypatch.setattr(benchmark, "peak_memory", lambda *arguments: 2**20 * (2 if arguments[-1] else 1))
     return save_network(Generator(32, 8, 8, 8, mapping_layers=2), tmp_path / "teacher.safetensors")
 

@@ -60,6 +60,12 @@ def discriminator(file, network):
     save_network(Discriminator(8, 2), file)
 
 
+def not_finite(file, network):
+    content = bytearray(file.read_bytes())
+    content[-200:-100] = b"\xff" * 100
+    file.write_bytes(content)
+
+
 def wrong_shape(file, network):
     tensors = {k: v.clone() for k, v in network.state_dict().items()}
     architecture = json.dumps(network.architecture() | {"w_dim": 9})
@@ -75,7 +81,8 @@ def absurd(file, network):
 
 @pytest.mark.parametrize("damage, message", [
     (cut, "not a whole safetensors"), (text, "is text: expected a network as"), (foreign, "not one of gapkd's"),
-    (discriminator, "holds a stylegan2-discriminator"), (wrong_shape, "do not fit"), (absurd, "do not fit")])
+    (discriminator, "of the kind stylegan2-discriminator"), (not_finite, "weights that are not finite"),
+    (wrong_shape, "do not fit"), (absurd, "do not fit")])
 def test_unusable_files(tmp_path, network, damage, message):
     file = tmp_path / "network.safetensors"
     save_network(network, file)

@@ -136,6 +136,8 @@ CRAMPED = {  # "function, case" -> a figure whose texts are long for the room th
     "heatmaps, one": lambda: figures.heatmaps({TWO: torch.eye(12)}, NAME, "moved face j", "face i", NAME),
     "heatmaps, small": lambda: figures.heatmaps({WORD: torch.eye(4), NAME: torch.eye(4), TWO: torch.eye(4)}, LONG,
                                                 "moved face j", "face i", size=1.8),
+    "fitted": lambda: figures.fitted(2 * [(LONG, LONG, LONG, {NAME: [(1, 2), (3, 4)], WORD: [(5, 9)]},
+                                           lambda x: 1 + x)]),
     "scatter, one": lambda: figures.scatter({"W of another mapping": (torch.arange(5.0), torch.arange(5.0))}, NAME),
     "scatter, small": lambda: figures.scatter({n: (torch.arange(5.0), torch.arange(5.0))
                                                for n in (TWO, "W of another mapping", "yaw")}, LONG, LONG, size=2),

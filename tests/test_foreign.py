@@ -211,7 +211,7 @@ def test_rosinality_discriminator(tmp_path):
     loaded = load_discriminator(write(tmp_path / "d.pt", torch_bytes({"d": state})))
     x = torch.randn(4, 3, 16, 16)
     assert torch.equal(loaded(x), D(x))
-    with pytest.raises(CheckpointError, match="holds a stylegan2-discriminator, but a generator"):
+    with pytest.raises(CheckpointError, match="of the kind stylegan2-discriminator, but a generator"):
         load_generator(tmp_path / "d.pt")
 
 

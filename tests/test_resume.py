@@ -16,6 +16,7 @@ import torch
 from tiny import config, distill_config, equal, newest
 
 from gapkd.checkpoints import CheckpointError, load_generator, read_metadata, save_network
+from gapkd.cli import main
 from gapkd.stylegan2 import Generator
 from gapkd.training import best_record, distill, train_gan
 
@@ -76,9 +77,20 @@ def test_resume_with_other_settings_names_the_field(tmp_path):
         train_gan(config(tmp_path / "r", resume=True, lr=0.5, style_mixing=0.9))
 
 
+def test_resume_needs_only_the_folder(tmp_path, capsys):
+    whole = train_gan(config(tmp_path / "whole", lr=0.001))
+    train_gan(config(tmp_path / "half", lr=0.001, images=16))
+    assert main(["resume", str(tmp_path / "half"), "--images", "32", "--no-progress"]) == 0
+    assert equal(whole.generator, load_generator(tmp_path / "half" / "generator.safetensors"))
+    assert main(["resume", str(tmp_path)]) == 2
+    assert "holds no run of gapkd" in capsys.readouterr().err
+    assert main(["resume", str(tmp_path / "half"), "--images", "8"]) == 2
+    assert "is already at image 32" in capsys.readouterr().err
+
+
 def test_a_finished_run_is_not_overwritten(tmp_path):
     train_gan(config(tmp_path / "r", images=8))
-    with pytest.raises(ValueError, match="already holds a run"):
+    with pytest.raises(ValueError, match="already holds a run: go on with it"):
         train_gan(config(tmp_path / "r", images=8))
     with pytest.raises(ValueError, match="no checkpoint to resume"):
         train_gan(config(tmp_path / "other", resume=True))
