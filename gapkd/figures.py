@@ -18,7 +18,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
 from PIL import Image
 from torch import Tensor
 
@@ -375,6 +375,12 @@ def fitted(panels: Sequence[tuple[str, str, str, Mapping[str, Sequence[tuple[flo
             axes.plot(grid, [line(x) for x in grid], color=CHANCE, label="fitted line", zorder=1)
             axes.set_xscale("log")
             axes.set_yscale("log")
+            heights = [y for points in groups.values() for _, y in points]
+            for axis, values in ((axes.xaxis, everything), (axes.yaxis, heights)):  # four round numbers each
+                ticks = sorted({float(f"{v:.2g}") for v in np.geomspace(min(values), max(values), 4)})
+                axis.set_major_locator(FixedLocator(ticks))
+                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axis.set_minor_formatter(NullFormatter())
             _finish(axes, title, xlabel, ylabel, 3.6, 3.4)
         _legend(figure, axes, 4)
     return figure
