@@ -9,6 +9,7 @@ import json
 import math
 import os
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -271,7 +272,9 @@ def main(arguments: list[str] | None = None) -> int:
         config = tyro.cli(Command, prog="gapkd", args=arguments, config=(tyro.conf.OmitArgPrefixes,))
         if parallel.expected() > 1 and type(config) not in TOGETHER:
             raise ValueError("torchrun is for teacher, distill and evaluate: start this command without it")
-        RUN[type(config)](config)
+        with warnings.catch_warnings():
+            warnings.showwarning = _note
+            RUN[type(config)](config)
     except KeyboardInterrupt as error:
         _complain(error or "interrupted")
         return 130
@@ -281,6 +284,11 @@ def main(arguments: list[str] | None = None) -> int:
         _complain(error)
         return 2
     return 0
+
+
+def _note(message: Warning, category: type, *where: object, **more: object) -> None:
+    """A warning of ours as one line, without the place in the code."""
+    print(f"gapkd: {message}" if category is UserWarning else f"{category.__name__}: {message}", file=sys.stderr)
 
 
 def _complain(error: BaseException | str) -> None:

@@ -197,7 +197,7 @@ def story_rows(config: StudyConfig, count: int = 12) -> dict[str, Tensor]:
     Returns: name -> images (count, 3, R, R), for `gapkd.figures.compare_rows`.
     """
     names = {"alone": "student\nalone", "random": "own\nmapping", "inherit": "teacher's\nmapping",
-             "full": "full\nmethod"}
+             "full": "full\nmethod", "pruned": "mapping and\npruned weights"}
     rows = {"teacher": next(sample_images(load_generator(config.teacher), count, 7))}
     for arm in (a for a in names if a in config.arms):
         run = Path(config.folder) / f"{arm}-{config.seeds[0]}-{config.images}"

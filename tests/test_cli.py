@@ -95,3 +95,23 @@ def test_mistyped_options_are_named(capsys, arguments, message):
     assert caught.value.code == 2
     output = capsys.readouterr()
     assert message in output.err + output.out and "Traceback" not in output.err
+
+
+def test_a_note_is_one_line_without_the_place_in_the_code(tmp_path, capsys):
+    for i in range(4):
+        Image.new("RGB", (20, 12), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    options = ["--images", "8", "--resolution", "8", "--channels", "4", "--d-channels", "4", "--batch", "4"]
+    assert main(["teacher", "--data", str(tmp_path), "--out", str(tmp_path / "run"), *options, "--no-progress"]) == 0
+    err = capsys.readouterr().err
+    assert err.startswith("gapkd: 4 of the 4 images in ") and err.count("\n") == 1 and ".py" not in err
+
+
+@pytest.mark.parametrize("options, message", [(["--seed", "-1"], "seed must lie between 0"),
+                                              (["--seed", "99999999999999999999"], "seed must lie between 0"),
+                                              (["--out", "faces.jpg"], "must end in .png"),
+                                              (["--generator", "."], "is a folder: name the file in it")])
+def test_sample_refuses(options, message, capsys):
+    given = [] if "--generator" in options else ["--generator", "toyfaces32"]
+    assert main(["sample", *given, *options]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
