@@ -152,12 +152,12 @@ def recognise(path: Path) -> str:
             head = file.read(64)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
+    if head[4:9] == b"\0\0\0\0{":  # the length of the header, which begins with any byte, then the header
+        return "safetensors"
     if head.startswith(b"PK\x03\x04"):
         return "torch"
     if head.startswith(b"\x80"):
         return "torch" if LEGACY_HEAD in head else "pickle"
-    if head[8:9] == b"{":
-        return "safetensors"
     what = next((kind for start, kind in KNOWN_HEADS.items() if head.startswith(start)),
                 "empty" if not head else "text" if all(b >= 32 or b in b"\t\r\n" for b in head[:63]) and head.isascii()
                 else "of an unknown kind")
