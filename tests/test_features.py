@@ -147,5 +147,5 @@ def test_the_embedded_network_reads_faces_it_has_not_seen():
 def test_a_missing_extra_is_one_clear_sentence(open_network):
     if importlib.util.find_spec("torch_fidelity") and importlib.util.find_spec("lpips"):
         pytest.skip("the metrics extra is installed here")
-    with pytest.raises(features.MissingExtraError, match=r"pip install .gapkd\[metrics\]"):
+    with pytest.raises(features.MissingExtraError, match=r"pip install -e .\.\[metrics\]"):
         open_network()
