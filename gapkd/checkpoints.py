@@ -226,8 +226,8 @@ def _load(path: str | Path, kind: str):
         with torch.random.fork_rng():
             network = KINDS[metadata["kind"]](**metadata["architecture"])
         network.load_state_dict(tensors)
-    except (TypeError, ValueError, KeyError, IndexError, RuntimeError, AttributeError) as error:
-        first = str(error).strip().splitlines()[-1].strip()
+    except Exception as error:  # whatever a hostile architecture brings about
+        first = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
         raise CheckpointError(f"the weights in {name} do not fit the architecture that it names ({first}): "
                               "the file is damaged or was edited") from error
     return network.eval().requires_grad_(False)

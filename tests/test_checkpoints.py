@@ -83,6 +83,13 @@ def wrong_shape(file, network):
               {"gapkd": "1", "kind": "stylegan2-generator", "architecture": architecture, "provenance": "{}"})
 
 
+def nothing_enters(file, network):
+    tensors = {k: v.clone() for k, v in network.state_dict().items()}
+    architecture = json.dumps(network.architecture() | {"z_dim": 0})
+    save_file(tensors, file,
+              {"gapkd": "1", "kind": "stylegan2-generator", "architecture": architecture, "provenance": "{}"})
+
+
 def absurd(file, network):
     architecture = json.dumps(network.architecture() | {"channels": [[10**6, 10**6]] * 3})
     save_file({"a": torch.zeros(2)}, file,
@@ -92,7 +99,7 @@ def absurd(file, network):
 @pytest.mark.parametrize("damage, message", [
     (cut, "not a whole safetensors"), (text, "is text: expected a network as"), (foreign, "not one of gapkd's"),
     (discriminator, "of the kind stylegan2-discriminator"), (not_finite, "weights that are not finite"),
-    (wrong_shape, "do not fit"), (absurd, "do not fit")])
+    (wrong_shape, "do not fit"), (nothing_enters, "do not fit"), (absurd, "do not fit")])
 def test_unusable_files(tmp_path, network, damage, message):
     file = tmp_path / "network.safetensors"
     save_network(network, file)
