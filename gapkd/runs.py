@@ -79,6 +79,7 @@ class RunFolder:
 
     def _prepare(self) -> Path:
         config = self.config
+        writer = _summary_writer() if config.tensorboard else None
         self.path = Path(config.out) if config.out else next_run_folder(self.kind)
         if self.checkpoints() and not config.resume:
             raise ValueError(f"{self.path} already holds a run: go on with it (`gapkd resume {self.path}`, or "
@@ -97,8 +98,8 @@ class RunFolder:
         write_atomically(self.path / "settings.json", json.dumps(
             self.before | {"kind": self.kind, "settings": to_dict(config), "inputs": self.inputs,
                            "provenance": provenance(), "job": job()}, indent=1).encode())
-        if config.tensorboard:
-            self.board = _open_board(self.path)
+        if writer:
+            self.board = writer(str(self.path / "tensorboard"))
         return self.path
 
     def checkpoints(self) -> list[Path]:
@@ -242,9 +243,9 @@ def belongs_to_this_job(folder: str | Path) -> bool:
         return False
 
 
-def _open_board(folder: Path):
+def _summary_writer() -> type:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ValueError("tensorboard=True needs the extra `tensorboard`: pip install -e '.[tensorboard]'") from error
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter

@@ -35,6 +35,15 @@ def check_resolution(resolution: int, least: int = 8) -> None:
         raise ValueError(f"resolution must be a power of two of at least {least}, not {resolution}")
 
 
+def expand_ws(ws: Tensor, num_ws: int, w_dim: int) -> Tensor:
+    """(N, w_dim) or (N, num_ws, w_dim) -> (N, num_ws, w_dim), checked."""
+    if ws.ndim == 2:
+        ws = ws[:, None].expand(-1, num_ws, -1)
+    if ws.ndim != 3 or ws.shape[1:] != (num_ws, w_dim):
+        raise ValueError(f"ws must have shape (N, {w_dim}) or (N, {num_ws}, {w_dim}), not {tuple(ws.shape)}")
+    return ws
+
+
 def channel_pairs(channels: Channels, resolution: int) -> list[tuple[int, int]]:
     """One (first, second) pair of widths per block, 4x4 block first, from an int, one int a block, or pairs.
 
@@ -220,17 +229,8 @@ class SynthesisNetwork(nn.Module):
             raise ValueError(f"noise holds {len(noise)} maps, this network needs {len(self.convs)}")
         return list(noise)
 
-    def expand_ws(self, ws: Tensor) -> Tensor:
-        """(N, w_dim) or (N, num_ws, w_dim) -> (N, num_ws, w_dim), checked."""
-        if ws.ndim == 2:
-            ws = ws[:, None].expand(-1, self.num_ws, -1)
-        if ws.ndim != 3 or ws.shape[1:] != (self.num_ws, self.w_dim):
-            raise ValueError(f"ws must have shape (N, {self.w_dim}) or (N, {self.num_ws}, {self.w_dim}), "
-                             f"not {tuple(ws.shape)}")
-        return ws
-
     def forward(self, ws: Tensor, noise: Noise = "const", generator: torch.Generator | None = None) -> SynthesisOutput:
-        ws = self.expand_ws(ws)
+        ws = expand_ws(ws, self.num_ws, self.w_dim)
         n = ws.shape[0]
         maps = self._noise_maps(noise, n, generator)
         styles = ws.unbind(dim=1)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from gapkd import parallel
 from gapkd.layers import SQRT2, EqualLinear, full_precision
-from gapkd.stylegan2 import MappingNetwork, Noise, SynthesisOutput, check_resolution
+from gapkd.stylegan2 import MappingNetwork, Noise, SynthesisOutput, check_resolution, expand_ws
 
 BLOCK = 32  # outputs that one small matrix makes of a stretch of its input
 
@@ -320,17 +320,8 @@ class AliasFreeSynthesis(nn.Module):
     def convs(self) -> list[AliasFreeLayer]:
         return self.blocks
 
-    def expand_ws(self, ws: Tensor) -> Tensor:
-        """(N, w_dim) or (N, num_ws, w_dim) -> (N, num_ws, w_dim), checked."""
-        if ws.ndim == 2:
-            ws = ws[:, None].expand(-1, self.num_ws, -1)
-        if ws.ndim != 3 or ws.shape[1:] != (self.num_ws, self.w_dim):
-            raise ValueError(f"ws must have shape (N, {self.w_dim}) or (N, {self.num_ws}, {self.w_dim}), "
-                             f"not {tuple(ws.shape)}")
-        return ws
-
     def forward(self, ws: Tensor, noise: Noise = "const", generator: torch.Generator | None = None) -> SynthesisOutput:
-        styles = self.expand_ws(ws).unbind(dim=1)
+        styles = expand_ws(ws, self.num_ws, self.w_dim).unbind(dim=1)
         with full_precision(ws):
             x = self.input(styles[0])
         features = []

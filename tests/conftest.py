@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from recorded import arrays
 
 from gapkd.checkpoints import save_network
 from gapkd.stylegan2 import Generator
@@ -15,6 +16,16 @@ def teacher_file(tmp_path_factory):
         torch.manual_seed(0)
         save_network(Generator(32, 8, 8, 8, mapping_layers=2), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def nvidia():
+    return arrays("stylegan2_nvidia")
+
+
+@pytest.fixture(scope="session")
+def stylekd():
+    return arrays("stylekd")
 
 
 @pytest.fixture

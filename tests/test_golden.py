@@ -5,19 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from official_files import nvidia_pickle
-from recorded import STYLEKD, arrays, stylekd_network, under
+from recorded import STYLEKD, stylekd_network, under
 
 from gapkd.checkpoints import load_discriminator, load_generator
-
-
-@pytest.fixture(scope="module")
-def nvidia():
-    return arrays("stylegan2_nvidia")
-
-
-@pytest.fixture(scope="module")
-def stylekd():
-    return arrays("stylekd")
 
 
 @pytest.fixture(scope="module")

@@ -280,3 +280,17 @@ def test_restarts_need_a_named_folder_and_a_named_job(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     with pytest.raises(ValueError, match="add --standalone"):
         train_gan(config(tmp_path))
+
+
+@pytest.mark.parametrize("begun_by, resumes", [("this-job", True), ("another-job", False)])
+def test_a_restart_takes_up_its_own_run_only(monkeypatch, tmp_path, begun_by, resumes):
+    for name, value in (("MAX_RESTARTS", "3"), ("RUN_ID", begun_by), ("RESTART_COUNT", "0")):
+        monkeypatch.setenv(f"TORCHELASTIC_{name}", value)
+    train_gan(config(tmp_path, images=16))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "this-job")
+    if resumes:
+        assert [r["images"] for r in train_gan(config(tmp_path, images=32)).log] == [8, 16, 24, 32]
+    else:
+        with pytest.raises(ValueError, match="already holds a run: go on with it"):
+            train_gan(config(tmp_path, images=32))

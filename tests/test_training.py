@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
@@ -10,7 +11,11 @@ from tiny import config, distill_config, equal, newest
 
 from gapkd import training
 from gapkd.checkpoints import CheckpointError, load_generator, read_metadata, save_network
+from gapkd.cli import main
+from gapkd.datasets import open_dataset
 from gapkd.distillation import Guide
+from gapkd.evaluation import evaluate_generator, real_features
+from gapkd.features import load_attribute_network
 from gapkd.layers import fir_kernel, upsample2
 from gapkd.settings import DistillConfig, TrainConfig, from_dict, to_dict, widths
 from gapkd.stylegan2 import Discriminator, Generator
@@ -267,3 +272,38 @@ def test_bad_networks(tmp_path, teacher_file):
     save_network(Discriminator(8, 4), small)
     with pytest.raises(ValueError, match="same resolution"):
         distill(distill_config(tmp_path / "r", teacher_file, discriminator=str(small)))
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+                                   RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")])
+def test_too_little_memory_names_the_setting(tmp_path, monkeypatch, capsys, error):
+    def step(trainer):
+        raise error
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    assert main(["teacher", "--out", str(tmp_path / "r"), "--resolution", "8", "--channels", "8", "--no-progress"]) == 2
+    assert "a step with batch=32 at 8 px does not fit into the memory of cpu: lower batch" in capsys.readouterr().err
+
+
+def test_other_errors_of_a_step_are_not_called_memory(tmp_path, monkeypatch):
+    def step(trainer):
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    with pytest.raises(RuntimeError, match="^shapes cannot be multiplied$"):
+        train_gan(config(tmp_path / "r"))
+
+
+def test_the_fid_in_the_log_is_that_of_the_saved_generator(tmp_path):
+    result = train_gan(config(tmp_path / "r", resolution=32, images=16, batch=8, fid_every=8, fid_samples=60))
+    measured = [r["fid_toyfaces_60"] for r in result.log if "fid_toyfaces_60" in r]
+    network, dataset = load_attribute_network(), open_dataset("toyfaces", 32)
+    figures = evaluate_generator(result.generator, network, 60, seed=30_000, real=real_features(network, dataset, 60))
+    assert len(measured) == 2 and measured[-1] == pytest.approx(figures["fid_toyfaces_60"], rel=1e-4)
+
+
+def test_tensorboard_without_its_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ValueError, match="tensorboard=True needs the extra `tensorboard`: pip install"):
+        train_gan(config(tmp_path / "r", tensorboard=True))
+    assert not (tmp_path / "r").exists()
