@@ -35,15 +35,6 @@ def check_resolution(resolution: int, least: int = 8) -> None:
         raise ValueError(f"resolution must be a power of two of at least {least}, not {resolution}")
 
 
-def expand_ws(ws: Tensor, num_ws: int, w_dim: int) -> Tensor:
-    """(N, w_dim) or (N, num_ws, w_dim) -> (N, num_ws, w_dim), checked."""
-    if ws.ndim == 2:
-        ws = ws[:, None].expand(-1, num_ws, -1)
-    if ws.ndim != 3 or ws.shape[1:] != (num_ws, w_dim):
-        raise ValueError(f"ws must have shape (N, {w_dim}) or (N, {num_ws}, {w_dim}), not {tuple(ws.shape)}")
-    return ws
-
-
 def channel_pairs(channels: Channels, resolution: int) -> list[tuple[int, int]]:
     """One (first, second) pair of widths per block, 4x4 block first, from an int, one int a block, or pairs.
 
@@ -182,7 +173,23 @@ class SynthesisBlock(nn.Module):
         return [self.conv1] if self.conv0 is None else [self.conv0, self.conv1]
 
 
-class SynthesisNetwork(nn.Module):
+class StyledNetwork(nn.Module):
+    """What the synthesis networks of StyleGAN2 and 3 share: one w for each of num_ws layers."""
+
+    num_ws: int
+    w_dim: int
+
+    def expand_ws(self, ws: Tensor) -> Tensor:
+        """(N, w_dim) or (N, num_ws, w_dim) -> (N, num_ws, w_dim), checked."""
+        if ws.ndim == 2:
+            ws = ws[:, None].expand(-1, self.num_ws, -1)
+        if ws.ndim != 3 or ws.shape[1:] != (self.num_ws, self.w_dim):
+            raise ValueError(f"ws must have shape (N, {self.w_dim}) or (N, {self.num_ws}, {self.w_dim}), "
+                             f"not {tuple(ws.shape)}")
+        return ws
+
+
+class SynthesisNetwork(StyledNetwork):
     """g: W -> image. A learned 4x4 constant, then one block a resolution; every block adds to a skip image.
 
     Shape: ws (N, w_dim), the same w for every layer, or (N, num_ws, w_dim) -> SynthesisOutput.
@@ -230,7 +237,7 @@ class SynthesisNetwork(nn.Module):
         return list(noise)
 
     def forward(self, ws: Tensor, noise: Noise = "const", generator: torch.Generator | None = None) -> SynthesisOutput:
-        ws = expand_ws(ws, self.num_ws, self.w_dim)
+        ws = self.expand_ws(ws)
         n = ws.shape[0]
         maps = self._noise_maps(noise, n, generator)
         styles = ws.unbind(dim=1)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from gapkd import parallel
 from gapkd.layers import SQRT2, EqualLinear, full_precision
-from gapkd.stylegan2 import MappingNetwork, Noise, SynthesisOutput, check_resolution, expand_ws
+from gapkd.stylegan2 import MappingNetwork, Noise, StyledNetwork, SynthesisOutput, check_resolution
 
 BLOCK = 32  # outputs that one small matrix makes of a stretch of its input
 
@@ -286,7 +286,7 @@ class AliasFreeLayer(nn.Module):
         return self.activation(x if scale is None else x * scale.to(x.dtype), self.bias)
 
 
-class AliasFreeSynthesis(nn.Module):
+class AliasFreeSynthesis(StyledNetwork):
     """g: W -> image. Shape: ws (N, w_dim) or (N, num_ws, w_dim) -> SynthesisOutput.
 
     `features` holds the output of every layer but toRGB, `rgbs` the image alone. There are no noise maps.
@@ -321,7 +321,7 @@ class AliasFreeSynthesis(nn.Module):
         return self.blocks
 
     def forward(self, ws: Tensor, noise: Noise = "const", generator: torch.Generator | None = None) -> SynthesisOutput:
-        styles = expand_ws(ws, self.num_ws, self.w_dim).unbind(dim=1)
+        styles = self.expand_ws(ws).unbind(dim=1)
         with full_precision(ws):
             x = self.input(styles[0])
         features = []

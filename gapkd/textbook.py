@@ -83,7 +83,7 @@ class EqualConv2d(layers.EqualConv2d):
 class SynthesisNetwork(stylegan2.SynthesisNetwork):
     def forward(self, ws: Tensor, noise: stylegan2.Noise = "const",
                 generator: torch.Generator | None = None) -> stylegan2.SynthesisOutput:
-        ws = stylegan2.expand_ws(ws, self.num_ws, self.w_dim)
+        ws = self.expand_ws(ws)
         maps = self._noise_maps(noise, len(ws), generator)
         x = self.const.expand(len(ws), -1, -1, -1)
         image, features, rgbs, layer = None, [], [], 0
