@@ -12,13 +12,14 @@ import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from gapkd import parallel
 from gapkd.benchmark import BenchmarkConfig
 from gapkd.card import EmbedConfig
+from gapkd.judge import JudgeConfig
 from gapkd.plan import GrowthConfig, PlanConfig
 from gapkd.report import ReportConfig
 from gapkd.settings import DistillConfig, TrainConfig
@@ -35,8 +36,9 @@ class EvaluateConfig:
     """Teacher to compare with at the same z; empty: none."""
     data: str = "toyfaces"
     """Real images: "toyfaces", or the path of a folder or zip."""
-    features: Literal["toyfaces", "inception"] = "toyfaces"
-    """Feature space of FID, KID, precision and recall: the attribute network, or Inception (extra `metrics`)."""
+    features: str = "toyfaces"
+    """Feature space of FID, KID, precision and recall: "toyfaces", the embedded attribute network; "inception" (extra
+    `metrics`); or a file that `gapkd judge` wrote, which then judges agreement too."""
     device: str = "auto"
     """"auto", "cpu", "cuda", "cuda:1"..."""
     samples: int = 5000
@@ -106,7 +108,7 @@ def evaluate(config: EvaluateConfig) -> None:
     from gapkd.checkpoints import load_generator, write_atomically
     from gapkd.datasets import open_dataset
     from gapkd.evaluation import evaluation_table, format_table
-    from gapkd.features import InceptionNetwork, load_attribute_network
+    from gapkd.features import InceptionNetwork, reader
     from gapkd.runs import provenance
     from gapkd.trainer import choose_device
 
@@ -117,8 +119,9 @@ def evaluate(config: EvaluateConfig) -> None:
     G = load_generator(config.generator).to(device)
     teacher = load_generator(config.teacher).to(device) if config.teacher else None
     dataset = open_dataset(config.data, G.resolution, seed=config.seed)
-    net = load_attribute_network().to(device)
-    space = InceptionNetwork(device) if config.features == "inception" else None
+    official = config.features == "inception"
+    net = reader("toyfaces" if official else config.features, device)
+    space = InceptionNetwork(device) if official else None
     rows = evaluation_table({Path(config.generator).name: G}, net, dataset, teacher, config.samples, config.seed,
                             space=space)
     _say(format_table(rows))
@@ -199,6 +202,14 @@ def _say(text: str) -> None:
         print(text)
 
 
+def judge(config: JudgeConfig) -> None:
+    from gapkd.judge import train_judge
+
+    scores = train_judge(config)
+    print("on images held out: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
+    print(f"judge written to {config.out}")
+
+
 def study(config: StudyConfig) -> None:
     from gapkd.study import run_study
 
@@ -250,6 +261,7 @@ Command = (
     | Annotated[ResumeConfig, tyro.conf.subcommand("resume")]
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
     | Annotated[SampleConfig, tyro.conf.subcommand("sample")]
+    | Annotated[JudgeConfig, tyro.conf.subcommand("judge")]
     | Annotated[StudyConfig, tyro.conf.subcommand("study")]
     | Annotated[ConvertConfig, tyro.conf.subcommand("convert")]
     | Annotated[ReportConfig, tyro.conf.subcommand("report")]
@@ -261,7 +273,7 @@ Command = (
 )
 RUN = {TrainConfig: teacher, DistillConfig: distill, ResumeConfig: resume, EvaluateConfig: evaluate,
        SampleConfig: sample, ConvertConfig: convert, ReportConfig: report, PlanConfig: plan, ChapterConfig: chapter,
-       StudyConfig: study, BenchmarkConfig: benchmark, GrowthConfig: growth, EmbedConfig: embed}
+       JudgeConfig: judge, StudyConfig: study, BenchmarkConfig: benchmark, GrowthConfig: growth, EmbedConfig: embed}
 
 TOGETHER = (TrainConfig, DistillConfig, ResumeConfig, EvaluateConfig)  # what several processes can do
 

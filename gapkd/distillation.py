@@ -19,7 +19,7 @@ def distance_for(name: str, device: torch.device) -> Callable[[Tensor, Tensor], 
 
     if name == "lpips":
         return features.lpips_distance(device)
-    network = features.load_attribute_network().to(device)
+    network = features.reader(name, device)
     return lambda a, b: features.perceptual_distance(network, a, b)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gapkd import parallel
 from gapkd.datasets import Dataset, ordered_indices
-from gapkd.features import AttributeNetwork, InceptionNetwork, load_attribute_network
+from gapkd.features import AttributeNetwork, InceptionNetwork, reader
 from gapkd.metrics import (
     FeatureNetwork,
     Reading,
@@ -88,7 +88,7 @@ class FidProbe:
     def __init__(self, dataset: Dataset, features: str, samples: int, device: torch.device):
         if dataset.size is not None:
             samples = min(samples, dataset.size)
-        self.network = InceptionNetwork(device) if features == "inception" else load_attribute_network().to(device)
+        self.network = InceptionNetwork(device) if features == "inception" else reader(features, device)
         self.dataset, self.samples, self.real = dataset, samples, None
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -39,7 +39,7 @@ def _block(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
 
 
 class AttributeNetwork(nn.Module):
-    """Reads the factors of toy faces: four strided convolution blocks, then one linear head for every factor.
+    """Reads the factors of faces: four strided convolution blocks, then one linear head for every factor.
 
     Args:
         categorical: factor -> names of its classes.
@@ -47,16 +47,17 @@ class AttributeNetwork(nn.Module):
             (high - low).
         channels: width of every block, each a multiple of 8.
         hidden: width of the layer below the heads.
+        name: of the images that it was trained on; it goes into the names of metrics.
     Images are (N, 3, R, R) in [-1, 1] with R >= 32; larger ones are averaged down to 32 px first.
     """
 
-    name = "toyfaces"
     size = 32  # px at which the network looks
 
     def __init__(self, categorical: Mapping[str, Sequence[str]] = CATEGORICAL,
                  continuous: Mapping[str, Sequence[float]] = CONTINUOUS,
-                 channels: Sequence[int] = (32, 64, 128, 192), hidden: int = 256):
+                 channels: Sequence[int] = (32, 64, 128, 192), hidden: int = 256, name: str = "toyfaces"):
         super().__init__()
+        self.name = name
         self.categorical = {name: tuple(classes) for name, classes in categorical.items()}
         self.continuous = {name: (float(low), float(high)) for name, (low, high) in continuous.items()}
         self.channels, self.hidden = tuple(channels), hidden
@@ -72,7 +73,7 @@ class AttributeNetwork(nn.Module):
         """The constructor's arguments, as JSON can hold them."""
         return {"categorical": {name: list(classes) for name, classes in self.categorical.items()},
                 "continuous": {name: list(limits) for name, limits in self.continuous.items()},
-                "channels": list(self.channels), "hidden": self.hidden}
+                "channels": list(self.channels), "hidden": self.hidden, "name": self.name}
 
     @property
     def device(self) -> torch.device:
@@ -168,16 +169,31 @@ def train_attribute_network(seed: int = 0, steps: int = 4000, batch: int = 64, r
     """
     if steps < 1 or batch < 1:
         raise ValueError(f"steps and batch must be at least 1, not {steps} and {batch}")
-    generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = AttributeNetwork()
+
+    def examples(step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        return toy_faces(torch.arange(step * batch, (step + 1) * batch), resolution, seed)
+
+    return fit_network(net, examples, steps, seed, log)
+
+
+def fit_network(net: AttributeNetwork, examples: Callable[[int], tuple[Tensor, Mapping[str, Tensor]]], steps: int,
+                seed: int, log: Callable[[int, float], None] | None = None) -> AttributeNetwork:
+    """Train a network to read factors (Adam, one cycle up to 3e-3); returns it in eval mode.
+
+    Args:
+        examples: step -> images (N, 3, R, R) and their factors.
+        log: called with step and loss every 100 steps.
+    """
+    generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, max_lr=3e-3, total_steps=max(steps, 2), pct_start=0.1
     )
     for step in range(steps):
-        images, factors = toy_faces(torch.arange(step * batch, (step + 1) * batch), resolution, seed)
+        images, factors = examples(step)
         loss = factor_loss(net, _roughen(images, generator), factors)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -188,17 +204,22 @@ def train_attribute_network(seed: int = 0, steps: int = 4000, batch: int = 64, r
     return net.eval().requires_grad_(False)
 
 
-@torch.no_grad()
 def held_out_scores(
     net: AttributeNetwork, samples: int = 5000, resolution: int = 32, seed: int = 0
 ) -> dict[str, float]:
     """Accuracy per categorical factor and correlation per continuous one, on faces that training has not
     seen."""
     check_factors(net)
+    parts = torch.arange(HELD_OUT, HELD_OUT + samples).split(250)
+    return reading_scores(net, (toy_faces(part, resolution, seed) for part in parts))
+
+
+@torch.no_grad()
+def reading_scores(net: AttributeNetwork, examples: Iterable[tuple[Tensor, Mapping[str, Tensor]]]) -> dict[str, float]:
+    """Accuracy per categorical factor and correlation per continuous one, on batches of images and their factors."""
     read: dict[str, list[Tensor]] = {name: [] for name in [*net.categorical, *net.continuous]}
     true: dict[str, list[Tensor]] = {name: [] for name in read}
-    for part in torch.arange(HELD_OUT, HELD_OUT + samples).split(250):
-        images, factors = toy_faces(part, resolution, seed)
+    for images, factors in examples:
         for name, value in net.factors(images).items():
             read[name].append(value)
             true[name].append(factors[name])
@@ -280,6 +301,11 @@ def make_attribute_file(path: str | Path, seed: int = 0, steps: int = 4000,
                 "held_out": {"faces": 5000, **scores}}
     save_attribute_network(net, path, runs.provenance() | settings)
     return scores["scores_32px"]
+
+
+def reader(name: str, device: str | torch.device = "cpu") -> AttributeNetwork:
+    """The network that reads factors: the embedded one for "toyfaces", else that of a file (`gapkd judge`)."""
+    return load_attribute_network("attributes" if name == "toyfaces" else name).to(device)
 
 
 # -- the networks of the papers, when there is a network connection ------------------------------------------

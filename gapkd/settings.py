@@ -67,8 +67,9 @@ class RunConfig:
     """Images between two measurements of the FID, which also choose best.safetensors; 0: none."""
     fid_samples: int = 2000
     """Images a measurement of the FID."""
-    fid_features: Literal["toyfaces", "inception"] = "toyfaces"
-    """Feature space of that FID: the attribute network, or Inception (extra `metrics`)."""
+    fid_features: str = "toyfaces"
+    """Feature space of that FID: "toyfaces", the embedded attribute network; "inception" (extra `metrics`); or a file
+    that `gapkd judge` wrote."""
     tensorboard: bool = False
     """Write log and grids for TensorBoard too (extra `tensorboard`)."""
     probe_every: int = 5_000
@@ -97,6 +98,10 @@ class RunConfig:
                  f"d_first must be below images={self.images}, or the generator would never be trained")
         _require(self.seed < 2**63, f"seed must be below 2^63, not {self.seed}")
         _require(self.fid_samples >= 2, f"fid_samples must be at least 2, not {self.fid_samples}")
+        for name, known in (("fid_features", "inception"), ("perceptual", "lpips")):
+            value = getattr(self, name, known)
+            _require(value in ("toyfaces", known) or value.endswith(".safetensors"),
+                     f"{name} must be 'toyfaces', {known!r} or the .safetensors file of a judge, not {value!r}")
         _require(not (self.resume and not self.out), "resume needs out: name the folder of the run to go on with")
 
 
@@ -156,8 +161,9 @@ class DistillConfig(RunConfig):
     """Compare the output image, or every toRGB output ("intermediate" in the released code)."""
     perceptual_weight: float = 3.0
     """Weight of the perceptual distance."""
-    perceptual: Literal["toyfaces", "lpips"] = "toyfaces"
-    """The embedded attribute network, or LPIPS-VGG through the `metrics` extra."""
+    perceptual: str = "toyfaces"
+    """"toyfaces", the embedded attribute network; "lpips", LPIPS-VGG through the `metrics` extra; or a file that
+    `gapkd judge` wrote."""
     ld_weight: float = 30.0
     """Weight of the latent-direction loss."""
     ld_blocks: tuple[int, ...] = (2, 3)

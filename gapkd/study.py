@@ -7,6 +7,7 @@ is skipped, so that a study can be stopped and taken up again, and extended by a
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from gapkd import figures
 from gapkd.checkpoints import load_generator, sha256, write_atomically
 from gapkd.datasets import open_dataset
 from gapkd.evaluation import evaluate_generator, evaluation_table, real_features, sample_images
-from gapkd.features import AttributeNetwork, load_attribute_network
+from gapkd.features import AttributeNetwork, reader
 from gapkd.metrics import same_z_distance, semantic_agreement
 from gapkd.runs import provenance
 from gapkd.settings import DistillConfig, from_dict, to_dict
@@ -36,6 +37,10 @@ ARMS: dict[str, dict] = {
 """What each arm changes in DistillConfig: "full" is the paper's method, every other one leaves something out."""
 
 
+CURVE = ("images", "l1", "perceptual", "agree_mean_accuracy", "agree_mean_correlation")
+"""What a record keeps of the figures that were measured while it trained."""
+
+
 @dataclass(frozen=True)
 class StudyConfig:
     """Train every arm with every seed and collect the figures in one JSON file."""
@@ -46,6 +51,10 @@ class StudyConfig:
     """One run of every arm for each."""
     teacher: str = "toyfaces32"
     """The teacher's file, or the name of an embedded one."""
+    data: str = "toyfaces"
+    """"toyfaces", or the path of a folder or zip of images."""
+    judge: str = "toyfaces"
+    """The network behind perceptual loss, FID and agreement: the embedded one, or a file that `gapkd judge` wrote."""
     images: int = 100_000
     """Length of every run."""
     samples: int = 5000
@@ -70,8 +79,8 @@ class StudyConfig:
 def agreement_probe(teacher: Generator, net: AttributeNetwork, samples: int = 1000, seed: int = 10_000) -> Probe:
     """A probe for `distill`: distance to and agreement with the teacher on fixed latents, constant noise.
 
-    Returns a function of a generator that gives l1, perceptual, agree_mean_accuracy and agree_mean_correlation, and the
-    chance level of each as l1_chance and so on.
+    Returns a function of a generator that gives l1, perceptual, agree_mean_accuracy and agree_mean_correlation (as far
+    as the network reads factors of both kinds), and the chance level of each as l1_chance and so on.
     """
     reference = torch.cat(list(sample_images(teacher, samples, seed)))
 
@@ -79,7 +88,7 @@ def agreement_probe(teacher: Generator, net: AttributeNetwork, samples: int = 10
         images = torch.cat([part.to(reference.device) for part in sample_images(G, samples, seed)])
         numbers = same_z_distance(images, reference, net)
         agreement = semantic_agreement(net, images, reference)
-        for name in ("mean_accuracy", "mean_correlation"):
+        for name in agreement.keys() & {"mean_accuracy", "mean_correlation"}:
             numbers[f"agree_{name}"], numbers[f"agree_{name}_chance"] = agreement[name].value, agreement[name].chance
         return numbers
 
@@ -91,9 +100,13 @@ def run_study(config: StudyConfig) -> list[dict]:
 
     Raises ValueError when the results file belongs to another study: another teacher, sample count or setting.
     """
-    file, net, digest = Path(config.results), load_attribute_network(), sha256(config.teacher)
+    file, net, digest = Path(config.results), reader(config.judge), sha256(config.teacher)
     stored = json.loads(file.read_text()) if file.exists() else {}
     study = {"teacher": Path(config.teacher).name, "teacher_sha256": digest, "samples": config.samples}
+    if config.data != "toyfaces":
+        study["data"] = Path(config.data).name
+    if config.judge != "toyfaces":
+        study["judge_sha256"] = sha256(config.judge)
     for name, value in study.items():
         if stored and stored.get(name) != value:
             raise ValueError(f"{file} holds a study with {name}={stored.get(name)}, not {value}: "
@@ -106,19 +119,17 @@ def run_study(config: StudyConfig) -> list[dict]:
         runs.pop((record["arm"], record["seed"]), None)
     if runs:
         teacher = load_generator(config.teacher)
-        dataset = open_dataset("toyfaces", teacher.resolution, seed=99)
+        dataset = open_dataset(config.data, teacher.resolution, seed=99)
         real = real_features(net, dataset, config.samples, seed=99)
         references = stored.get("references") or evaluation_table({}, net, dataset, teacher, config.samples, 99)
     for (arm, seed), settings in runs.items():
         result = distill(settings, agreement_probe(teacher, net))
         final = evaluate_generator(result.generator.cpu(), net, config.samples, 20_000, teacher, real)
-        curve = [{k: r[k] for k in ("images", "l1", "perceptual", "agree_mean_accuracy", "agree_mean_correlation")}
-                 for r in result.log if "l1" in r]
+        curve = [{k: r[k] for k in CURVE if k in r} for r in result.log if "l1" in r]
         records.append({"arm": arm, "seed": seed, "settings": _shareable(to_dict(settings)), "images": config.images,
                         "seconds": result.log[-1]["seconds"], **provenance(), "curve": curve, "final": final})
         write_atomically(file, json.dumps({**study, "references": references, "runs": records}, indent=1).encode())
-        print(f"{arm} seed {seed}: l1 {final['l1']:.3f}, agreement {final['agree_mean_accuracy']:.3f} / "
-              f"{final['agree_mean_correlation']:.3f}", flush=True)
+        print(f"{arm} seed {seed}: " + ", ".join(f"{k} {final[k]:.3f}" for k in CURVE if k in final), flush=True)
     if config.story:
         rows = story_rows(config)
         title = f"The same twelve latents: a teacher and its students after {config.images:,} images"
@@ -129,7 +140,8 @@ def run_study(config: StudyConfig) -> list[dict]:
 def _settings(config: StudyConfig, arm: str, seed: int) -> DistillConfig:
     out = Path(config.folder) / f"{arm}-{seed}-{config.images}"
     return from_dict(DistillConfig, {
-        "teacher": config.teacher, "images": config.images, "seed": seed, "out": str(out), "device": config.device,
+        "teacher": config.teacher, "data": config.data, "perceptual": config.judge, "images": config.images,
+        "seed": seed, "out": str(out), "device": config.device,
         "progress": config.progress, "resume": any(out.glob("checkpoints/*.pt")), **ARMS[arm]})
 
 
@@ -155,8 +167,11 @@ def summary(records: Sequence[dict], arm: str, name: str) -> tuple[float, float,
     return values.mean().item(), values.std().item() if len(values) > 1 else 0.0, len(values)
 
 
-COLUMNS = {"l1": "L1 ↓", "perceptual": "perceptual ↓", "agree_mean_accuracy": "same class ↑",
-           "agree_mean_correlation": "correlation ↑", "fid": "FID to real ↓", "fid_to_teacher": "FID to teacher ↓"}
+TITLES = {"l1": "L1 ↓", "perceptual": "perceptual ↓", "agree_mean_accuracy": "same class ↑",
+          "agree_mean_correlation": "correlation ↑", "fid": "FID to real ↓", "fid_to_teacher": "FID to teacher ↓"}
+COLUMNS = {name: name for name in TITLES} | {"fid": "fid_(?!to_teacher_).+", "fid_to_teacher": "fid_to_teacher_.+"}
+"""The figures of a results table, and the names that they have in a record: those of Frechet distances hold the feature
+space and the sample count."""
 
 
 def results_table(records: Sequence[dict], references: Sequence[dict] = ()) -> str:
@@ -171,11 +186,11 @@ def results_table(records: Sequence[dict], references: Sequence[dict] = ()) -> s
     if not records:
         return "_No longer runs are recorded yet._"
     images = records[0]["images"]
-    keys = {short: next((k for k in records[0]["final"] if k == short or k.startswith(f"{short}_toyfaces")), None)
-            for short in COLUMNS}
+    keys = {short: key for short, pattern in COLUMNS.items()
+            for key in records[0]["final"] if re.fullmatch(pattern, key)}
     judged = keys["fid"].rsplit("_", 1)[1]  # the metric's name ends with its sample count
-    lines = [f"| {images:,} images each, judged on {judged} | seeds | " + " | ".join(COLUMNS.values()) + " |",
-             "|---|--:|" + "--:|" * len(COLUMNS)]
+    lines = [f"| {images:,} images each, judged on {judged} | seeds | " + " | ".join(TITLES[k] for k in keys) + " |",
+             "|---|--:|" + "--:|" * len(keys)]
     for row in references:
         cells = [f"{row[key]:.3f}" if key in row else "-" for key in keys.values()]
         lines.append(f"| {'real, against other real' if row['name'] == 'real' else row['name']} | | "
@@ -189,6 +204,28 @@ def results_table(records: Sequence[dict], references: Sequence[dict] = ()) -> s
             cells.append(f"{cell} ({summary(records, arm, chance)[0]:.3f})" if chance in records[0]["final"] else cell)
         lines.append(f"| {arm} | {seeds} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def results_note(study: dict) -> str:
+    """One sentence: the command, seeds and machine behind a results file, as its records have them."""
+    records = study["runs"]
+    if not records:
+        return ""
+
+    def all_of(name: str) -> str:
+        return ", ".join(sorted({str(r[name]) for r in records}))
+
+    arms_of: dict[tuple[int, ...], list[str]] = {}  # runs may have come arm by arm
+    for arm in dict.fromkeys(r["arm"] for r in records):
+        arms_of.setdefault(tuple(r["seed"] for r in records if r["arm"] == arm), []).append(arm)
+    seeds = [", ".join(map(str, seeds)) + (f" ({', '.join(arms)})" if len(arms_of) > 1 else " of every arm")
+             for seeds, arms in arms_of.items()]
+    hours = sum(r["seconds"] for r in records) / 3600
+    own_data = f"--data {study['data']} --judge {records[0]['settings']['perceptual']} " if "data" in study else ""
+    return (f"Made with `gapkd study --teacher {study['teacher']} {own_data}--images {records[0]['images']} "
+            f"--samples {study['samples']}`: seeds {'; '.join(seeds)}; commit {all_of('commit')}, "
+            f"{all_of('hardware')}, threads a run: {all_of('threads')}, {hours:.1f} hours for all {len(records)} runs, "
+            f"{all_of('date')}.")
 
 
 def story_rows(config: StudyConfig, count: int = 12) -> dict[str, Tensor]:

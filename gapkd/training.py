@@ -352,5 +352,7 @@ def distill(config: DistillConfig, probe: Probe | None = None,
             torch.manual_seed(config.seed)
             D = Discriminator(teacher.resolution, widths(config.d_channels, teacher.resolution))
     guide = Guide(config, teacher.to(choose_device(config.device)), content_mask)
-    return fit(Trainer(config, student, D, guide), "distill", probe,
-               {"teacher": sha256(config.teacher)})
+    inputs = {"teacher": sha256(config.teacher)}
+    if config.perceptual_weight and config.perceptual.endswith(".safetensors"):
+        inputs["perceptual"] = sha256(config.perceptual)
+    return fit(Trainer(config, student, D, guide), "distill", probe, inputs)

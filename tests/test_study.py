@@ -19,8 +19,7 @@ from gapkd.stylegan2 import Generator
 def study(tmp_path, monkeypatch):
     torch.manual_seed(0)
     net = AttributeNetwork(channels=(8, 8, 8, 8), hidden=8).eval()
-    for module in ("study", "features"):
-        monkeypatch.setattr(f"gapkd.{module}.load_attribute_network", lambda *_: net)
+    monkeypatch.setattr("gapkd.features.load_attribute_network", lambda *_: net)
     monkeypatch.setattr("gapkd.study.DistillConfig", _tiny)
     monkeypatch.setattr("gapkd.study.from_dict", lambda cls, values: cls(**values))
     teacher = tmp_path / "teacher.safetensors"
