@@ -6,9 +6,13 @@ only when it is whole and, if the address says how, verified.
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import http.client
 import os
 import re
+import ssl
+import string
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -44,35 +48,64 @@ def fetch(address: str, progress: bool = True) -> Path:
         address: file:// or https://, with an optional #sha256=<64 hex digits>; http:// needs one.
     Raises AddressError, in one sentence.
     """
-    parts = urllib.parse.urlsplit(address)
+    parts = _parts(address)
     digest = _digest(parts.fragment, address)
     if parts.scheme == "file":
-        return _verified(Path(urllib.request.url2pathname(parts.path)), digest, address)
-    if parts.scheme not in ("https", "http") or not parts.hostname:
-        raise AddressError(f"{address} is not an address that can be fetched: give file:// or https://, or a path")
+        return _own_file(parts.path, digest, address)
     if parts.scheme == "http" and not digest:
         raise AddressError(f"{address} could be altered on its way: give https://, or append #sha256= and its "
                            "check sum")
     bare = urllib.parse.urlunsplit(parts._replace(fragment=""))
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(urllib.parse.unquote(parts.path)).name) or "file"
-    target = cache_folder() / f"{hashlib.sha256(bare.encode()).hexdigest()[:16]}-{name}"
+    url = urllib.parse.quote(bare, safe=string.punctuation, errors="replace")  # spaces, accents
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(urllib.parse.unquote(parts.path)).name)[-100:] or "file"
+    target = cache_folder() / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
     try:
+        if _fits(target, digest):  # before the lock, which a cache that is only read cannot have
+            return target
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_name(f"{target.name}.lock")):  # two processes may want the same
-            if not target.exists():
-                _download(bare, target, progress)
+            if not _fits(target, digest):
+                _download(address, url, target, digest, progress)
+        return target
+    except AddressError:
+        raise
     except urllib.error.HTTPError as error:
-        raise AddressError(f"{bare} could not be fetched (the server says {error.code} {error.reason}): "
+        reason = " ".join(f"{error.code} {error.reason}".split())
+        raise AddressError(f"{bare} could not be fetched (the server says {reason}){_unfit(target)}: "
                            "check the address") from error
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        reason = getattr(error, "reason", None) or type(error).__name__
-        raise AddressError(f"{bare} could not be fetched ({reason}): without a connection, bring the file from "
-                           "elsewhere and give its path; what had arrived is kept, and the next try goes on from "
-                           "there") from error
+    except (urllib.error.URLError, TimeoutError, ConnectionError, ssl.SSLError) as error:
+        reason = getattr(error, "reason", None) or str(error) or type(error).__name__
+        raise AddressError(f"{bare} could not be fetched ({reason}){_unfit(target)}: without a connection, bring the "
+                           "file from elsewhere and give its path; what had arrived is kept, and the next try goes on "
+                           "from there if the server can") from error
     except OSError as error:
-        raise AddressError(f"{bare} could not be stored in {target.parent} ({error.strerror or error}): free some "
-                           "space, or set GAPKD_CACHE to another folder") from error
-    return _verified(target, digest, address)
+        reason, mend = error.strerror or error, "free some space, or set GAPKD_CACHE to another folder"
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            reason, mend = f"not writable: {reason}", "set GAPKD_CACHE to a folder of your own"
+        raise AddressError(f"{bare} could not be stored in {target.parent} ({reason}){_unfit(target)}: "
+                           f"{mend}") from error
+    except (http.client.InvalidURL, ValueError) as error:
+        raise _unusable(address, error) from error
+    except http.client.HTTPException as error:
+        raise AddressError(f"what answers at {bare} does not speak HTTP as it should ({type(error).__name__})"
+                           f"{_unfit(target)}: check the address and its port") from error
+
+
+def _unusable(address: str, error: Exception) -> AddressError:
+    return AddressError(f"{address} is not an address that can be fetched ({error}): mend its host or port")
+
+
+def _parts(address: str) -> urllib.parse.SplitResult:
+    try:
+        parts = urllib.parse.urlsplit(address)
+        known = parts.scheme == "file" or parts.scheme in ("https", "http") and parts.hostname and parts.port != 0
+    except ValueError as error:  # a bracket that is not closed, a port that is not a number
+        raise _unusable(address, error) from error
+    if not known:
+        raise AddressError(f"{address} is not an address that can be fetched: give file:// or https://, or a path")
+    if not re.fullmatch("[!-~]*", parts.netloc):
+        raise AddressError(f"the host in {address} must be ASCII without spaces: give its xn-- form for other letters")
+    return parts
 
 
 def _digest(fragment: str, address: str) -> str:
@@ -84,55 +117,92 @@ def _digest(fragment: str, address: str) -> str:
     return match[1].lower()
 
 
-def _verified(file: Path, digest: str, address: str) -> Path:
-    if not file.is_file():
-        raise AddressError(f"there is no file at {address}")
-    if digest:
-        with open(file, "rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else (
-                hashlib.sha256(content.read()).hexdigest())
-        if found != digest:
-            cached = file.parent == cache_folder()
-            if cached:
-                file.unlink()
-            raise AddressError(f"{address} has another check sum ({found}): it is damaged or not what was meant"
-                               f"{'; it was removed from the cache' if cached else ''}")
+def _sum(file: Path) -> str:
+    with open(file, "rb") as content:
+        if hasattr(hashlib, "file_digest"):
+            return hashlib.file_digest(content, "sha256").hexdigest()
+        return hashlib.sha256(content.read()).hexdigest()
+
+
+def _fits(file: Path, digest: str) -> bool:
+    return file.is_file() and (not digest or _sum(file) == digest)
+
+
+def _unfit(target: Path) -> str:
+    """What to say, where a fetch fails, of a file in the cache: that it does not fit, or it would have been used."""
+    return ", and the file in the cache does not fit the check sum" if os.access(target, os.R_OK) else ""
+
+
+def _verify(file: Path, digest: str, address: str, done: str = "") -> None:
+    if digest and (found := _sum(file)) != digest:
+        raise AddressError(f"{address} has another check sum ({found}): it is damaged or not what was meant, so "
+                           f"compare the digits after #sha256= with its publisher's{done}")
+
+
+def _own_file(path: str, digest: str, address: str) -> Path:
+    try:
+        file = Path(urllib.request.url2pathname(path))
+        if not file.is_file():
+            raise AddressError(f"there is no file at {address}: check its path, which begins with the third /")
+        _verify(file, digest, address)
+    except OSError as error:
+        raise AddressError(f"{address} could not be read ({error.strerror or error}): check its path, and who may "
+                           "read it") from error
     return file
 
 
-def _download(address: str, target: Path, progress: bool) -> None:
-    """Into <target>.partial, from where it stopped if the server can, then renamed."""
+class _OnlyHttps(urllib.request.HTTPRedirectHandler):
+    """For addresses without a check sum: a server may not lead on to where the file could be altered on its way."""
+
+    def redirect_request(self, request, answer, code, message, headers, url):
+        if urllib.parse.urlsplit(url).scheme != "https":
+            raise AddressError(f"{request.full_url} leads on to {url}, which could be altered on its way: append "
+                               "#sha256= and its check sum")
+        return super().redirect_request(request, answer, code, message, headers, url)
+
+
+def _download(address: str, url: str, target: Path, digest: str, progress: bool) -> None:
+    """Into <target>.partial, from where it stopped if the server can, then verified, and only then renamed."""
     partial, tag_file = (target.with_name(f"{target.name}.{end}") for end in ("partial", "tag"))
     have = partial.stat().st_size if partial.exists() else 0
-    request = urllib.request.Request(address, headers={"User-Agent": "gapkd"})
+    request = urllib.request.Request(url, headers={"User-Agent": "gapkd"})
     if have and tag_file.exists():  # only the same version of the file may be continued
         request.add_header("Range", f"bytes={have}-")
         request.add_header("If-Range", tag_file.read_text())
     try:
-        answer = urllib.request.urlopen(request, timeout=SECONDS)
+        opener = urllib.request.build_opener(*[] if digest else [_OnlyHttps])
+        answer = opener.open(request, timeout=SECONDS)
     except urllib.error.HTTPError as error:
-        if error.code != 416:  # nothing after what we have: it is whole, or another file now
+        if error.code != 416 or not have:  # nothing after what we have: it is whole, or another file now
             raise
         partial.unlink()
-        return _download(address, target, progress)
+        return _download(address, url, target, digest, progress)
     with answer:
         continued = answer.status == 206
         have = have if continued else 0
-        tag_file.write_text(answer.headers.get("ETag") or answer.headers.get("Last-Modified") or "")
-        if not tag_file.read_text():
-            tag_file.unlink()
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length and length.isdecimal() else None
         with open(partial, "ab" if continued else "wb") as file, tqdm(
                 total=total, initial=have, unit="B", unit_scale=True, desc=target.name[17:], leave=False,
                 disable=not progress) as bar:
-            while chunk := answer.read(CHUNK):
-                file.write(chunk)
-                bar.update(len(chunk))
+            tag_file.unlink(missing_ok=True)  # after the file is emptied: never a new tag beside an old part
+            if tag := answer.headers.get("ETag") or answer.headers.get("Last-Modified"):
+                tag_file.write_text(tag)
+            try:
+                while chunk := answer.read(CHUNK):
+                    file.write(chunk)
+                    bar.update(len(chunk))
+            except http.client.IncompleteRead as error:
+                raise ConnectionError("the connection broke off") from error
             file.flush()
             os.fsync(file.fileno())
     if total is not None and partial.stat().st_size != total:
         raise ConnectionError("the connection broke off")
-    os.replace(partial, target)
     tag_file.unlink(missing_ok=True)
+    try:
+        _verify(partial, digest, address, "; what was fetched was removed")
+    except AddressError:
+        partial.unlink()
+        raise
+    os.replace(partial, target)
     return None
