@@ -86,6 +86,8 @@ def chapter_rows(config: BenchmarkConfig) -> Rows:
     """(what, figure) of the embedded teacher, its training and its students."""
     device = choose_device(config.device)
     teacher = load_generator(config.teacher).to(device)
+    if not isinstance(teacher, Generator) or teacher.c_dim:
+        raise ValueError(f"{config.teacher} is not a StyleGAN2 without classes, and only those are timed: name one")
     student = make_student(teacher).eval().to(device)
     r = teacher.resolution
     rows = [("threads", str(torch.get_num_threads())), ("device", device.type)]

@@ -59,6 +59,8 @@ class SampleConfig:
     """PNG file to write; an existing one is not overwritten."""
     count: int = 64
     """How many images."""
+    label: int = -1
+    """Class of a conditional network's images; -1: all classes in turn."""
     truncation: float = 1.0
     """1: none; 0: the average image."""
     seed: int = 0
@@ -148,9 +150,17 @@ def sample(config: SampleConfig) -> None:
     if Path(config.out).exists():
         raise ValueError(f"{config.out} exists already: remove it or choose another out")
     G = load_generator(config.generator)
+    if not -1 <= config.label < max(G.c_dim, 0):
+        raise ValueError(f"label={config.label}: {config.generator} has {G.c_dim or 'no'} classes"
+                         + (f", 0 to {G.c_dim - 1}; -1 takes them in turn" if G.c_dim else ": leave it at -1"))
     z = torch.randn(config.count, G.z_dim, generator=torch.Generator().manual_seed(config.seed))
+    c = None
+    if G.c_dim:
+        labels = torch.arange(config.count) % G.c_dim if config.label < 0 else [config.label] * config.count
+        c = torch.eye(G.c_dim)[labels]
     with torch.no_grad():
-        images = torch.cat([G(part, truncation=config.truncation) for part in z.split(64)])
+        images = torch.cat([G(z[rows], c if c is None else c[rows], truncation=config.truncation)
+                            for rows in torch.arange(config.count).split(64)])
     print(f"{config.count} images written to {save_png(images, config.out, config.columns)}")
 
 
@@ -283,7 +293,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = tyro.cli(Command, prog="gapkd", args=arguments, config=(tyro.conf.OmitArgPrefixes,))
         if parallel.expected() > 1 and type(config) not in TOGETHER:
-            raise ValueError("torchrun is for teacher, distill and evaluate: start this command without it")
+            raise ValueError("torchrun is for teacher, distill, resume and evaluate: start this command without it")
         with warnings.catch_warnings():
             warnings.showwarning = _note
             RUN[type(config)](config)
@@ -305,7 +315,7 @@ def _note(message: Warning, category: type, *where: object, **more: object) -> N
 
 def _complain(error: BaseException | str) -> None:
     number = int(os.environ.get("RANK", 0))
-    if number and isinstance(error, (ValueError, KeyboardInterrupt)):
+    if number and isinstance(error, KeyboardInterrupt):
         return  # process 0 says the same
     print(f"gapkd{f' (process {number})' if number else ''}: {error}", file=sys.stderr)
 

@@ -62,7 +62,7 @@ def join() -> None:
     """
     if dist.is_initialized() or expected() == 1:
         return
-    if torch.cuda.is_available():
+    if local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(local_rank())
     with _peers("find the other processes"):
         store, number, size = _meeting_point()
@@ -74,7 +74,12 @@ def join() -> None:
     if (found := int(heads)) != expected():
         raise ProcessLostError(f"torchrun started {expected()} processes, but {found} found each other: start it "
                                "again")
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _meeting_point() -> tuple[dist.Store, int, int]:

@@ -78,8 +78,9 @@ class Networks:
     teacher: Generator
     student: Generator
     D: Discriminator
-    perceptual: int
-    """MACs of the perceptual network for one image."""
+    perceptual: nn.Module
+    looked_at: int
+    """Pixels a side of the images that the perceptual network is given."""
 
 
 def networks_for(architecture: dict, keep: float, d_channels: Sequence[int] | None = None,
@@ -90,9 +91,9 @@ def networks_for(architecture: dict, keep: float, d_channels: Sequence[int] | No
         pairs = [[kept_channels(c, keep) for c in pair] for pair in teacher.channels]
         student = Generator(**architecture | {"channels": pairs})
         D = Discriminator(teacher.resolution, d_channels or [pair[1] for pair in teacher.channels])
-        looks = vgg_macs(min(teacher.resolution, 256)) if perceptual == "lpips" else count(
-            AttributeNetwork().features, torch.empty(1, 3, 32, 32))
-    return Networks(teacher, student, D, looks)
+        looks = vgg() if perceptual == "lpips" else nn.Sequential(*AttributeNetwork().blocks)
+    largest = 256 if perceptual == "lpips" else AttributeNetwork.size
+    return Networks(teacher, student, D, looks.requires_grad_(False), min(teacher.resolution, largest))
 
 
 def count(run: Callable[[Tensor], object], x: Tensor) -> int:
@@ -102,19 +103,20 @@ def count(run: Callable[[Tensor], object], x: Tensor) -> int:
     return counter.get_total_flops() // 2
 
 
-def vgg_macs(resolution: int) -> int:
-    """Multiply-accumulates of VGG-16's convolutions for one image."""
-    total, incoming = 0, 3
+def vgg() -> nn.Sequential:
+    """VGG-16's convolutions, the backbone of LPIPS."""
+    layers, incoming = [], 3
     for stage, (width, depth) in enumerate(((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))):
+        layers += [nn.MaxPool2d(2)] if stage else []
         for _ in range(depth):
-            total += (resolution >> stage) ** 2 * incoming * width * 9
+            layers += [nn.Conv2d(incoming, width, 3, padding=1), nn.ReLU()]
             incoming = width
-    return total
+    return nn.Sequential(*layers)
 
 
-def discriminator_macs(D: Discriminator) -> int:
-    """Multiply-accumulates of a discriminator for one image."""
-    return count(D, torch.empty(1, 3, D.resolution, D.resolution, device="meta"))
+def image_macs(network: nn.Module, resolution: int) -> int:
+    """Multiply-accumulates of a network on the meta device for one image."""
+    return count(network, torch.empty(1, 3, resolution, resolution, device="meta"))
 
 
 def step_macs(n: Networks, views: int = 2, r1_every: int = 16, path_every: int = 0) -> float:
@@ -126,27 +128,30 @@ def step_macs(n: Networks, views: int = 2, r1_every: int = 16, path_every: int =
     forward on the teacher's image too. R1 differentiates a gradient: forward, back to the image, and three times as
     much to go back through both.
     """
-    student, teacher, D = macs(n.student), macs(n.teacher), discriminator_macs(n.D)
+    student, teacher, D = macs(n.student), macs(n.teacher), image_macs(n.D, n.D.resolution)
     d_step = student + 2 * 3 * D
-    g_step = views * (3 * student + teacher) + 2 * D + 3 * n.perceptual
+    g_step = views * (3 * student + teacher) + 2 * D + 3 * image_macs(n.perceptual, n.looked_at)
     r1 = 5 * D / r1_every if r1_every else 0.0
     path = 0.5 * 6 * student / path_every if path_every else 0.0  # on half a batch
     return d_step + g_step + r1 + path
 
 
 def weights_memory(n: Networks) -> int:
-    """Bytes that stay for the whole run: weights, gradients, Adam's two moments, the weight average, the teacher."""
-    trained = sum(p.numel() for p in n.student.parameters()), sum(p.numel() for p in n.D.parameters())
-    return 4 * (5 * trained[0] + 4 * trained[1] + sum(p.numel() for p in n.teacher.parameters()))
+    """Bytes that stay for the whole run: weights, gradients, Adam's two moments and the weight average; the teacher;
+    the perceptual network."""
+    student, D, teacher, judge = (sum(p.numel() for p in network.parameters())
+                                  for network in (n.student, n.D, n.teacher, n.perceptual))
+    return 4 * (5 * student + 4 * D + teacher + judge)
 
 
 def activation_memory(n: Networks, views: int = 2) -> int:
     """Bytes that autograd keeps for one image in the larger of the two steps (float32)."""
     w = torch.empty(views, n.student.num_ws, n.student.w_dim, device="meta")
     image = torch.empty(1, 3, n.D.resolution, n.D.resolution, device="meta", requires_grad=True)
+    small = torch.empty(1, 3, n.looked_at, n.looked_at, device="meta", requires_grad=True)
     student, critic = saved_bytes(n.student.synthesis, w), saved_bytes(n.D, image)
     judge = saved_bytes(copy.deepcopy(n.D).requires_grad_(False), image)  # only a way back to the image
-    return max(student + judge, 2 * critic)
+    return max(student + judge + saved_bytes(n.perceptual, small), 2 * critic)
 
 
 def saved_bytes(network: nn.Module, x: Tensor) -> int:
@@ -174,10 +179,10 @@ def architecture_of(name: str) -> dict:
     Raises ValueError for anything else.
     """
     try:
-        architecture = read_metadata(find_checkpoint(name))["architecture"]
-        if "radial" in architecture:
-            raise ValueError(f"{name} is a StyleGAN3 generator: plans are made for StyleGAN2 so far")
-        return architecture
+        metadata = read_metadata(find_checkpoint(name))
+        if metadata["kind"] != "stylegan2-generator":
+            raise ValueError(f"{name} holds a {metadata['kind']}: plans are made for StyleGAN2 generators")
+        return metadata["architecture"]
     except CheckpointError as error:
         size = re.fullmatch(r"[A-Za-z-]*?(\d+)", name)
         resolution = int(size[1]) if size else 0
@@ -216,8 +221,8 @@ def make_plan(config: PlanConfig) -> list[tuple[str, str]]:
                                   f"optimisers, the rest for {config.batch // config.gpus} images"),
         ("speed of one GPU", f"{here:.2f} T MACs/s ({config.gpu}; {speed})"),
         (f"time on {config.gpus}", f"{hours:.0f} hours" if hours >= 10 else f"{hours * 60:.0f} minutes"),
-        ("the check", f"CAGAN's retraining, {CAGAN_HOURS} hours on {CAGAN_GPUS} V100s, did {rate:.2f} T MACs/s a GPU, "
-                      f"{share:.0%} of the float32 peak"),
+        ("is that plausible?", f"CAGAN's retraining, published as {CAGAN_HOURS} hours on {CAGAN_GPUS} V100s, comes out "
+                               f"as {rate:.2f} T MACs/s a GPU, {share:.0%} of the float32 peak"),
     ]
 
 

@@ -62,7 +62,7 @@ def _read(folder: Path) -> tuple[dict, list[dict]]:
         about = json.loads((folder / "settings.json").read_text())
         kind, settings = about["kind"], about["settings"]
         CONFIGS[kind]
-        dict(settings)
+        dict(settings)["images"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder} holds no run of gapkd (settings.json is missing or not readable): name the folder "
                          "that `gapkd teacher` or `gapkd distill` wrote") from error

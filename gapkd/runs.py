@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import io
 import json
 import os
@@ -14,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from gapkd import parallel
@@ -62,7 +65,7 @@ def next_run_folder(kind: str, root: str | Path = "runs") -> Path:
 
 
 class RunFolder:
-    """Reads and writes what a run leaves behind. Of several processes, the first one alone does.
+    """Reads and writes what a run leaves behind, in a with block. Of several processes, the first one alone does.
 
     Args:
         inputs: sha256 of the files the run depends on throughout (the teacher), by the setting that names them.
@@ -74,16 +77,27 @@ class RunFolder:
         self.kind, self.config, self.inputs = kind, config, inputs or {}
         self.writes = parallel.is_first()
         self.before: dict = {}  # settings.json of the run that is resumed
-        self.board = None
-        self.path = Path(parallel.from_first(lambda: str(self._prepare())))
+        self.board = self.lock = None
+
+    def __enter__(self) -> RunFolder:
+        try:
+            self.path = Path(parallel.from_first(lambda: str(self._prepare())))
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.lock:
+            self.lock.release()
+        if self.board:
+            self.board.close()
 
     def _prepare(self) -> Path:
         config = self.config
         writer = _summary_writer() if config.tensorboard else None
         self.path = Path(config.out) if config.out else next_run_folder(self.kind)
-        if self.checkpoints() and not config.resume:
-            raise ValueError(f"{self.path} already holds a run: go on with it (`gapkd resume {self.path}`, or "
-                             "resume=True), or choose another out")
+        self._refuse_to_overwrite()
         if config.resume and not self.checkpoints():
             raise ValueError(f"{self.path} holds no checkpoint to resume from: check out, or start without resume")
         if config.resume:
@@ -93,6 +107,7 @@ class RunFolder:
         except OSError as error:
             raise ValueError(f"cannot make the folder {self.path} for the run ({error.strerror}): "
                              "choose another out") from error
+        self._keep_others_out()
         if not config.resume:  # a run that died before its first checkpoint leaves a log: start it anew
             (self.path / "log.jsonl").unlink(missing_ok=True)
         write_atomically(self.path / "settings.json", json.dumps(
@@ -101,6 +116,33 @@ class RunFolder:
         if writer:
             self.board = writer(str(self.path / "tensorboard"))
         return self.path
+
+    def _refuse_to_overwrite(self) -> None:
+        """Only the rest of a run that died before its first checkpoint may be written over."""
+        if self.config.resume:
+            return
+        if self.checkpoints():
+            raise ValueError(f"{self.path} already holds a run: go on with it (`gapkd resume {self.path}`, or "
+                             "resume=True), or choose another out")
+        if any(self.path.glob("*.safetensors")):
+            raise ValueError(f"{self.path} already holds networks: choose another out")
+        if (self.path / "settings.json").exists() or (self.path / "log.jsonl").exists():
+            try:
+                json.loads((self.path / "settings.json").read_text())["kind"]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{self.path} holds files that no run of gapkd wrote: choose another out") from error
+
+    def _keep_others_out(self) -> None:
+        """Two trainings in one folder would spoil each other's files."""
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise ValueError(f"another process is training into {self.path}: wait for it, stop it, or choose another "
+                             "out") from error
+        except (OSError, NotImplementedError):  # a file system without locks
+            return
+        self.lock = lock
 
     def checkpoints(self) -> list[Path]:
         """The files that hold a state of the run, oldest first."""
@@ -127,8 +169,8 @@ class RunFolder:
                              "give the old values, or choose another out")
         for name, digest in self.inputs.items():
             if inputs.get(name) != digest:
-                raise ValueError(f"cannot resume {self.path}: the file {name}={settings[name]} is not the one it was "
-                                 "started with; bring that one back, or choose another out")
+                raise ValueError(f"cannot resume {self.path}: {name}={settings[name]} is not what it was when the run "
+                                 "began; bring that back, or choose another out")
 
     def remember(self, name: str, find: Callable[[], dict]) -> dict:
         """What `find` gave when the run began: kept in settings.json, so that a resumed run asks no more."""
@@ -192,15 +234,27 @@ class RunFolder:
         if not self.writes:
             return
         buffer = io.BytesIO()
-        torch.save(state, buffer)
+        torch.save(state | {"run": self.identity()}, buffer)
         write_atomically(self.path / "checkpoints" / f"{state['images']:09d}.pt", buffer.getvalue())
         for file in self.checkpoints()[:-keep]:
             if best is None or file.stem != f"{best:09d}":
                 file.unlink(missing_ok=True)
 
+    def identity(self) -> str:
+        """A digest of what decides the numbers of this run: its kind, settings and inputs."""
+        deciding = {k: v for k, v in to_dict(self.config).items() if k not in FREE_ON_RESUME}
+        return hashlib.sha256(json.dumps([self.kind, deciding, self.inputs], sort_keys=True).encode()).hexdigest()
+
     def load_state(self) -> dict:
-        """The newest whole checkpoint; nothing in it is executed. A damaged one is put aside, and said so."""
-        return parallel.from_first(self._newest_state)
+        """The newest whole checkpoint; nothing in it is executed. A damaged one is put aside, and said so.
+
+        Raises CheckpointError when none is whole, or when it belongs to another run.
+        """
+        state = parallel.from_first(self._newest_state)
+        if not isinstance(state, dict) or state.get("run") != self.identity():
+            raise CheckpointError(f"the newest checkpoint in {self.path / 'checkpoints'} belongs to another run or an "
+                                  "older gapkd: bring this run's own ones back, or start it anew in another folder")
+        return state
 
     def _newest_state(self) -> dict:
         damaged = None
@@ -226,6 +280,10 @@ def read_state(file: Path) -> dict:
                 raise ValueError(f"{damaged} is damaged")
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise almost anything
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise OSError(errno.ENOMEM, f"there is too little memory to read {file}: close other programs") from error
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: offsets before its start
+            raise OSError(error.errno, f"cannot read {file} ({error.strerror}): the run is left as it is") from error
         raise CheckpointError(f"{file} is not a whole checkpoint of a run ({type(error).__name__}): it is truncated, "
                               "damaged or of another kind") from error
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gapkd import figures
-from gapkd.checkpoints import load_generator, sha256, write_atomically
+from gapkd.checkpoints import load_generator, read_metadata, sha256, write_atomically
 from gapkd.datasets import open_dataset
 from gapkd.evaluation import evaluate_generator, evaluation_table, real_features, sample_images
 from gapkd.features import AttributeNetwork, reader
@@ -107,8 +107,9 @@ def run_study(config: StudyConfig) -> list[dict]:
     study = {"teacher": Path(config.teacher).name, "teacher_sha256": digest, "samples": config.samples}
     if config.data != "toyfaces":
         study["data"] = Path(config.data).name
-    if config.judge != "toyfaces":
+    if config.judge != "toyfaces":  # a network that nobody else has: say how it came about
         study["judge_sha256"] = sha256(config.judge)
+        study["judge_origin"] = read_metadata(config.judge)["provenance"]
     for name, value in study.items():
         if stored and stored.get(name) != value:
             raise ValueError(f"{file} holds a study with {name}={stored.get(name)}, not {value}: "
@@ -158,7 +159,8 @@ def _refuse_another_study(file: Path, settings: dict, record: dict) -> None:
 
 def _shareable(settings: dict) -> dict:
     """Settings without what belongs to one machine or one day."""
-    return {k: v for k, v in settings.items() if k not in ("out", "resume", "progress", "device")}
+    plain = {k: v for k, v in settings.items() if k not in ("out", "resume", "progress", "device")}
+    return plain | {k: Path(plain[k]).name for k in ("teacher", "data", "perceptual")}
 
 
 def summary(records: Sequence[dict], arm: str, name: str) -> tuple[float, float, int]:
@@ -227,7 +229,15 @@ def results_note(study: dict) -> str:
     return (f"Made with `gapkd study --teacher {study['teacher']} {own_data}--images {records[0]['images']} "
             f"--samples {study['samples']}`: seeds {'; '.join(seeds)}; commit {all_of('commit')}, "
             f"{all_of('hardware')}, threads a run: {all_of('threads')}, {hours:.1f} hours for all {len(records)} runs, "
-            f"{all_of('date')}.")
+            f"{all_of('date')}." + _judge_note(study.get("judge_origin")))
+
+
+def _judge_note(origin: dict | None) -> str:
+    if origin is None:
+        return ""
+    held_out = origin["held_out"]
+    scores = ", ".join(f"{name} {value:.3f}" for name, value in held_out["scores"].items())
+    return f" The judge was trained on the labels; on {held_out['images']:,} images held out: {scores}."
 
 
 def story_rows(config: StudyConfig, count: int = 12) -> dict[str, Tensor]:

@@ -70,11 +70,18 @@ def lazy_adam(parts: dict[torch.nn.Module, float], every: int) -> torch.optim.Ad
     return torch.optim.Adam([g for g in groups if g["params"]], betas=(0.0, 0.99**ratio), eps=1e-8, fused=True)
 
 
+def _precision(dtype: object) -> str:
+    return str(dtype).removeprefix("torch.").replace("None", "float32")
+
+
 class Trainer:
     """The state of a run and its four steps: discriminator, R1, generator, path length."""
 
     def __init__(self, config: RunConfig, G: Generator, D: Discriminator, guide: Guide | None = None):
         self.config, self.device = config, choose_device(config.device)
+        if G.c_dim:
+            raise ValueError(f"the network is conditional, with {G.c_dim} classes: trainings here have none; choose "
+                             "another teacher")
         if config.path_weight and not G.mixes_styles:
             raise ValueError("StyleGAN3 is trained without path-length regularisation: leave path_weight at 0")
         self.G, self.D = G.to(self.device).train(), D.to(self.device).train()
@@ -261,7 +268,8 @@ class Trainer:
                 "opt_g": self.opt_g.state_dict(), "opt_d": self.opt_d.state_dict(), "rng": self.rng.get_state(),
                 "dice": self.dice.get_state(), "path_mean": self.path_mean, "sums": dict(self.sums),
                 "counts": dict(self.counts), "scaler": self.scaler.state_dict(), "step": self.step,
-                "images": self.images, "device": self.device.type, "processes": parallel.count()}
+                "images": self.images, "device": self.device.type, "processes": parallel.count(),
+                "dtype": str(self.dtype)}
 
     def load_state(self, state: dict) -> None:
         """Take over what `state` returned. Raises CheckpointError for the state of other networks or another device."""
@@ -276,7 +284,8 @@ class Trainer:
             self.path_mean = state["path_mean"].to(self.device)
             self.sums = {name: total.to(self.device) for name, total in state["sums"].items()}
             self.counts = dict(state["counts"])
-            self.step, self.images, processes = state["step"], state["images"], state["processes"]
+            self.step, self.images = state["step"], state["images"]
+            processes, dtype = state["processes"], state["dtype"]
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise CheckpointError("the run's checkpoint does not hold the networks that its settings.json names: it "
                                   "was edited, exchanged or written by another version; start the run anew in another "
@@ -285,6 +294,9 @@ class Trainer:
             warnings.warn(f"the run was trained by {processes} process(es) and goes on with {parallel.count()}: the "
                           "same numbers summed in another order, so equal up to rounding, not bit for bit",
                           stacklevel=2)
+        if dtype != str(self.dtype):
+            warnings.warn(f"the run computed in {_precision(dtype)} so far and goes on in {_precision(self.dtype)}, "
+                          "which is what precision=auto means on this machine: not bit for bit", stacklevel=2)
 
     def fingerprint(self) -> str:
         """A number that the weights of all processes must share."""

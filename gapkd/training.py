@@ -8,6 +8,7 @@ The loop around gapkd.trainer: log, sample grids, checkpoints, exact resume, a c
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import time
@@ -76,7 +77,15 @@ def fit(trainer: Trainer, kind: str, probe: Probe | None = None, inputs: dict[st
     Args:
         inputs: see `gapkd.runs.RunFolder`.
     """
-    c, folder, origin = trainer.config, RunFolder(trainer.config, kind, inputs), provenance()
+    inputs = dict(inputs or {})
+    if names := getattr(trainer.dataset, "names", None):
+        inputs["data"] = hashlib.sha256("\0".join(names).encode()).hexdigest()
+    with RunFolder(trainer.config, kind, inputs) as folder:
+        return _fit(trainer, kind, folder, probe)
+
+
+def _fit(trainer: Trainer, kind: str, folder: RunFolder, probe: Probe | None) -> RunResult:
+    c, origin = trainer.config, provenance()
     origin["processes"] = parallel.count()
     if ancestor := folder.remember("started_from", lambda: _ancestor(c)):
         origin["started_from"] = ancestor
@@ -87,7 +96,7 @@ def fit(trainer: Trainer, kind: str, probe: Probe | None = None, inputs: dict[st
         if c.images < trainer.images:
             raise ValueError(f"the run in {folder.path} is already at image {trainer.images}: give images of at least "
                              "that")
-        log, seconds = folder.cut_log(trainer.images), state["seconds"]
+        log, seconds = parallel.from_first(lambda: folder.cut_log(trainer.images)), state["seconds"]
     parallel.check_equal("weights", trainer.fingerprint())
     judge = FidProbe(trainer.dataset, c.fid_features, c.fid_samples, trainer.device) if c.fid_every else None
     grid_z = torch.randn(64, trainer.G.z_dim, generator=torch.Generator().manual_seed(0)).to(trainer.device)
@@ -128,7 +137,7 @@ def fit(trainer: Trainer, kind: str, probe: Probe | None = None, inputs: dict[st
             if judge and (done or _every(images, c.batch, c.fid_every)):
                 record |= judge(trainer.G_ema)
             if c.grid_every and (done or _every(images, c.batch, c.grid_every)) and parallel.is_first():
-                folder.save_grid(trainer.G_ema(grid_z), images)
+                folder.save_grid(torch.cat([trainer.G_ema(z) for z in grid_z.split(c.batch)]), images)
         return record
 
     with _signals(signals), tqdm(total=c.images, initial=trainer.images, unit="img", desc=kind, leave=False,
@@ -138,7 +147,8 @@ def fit(trainer: Trainer, kind: str, probe: Probe | None = None, inputs: dict[st
                 trainer.train_step()
             bar.update(c.batch)
             images, done, stop = trainer.images, trainer.images >= c.images, parallel.anyone(bool(signals))
-            record, new_best = watch(images, done), False
+            with _memory(trainer):
+                record, new_best = watch(images, done), False
             now = time.perf_counter()
             seconds, spent = seconds + now - spent, now
             if record:
@@ -205,8 +215,9 @@ def _begin(config: AnyConfig) -> AnyConfig:
     if parallel.may_restart() and job() in ("", "none"):  # the static rendezvous keeps the addresses of the dead
         raise ValueError("torchrun can restart a run only when the job has a name: add --standalone (one machine) "
                          "or --rdzv-backend c10d --rdzv-id NAME (several)")
-    if parallel.restarted() and belongs_to_this_job(config.out) and list(Path(config.out).glob("checkpoints/*.pt")):
-        config = replace(config, resume=True)
+    if parallel.anyone(parallel.restarted()):  # a machine that has come in its place counts no restart of its own
+        if parallel.from_first(lambda: belongs_to_this_job(config.out) and any(Path(config.out).glob("checkpoints/*"))):
+            config = replace(config, resume=True)
     parallel.check_equal("settings", json.dumps(to_dict(config)))
     return config
 
@@ -299,6 +310,8 @@ def start_from(G: Generator, D: Discriminator, run: str) -> None:
         raise ValueError(f"start_from={run} holds {old_g.resolution} px networks: choose resolution="
                          f"{old_g.resolution} or {2 * old_g.resolution}, not {G.resolution}")
     grown = G.resolution != old_g.resolution
+    if grown and not isinstance(G, Generator):
+        raise ValueError(f"start_from={run}: only a StyleGAN2 can be grown; choose resolution={old_g.resolution}")
     for network, state in ((G, old_g.state_dict()), (D, _shifted(old_d.state_dict()) if grown else old_d.state_dict())):
         own = network.state_dict()
         finest = f"synthesis.blocks.{len(G.synthesis.blocks) - 1}.", "blocks.0.", "from_rgb."

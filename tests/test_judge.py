@@ -89,7 +89,9 @@ def test_evaluate_and_study_take_it(judged, tmp_path, teacher_file, monkeypatch,
     stored = json.loads((tmp_path / "r.json").read_text())
     assert stored["data"] == "halves" and len(stored["judge_sha256"]) == 64
     assert "| full | 2 |" in results_table(stored["runs"], stored["references"])
-    assert f"--teacher teacher.safetensors --data halves --judge {file}" in results_note(stored)
+    note = results_note(stored)
+    assert f"--teacher teacher.safetensors --data halves --judge {file}" in note and "seeds 0, 1 of every arm" in note
+    assert "on 12 images held out: label " in note
 
 
 @pytest.mark.parametrize("labels, message", [(None, "has no labels: a judge needs a dataset.json"),

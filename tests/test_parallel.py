@@ -294,3 +294,25 @@ def test_a_restart_takes_up_its_own_run_only(monkeypatch, tmp_path, begun_by, re
     else:
         with pytest.raises(ValueError, match="already holds a run: go on with it"):
             train_gan(config(tmp_path, images=32))
+
+
+def test_a_mistake_that_one_process_alone_meets_is_heard():
+    job = subprocess.run([sys.executable, "-m", "gapkd", "sample", "--generator", "nowhere.safetensors"], text=True,
+                         capture_output=True, env=os.environ | {"RANK": "1", "WORLD_SIZE": "1"}, timeout=120)
+    assert job.returncode == 2 and "gapkd (process 1): there is no checkpoint" in job.stderr
+
+
+def _elsewhere(out: str) -> list:
+    """Two machines: each process in a working folder of its own, where only the first one finds the run."""
+    os.chdir(Path(out, os.environ["RANK"]))
+    settings = {"batch": 16, "resolution": 32, "fid_every": 16, "fid_samples": 20}
+    train_gan(config(Path("run"), images=32, **settings))
+    return train_gan(config(Path("run"), images=64, resume=True, **settings)).log
+
+
+def test_processes_without_a_common_disk_resume(tmp_path):
+    for rank in "01":
+        (tmp_path / rank).mkdir()
+    first, second = together(_elsewhere, str(tmp_path))
+    assert [r["images"] for r in first] == [16, 32, 48, 64] == [r["images"] for r in second]
+    assert not (tmp_path / "1" / "run").exists()

@@ -12,12 +12,14 @@ from torch.utils.flop_counter import flop_registry
 from gapkd import plan
 from gapkd.cli import main
 from gapkd.distillation import Guide
+from gapkd.features import AttributeNetwork
 from gapkd.plan import (
     GrowthConfig,
     PlanConfig,
     activation_memory,
     architecture_of,
     fit_line,
+    image_macs,
     make_plan,
     measure_growth,
     networks_for,
@@ -25,7 +27,7 @@ from gapkd.plan import (
     saved_bytes,
     show_growth,
     step_macs,
-    vgg_macs,
+    vgg,
     weights_memory,
 )
 from gapkd.settings import DistillConfig
@@ -69,7 +71,10 @@ def test_the_work_of_a_step_is_that_of_a_real_step(tmp_path, views):
 
 
 def test_vgg_is_as_large_as_published():
-    assert vgg_macs(224) == pytest.approx(15.35e9, rel=0.001)
+    with torch.device("meta"):
+        network = vgg()
+    assert image_macs(network, 224) == pytest.approx(15.35e9, rel=0.001)
+    assert sum(p.numel() for p in network.parameters()) == 14_714_688
 
 
 def test_saved_bytes_of_a_network_known_by_hand():
@@ -85,7 +90,9 @@ def test_memory_grows_with_views_and_weights_are_counted():
     assert 1.5 < activation_memory(wide, views=2) / activation_memory(wide, views=1) < 2.0
     G = Generator(**SMALL)
     count = lambda network: sum(p.numel() for p in network.parameters())  # noqa: E731
-    assert weights_memory(n) == 4 * (count(G) + 5 * count(make_student(G)) + 4 * count(Discriminator(32, 32)))
+    judge = count(torch.nn.ModuleList(AttributeNetwork().blocks))
+    assert weights_memory(n) == 4 * (count(G) + 5 * count(make_student(G)) + 4 * count(Discriminator(32, 32)) + judge)
+    assert activation_memory(networks_for(SMALL, 0.3, [32] * 4, "lpips")) > activation_memory(n)
 
 
 def test_the_published_run_is_within_what_its_machine_could_do():
@@ -126,7 +133,9 @@ def test_more_gpus_less_time_and_memory():
 
 @pytest.mark.parametrize("changes, message", [({"gpus": 3}, "batch=16 cannot be shared by 3 GPUs"),
                                               ({"keep": 2.0}, "keep must lie in"), ({"images": 0}, "images must be"),
-                                              ({"teacher": "nobody"}, "is neither a gapkd file")])
+                                              ({"teacher": "nobody"}, "is neither a gapkd file"),
+                                              ({"teacher": "toyfaces32_discriminator"}, "holds a stylegan2-discrim"),
+                                              ({"teacher": "attributes"}, "holds a attribute-network: plans are")])
 def test_bad_input(changes, message):
     with pytest.raises(ValueError, match=message):
         make_plan(PlanConfig(**changes))

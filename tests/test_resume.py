@@ -17,6 +17,7 @@ from tiny import config, distill_config, equal, newest
 
 from gapkd.checkpoints import CheckpointError, load_generator, read_metadata, save_network
 from gapkd.cli import main
+from gapkd.images import save_png
 from gapkd.stylegan2 import Generator
 from gapkd.training import best_record, distill, train_gan
 
@@ -37,19 +38,92 @@ def test_distillation_resumes_exactly(tmp_path, teacher_file, fake_distance):
     assert equal(whole.generator, resumed.generator)
 
 
-def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_loses_nothing(tmp_path, monkeypatch):
     out = tmp_path / "run"
     train_gan(config(out, images=16))
-    good = newest(out).read_bytes()
+    good, real = newest(out).read_bytes(), os.fsync
 
     def full(fd):
-        raise OSError(28, "No space left on device")
+        if "checkpoints" in os.readlink(f"/proc/self/fd/{fd}"):
+            raise OSError(28, "No space left on device")
+        real(fd)
 
-    monkeypatch.setattr("gapkd.checkpoints.os.fsync", full)
-    with pytest.raises(OSError, match="could not write .*No space left on device.*untouched"):
-        train_gan(config(out, resume=True))
+    with monkeypatch.context() as patch:
+        patch.setattr("gapkd.checkpoints.os.fsync", full)
+        with pytest.raises(OSError, match="could not write .*000000032.pt .No space left on device.: free some"):
+            train_gan(config(out, resume=True))
     assert newest(out).read_bytes() == good
-    assert not list(out.glob(".*partial"))
+    assert [f.suffix for f in (out / "checkpoints").iterdir()] == [".pt"]
+    assert equal(train_gan(config(out, resume=True)).generator, train_gan(config(tmp_path / "whole")).generator)
+
+
+@pytest.mark.parametrize("error, message", [
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "too little memory to read .*000000016.pt"),
+    (MemoryError(), "too little memory to read"), (PermissionError(13, "Permission denied"), "Permission denied")])
+def test_trouble_with_the_machine_condemns_no_checkpoint(tmp_path, monkeypatch, error, message):
+    out = tmp_path / "run"
+    train_gan(config(out, images=16))
+
+    def load(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("gapkd.runs.torch.load", load)
+    with pytest.raises(OSError, match=message):
+        train_gan(config(out, resume=True))
+    assert [f.suffix for f in (out / "checkpoints").iterdir()] == [".pt"]
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    for name, seed in (("a", 0), ("b", 1)):
+        train_gan(config(tmp_path / name, images=16, seed=seed))
+    newest(tmp_path / "b").replace(newest(tmp_path / "a"))
+    with pytest.raises(CheckpointError, match="belongs to another run"):
+        train_gan(config(tmp_path / "a", resume=True))
+
+
+@pytest.mark.parametrize("left, message", [
+    (["generator.safetensors", "settings.json", "log.jsonl"], "already holds networks"),
+    (["settings.json"], "no run of gapkd wrote"), (["log.jsonl"], "no run of gapkd wrote")])
+def test_files_of_others_are_not_written_over(tmp_path, left, message):
+    for name in left:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(ValueError, match=message):
+        train_gan(config(tmp_path))
+    assert all((tmp_path / name).read_text() == "{}" for name in left)
+
+
+def test_what_died_before_its_first_checkpoint_is_begun_anew(tmp_path):
+    train_gan(config(tmp_path / "run", images=16))
+    for file in [newest(tmp_path / "run"), *(tmp_path / "run").glob("*.safetensors")]:
+        file.unlink()
+    assert [r["images"] for r in train_gan(config(tmp_path / "run", images=16)).log] == [8, 16]
+
+
+def test_two_trainings_in_one_folder(tmp_path):
+    def second(G):
+        with pytest.raises(ValueError, match="another process is training into"):
+            train_gan(config(tmp_path, images=16))
+        return {"tried": 1}
+
+    assert train_gan(config(tmp_path, images=16), second).log[-1]["tried"] == 1
+
+
+def test_other_images_are_noticed(tmp_path):
+    for k in range(8):
+        save_png(torch.rand(1, 3, 8, 8), tmp_path / "data" / f"{k}.png", columns=1)
+    train_gan(config(tmp_path / "run", images=16, data=str(tmp_path / "data")))
+    (tmp_path / "data" / "0.png").rename(tmp_path / "data" / "9.png")
+    with pytest.raises(ValueError, match="data=.* is not what it was when the run began"):
+        train_gan(config(tmp_path / "run", resume=True, data=str(tmp_path / "data")))
+
+
+def test_another_precision_is_said(tmp_path, monkeypatch):
+    train_gan(config(tmp_path, images=16, precision="auto"))
+    was = torch.load(newest(tmp_path), weights_only=True)["dtype"]
+    other = torch.bfloat16 if was == "None" else None
+    monkeypatch.setattr("gapkd.trainer.autocast_dtype", lambda *_: other)
+    with pytest.warns(UserWarning, match="goes on in (bfloat16|float32), which is what precision=auto means"):
+        train_gan(config(tmp_path, images=32, precision="auto", resume=True))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -208,11 +282,13 @@ def test_resume_refuses_what_is_not_its_own(tmp_path, teacher_file, fake_distanc
     distill(distill_config(out, own, images=8))
     again = distill_config(out, own, images=16, resume=True)
     good = newest(out).read_bytes()
-    for state in ({"G": 1}, {"model": {}}, [1], {"device": "cuda"}):
+    run = {"run": torch.load(newest(out), weights_only=True)["run"]}
+    for state, message in (({"G": 1} | run, "does not hold the networks"), ({"device": "cuda"} | run, "trained on"),
+                           ([1], "belongs to another run"), ({"G": 1}, "belongs to another run")):
         torch.save(state, newest(out))
-        with pytest.raises(CheckpointError, match="does not hold the networks|trained on cuda"):
+        with pytest.raises(CheckpointError, match=message):
             distill(again)
     newest(out).write_bytes(good)
     save_network(Generator(32, 8, 8, 8, mapping_layers=2), own)
-    with pytest.raises(ValueError, match="is not the one it was started with"):
+    with pytest.raises(ValueError, match="teacher=.* is not what it was when the run began"):
         distill(again)

@@ -261,6 +261,25 @@ def test_a_student_that_does_not_fit_its_teacher(tmp_path, teacher_file, fake_di
         guide.compare(student, ws, torch.randn(2, 8, 8), noise, None)
 
 
+def test_conditional_networks_are_drawn_from_but_not_distilled(tmp_path, capsys):
+    file, sheet = tmp_path / "c.safetensors", tmp_path / "sheet.png"
+    save_network(Generator(32, 8, 8, 8, mapping_layers=2, c_dim=3), file)
+    with pytest.raises(ValueError, match="the network is conditional, with 3 classes"):
+        distill(distill_config(tmp_path / "r", file))
+    for label in ("-1", "2"):
+        assert main(["sample", "--generator", str(file), "--count", "5", "--label", label, "--out", str(sheet)]) == 0
+        sheet.unlink()
+    assert main(["sample", "--generator", str(file), "--label", "3", "--out", str(sheet)]) == 2
+    assert "has 3 classes, 0 to 2; -1 takes them in turn" in capsys.readouterr().err
+
+
+def test_a_stylegan3_cannot_be_grown(tmp_path):
+    small = {"architecture": "stylegan3-t", "layers": 4, "path_weight": 0.0, "images": 4}
+    train_gan(config(tmp_path / "small", resolution=16, **small))
+    with pytest.raises(ValueError, match="only a StyleGAN2 can be grown; choose resolution=16"):
+        train_gan(config(tmp_path / "large", resolution=32, start_from=str(tmp_path / "small"), **small))
+
+
 def test_bad_networks(tmp_path, teacher_file):
     with pytest.raises(CheckpointError, match="there is no checkpoint"):
         distill(distill_config(tmp_path / "r", tmp_path / "missing.safetensors"))
