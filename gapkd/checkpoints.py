@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
 from gapkd.addresses import AddressError, fetch, is_address
-from gapkd.foreign import ForeignError, find_networks
+from gapkd.foreign import ForeignError, find_network
 from gapkd.pickles import LEGACY_MAGIC, UnreadableError, read_pickle, read_torch
 from gapkd.stylegan2 import Discriminator, Generator
 from gapkd.stylegan3 import AliasFreeGenerator
@@ -67,11 +67,12 @@ def write_atomically(path: str | Path, content: bytes) -> Path:
 def _sync_folder(folder: Path) -> None:
     """Make a rename in it survive a power cut (folders cannot be synchronised everywhere: then it is left out)."""
     if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        with suppress(OSError):  # the file itself is there already, and whole
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
 
 def save_network(network: Generator | AliasFreeGenerator | Discriminator, path: str | Path,
@@ -169,18 +170,13 @@ def _read_foreign(path: Path, kind: str | None = None) -> tuple[dict, dict[str, 
     """Metadata and weights of the "generator" or "discriminator" (None: either) in another repository's file."""
     read = read_torch if recognise(path) == "torch" else read_pickle
     try:
-        networks = find_networks(read(path.read_bytes()), path.name)
+        found = find_network(read(path.read_bytes()), kind, path.name)
     except UnreadableError as error:
         raise CheckpointError(f"{path.name} cannot be read as a network: {error}") from error
     except (ForeignError, OSError) as error:
         raise CheckpointError(str(error)) from error
     except Exception as error:  # whatever a hostile file brings about
         raise CheckpointError(f"{path.name} is not laid out as a network ({type(error).__name__})") from error
-    fitting = [found for found in networks.values() if kind is None or found.kind.endswith(f"-{kind}")]
-    if not fitting:
-        raise CheckpointError(f"{path.name} is a file of the kind {next(iter(networks.values())).kind}, but a {kind} "
-                              "was asked for")
-    found = fitting[0]
     provenance = {"source": found.source, "file": path.name}
     return {"kind": found.kind, "architecture": found.architecture, "provenance": provenance}, found.state
 
@@ -196,7 +192,7 @@ def _read(path: Path, weights: bool) -> tuple[dict, dict[str, torch.Tensor]]:
     try:
         metadata = {"kind": raw["kind"], "architecture": json.loads(raw["architecture"]),
                     "provenance": json.loads(raw["provenance"])}
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path.name} is a safetensors file, but not one of gapkd's: its metadata names no "
                               "network") from error
     return metadata, tensors

@@ -11,19 +11,21 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 
 import torch
 from torch import Tensor
 
 from gapkd.layers import fir_kernel
-from gapkd.pickles import Record
-from gapkd.stylegan2 import Generator
+from gapkd.pickles import Budget, Record
+from gapkd.stylegan2 import Generator, MappingNetwork
 from gapkd.stylegan3 import AliasFreeSynthesis, low_pass
 
 State = dict[str, Tensor]
 PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
 DEEPEST = 32  # levels of modules
+MOST_PARTS = 2**15  # modules and tensors of one network, several times those of the largest
+ROLES = {"generator": ("G_ema", "g_ema", "G", "g", "state_dict", ""), "discriminator": ("D", "d", "")}
 
 
 class ForeignError(ValueError):
@@ -40,42 +42,48 @@ class Found:
     source: str
 
 
-def find_networks(content: object, source: str) -> dict[str, Found]:
-    """Generator and discriminator, under "generator" and "discriminator", of what a file holds; either may be missing.
+def find_network(content: object, role: str | None, source: str) -> Found:
+    """The "generator" or "discriminator" of what a file holds; None: the generator if there is one, else the other.
+
+    Only the network asked for is translated: a generator loads whatever discriminator lies beside it.
 
     Args:
         source: what the file is called in messages.
-    Raises ForeignError when there is neither.
+    Raises ForeignError when it is not there, or cannot be translated.
     """
-    networks: dict[str, Found] = {}
     entries = content if isinstance(content, dict) else {"": content}
-    if any(isinstance(value, Tensor) and "." in str(key) for key, value in entries.items()):
+    if any(isinstance(value, Tensor) and isinstance(key, str) and "." in key for key, value in entries.items()):
         entries = {"": entries}  # a bare state dict
-    for role, keys in (("generator", ("G_ema", "g_ema", "G", "g", "state_dict", "")),
-                       ("discriminator", ("D", "d", ""))):
-        for key in keys:
-            if entries.get(key) is not None and (found := _translate(entries[key], role, entries, source)):
-                networks[role] = found
-                break
-    if not networks:
-        held = ", ".join(map(repr, [str(k)[:30] for k in entries][:8])) or "nothing"
-        raise ForeignError(f"{source} was read, but holds no StyleGAN2 network under G_ema, G, D, g_ema, g or d "
-                           f"(it holds {held})")
-    return networks
+    for wanted in sorted(ROLES, key=lambda name: name != role):  # the other role is only looked for to name it
+        for key in ROLES[wanted]:
+            if entries.get(key) is not None and (found := _translate(entries[key], wanted, entries, source)):
+                if role in (wanted, None):
+                    return found
+                raise ForeignError(f"{source} is a file of the kind {found.kind}, but a {role} was asked for")
+    held = ", ".join(map(_shown, islice(entries, 8))) or "nothing"
+    raise ForeignError(f"{source} was read, but holds no StyleGAN2 network under G_ema, G, D, g_ema, g or d "
+                       f"(it holds {held})")
+
+
+def _shown(value: object) -> str:
+    """Something of the file, for a message; never the repr of a container, which may be without end."""
+    if isinstance(value, (str, bytes)):
+        return repr(value[:30])
+    return repr(value)[:30] if isinstance(value, (bool, int, float, type(None))) else f"a {type(value).__name__}"
 
 
 def _translate(value: object, role: str, entries: dict, source: str) -> Found | None:
     if isinstance(value, Record):
         if value.name != PERSISTENT:
             return None
-        module = Module.of(value, source)
+        module = Module.of(value, source, Budget(MOST_PARTS))
         if role == "generator" and "synthesis" in module.modules:
             return nvidia_generator(module, source)
         if role == "discriminator" and "b4" in module.modules:
             return nvidia_discriminator(module, source)
         return None
     if isinstance(value, dict) and any(isinstance(v, Tensor) for v in value.values()):
-        state = {str(k).removeprefix("module."): v for k, v in value.items() if isinstance(v, Tensor)}
+        state = {k.removeprefix("module."): v for k, v in value.items() if isinstance(k, str) and isinstance(v, Tensor)}
         if role == "generator" and "input.input" in state:
             return rosinality_generator(state, entries.get("latent_avg"), source)
         if role == "discriminator" and "final_conv.0.weight" in state:
@@ -84,18 +92,23 @@ def _translate(value: object, role: str, entries: dict, source: str) -> Found | 
 
 
 def _need(state: State, name: str, source: str, *shape: int | None) -> Tensor:
-    """The tensor of that name, checked: None stands for any size, an empty shape for any shape."""
+    """The tensor of that name, checked: None stands for any size but 0, an empty shape for any shape."""
     if name not in state:
         raise ForeignError(f"{source} lacks {name}: it is not a network of the layout that it resembles")
     tensor = state[name]
     fits = len(shape) == tensor.ndim and all(s in (None, n) for s, n in zip(shape, tensor.shape, strict=False))
+    if not tensor.numel():  # its other sizes could be anything
+        raise ForeignError(f"{name} in {source} is empty, of the shape {tuple(tensor.shape)}")
     if shape and not fits:
         raise ForeignError(f"{name} in {source} has the shape {tuple(tensor.shape)}, not "
                            f"{tuple('any' if s is None else s for s in shape)}")
     return tensor
 
 
-def _float(state: State) -> State:
+def _float(state: State, source: str) -> State:
+    storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in state.values()}
+    if sum(value.numel() for value in state.values()) > sum(storages.values()):  # each tensor becomes a copy
+        raise ForeignError(f"{source} shows the same numbers in many tensors, which would take far more memory than it")
     return {name: value.detach().float().contiguous() for name, value in state.items()}
 
 
@@ -112,28 +125,33 @@ def _is_low_pass(kernel: Tensor) -> bool:
 
 @dataclass
 class Module:
-    """A module of an NVIDIA pickle: its class, tensors and children; its source text is never looked at."""
+    """A module of an NVIDIA pickle: its attributes, tensors and children; its source text is never looked at."""
 
-    class_name: str
     attributes: dict
     modules: dict[str, Module] = field(default_factory=dict)
     tensors: State = field(default_factory=dict)
 
     @classmethod
-    def of(cls, record: object, source: str, depth: int = 0) -> Module:
+    def of(cls, record: object, source: str, budget: Budget, depth: int = 0) -> Module:
+        """The module that a record stands for, with all below it.
+
+        Args:
+            budget: parts that it may still have: modules may share children, which are then met once per parent.
+        """
         meta = record.arguments[0] if isinstance(record, Record) and record.arguments else None
         if depth > DEEPEST or not isinstance(meta, dict) or not isinstance(meta.get("state"), dict):
             raise ForeignError(f"{source} holds a module that is not laid out as NVIDIA's torch_utils.persistence does")
         state = meta["state"]
-        parts = {key: state.get(key) or {} for key in ("_parameters", "_buffers", "_modules")}
-        if not all(isinstance(part, dict) for part in parts.values()):
+        parts = [state.get(key) or {} for key in ("_parameters", "_buffers", "_modules")]
+        if not all(isinstance(part, dict) for part in parts):
             raise ForeignError(f"{source} holds a module whose parameters or children are no dict")
-        module = cls(str(meta.get("class_name")), {k: v for k, v in state.items() if k not in parts})
-        module.tensors = {str(k): v for key in ("_parameters", "_buffers") for k, v in parts[key].items()
-                          if isinstance(v, Tensor)}
-        module.modules = {str(name): cls.of(child, source, depth + 1) for name, child in parts["_modules"].items()
-                          if child is not None}
-        return module
+        budget.spend(1 + sum(map(len, parts)))
+        if not all(isinstance(name, str) and len(name) <= 100 for part in parts for name in part):
+            raise ForeignError(f"{source} holds a module whose parameters or children have no names, or endless ones")
+        parameters, buffers, children = parts
+        return cls(state, {name: cls.of(child, source, budget, depth + 1) for name, child in children.items()
+                           if child is not None},
+                   {name: value for name, value in (parameters | buffers).items() if isinstance(value, Tensor)})
 
     def state(self, prefix: str = "") -> State:
         """All tensors by their full names."""
@@ -145,7 +163,7 @@ class Module:
     def at(self, path: str) -> Module:
         module = self
         for name in path.split("."):
-            module = module.modules.get(name) or Module("", {})
+            module = module.modules.get(name) or Module({})
         return module
 
 
@@ -153,8 +171,8 @@ def _check_module(module: Module, source: str, path: str = "") -> None:
     """Raise ForeignError for what our layers do otherwise."""
     a, kernel = module.attributes, module.tensors.get("resample_filter")
     if a.get("activation", "lrelu") not in ("lrelu", "linear"):
-        raise ForeignError(f"{path or 'the network'} in {source} has the activation {a['activation']!r}: only lrelu is "
-                           "known")
+        raise ForeignError(f"{path or 'the network'} in {source} has the activation {_shown(a['activation'])}: only "
+                           "lrelu is known")
     if kernel is not None and not _is_low_pass(kernel):
         raise ForeignError(f"{path} in {source} has another resampling filter than [1, 3, 3, 1]")
     for name, child in module.modules.items():
@@ -175,10 +193,10 @@ def _mapping(ours: str, theirs: str, module: Module, state: State, source: str) 
     for layer in count():
         if f"{theirs}fc{layer}.weight" not in state:
             break
-        gain = module.modules.get(f"fc{layer}", Module("", {})).attributes.get("bias_gain", 0.01)
+        gain = module.modules.get(f"fc{layer}", Module({})).attributes.get("bias_gain", 0.01)
         if not isinstance(gain, (int, float)) or abs(gain - 0.01) > 1e-9:
-            raise ForeignError(f"the mapping network in {source} has the learning-rate multiplier {gain}: only 0.01 is "
-                               "known")
+            raise ForeignError(f"the mapping network in {source} has the learning-rate multiplier {_shown(gain)}: "
+                               "only 0.01 is known")
         for part in ("weight", "bias"):
             out[f"{ours}layers.{layer}.{part}"] = _need(state, f"{theirs}fc{layer}.{part}", source)
         w_dim = _need(state, f"{theirs}fc{layer}.weight", source, None, None).shape[0]
@@ -204,7 +222,7 @@ def nvidia_generator(module: Module, source: str) -> Found:
         theirs, ours, block = f"synthesis.b{r}", f"synthesis.blocks.{b}", module.at(f"synthesis.b{r}")
         if block.attributes.get("architecture", "skip") != "skip" or f"{theirs}.torgb.weight" not in state:
             raise ForeignError(f"the generator in {source} has the architecture "
-                               f"{block.attributes.get('architecture')!r}: only 'skip' is supported")
+                               f"{_shown(block.attributes.get('architecture'))}: only 'skip' is supported")
         for conv in ("conv0", "conv1") if b else ("conv1",):
             weight = _need(state, f"{theirs}.{conv}.weight", source, None, None, 3, 3)
             out |= {f"{ours}.{conv}.conv.weight": weight,
@@ -213,7 +231,7 @@ def nvidia_generator(module: Module, source: str) -> Found:
                     f"{ours}.{conv}.noise_const": state.get(f"{theirs}.{conv}.noise_const",
                                                             torch.zeros(r, r))[None, None]}
             out |= _affine(f"{ours}.{conv}", f"{theirs}.{conv}.affine", state, source)
-            clamps.add(block.at(conv).attributes.get("conv_clamp"))
+            clamps.add(_clamp_of(block.at(conv), source))
         first = weight.shape[0] if not b else state[f"{theirs}.conv0.weight"].shape[0]
         pairs.append([first, weight.shape[0]])
         out[f"{ours}.torgb.conv.weight"] = _need(state, f"{theirs}.torgb.weight", source, 3, None, 1, 1)
@@ -223,17 +241,25 @@ def nvidia_generator(module: Module, source: str) -> Found:
     out["synthesis.const"], pairs[0][0] = const[None], len(const)
     architecture = {"resolution": r, "z_dim": z_dim, "w_dim": w_dim, "channels": pairs, "mapping_layers": depth,
                     "c_dim": c_dim} | _clamp(clamps, source)
-    return Found("stylegan2-generator", architecture, _float(out), "NVIDIA's StyleGAN2")
+    return Found("stylegan2-generator", architecture, _float(out, source), "NVIDIA's StyleGAN2")
 
 
 def _affine(ours: str, theirs: str, state: State, source: str) -> State:
     return {f"{ours}.affine.{part}": _need(state, f"{theirs}.{part}", source) for part in ("weight", "bias")}
 
 
-def _clamp(clamps: set, source: str) -> dict:
+def _clamp_of(convolution: Module, source: str) -> float | None:
+    clamp = convolution.attributes.get("conv_clamp")
+    if type(clamp) not in (int, float, type(None)):
+        raise ForeignError(f"a convolution in {source} clamps its output at {_shown(clamp)}, not at a number")
+    return clamp
+
+
+def _clamp(clamps: set[float | None], source: str) -> dict:
     """{"clamp": value} if every convolution clamps its output there, {} if none does."""
-    if len(clamps) != 1 or not isinstance(clamp := next(iter(clamps)), (int, float, type(None))):
+    if len(clamps) != 1:
         raise ForeignError(f"the convolutions in {source} clamp their outputs at different values")
+    clamp = clamps.pop()
     return {} if clamp is None else {"clamp": float(clamp)}
 
 
@@ -254,7 +280,7 @@ def nvidia_alias_free(module: Module, source: str) -> Found:
         out |= {f"{ours}.{part}": _need(state, f"{theirs}.{part}", source) for part in ("weight", "bias")}
         out[f"{ours}.magnitude_ema"] = state.get(f"{theirs}.magnitude_ema", torch.ones(()))
         out |= _affine(ours, f"{theirs}.affine", state, source)
-        clamps.add(module.at(f"synthesis.{name}").attributes.get("conv_clamp"))
+        clamps.add(_clamp_of(module.at(f"synthesis.{name}"), source))
     attributes = module.modules["synthesis"].attributes
     first = module.at(f"synthesis.{layers[0][0]}").tensors.get("down_filter")
     weight = _need(out, "synthesis.layers.0.weight", source, None, None, None, None)
@@ -267,13 +293,13 @@ def nvidia_alias_free(module: Module, source: str) -> Found:
         "output_scale": float(_number(attributes, "output_scale", 0.25, source))} | _clamp(clamps, source)
     _check_filters(architecture, {n: state.get(f"synthesis.{name}.up_filter") for n, (name, _, _) in layers.items()},
                    source)
-    return Found("stylegan3-generator", architecture, _float(out), "NVIDIA's StyleGAN3")
+    return Found("stylegan3-generator", architecture, _float(out, source), "NVIDIA's StyleGAN3")
 
 
 def _number(attributes: dict, name: str, default: float, source: str) -> float:
     value = attributes.get(name, default)
     if type(value) not in (int, float) or not 0 <= value <= 1000:
-        raise ForeignError(f"{name} of the StyleGAN3 generator in {source} is {str(value)[:40]}")
+        raise ForeignError(f"{name} of the StyleGAN3 generator in {source} is {_shown(value)}")
     return value
 
 
@@ -303,7 +329,7 @@ def nvidia_discriminator(module: Module, source: str) -> Found:
     for b, r in enumerate(reversed(sizes[1:])):
         for layer in ("conv0.weight", "conv0.bias", "conv1.weight", "conv1.bias", "skip.weight"):
             out[f"blocks.{b}.{layer}"] = _need(state, f"b{r}.{layer}", source)
-        clamps.add(module.at(f"b{r}.conv0").attributes.get("conv_clamp"))
+        clamps.add(_clamp_of(module.at(f"b{r}.conv0"), source))
     out |= {f"from_rgb.{part}": _need(state, f"b{top}.fromrgb.{part}", source) for part in ("weight", "bias")}
     out |= {f"{layer}.{part}": _need(state, f"b4.{layer}.{part}", source)
             for layer in ("conv", "fc", "out") for part in ("weight", "bias")}
@@ -316,7 +342,7 @@ def nvidia_discriminator(module: Module, source: str) -> Found:
         if depth != 8 or len(label["label.w_avg"]) != widths[0]:
             raise ForeignError(f"the label network of the discriminator in {source} has other sizes than usual")
         out |= label
-    return Found("stylegan2-discriminator", architecture, _float(out), "NVIDIA's StyleGAN2")
+    return Found("stylegan2-discriminator", architecture, _float(out, source), "NVIDIA's StyleGAN2")
 
 
 def _group(module: Module) -> int:
@@ -342,8 +368,6 @@ def rosinality_generator(state: State, latent_avg: object, source: str) -> Found
         raise ForeignError(f"{source} has no mapping network (style.1.weight)")
     w_dim, z_dim = (_need(state, f"style.{layer}.weight", source, None, None).shape[side]
                     for layer, side in ((depth, 0), (1, 1)))
-    average = latent_avg if isinstance(latent_avg, Tensor) and latent_avg.numel() == w_dim else torch.zeros(w_dim)
-    out["mapping.w_avg"] = average.reshape(w_dim)
     convs = ["conv1", *(f"convs.{i}" for i in range(sum(bool(re.fullmatch(r"convs\.\d+\.conv\.weight", name))
                                                         for name in state)))]
     blocks, kernels, channels = (len(convs) + 1) // 2, set(), [state["input.input"].shape[1]]
@@ -370,7 +394,30 @@ def rosinality_generator(state: State, latent_avg: object, source: str) -> Found
     pairs = [channels[2 * b:2 * b + 2] for b in range(blocks)]
     architecture = {"resolution": 4 * 2**(blocks - 1), "z_dim": z_dim, "w_dim": w_dim, "channels": pairs,
                     "kernel": kernels.pop(), "mapping_layers": depth}
-    return Found("stylegan2-generator", architecture, _float(out), "rosinality's StyleGAN2")
+    if isinstance(latent_avg, Tensor) and latent_avg.numel() == w_dim:
+        out["mapping.w_avg"] = latent_avg.reshape(w_dim)
+        return Found("stylegan2-generator", architecture, _float(out, source), "rosinality's StyleGAN2")
+    state = _float(out, source)
+    state["mapping.w_avg"] = _mean_w(state, architecture, source)
+    return Found("stylegan2-generator", architecture, state, "rosinality's StyleGAN2")
+
+
+@torch.no_grad()
+def _mean_w(state: State, architecture: dict, source: str) -> Tensor:
+    """The mean of w over 10,000 z, always the same ones: rosinality's training checkpoints have no latent_avg, and his
+    own tools estimate it like this when they truncate."""
+    sizes = [architecture[name] for name in ("z_dim", "w_dim", "mapping_layers")]
+    if max(sizes[:2]) > 2**16 or sizes[2] > 64:
+        raise ForeignError(f"the mapping network in {source} is too large: {sizes[2]} layers, {sizes[0]} to {sizes[1]}")
+    with torch.device("meta"):
+        mapping = MappingNetwork(*sizes)
+    layers = {name.removeprefix("mapping."): value for name, value in state.items() if name.startswith("mapping.")}
+    try:
+        mapping.load_state_dict(layers | {"w_avg": torch.zeros(sizes[1])}, assign=True)
+    except RuntimeError as error:
+        raise ForeignError(f"the layers of the mapping network in {source} do not fit each other") from error
+    dice = torch.Generator().manual_seed(0)
+    return torch.stack([mapping(torch.randn(250, sizes[0], generator=dice)).mean(dim=0) for _ in range(40)]).mean(dim=0)
 
 
 def rosinality_discriminator(state: State, source: str) -> Found:
@@ -390,7 +437,7 @@ def rosinality_discriminator(state: State, source: str) -> Found:
     _need(out, "from_rgb.weight", source, None, 3, 1, 1)
     widths = [_need(out, f"blocks.{b}.conv1.weight", source, None, None, 3, 3).shape[0] for b in range(blocks)][::-1]
     architecture = {"resolution": 4 * 2**blocks, "channels": [*widths, out["from_rgb.weight"].shape[0]]}
-    return Found("stylegan2-discriminator", architecture, _float(out), "rosinality's StyleGAN2")
+    return Found("stylegan2-discriminator", architecture, _float(out, source), "rosinality's StyleGAN2")
 
 
 def to_rosinality(G: Generator) -> dict:

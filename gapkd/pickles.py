@@ -3,7 +3,8 @@
 A pickle is a program for a small stack machine, and Python's own unpickler obeys it: it imports what the program names
 and calls it. Here the program is interpreted with the calls left out. Containers and numbers become what they are;
 a name must stand on a short list, and a call of it becomes a tensor, a dict, or an inert `Record` of what was asked
-for. Nothing that the file says can make this module allocate much more than the file's own size.
+for. Every step and every byte allocated is paid from one `Budget` per file, of 64 MiB and three times the file's size:
+whatever the file says, its reading takes time and memory in proportion to that.
 
 The layout of torch.save files (zip and the older one) and of NVIDIA's network pickles is public: torch/serialization.py
 and torch_utils/persistence.py of the StyleGAN repositories.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import io
 import math
 import pickletools
+import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,7 +24,7 @@ import torch
 from torch import Tensor
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of a torch.save file without zip
-MOST_OPCODES = 20_000_000
+STEP = 256  # bytes that one operation can allocate besides what it carries: an empty set has 216
 
 DTYPES = {"FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16,
           "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
@@ -32,6 +34,22 @@ DTYPES = {"FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfSt
 
 class UnreadableError(ValueError):
     """The pickle is damaged, asks for what no network needs, or is too much."""
+
+
+@dataclass
+class Budget:
+    """What the reading of one file may still cost, in bytes; time is paid in the same coin."""
+
+    left: int
+
+    @classmethod
+    def of(cls, content: bytes) -> Budget:
+        return cls(3 * len(content) + 2**26)
+
+    def spend(self, size: int) -> None:
+        self.left -= size
+        if self.left < 0:
+            raise UnreadableError("it unpacks to far more than its own size: refused")
 
 
 @dataclass(frozen=True)
@@ -69,10 +87,10 @@ OLD_NAMES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
 @dataclass
 class _Machine:
-    """One pickle program's stack, memo and what it may still allocate."""
+    """One pickle program's stack and memo."""
 
     find_storage: Callable[[tuple], Storage] | None
-    budget: list[int]
+    budget: Budget
     stack: list = field(default_factory=list)
     marks: list = field(default_factory=list)
     memo: dict = field(default_factory=dict)
@@ -98,8 +116,10 @@ class _Machine:
         if not isinstance(target, Name) or not isinstance(arguments, tuple):
             raise UnreadableError("it calls what is not a name")
         if target.name in DICTS:
-            return dict_of(arguments[0] if arguments else ())
+            return dict_of(self.budget, arguments[0] if arguments else ())
         if target.name in CALLS:
+            if len(arguments) > 8:
+                raise UnreadableError(f"it calls {target.name} with {len(arguments)} arguments")
             return CALLS[target.name](self, *arguments)
         return Record(target.name, arguments)
 
@@ -109,27 +129,31 @@ class _Machine:
         elif not isinstance(target, dict):  # an EasyDict's state repeats its items
             raise UnreadableError(f"it gives a state to a {type(target).__name__}")
 
-    def spend(self, size: int) -> None:
-        self.budget[0] -= size
-        if self.budget[0] < 0:
-            raise UnreadableError("it unpacks to far more than its own size: refused")
 
-
-def dict_of(pairs: object) -> dict:
+def dict_of(budget: Budget, pairs: object) -> dict:
+    if not isinstance(pairs, (dict, list, tuple)):
+        raise UnreadableError("a dict is made from what are not pairs")
+    budget.spend(STEP * len(pairs))  # the pairs may be copied again and again
     result = {}
-    if isinstance(pairs, dict):
-        pairs = list(pairs.items())
-    for pair in pairs if isinstance(pairs, (list, tuple)) else [None]:
+    for pair in pairs.items() if isinstance(pairs, dict) else pairs:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise UnreadableError("a dict is made from what are not pairs")
-        put(result, *pair)
+        put(budget, result, *pair)
     return result
 
 
-def put(target: dict, key: object, value: object) -> None:
-    if not isinstance(key, (str, int, float, bytes, type(None))):  # hashing nested tuples can take for ever
-        raise UnreadableError(f"a dict has a {type(key).__name__} as key")
+def put(budget: Budget, target: dict, key: object, value: object) -> None:
+    check_key(budget, target, key)
     target[key] = value
+
+
+def check_key(budget: Budget, among: dict | set, key: object) -> None:
+    """Refuse keys that take long to hash: nested tuples, numbers of a million digits. Hashes of strings cannot be
+    foreseen, but a number may be chosen to collide with all that are there, so it pays for comparing it with each."""
+    if not isinstance(key, (str, bytes, int, float, type(None))) or (isinstance(key, int) and key.bit_length() > 63):
+        raise UnreadableError(f"a {type(among).__name__} has as a key a {type(key).__name__} that no network needs")
+    if isinstance(key, (int, float)):
+        budget.spend(len(among))
 
 
 # ------------------------------------------------------------------------------------------- tensors
@@ -137,11 +161,12 @@ def put(target: dict, key: object, value: object) -> None:
 
 def _tensor(machine: _Machine, storage: object, offset: object, size: object, stride: object, *rest: object) -> Tensor:
     """A view of a storage, within its bounds, no element shown twice more often than there are elements."""
-    numbers = [offset, *size, *stride] if isinstance(size, tuple) and isinstance(stride, tuple) else [None]
-    if not isinstance(storage, Storage) or not all(type(n) is int and 0 <= n < 2**48 for n in numbers):
+    if not isinstance(storage, Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
         raise UnreadableError("a tensor is built from what are not a storage and sizes")
     if len(size) != len(stride) or len(size) > 16:
         raise UnreadableError(f"a tensor has {len(size)} sizes and {len(stride)} strides")
+    if not all(type(n) is int and 0 <= n < 2**48 for n in (offset, *size, *stride)):
+        raise UnreadableError("a tensor is built from what are not a storage and sizes")
     count, there = math.prod(size), storage.values.numel()
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
     if count > there or (count and last >= there):
@@ -161,12 +186,14 @@ def _encoded(machine: _Machine, text: object = None, encoding: object = None) ->
     """How old protocols write bytes."""
     if not isinstance(text, str) or encoding != "latin1":
         raise UnreadableError("it encodes text in an unknown way")
-    machine.spend(len(text))
+    machine.budget.spend(len(text))
     return text.encode("latin1")
 
 
 def _nested(machine: _Machine, content: object = None) -> Storage:
     """A storage that was itself saved into bytes with torch.save, in the layout without zip."""
+    if machine.find_storage is not None:  # each level would be read twice as often as the one around it
+        raise UnreadableError("a storage is nested in what torch.save wrote: refused")
     if not isinstance(content, bytes):
         raise UnreadableError("a storage is read from what are not bytes")
     value = read_legacy(content, machine.budget)
@@ -175,14 +202,12 @@ def _nested(machine: _Machine, content: object = None) -> Storage:
     return value
 
 
-def storage_of(content: bytes, kind: Name | None, numel: int, budget: list[int]) -> Storage:
+def storage_of(content: bytes, kind: Name | None, numel: int, budget: Budget) -> Storage:
     """Raw little-endian numbers -> Storage."""
     dtype = _dtype(kind)
     if numel * dtype.itemsize != len(content):
         raise UnreadableError("a storage's size or kind is not what was announced")
-    budget[0] -= len(content)
-    if budget[0] < 0:
-        raise UnreadableError("it unpacks to far more than its own size: refused")
+    budget.spend(len(content))
     return Storage(torch.frombuffer(bytearray(content), dtype=dtype) if content else torch.empty(0, dtype=dtype))
 
 
@@ -196,17 +221,16 @@ CALLS: dict[str, Callable] = {
 # ------------------------------------------------------------------------------------------- the stack machine
 
 
-def run(file: io.BytesIO, budget: list[int], find_storage: Callable[[tuple], Storage] | None = None) -> object:
+def run(file: io.BytesIO, budget: Budget, find_storage: Callable[[tuple], Storage] | None = None) -> object:
     """The value that one pickle in the file stands for; the file is then behind its end.
 
     Args:
-        budget: bytes that may still be allocated for numbers; one list for all pickles of a file.
-        find_storage: what a persistent id stands for; None: there are none.
+        budget: one for all pickles of a file.
+        find_storage: what a persistent id stands for; None: there are none, and storages may be nested in the pickle.
     """
     m = _Machine(find_storage, budget)
-    for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-        if number > MOST_OPCODES:
-            raise UnreadableError("its program has no end")
+    for opcode, argument, _ in pickletools.genops(file):
+        budget.spend(STEP + sys.getsizeof(argument))
         name = opcode.name
         if name in VALUES:
             m.stack.append(argument)
@@ -251,10 +275,10 @@ def _extend(m: _Machine, items: list) -> None:
         raise UnreadableError(f"it appends to a {type(target).__name__}")
     if isinstance(target, list):
         target.extend(items)
-    elif all(isinstance(item, (str, int)) for item in items):
-        target.update(items)
     else:
-        raise UnreadableError("a set holds more than strings and numbers")
+        for item in items:
+            check_key(m.budget, target, item)
+            target.add(item)
 
 
 def _set_items(m: _Machine, items: list) -> None:
@@ -262,7 +286,14 @@ def _set_items(m: _Machine, items: list) -> None:
     if not isinstance(target, dict) or len(items) % 2:
         raise UnreadableError(f"it sets items of a {type(target).__name__}")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        put(target, key, value)
+        put(m.budget, target, key, value)
+
+
+def _memoise(m: _Machine, place: int) -> None:
+    """Picklers number without gaps; places chosen freely could be made to collide."""
+    if not 0 <= place <= 2 * len(m.memo) + 1000:
+        raise UnreadableError("its memo is not numbered as picklers do")
+    m.memo[place] = m.stack[-1]
 
 
 def _reduce(m: _Machine, _: object) -> None:
@@ -315,10 +346,8 @@ OPERATIONS: dict[str, Callable[[_Machine, object], None]] = {
     "SETITEM": lambda m, _: (value := m.stack.pop(), key := m.stack.pop(), _set_items(m, [key, value])),
     "SETITEMS": lambda m, _: (items := m.pop_to_mark(), _set_items(m, items)),
     "GET": lambda m, n: m.stack.append(m.memo[n]), "BINGET": lambda m, n: m.stack.append(m.memo[n]),
-    "LONG_BINGET": lambda m, n: m.stack.append(m.memo[n]), "PUT": lambda m, n: m.memo.__setitem__(n, m.stack[-1]),
-    "BINPUT": lambda m, n: m.memo.__setitem__(n, m.stack[-1]),
-    "LONG_BINPUT": lambda m, n: m.memo.__setitem__(n, m.stack[-1]),
-    "MEMOIZE": lambda m, _: m.memo.__setitem__(len(m.memo), m.stack[-1]),
+    "LONG_BINGET": lambda m, n: m.stack.append(m.memo[n]), "PUT": _memoise, "BINPUT": _memoise,
+    "LONG_BINPUT": _memoise, "MEMOIZE": lambda m, _: _memoise(m, len(m.memo)),
     "GLOBAL": _global, "STACK_GLOBAL": _stack_global, "REDUCE": _reduce, "NEWOBJ": _reduce,
     "NEWOBJ_EX": _new_with_keywords, "BUILD": _build, "BINPERSID": _persistent,
 }
@@ -329,18 +358,14 @@ OPERATIONS: dict[str, Callable[[_Machine, object], None]] = {
 
 def read_pickle(content: bytes) -> object:
     """A file that is one pickle, such as NVIDIA's networks."""
-    return _guarded(lambda: run(io.BytesIO(content), _budget(content)))
+    return _guarded(lambda: run(io.BytesIO(content), Budget.of(content)))
 
 
 def read_torch(content: bytes) -> object:
     """A file that torch.save wrote, with zip or without."""
     if content.startswith(b"PK"):
         return _guarded(lambda: _read_zip(content))
-    return _guarded(lambda: read_legacy(content, _budget(content)))
-
-
-def _budget(content: bytes) -> list[int]:
-    return [2 * len(content) + 2**20]
+    return _guarded(lambda: read_legacy(content, Budget.of(content)))
 
 
 def _guarded(read: Callable[[], object]) -> object:
@@ -353,15 +378,19 @@ def _guarded(read: Callable[[], object]) -> object:
         raise UnreadableError(f"it is truncated or damaged ({type(error).__name__})") from error
 
 
-def read_legacy(content: bytes, budget: list[int]) -> object:
+def read_legacy(content: bytes, budget: Budget) -> object:
     """torch.save without zip: pickles of a magic number, a version, the machine, the object and the storages' keys,
     then the storages' numbers. The object's pickle is run twice, since the numbers stand behind it: first to learn of
     the storages, then with them."""
     file, told = io.BytesIO(content), {}
-    if run(file, budget) != LEGACY_MAGIC:
+
+    def refuse(identity: tuple) -> Storage:
+        raise UnreadableError("it refers to a storage where there is none")
+
+    if run(file, budget, refuse) != LEGACY_MAGIC:
         raise UnreadableError("it does not begin as torch.save files do")
     for _ in ("version", "machine"):
-        run(file, budget)
+        run(file, budget, refuse)
     start = file.tell()
 
     def promise(identity: tuple) -> Storage:
@@ -372,11 +401,13 @@ def read_legacy(content: bytes, budget: list[int]) -> object:
         return Storage(torch.empty(numel, dtype=_dtype(kind), device="meta"))
 
     run(file, budget, promise)
-    keys = run(file, budget)
-    if not isinstance(keys, list) or len(set(map(str, keys))) != len(keys) or not told.keys() <= {*map(str, keys)}:
+    keys = run(file, budget, refuse)
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise UnreadableError("its storages have no names")
+    if len(set(keys)) != len(keys) or not told.keys() <= set(keys):
         raise UnreadableError("its storages are not those that it lists")
     storages = {}
-    for key in map(str, keys):
+    for key in keys:
         kind, numel = told.get(key, (None, None))
         if int.from_bytes(file.read(8), "little") != numel:
             raise UnreadableError("a storage has another size than announced")
@@ -387,9 +418,10 @@ def read_legacy(content: bytes, budget: list[int]) -> object:
 
 def _read_zip(content: bytes) -> object:
     """torch.save with zip: <name>/data.pkl, and the numbers of storage k in <name>/data/k."""
-    budget = _budget(content)
+    budget = Budget.of(content)
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+        sizes = {entry.filename: entry.file_size for entry in archive.infolist()
+                 if entry.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)}  # others take any memory
         programs = [name for name in sizes if name.endswith("/data.pkl")]
         if len(programs) != 1:
             raise UnreadableError("it is a zip, but not one of torch.save")

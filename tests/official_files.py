@@ -99,6 +99,20 @@ def nvidia_pickle(G: dict[str, Tensor] | None, D: dict[str, Tensor] | None = Non
             del sys.modules[name]
 
 
+def shared_modules(depth: int) -> bytes:
+    """Modules of two children each, which are one and the same: 2**depth modules for who follows them all."""
+    modules = _official_modules()
+    sys.modules.update(modules)
+    try:
+        module = None
+        for _ in range(depth):
+            module = _Persistent("Layer", {"_modules": {"synthesis": module, "mapping": module}})
+        return pickle.dumps({"G_ema": module})
+    finally:
+        for name in modules:
+            del sys.modules[name]
+
+
 def named_like_nvidia(network: Generator | Discriminator) -> dict[str, torch.Tensor]:
     """Our state dict under NVIDIA's names, for networks of which no recording exists."""
     ours, out = network.state_dict(), {}

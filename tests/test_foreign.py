@@ -77,6 +77,15 @@ def test_conditional_networks(tmp_path):
         load_generator(file)(z)
 
 
+def test_a_discriminator_that_cannot_be_read_spares_the_generator(tmp_path, nvidia):
+    """NVIDIA's cifar10.pkl: its discriminator has the architecture 'orig', without skip connections."""
+    critic = {name: value for name, value in under("D.", nvidia).items() if ".skip." not in name}
+    file = write(tmp_path / "cifar10.pkl", nvidia_pickle(under("G.", nvidia), critic))
+    assert load_generator(file).resolution == 32 and read_metadata(file)["kind"] == "stylegan2-generator"
+    with pytest.raises(CheckpointError, match="the discriminator in cifar10.pkl is not a residual one"):
+        load_discriminator(file)
+
+
 def without(state: dict, *names: str) -> dict:
     return {k: v for k, v in state.items() if k not in names}
 
@@ -149,6 +158,27 @@ def test_stylekd_files_give_the_recorded_numbers(tmp_path, stylekd, name, with_z
     G = load_generator(write(tmp_path / "net.pt", torch_bytes(content, with_zip)))
     torch.testing.assert_close(G(stylekd["z"]), stylekd[f"{name}.image"], atol=1e-4, rtol=0)
     assert torch.equal(G.mapping.w_avg, torch.arange(48.0)) and G.kernel == (1 if name == "student_k1" else 3)
+
+
+@torch.no_grad()
+def test_a_missing_latent_avg_is_estimated(tmp_path, stylekd):
+    """Training checkpoints have none; truncation needs it."""
+    file = write(tmp_path / "net.pt", torch_bytes({"g_ema": under("student.state.", stylekd)}))
+    before, G = torch.get_rng_state(), load_generator(file)
+    w = G.mapping(torch.randn(5000, G.z_dim, generator=torch.Generator().manual_seed(7)))
+    error = w.std(dim=0) * (1 / 5000 + 1 / 10_000)**0.5  # of the difference of the two means
+    assert ((G.mapping.w_avg - w.mean(dim=0)).abs() < 5 * error + 1e-6).all() and G.mapping.w_avg.abs().max() > 0
+    assert torch.equal(load_generator(file).mapping.w_avg, G.mapping.w_avg)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda s: changed(s, style__1__weight=torch.ones(47, 48)), "mapping network in net.pt do not fit each other"),
+    (lambda s: changed(s, style__1__weight=torch.ones(1, 70_000)), "mapping network in net.pt is too large")])
+def test_mapping_networks_that_cannot_be_averaged(tmp_path, stylekd, change, message):
+    file = write(tmp_path / "net.pt", torch_bytes({"g_ema": change(under("student.state.", stylekd))}))
+    with pytest.raises(CheckpointError, match=message):
+        load_generator(file)
 
 
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"g": s}, lambda s: {"state_dict": s},

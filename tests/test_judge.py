@@ -73,7 +73,7 @@ def test_it_stands_in_for_the_embedded_network(judged, tmp_path, teacher_file):
     log = distill(distill_config(tmp_path / "run", teacher_file, **common)).log
     assert "perceptual" in log[-1] and log[-1]["fid_halves_20"] > 0
     inputs = json.loads((tmp_path / "run" / "settings.json").read_text())["inputs"]
-    assert inputs.keys() == {"teacher", "perceptual"}
+    assert inputs.keys() == {"teacher", "perceptual", "data"}
 
 
 def test_evaluate_and_study_take_it(judged, tmp_path, teacher_file, monkeypatch, capsys):
@@ -90,7 +90,7 @@ def test_evaluate_and_study_take_it(judged, tmp_path, teacher_file, monkeypatch,
     assert stored["data"] == "halves" and len(stored["judge_sha256"]) == 64
     assert "| full | 2 |" in results_table(stored["runs"], stored["references"])
     note = results_note(stored)
-    assert f"--teacher teacher.safetensors --data halves --judge {file}" in note and "seeds 0, 1 of every arm" in note
+    assert f"--teacher teacher.safetensors --data halves --judge judge.safetensors" in note and "seeds 0, 1 of every arm" in note
     assert "on 12 images held out: label " in note
 
 
