@@ -90,8 +90,8 @@ def test_evaluate_and_study_take_it(judged, tmp_path, teacher_file, monkeypatch,
     assert stored["data"] == "halves" and len(stored["judge_sha256"]) == 64
     assert "| full | 2 |" in results_table(stored["runs"], stored["references"])
     note = results_note(stored)
-    assert f"--teacher teacher.safetensors --data halves --judge judge.safetensors" in note and "seeds 0, 1 of every arm" in note
-    assert "on 12 images held out: label " in note
+    assert "--teacher teacher.safetensors --data halves --judge judge.safetensors" in note
+    assert "seeds 0, 1 of every arm" in note and "on 12 images held out: label " in note
 
 
 @pytest.mark.parametrize("labels, message", [(None, "has no labels: a judge needs a dataset.json"),
