@@ -46,6 +46,8 @@ class BenchmarkConfig:
     """Timed training steps of each kind: three R1 periods."""
     resolutions: tuple[int, ...] = (32, 64, 256)
     """Sizes of the comparison: toy networks of 64 channels, from 256 px on StyleGAN2's own widths (config f)."""
+    largest_step: int = 64
+    """Largest of them at which training steps are compared too: on a CPU, one of 256 px takes minutes."""
     repeats: int = 5
     """Timed runs of each form of a comparison, in turn."""
     device: str = "auto"
@@ -189,7 +191,7 @@ def compare(config: BenchmarkConfig) -> dict:
     peaks = {"convolution": conv_peak(device), "matrix product": matmul_peak(device)}
     rows = []
     for resolution in config.resolutions:
-        for case in CASES:
+        for case in CASES if resolution <= config.largest_step else CASES[:2]:
             batch = batch_of(case, resolution, device)
             times = alternate([prepare(case, resolution, batch, device, book) for book in (False, True)], device,
                                config.repeats)

@@ -26,7 +26,8 @@ def small(tmp_path, monkeypatch):
 
 def test_every_row_is_measured_and_recorded(tmp_path, small):
     file = tmp_path / "speed.json"
-    record = run_benchmark(BenchmarkConfig(teacher=str(small), steps=1, resolutions=(32,), repeats=1, out=str(file)))
+    record = run_benchmark(BenchmarkConfig(teacher=str(small), steps=1, resolutions=(32, 64), largest_step=32,
+                                           repeats=1, out=str(file)))
     stored = json.loads(file.read_text())
     assert stored == json.loads(json.dumps(record)) and stored["hardware"] and stored["commit"]
     for name, figure in record["rows"]:
@@ -36,7 +37,7 @@ def test_every_row_is_measured_and_recorded(tmp_path, small):
         assert part in names
     assert show(stored["rows"]) == show(record["rows"])
     rows = record["comparison"]["rows"]
-    assert [row["case"] for row in rows] == list(benchmark.CASES)
+    assert [row["case"] for row in rows] == [*benchmark.CASES, "teacher", "student"]
     for row in rows:
         assert row["images_per_second"] > 0 and row["times_textbook"] > 0
         assert row["memory"] == 1 / 16 and row["memory_textbook"] == 2 / 16
