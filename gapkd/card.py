@@ -29,8 +29,9 @@ Everything that lets the chapters run offline. All weights are safetensors files
 commands on rendered toy faces (no photographs, no downloads), under the repository's MIT licence. `SHA256SUMS` lists
 their checksums (`cd data && sha256sum -c SHA256SUMS`). This page is written by `gapkd embed` from the files' metadata.
 
-`results/` holds the longer runs behind the chapters, made by `gapkd study`: one record a run, with settings, seed,
-commit, hardware and time. `story.png` is the README's picture, drawn from those runs.
+`results/` holds what was measured, with settings, seeds, commit, hardware and date: `longer_runs.json` (behind the
+chapters) and `short_runs.json` (chapter 4's own training) by `gapkd study`, `benchmark.json` by `gapkd benchmark`,
+`growth.json` by `gapkd growth`, which drew `growth.png`. `story.png`, the README's picture, comes from the longer runs.
 """
 
 MINE = ("out", "resume", "progress", "device", "log_every", "grid_every", "checkpoint_every")

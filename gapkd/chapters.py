@@ -214,19 +214,25 @@ def filled(text: str, mark: str, content: str) -> str:
 def readme(text: str) -> str:
     """The README with its badges and its tables of chapters, results and speed written anew."""
     from gapkd.benchmark import show, show_comparison
-    from gapkd.study import results_table
+    from gapkd.plan import show_growth
+    from gapkd.study import results_note, results_table
 
-    try:
-        records, references = results("longer_runs"), reference_rows("longer_runs")
-    except FileNotFoundError:
-        records, references = [], []
-    if (speed := ROOT / "data" / "results" / "benchmark.json").exists():
-        table = json.loads(speed.read_text())
-        note = f"Measured with `gapkd benchmark` on {table['hardware']}, {table['date']}, commit {table['commit']}."
-        tables = [show(table["rows"])] + ([show_comparison(table["comparison"])] if "comparison" in table else [])
-        text = filled(text, "speed", "\n" + "\n\n".join([*tables, note]) + "\n")
-    text = filled(synced(text), "results", "\n" + results_table(records, references) + "\n")
-    return filled(text, "chapters", chapter_rows())
+    def stored(name: str) -> dict:
+        return json.loads((ROOT / "data" / "results" / f"{name}.json").read_text())
+
+    def measured_with(command: str, table: dict) -> str:
+        return (f"Measured with `gapkd {command}` on {table['hardware']}, {table['threads']} threads, {table['date']}, "
+                f"commit {table['commit']}.")
+
+    study, speed, growth = map(stored, ("longer_runs", "benchmark", "growth"))
+    sections = {
+        "results": [results_table(study["runs"], study["references"]), results_note(study)],
+        "speed": [show(speed["rows"]), show_comparison(speed["comparison"]), measured_with("benchmark", speed)],
+        "growth": [show_growth(growth), measured_with("growth", growth)],
+        "chapters": [chapter_rows().strip()]}
+    for mark, parts in sections.items():
+        text = filled(text, mark, "\n" + "\n\n".join(parts) + "\n")
+    return synced(text)
 
 
 TIME = re.compile(r"\*\*Time:\*\*[^.]*\.")
