@@ -29,9 +29,10 @@ Everything that lets the chapters run offline. All weights are safetensors files
 commands on rendered toy faces (no photographs, no downloads), under the repository's MIT licence. `SHA256SUMS` lists
 their checksums (`cd data && sha256sum -c SHA256SUMS`). This page is written by `gapkd embed` from the files' metadata.
 
-`results/` holds what was measured, with settings, seeds, commit, hardware and date: `longer_runs.json` (behind the
-chapters) and `short_runs.json` (chapter 4's own training) by `gapkd study`, `benchmark.json` by `gapkd benchmark`,
-`growth.json` by `gapkd growth`, which drew `growth.png`. `story.png`, the README's picture, comes from the longer runs.
+`results/` holds what was measured, with settings, seeds, commit, hardware and date. By `gapkd study`:
+`longer_runs.json` (behind the chapters), `short_runs.json` (chapter 4's own training) and `photographs.json` (the
+README says of what). By `gapkd benchmark`: `benchmark.json`. By `gapkd growth`: `growth.json`, and `growth.png`.
+`story.png`, the README's picture, comes from the longer runs.
 """
 
 MINE = ("out", "resume", "progress", "device", "log_every", "grid_every", "checkpoint_every")

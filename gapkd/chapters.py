@@ -224,9 +224,10 @@ def readme(text: str) -> str:
         return (f"Measured with `gapkd {command}` on {table['hardware']}, {table['threads']} threads, {table['date']}, "
                 f"commit {table['commit']}.")
 
-    study, speed, growth = map(stored, ("longer_runs", "benchmark", "growth"))
+    study, photographs, speed, growth = map(stored, ("longer_runs", "photographs", "benchmark", "growth"))
     sections = {
         "results": [results_table(study["runs"], study["references"]), results_note(study)],
+        "photographs": [results_table(photographs["runs"], photographs["references"]), results_note(photographs)],
         "speed": [show(speed["rows"]), show_comparison(speed["comparison"]), measured_with("benchmark", speed)],
         "growth": [show_growth(growth), measured_with("growth", growth)],
         "chapters": [chapter_rows().strip()]}
