@@ -88,8 +88,8 @@ class RunConfig:
             _require(getattr(self, name, 1) >= 1, f"{name} must be at least 1, not {getattr(self, name, 1)}")
         for name in ("lr", "mapping_lr", "ema_half_life"):
             _require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
-        for name in ("seed", "d_first", "r1_gamma", "path_weight", "grid_every", "checkpoint_every", "fid_every",
-                     "ema_rampup"):
+        for name in ("seed", "d_first", "margin", "r1_gamma", "path_weight", "grid_every", "checkpoint_every",
+                     "fid_every", "ema_rampup"):
             _require(getattr(self, name, 0) >= 0, f"{name} must not be negative, but is {getattr(self, name, 0)}")
         _require(0 <= self.style_mixing <= 1, f"style_mixing is a probability, not {self.style_mixing}")
         for name in ("channels", "d_channels"):
@@ -124,6 +124,8 @@ class TrainConfig(RunConfig):
     StyleGAN3: the widest and the narrowest layer."""
     layers: int = 10
     """StyleGAN3: layers of the synthesis network. Paper: 14."""
+    margin: int = 10
+    """StyleGAN3: pixels computed beyond every border; with few the border is felt within the image. Paper: 10."""
     d_channels: tuple[int, ...] = (64, 32)
     """Widths of the discriminator, likewise: most of its work would lie in the finest block, hence the 32."""
     start_from: str = ""

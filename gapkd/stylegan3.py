@@ -20,7 +20,7 @@ from gapkd import parallel
 from gapkd.layers import SQRT2, EqualLinear, full_precision
 from gapkd.stylegan2 import MappingNetwork, Noise, StyledNetwork, SynthesisOutput, check_resolution
 
-BLOCK = 32  # outputs that one small matrix makes of a stretch of its input
+BLOCK = 32  # outputs that one small matrix makes of the inputs they look at
 
 
 # ------------------------------------------------------------------------------------------- filters
@@ -57,51 +57,92 @@ def kaiser_beta(attenuation: float) -> float:
 
 @dataclass(frozen=True)
 class Resampler:
-    """A linear map along the last axis, length -> out, that shifts with its input: BLOCK outputs for `step` inputs.
+    """A filter between two grids along one axis: y[o] = sum_j x[j] f[offset + stride_in j - stride_out o].
 
-    y = map(x), where block b of y is x[b step - lead: ... + window] @ matrix. One matrix product for all rows, all
-    channels and all blocks takes the place of zero insertion, padding, filtering and dropping.
+    stride_in = up, stride_out = 1: insert up - 1 zeros behind every value, pad with `offset` zeros, filter.
+    stride_in = 1, stride_out = down: filter, keep every down-th value. The map shifts with its input, so that one small
+    matrix makes BLOCK outputs of the inputs that they look at, wherever they lie; no zero is ever multiplied but within
+    that matrix, and large matrix products are what every processor is best at.
     """
 
-    lead: int
-    step: int
+    taps: int
+    stride_in: int
+    stride_out: int
+    offset: int
     length: int
     out: int
 
-    def __call__(self, x: Tensor, matrix: Tensor) -> Tensor:
-        window, block = matrix.shape
-        blocks = -(-self.out // block)
-        end = (blocks - 1) * self.step + window - self.lead - self.length  # what the last block lacks (or has over)
-        x = F.pad(x, (self.lead, end))
-        y = x @ matrix if blocks == 1 else (x.unfold(-1, window, self.step) @ matrix).flatten(-2)
-        return y[..., :self.out]
+    def transposed(self) -> Resampler:
+        """The map of the gradients: it reads f backwards."""
+        return Resampler(self.taps, self.stride_out, self.stride_in, self.taps - 1 - self.offset, self.out, self.length)
+
+    def _block(self) -> tuple[int, int, int]:
+        """Outputs a block, inputs from one block to the next, first input that block 0 looks at."""
+        block = self.out if self.out <= 2 * BLOCK else BLOCK
+        return block, block * self.stride_out // self.stride_in, math.ceil(-self.offset / self.stride_in)
+
+    def matrix(self, f: Tensor) -> Tensor:
+        """What one block is made with: (inputs it looks at, outputs)."""
+        block, _, first = self._block()
+        last = (self.stride_out * (block - 1) - self.offset + self.taps - 1) // self.stride_in
+        j, o = torch.arange(first, last + 1)[:, None], torch.arange(block)[None, :]
+        place = self.offset + self.stride_in * j - self.stride_out * o
+        inside = (place >= 0) & (place < self.taps)
+        return torch.where(inside, f[place.clamp(0, self.taps - 1)], torch.zeros((), dtype=f.dtype))
+
+    def apply(self, x: Tensor, matrix: Tensor, rows: bool) -> Tensor:
+        """Filter images (N, H, W) along their rows or else their columns."""
+        block, step, first = self._block()
+        made = []
+        for start in range(0, self.out, block):
+            left = first + start // block * step
+            low, high = max(left, 0), min(left + len(matrix), self.length)      # beyond the border lie zeros
+            m = matrix[low - left:max(high, low) - left, :self.out - start]
+            if rows:
+                made.append(x[..., low:max(high, low)] @ m)
+            else:
+                made.append(torch.bmm(m.t().expand(len(x), -1, -1), x[:, low:max(high, low)]))
+        return made[0] if len(made) == 1 else torch.cat(made, dim=2 if rows else 1)
 
 
-def up_matrix(f: Tensor, up: int, length: int, before: int, after: int) -> tuple[Resampler, Tensor]:
-    """Insert up - 1 zeros behind every value, pad with `before` and `after` zeros, filter with up * f."""
-    taps = len(f)
-    out = length * up + before + after - taps + 1
-    # y[i] = up * sum_j f[before + j up - i] x[j]: output i looks at j from (i - before) / up on.
-    block = out if out <= 2 * BLOCK else BLOCK
-    first = math.ceil(-before / up)                                    # the j that output 0 begins with
-    last = (block - 1 - before + taps - 1) // up
-    i, j = torch.arange(block)[None, :], torch.arange(first, last + 1)[:, None]
-    place = before + j * up - i
-    inside = (place >= 0) & (place < taps)
-    matrix = torch.where(inside, up * f[place.clamp(0, taps - 1)], torch.zeros((), dtype=f.dtype))
-    return Resampler(-first, BLOCK // up, length, out), matrix
+class Resample(torch.autograd.Function):
+    """`Resampler.apply`, with the transposed filter as its gradient (and so on, to any order)."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, forth: Resampler, back: Resampler, forth_matrix: Tensor, back_matrix: Tensor,
+                rows: bool) -> Tensor:
+        ctx.save_for_backward(forth_matrix, back_matrix)
+        ctx.maps, ctx.rows = (forth, back), rows
+        return forth.apply(x, forth_matrix, rows)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        forth_matrix, back_matrix = ctx.saved_tensors
+        forth, back = ctx.maps
+        return Resample.apply(gradient, back, forth, back_matrix, forth_matrix, ctx.rows), None, None, None, None, None
 
 
-def down_matrix(f: Tensor, down: int, length: int) -> tuple[Resampler, Tensor]:
-    """Filter with f, then keep every down-th value."""
-    taps = len(f)
-    out = (length - taps) // down + 1
-    block = out if out <= BLOCK else BLOCK
-    i, j = torch.arange(block)[None, :], torch.arange((block - 1) * down + taps)[:, None]
-    place = j - i * down
-    inside = (place >= 0) & (place < taps)
-    matrix = torch.where(inside, f[place.clamp(0, taps - 1)], torch.zeros((), dtype=f.dtype))
-    return Resampler(0, BLOCK * down, length, out), matrix
+class SeparableFilter(nn.Module):
+    """One filter along rows and columns: (N, C, S, S) -> (N, C, out, out). See `Resampler`."""
+
+    def __init__(self, f: Tensor, stride_in: int, stride_out: int, offset: int, length: int, out: int):
+        super().__init__()
+        self.map = Resampler(len(f), stride_in, stride_out, offset, length, out)
+        self.back = self.map.transposed()
+        dtype = torch.get_default_dtype()
+        self.register_buffer("matrix", self.map.matrix(f).to(dtype), persistent=False)
+        self.register_buffer("back_matrix", self.back.matrix(f.flip(0)).to(dtype), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c = x.shape[:2]
+        x, matrix, back = x.flatten(0, 1), self.matrix.to(x.dtype), self.back_matrix.to(x.dtype)
+        wide = self.map.out > self.map.length
+        for rows in (wide, not wide):  # the axis in this order: fewer products
+            if x.requires_grad and torch.is_grad_enabled():
+                x = Resample.apply(x, self.map, self.back, matrix, back, rows)
+            else:
+                x = self.map.apply(x, matrix, rows)
+        return x.unflatten(0, (n, c))
 
 
 class FilteredActivation(nn.Module):
@@ -116,37 +157,35 @@ class FilteredActivation(nn.Module):
     def __init__(self, size: int, up_filter: Tensor, down_filter: Tensor, up: int, down: int,
                  padding: tuple[int, int], slope: float, gain: float):
         super().__init__()
-        self.up, up_matrix_ = up_matrix(up_filter, up, size, *padding)
-        self.down_factor, self.slope, self.gain = down, slope, gain
-        self.radial = down_filter.ndim == 2
-        self.clamp: float | None = None
+        up_taps, down_taps = len(up_filter), len(down_filter)
+        middle = size * up + sum(padding) - up_taps + 1
+        self.size, self.out = size, (middle - down_taps) // down + 1
+        self.slope, self.gain, self.clamp = slope, gain, None
+        self.up = SeparableFilter(up * up_filter, up, 1, padding[0], size, middle)
+        self.radial, self.down_factor = down_filter.ndim == 2, down
+        # The gain is part of the filter that follows: a pass over the largest tensor is saved.
         if self.radial:
-            kept = down_filter[None, None]
-            self.out = (self.up.out - len(down_filter)) // down + 1
+            kernel = gain * down_filter[None, None]
+            self.register_buffer("down_kernel", kernel.to(torch.get_default_dtype()), persistent=False)
         else:
-            self.down, kept = down_matrix(down_filter, down, self.up.out)
-            self.out = self.down.out
-        dtype = torch.get_default_dtype()
-        self.register_buffer("up_matrix", up_matrix_.to(dtype), persistent=False)
-        self.register_buffer("down_kernel", kept.to(dtype), persistent=False)
+            self.down = SeparableFilter(math.sqrt(gain) * down_filter, 1, down, 0, middle, self.out)
         # The designed filters themselves, in full precision, for those who want to look or to convert.
         self.filters = up_filter, down_filter
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Of scale x + bias; bias (C,), scale (N, C) or None for 1."""
         with full_precision(x):
-            up, down = self.up_matrix.to(x.dtype), self.down_kernel.to(x.dtype)
-            x = x + bias.to(x.dtype)[None, :, None, None]
-            x = self.up(self.up(x, up).mT, up)                       # rows, then columns: the image is now transposed
+            bias = bias.to(x.dtype)[:, None, None]
+            x = self.up(x + bias if scale is None else torch.addcmul(bias, x, scale.to(x.dtype)[:, :, None, None]))
             if self.slope != 1:
                 x = F.leaky_relu(x, self.slope, inplace=True)
-            if self.gain != 1:
-                x = x * self.gain
             if self.clamp:
-                x = x.clamp(-self.clamp, self.clamp)
-            if self.radial:                                          # symmetric: transposition changes nothing
-                kernel = down.expand(x.shape[1], 1, -1, -1)
-                return F.conv2d(x, kernel, stride=self.down_factor, groups=x.shape[1]).mT
-            return self.down(self.down(x, down).mT, down)
+                limit = self.clamp / self.gain
+                x = x.clamp(-limit, limit)
+            if self.radial:
+                kernel = self.down_kernel.to(x.dtype).expand(x.shape[1], 1, -1, -1)
+                return F.conv2d(x, kernel, stride=self.down_factor, groups=x.shape[1])
+            return self.down(x)
 
 
 # ------------------------------------------------------------------------------------------- layers
@@ -280,10 +319,10 @@ class AliasFreeLayer(nn.Module):
                 weight = weight * weight.square().mean(dim=(1, 2, 3), keepdim=True).rsqrt()
                 style = style * style.square().mean(dim=1, keepdim=True).rsqrt()
                 energy = weight.square().sum(dim=(2, 3))
-                scale = (style.square() @ energy.t() + 1e-8).rsqrt()[:, :, None, None]
+                scale = (style.square() @ energy.t() + 1e-8).rsqrt()
             style = style * self.magnitude_ema.rsqrt()               # keeps the signal's magnitude near one
         x = F.conv2d(x * style[:, :, None, None].to(x.dtype), weight, padding=self.kernel - 1)
-        return self.activation(x if scale is None else x * scale.to(x.dtype), self.bias)
+        return self.activation(x, self.bias, scale)
 
 
 class AliasFreeSynthesis(StyledNetwork):

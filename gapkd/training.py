@@ -8,8 +8,10 @@ The loop around gapkd.trainer: log, sample grids, checkpoints, exact resume, a c
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
+import platform
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -80,8 +82,20 @@ def fit(trainer: Trainer, kind: str, probe: Probe | None = None, inputs: dict[st
     inputs = dict(inputs or {})
     if names := getattr(trainer.dataset, "names", None):
         inputs["data"] = hashlib.sha256("\0".join(names).encode()).hexdigest()
+    if trainer.device.type == "cpu":
+        keep_memory()
     with RunFolder(trainer.config, kind, inputs) as folder:
         return _fit(trainer, kind, folder, probe)
+
+
+def keep_memory() -> None:
+    """Let the C library keep what is freed for the next step. By default it hands every large tensor back to the
+    system, which clears the pages before they are used again: a tenth to a third of a training step on a CPU."""
+    if platform.libc_ver()[0] == "glibc":
+        trim_threshold, mmap_max = -1, -4  # names of malloc.h
+        library = ctypes.CDLL(None)
+        library.mallopt(mmap_max, 0)
+        library.mallopt(trim_threshold, 2**31 - 1)
 
 
 def _fit(trainer: Trainer, kind: str, folder: RunFolder, probe: Probe | None) -> RunResult:
@@ -250,7 +264,7 @@ def fresh_generator(config: TrainConfig) -> AnyGenerator:
     channels = stylegan3_channels(config.resolution, config.layers, config.resolution * narrowest, widest)
     rotation = config.architecture == "stylegan3-r"
     return AliasFreeGenerator(config.resolution, channels=channels, kernel=1 if rotation else 3, radial=rotation,
-                              **common)
+                              margin=config.margin, **common)
 
 
 def silence(G: AnyGenerator) -> None:
