@@ -13,7 +13,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +24,7 @@ from gapkd.checkpoints import load_generator, write_atomically
 from gapkd.cost import macs, seconds, speed_ratio
 from gapkd.distillation import Guide
 from gapkd.runs import provenance
-from gapkd.settings import DistillConfig, TrainConfig, widths
+from gapkd.settings import DistillConfig, TrainConfig, shareable, widths
 from gapkd.students import make_student
 from gapkd.stylegan2 import Discriminator, Generator, config_f, config_f_channels
 from gapkd.textbook import textbook
@@ -69,7 +69,8 @@ def run_benchmark(config: BenchmarkConfig) -> dict:
     """Returns {"rows": chapter_rows, "comparison": compare, and where it was measured}; written to `out` too."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    record = {"rows": chapter_rows(config), "comparison": compare(config), "teacher": config.teacher, **provenance()}
+    record = {"rows": chapter_rows(config), "comparison": compare(config), "teacher": config.teacher,
+              "settings": shareable(asdict(config)), **provenance()}
     if config.out:
         write_atomically(config.out, json.dumps(record, indent=1).encode())
     return record

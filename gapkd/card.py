@@ -19,7 +19,7 @@ from gapkd.datasets import open_dataset
 from gapkd.evaluation import evaluation_table, sample_images
 from gapkd.features import load_attribute_network
 from gapkd.images import save_png
-from gapkd.settings import TrainConfig, to_dict
+from gapkd.settings import TrainConfig, command_line, shareable
 
 DATA = ROOT / "data"
 CARD_HEAD = """\
@@ -34,10 +34,6 @@ their checksums (`cd data && sha256sum -c SHA256SUMS`). This page is written by 
 README says of what). By `gapkd benchmark`: `benchmark.json`. By `gapkd growth`: `growth.json`, and `growth.png`.
 `story.png`, the README's picture, comes from the longer runs.
 """
-
-MINE = ("out", "resume", "progress", "device", "log_every", "grid_every", "checkpoint_every")
-"""Settings that say nothing about the weights."""
-
 
 @dataclass(frozen=True)
 class EmbedConfig:
@@ -66,7 +62,7 @@ def embed(config: EmbedConfig) -> None:
                                                if k.startswith(keep) and "to_teacher" not in k} for row in rows}
         card = provenance
         while card:  # the run and what it started from
-            card["settings"] = {k: v for k, v in card["settings"].items() if k not in MINE}
+            card["settings"] = shareable(card["settings"])
             card = card.get("started_from")
         save_network(G, DATA / f"{config.name}.safetensors", provenance)
         D = load_discriminator(folder / "discriminator.safetensors")
@@ -100,7 +96,7 @@ def _describe(file: Path) -> str:
         for n, stage in enumerate(reversed(stages), 1):  # the oldest first: the commands in the order to run them
             settings = stage["settings"] | {"images": stage["images"]}  # a stage may have been stopped early
             settings |= {"start_from": f"runs/stage{n - 1}"} if n > 1 else {}
-            lines.append(f"- stage {n}: `{command(settings)} --out runs/stage{n}`, "
+            lines.append(f"- stage {n}: `{command_line('gapkd teacher', TrainConfig, settings)} --out runs/stage{n}`, "
                          f"{stage['seconds'] / 3600:.1f} hours, commit {stage['commit']}, {stage['hardware']}")
         lines.append(f"- origin: seed {card['settings']['seed']}, {origin}")
         lines += [f"- {name}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items())
@@ -123,19 +119,6 @@ def _ancestors(card: dict) -> list[dict]:
     while card := card.get("started_from"):
         found.append(card)
     return found
-
-
-def command(settings: dict) -> str:
-    """The command line of a teacher's training: whatever differs from today's defaults."""
-    words = ["gapkd", "teacher"]
-    defaults = to_dict(TrainConfig())
-    for name, value in settings.items():
-        option = name.replace("_", "-")
-        if isinstance(value, bool):
-            words += [] if value == defaults.get(name) else [f"--{option}" if value else f"--no-{option}"]
-        elif value != defaults.get(name):
-            words += [f"--{option}", *map(str, value if isinstance(value, list) else [value])]
-    return " ".join(words)
 
 
 def check_sums(folder: Path = DATA) -> list[str]:

@@ -213,23 +213,25 @@ def filled(text: str, mark: str, content: str) -> str:
 
 def readme(text: str) -> str:
     """The README with its badges and its tables of chapters, results and speed written anew."""
-    from gapkd.benchmark import show, show_comparison
-    from gapkd.plan import show_growth
+    from gapkd.benchmark import BenchmarkConfig, show, show_comparison
+    from gapkd.plan import GrowthConfig, show_growth
+    from gapkd.settings import command_line
     from gapkd.study import results_note, results_table
 
     def stored(name: str) -> dict:
         return json.loads((ROOT / "data" / "results" / f"{name}.json").read_text())
 
-    def measured_with(command: str, table: dict) -> str:
-        return (f"Measured with `gapkd {command}` on {table['hardware']}, {table['threads']} threads, {table['date']}, "
-                f"commit {table['commit']}.")
+    def measured_with(command: str, cls: type, table: dict) -> str:
+        return (f"Measured with `{command_line(command, cls, table['settings'])}` on {table['hardware']}, "
+                f"{table['threads']} threads, {table['date']}, commit {table['commit']}.")
 
     study, photographs, speed, growth = map(stored, ("longer_runs", "photographs", "benchmark", "growth"))
     sections = {
         "results": [results_table(study["runs"], study["references"]), results_note(study)],
         "photographs": [results_table(photographs["runs"], photographs["references"]), results_note(photographs)],
-        "speed": [show(speed["rows"]), show_comparison(speed["comparison"]), measured_with("benchmark", speed)],
-        "growth": [show_growth(growth), measured_with("growth", growth)],
+        "speed": [show(speed["rows"]), show_comparison(speed["comparison"]),
+                  measured_with("gapkd benchmark", BenchmarkConfig, speed)],
+        "growth": [show_growth(growth), measured_with("gapkd growth", GrowthConfig, growth)],
         "chapters": [chapter_rows().strip()]}
     for mark, parts in sections.items():
         text = filled(text, mark, "\n" + "\n\n".join(parts) + "\n")

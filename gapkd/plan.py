@@ -11,7 +11,7 @@ import copy
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
@@ -26,7 +26,7 @@ from gapkd.checkpoints import CheckpointError, find_checkpoint, read_metadata, w
 from gapkd.cost import macs
 from gapkd.features import AttributeNetwork
 from gapkd.runs import provenance
-from gapkd.settings import widths
+from gapkd.settings import shareable, widths
 from gapkd.students import kept_channels
 from gapkd.stylegan2 import Discriminator, Generator, config_f_channels
 from gapkd.trainer import choose_device
@@ -262,7 +262,8 @@ def measure_growth(config: GrowthConfig) -> dict:
         rows.append({"resolution": resolution, "channels": channels, "batch": batch, "seconds": step_seconds(times),
                      "memory": memory, "macs": step_macs(n) * batch, "counted_memory": activation_memory(n) * batch})
     growth = {"rows": rows, "seconds": fit_line([r["macs"] for r in rows], [r["seconds"] for r in rows]),
-              "memory": fit_line([r["counted_memory"] for r in rows], [r["memory"] for r in rows]), **provenance()}
+              "memory": fit_line([r["counted_memory"] for r in rows], [r["memory"] for r in rows]),
+              "settings": shareable(asdict(config)), **provenance()}
     if config.out:
         write_atomically(config.out, json.dumps(growth, indent=1).encode())
     if config.plot:

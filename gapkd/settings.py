@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import PurePath
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
@@ -233,4 +234,34 @@ def widths(channels: tuple[int, ...], resolution: int) -> list[int]:
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """The settings as JSON can hold them (tuples become lists)."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
+    return _plain(asdict(config))
+
+
+MINE = ("out", "resume", "progress", "device", "log_every", "grid_every", "checkpoint_every", "keep_checkpoints",
+        "tensorboard", "plot")
+"""Settings that say nothing about the weights."""
+FILES = ("data", "teacher", "discriminator", "start_from", "perceptual", "fid_features", "judge")
+"""Settings that may name a file."""
+
+
+def shareable(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without what belongs to one machine or one day; files by their names alone."""
+    return {k: PurePath(v).name if k in FILES else v for k, v in settings.items() if k not in MINE}
+
+
+def command_line(command: str, cls: type, values: dict[str, Any]) -> str:
+    """The command that gives a settings dataclass these values: whatever differs from today's defaults."""
+    words, values = [command], _plain(values)
+    for field, default in _plain({f.name: f.default for f in fields(cls)}).items():
+        value, option = values.get(field, default), field.replace("_", "-")
+        if value == default:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            words += [f"--{option}", *(value if isinstance(value, list) else [value])]
+    return " ".join(map(str, words))
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}

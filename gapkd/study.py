@@ -20,9 +20,10 @@ from gapkd.checkpoints import load_generator, read_metadata, sha256, write_atomi
 from gapkd.datasets import open_dataset
 from gapkd.evaluation import evaluate_generator, evaluation_table, real_features, sample_images
 from gapkd.features import AttributeNetwork, reader
+from gapkd.judge import JudgeConfig
 from gapkd.metrics import same_z_distance, semantic_agreement
 from gapkd.runs import provenance
-from gapkd.settings import DistillConfig, from_dict, to_dict
+from gapkd.settings import DistillConfig, TrainConfig, command_line, from_dict, shareable, to_dict
 from gapkd.stylegan2 import Generator
 from gapkd.training import Probe, distill
 
@@ -107,9 +108,12 @@ def run_study(config: StudyConfig) -> list[dict]:
     study = {"teacher": Path(config.teacher).name, "teacher_sha256": digest, "samples": config.samples}
     if config.data != "toyfaces":
         study["data"] = Path(config.data).name
-    if config.judge != "toyfaces":  # a network that nobody else has: say how it came about
-        study["judge_sha256"] = sha256(config.judge)
-        study["judge_origin"] = read_metadata(config.judge)["provenance"]
+    # A network that nobody else has: say how it came about.
+    if Path(config.teacher).is_file():
+        study["teacher_origin"] = _origin(config.teacher)
+    if config.judge != "toyfaces":
+        study["judge"] = Path(config.judge).name
+        study["judge_sha256"], study["judge_origin"] = sha256(config.judge), _origin(config.judge)
     for name, value in study.items():
         if stored and stored.get(name) != value:
             raise ValueError(f"{file} holds a study with {name}={stored.get(name)}, not {value}: "
@@ -117,7 +121,7 @@ def run_study(config: StudyConfig) -> list[dict]:
     records: list[dict] = stored.get("runs", [])
     runs = {(arm, seed): _settings(config, arm, seed) for seed in config.seeds for arm in config.arms}
     for settings, record in ((s, r) for s in runs.values() for r in records):
-        _refuse_another_study(file, _shareable(to_dict(settings)), record)
+        _refuse_another_study(file, shareable(to_dict(settings)), record)
     for record in records:
         runs.pop((record["arm"], record["seed"]), None)
     if runs:
@@ -129,7 +133,7 @@ def run_study(config: StudyConfig) -> list[dict]:
         result = distill(settings, agreement_probe(teacher, net))
         final = evaluate_generator(result.generator.cpu(), net, config.samples, 20_000, teacher, real)
         curve = [{k: r[k] for k in CURVE if k in r} for r in result.log if "l1" in r]
-        records.append({"arm": arm, "seed": seed, "settings": _shareable(to_dict(settings)), "images": config.images,
+        records.append({"arm": arm, "seed": seed, "settings": shareable(to_dict(settings)), "images": config.images,
                         "seconds": result.log[-1]["seconds"], **provenance(), "curve": curve, "final": final})
         write_atomically(file, json.dumps({**study, "references": references, "runs": records}, indent=1).encode())
         print(f"{arm} seed {seed}: " + ", ".join(f"{k} {final[k]:.3f}" for k in CURVE if k in final), flush=True)
@@ -155,12 +159,6 @@ def _refuse_another_study(file: Path, settings: dict, record: dict) -> None:
         if name not in free and record["settings"].get(name, value) != value:
             raise ValueError(f"{file} holds runs with {name}={record['settings'][name]}, not {value}: "
                              "choose another results file")
-
-
-def _shareable(settings: dict) -> dict:
-    """Settings without what belongs to one machine or one day."""
-    plain = {k: v for k, v in settings.items() if k not in ("out", "resume", "progress", "device")}
-    return plain | {k: Path(plain[k]).name for k in ("teacher", "data", "perceptual")}
 
 
 def summary(records: Sequence[dict], arm: str, name: str) -> tuple[float, float, int]:
@@ -225,11 +223,32 @@ def results_note(study: dict) -> str:
     seeds = [", ".join(map(str, seeds)) + (f" ({', '.join(arms)})" if len(arms_of) > 1 else " of every arm")
              for seeds, arms in arms_of.items()]
     hours = sum(r["seconds"] for r in records) / 3600
-    own_data = f"--data {study['data']} --judge {records[0]['settings']['perceptual']} " if "data" in study else ""
-    return (f"Made with `gapkd study --teacher {study['teacher']} {own_data}--images {records[0]['images']} "
-            f"--samples {study['samples']}`: seeds {'; '.join(seeds)}; commit {all_of('commit')}, "
-            f"{all_of('hardware')}, threads a run: {all_of('threads')}, {hours:.1f} hours for all {len(records)} runs, "
-            f"{all_of('date')}." + _judge_note(study.get("judge_origin")))
+    arms = [arm for arm in ARMS if any(r["arm"] == arm for r in records)]
+    values = {**study, "arms": arms, "images": records[0]["images"]}
+    if len(arms_of) == 1:
+        values["seeds"] = next(iter(arms_of))
+    return (f"Made with `{command_line('gapkd study', StudyConfig, values)}`: seeds {'; '.join(seeds)}; commit "
+            f"{all_of('commit')}, {all_of('hardware')}, threads a run: {all_of('threads')}, {hours:.1f} hours for all "
+            f"{len(records)} runs, {all_of('date')}." + _teacher_note(study.get("teacher_origin"))
+            + _judge_note(study.get("judge_origin")))
+
+
+def _origin(file: str) -> dict:
+    """The provenance of a network's file, without paths."""
+    origin = read_metadata(file)["provenance"]
+    return origin | {"settings": shareable(origin["settings"])} if "settings" in origin else origin
+
+
+def _where(origin: dict) -> str:
+    return f"commit {origin['commit']}, {origin['hardware']}, threads {origin['threads']}, {origin['date']}"
+
+
+def _teacher_note(origin: dict | None) -> str:
+    if origin is None or origin.get("command") != "teacher":
+        return ""
+    settings = origin["settings"]
+    return (f" The teacher: `{command_line('gapkd teacher', TrainConfig, settings)}`, seed {settings['seed']}, "
+            f"{origin['seconds'] / 3600:.1f} hours, {_where(origin)}.")
 
 
 def _judge_note(origin: dict | None) -> str:
@@ -237,7 +256,8 @@ def _judge_note(origin: dict | None) -> str:
         return ""
     held_out = origin["held_out"]
     scores = ", ".join(f"{name} {value:.3f}" for name, value in held_out["scores"].items())
-    return f" The judge was trained on the labels; on {held_out['images']:,} images held out: {scores}."
+    return (f" The judge: `{command_line('gapkd judge', JudgeConfig, origin | {'held_out': JudgeConfig.held_out})}`, "
+            f"seed {origin['seed']}, {_where(origin)}; on {held_out['images']:,} images held out: {scores}.")
 
 
 def story_rows(config: StudyConfig, count: int = 12) -> dict[str, Tensor]:

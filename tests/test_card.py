@@ -8,10 +8,10 @@ import shutil
 import pytest
 import tyro
 
-from gapkd.card import DATA, check_sums, command, write_card
+from gapkd.card import DATA, check_sums, write_card
 from gapkd.checkpoints import load_discriminator, load_generator, read_metadata
 from gapkd.features import load_attribute_network
-from gapkd.settings import TrainConfig, to_dict
+from gapkd.settings import TrainConfig, command_line, to_dict
 
 FILES = sorted(DATA.glob("*.safetensors"))
 
@@ -51,10 +51,10 @@ def test_the_card_is_what_the_files_say(tmp_path):
 
 def test_the_command_on_the_card_gives_the_settings_back():
     settings = TrainConfig(resolution=64, channels=(64, 32), noise=False, flip=False, lr=0.0015, start_from="a run")
-    words = shlex.split(command(to_dict(settings)).replace("a run", "'a run'"))
+    words = shlex.split(command_line("gapkd teacher", TrainConfig, to_dict(settings)).replace("a run", "'a run'"))
     assert words[:2] == ["gapkd", "teacher"] and "--no-noise" in words
     assert tyro.cli(TrainConfig, args=words[2:]) == settings
-    assert command(to_dict(TrainConfig())) == "gapkd teacher"
+    assert command_line("gapkd teacher", TrainConfig, to_dict(TrainConfig())) == "gapkd teacher"
 
 
 def test_a_changed_file_is_noticed(tmp_path):
