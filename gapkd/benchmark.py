@@ -2,7 +2,7 @@
 
 Absolute figures depend on the machine and on what else it does; compare ratios within one table. Two questions:
 what a reader waits for (`chapter_rows`), and how networks and training steps compare with the textbook's arithmetic
-(gapkd.textbook) and with what the machine can do at best (`compare`).
+(gapkd.textbook) and with what the machine can do at best (`compare`; `compare_alias_free` for StyleGAN3).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from gapkd.checkpoints import load_generator, write_atomically
 from gapkd.cost import macs, seconds, speed_ratio
@@ -27,9 +28,10 @@ from gapkd.runs import provenance
 from gapkd.settings import DistillConfig, TrainConfig, shareable, widths
 from gapkd.students import make_student
 from gapkd.stylegan2 import Discriminator, Generator, config_f, config_f_channels
+from gapkd.stylegan3 import AliasFreeGenerator, AliasFreeLayer, FilteredActivation, plan_layers, stylegan3_channels
 from gapkd.textbook import textbook
 from gapkd.toyfaces import toy_faces
-from gapkd.trainer import Trainer, choose_device
+from gapkd.trainer import Trainer, choose_device, keep_memory
 
 Rows = list[tuple[str, str]]
 Case = Literal["teacher", "student", "training", "distillation"]
@@ -66,10 +68,12 @@ class BenchmarkConfig:
 
 
 def run_benchmark(config: BenchmarkConfig) -> dict:
-    """Returns {"rows": chapter_rows, "comparison": compare, and where it was measured}; written to `out` too."""
+    """{"rows": chapter_rows, "comparison": compare, "alias_free": compare_alias_free, and where it was measured};
+    written to `out` too."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    record = {"rows": chapter_rows(config), "comparison": compare(config), "teacher": config.teacher,
+    record = {"rows": chapter_rows(config), "comparison": compare(config),
+              "alias_free": compare_alias_free(config), "teacher": config.teacher,
               "settings": shareable(asdict(config)), **provenance()}
     if config.out:
         write_atomically(config.out, json.dumps(record, indent=1).encode())
@@ -88,6 +92,8 @@ def _rate(run: Callable[[], object], images: int, repeats: int, device: torch.de
 def chapter_rows(config: BenchmarkConfig) -> Rows:
     """(what, figure) of the embedded teacher, its training and its students."""
     device = choose_device(config.device)
+    if device.type == "cpu":
+        keep_memory()  # as a training does
     teacher = load_generator(config.teacher).to(device)
     if not isinstance(teacher, Generator) or teacher.c_dim:
         raise ValueError(f"{config.teacher} is not a StyleGAN2 without classes, and only those are timed: name one")
@@ -210,6 +216,58 @@ def compare(config: BenchmarkConfig) -> dict:
     return {"peaks": peaks, "rows": rows}
 
 
+def alias_free_cases(device: torch.device) -> dict[str, tuple[torch.nn.Module, Tensor | None, int]]:
+    """name -> network or filtered non-linearity, its input (None: latents), images a call.
+
+    A generator of the size of the embedded teachers, and a layer of a 256 px one of the published widths.
+    """
+    cases: dict[str, tuple[torch.nn.Module, Tensor | None, int]] = {}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for name in ("T", "R"):
+            rotation = name == "R"
+            kernel, widths_32 = 1 if rotation else 3, stylegan3_channels(32, 10, 32 * 64, 64)
+            G = AliasFreeGenerator(32, 128, 128, widths_32, kernel, rotation)
+            cases[f"generator, configuration {name}, 32 px"] = G, None, 16
+            for resolution, channels, batch in ((32, 64, 16), (256, 128, 2)):
+                plan = plan_layers(resolution, [channels] * 14)[-4]  # the last one before the critical layers
+                layer = AliasFreeLayer(plan, 1, kernel, rotation).activation
+                x = torch.randn(batch, channels, layer.size, layer.size, device=device)
+                cases[f"filtered non-linearity, {name}, {resolution} px, {channels} channels"] = layer, x, batch
+    return cases
+
+
+def compare_alias_free(config: BenchmarkConfig) -> list[dict]:
+    """Rows of {"case", "batch", "pass", "images_per_second", "times_textbook"}: StyleGAN3 against zero insertion,
+    padding and convolution, forward, and forward with the gradients of weights and inputs."""
+    device = choose_device(config.device)
+    rows = []
+
+    def call(module: torch.nn.Module, x: Tensor | None, batch: int, backward: bool) -> Callable[[], object]:
+        if x is None:
+            inputs = (torch.randn(batch, module.z_dim, device=device),)
+        else:  # in the order in which a network of this form would hand it on
+            order = torch.channels_last if type(module) is FilteredActivation else torch.contiguous_format
+            inputs = (x.clone(memory_format=order).requires_grad_(backward), torch.zeros(x.shape[1], device=device))
+
+        def run() -> None:
+            with torch.set_grad_enabled(backward):
+                y = module(*inputs)
+                if backward:
+                    y.backward(torch.ones_like(y))
+
+        return run
+
+    for name, (module, x, batch) in alias_free_cases(device).items():
+        for backward in (False, True):
+            forms = [{"run": call(form.to(device).eval(), x, batch, backward)} for form in (module, textbook(module))]
+            ours, theirs = map(step_seconds, alternate(forms, device, config.repeats))
+            rows.append({"case": name, "batch": batch, "pass": "forward and backward" if backward else "forward",
+                         "images_per_second": batch / ours, "times_textbook": theirs / ours})
+        print(f"measured: {name}", file=sys.stderr, flush=True)
+    return rows
+
+
 def step_seconds(times: dict[str, list[float]]) -> float:
     """Median time of a step with its share of an R1 step."""
     return sum(statistics.median(t) / (TrainConfig.r1_every if name == "r1" else 1) for name, t in times.items())
@@ -283,3 +341,11 @@ def show_comparison(comparison: dict) -> str:
         lines.append(f"| {NAMES[row['case']]}, {row['resolution']} px | {row['batch']} | {speed} | "
                      f"{row['times_textbook']:.1f} | {share} | {row['memory']:.1f} | {row['memory_textbook']:.1f} |")
     return "\n".join([*lines, "", f"Peaks of this machine, in 10^9 multiply-accumulates a second: {peaks}."])
+
+
+def show_alias_free(rows: Sequence[dict]) -> str:
+    """StyleGAN3's comparison as Markdown."""
+    lines = ["| StyleGAN3, float32 | batch | pass | images/s | times the textbook |", "|---|--:|---|--:|--:|"]
+    lines += [f"| {row['case']} | {row['batch']} | {row['pass']} | {row['images_per_second']:.3g} | "
+              f"{row['times_textbook']:.1f} |" for row in rows]
+    return "\n".join(lines)

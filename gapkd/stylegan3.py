@@ -20,7 +20,7 @@ from gapkd import parallel
 from gapkd.layers import SQRT2, EqualLinear, full_precision
 from gapkd.stylegan2 import MappingNetwork, Noise, StyledNetwork, SynthesisOutput, check_resolution
 
-BLOCK = 32  # outputs that one small matrix makes of the inputs they look at
+BLOCK = 16  # outputs that one small matrix makes of the inputs they look at
 
 
 # ------------------------------------------------------------------------------------------- filters
@@ -90,40 +90,36 @@ class Resampler:
         inside = (place >= 0) & (place < self.taps)
         return torch.where(inside, f[place.clamp(0, self.taps - 1)], torch.zeros((), dtype=f.dtype))
 
-    def apply(self, x: Tensor, matrix: Tensor, rows: bool) -> Tensor:
-        """Filter images (N, H, W) along their rows or else their columns."""
+    def apply(self, x: Tensor, matrix: Tensor) -> Tensor:
+        """Filter the middle axis: (B, length, K) -> (B, out, K)."""
         block, step, first = self._block()
         made = []
         for start in range(0, self.out, block):
             left = first + start // block * step
-            low, high = max(left, 0), min(left + len(matrix), self.length)      # beyond the border lie zeros
-            m = matrix[low - left:max(high, low) - left, :self.out - start]
-            if rows:
-                made.append(x[..., low:max(high, low)] @ m)
-            else:
-                made.append(torch.bmm(m.t().expand(len(x), -1, -1), x[:, low:max(high, low)]))
-        return made[0] if len(made) == 1 else torch.cat(made, dim=2 if rows else 1)
+            low, high = max(left, 0), max(min(left + len(matrix), self.length), 0)  # beyond the border lie zeros
+            m = matrix[low - left:max(high - left, low - left), :self.out - start]
+            made.append(torch.bmm(m.t().expand(len(x), -1, -1), x[:, low:max(high, low)]))
+        return made[0] if len(made) == 1 else torch.cat(made, dim=1)
 
 
 class Resample(torch.autograd.Function):
     """`Resampler.apply`, with the transposed filter as its gradient (and so on, to any order)."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, forth: Resampler, back: Resampler, forth_matrix: Tensor, back_matrix: Tensor,
-                rows: bool) -> Tensor:
+    def forward(ctx, x: Tensor, forth: Resampler, back: Resampler, forth_matrix: Tensor, back_matrix: Tensor):
         ctx.save_for_backward(forth_matrix, back_matrix)
-        ctx.maps, ctx.rows = (forth, back), rows
-        return forth.apply(x, forth_matrix, rows)
+        ctx.maps = forth, back
+        return forth.apply(x, forth_matrix)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
         forth_matrix, back_matrix = ctx.saved_tensors
         forth, back = ctx.maps
-        return Resample.apply(gradient, back, forth, back_matrix, forth_matrix, ctx.rows), None, None, None, None, None
+        return Resample.apply(gradient, back, forth, back_matrix, forth_matrix), None, None, None, None
 
 
 class SeparableFilter(nn.Module):
-    """One filter along rows and columns: (N, C, S, S) -> (N, C, out, out). See `Resampler`."""
+    """One filter along rows and columns: (N, S, S, C) -> (N, out, out, C). See `Resampler`."""
 
     def __init__(self, f: Tensor, stride_in: int, stride_out: int, offset: int, length: int, out: int):
         super().__init__()
@@ -134,19 +130,22 @@ class SeparableFilter(nn.Module):
         self.register_buffer("back_matrix", self.back.matrix(f.flip(0)).to(dtype), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        n, c = x.shape[:2]
-        x, matrix, back = x.flatten(0, 1), self.matrix.to(x.dtype), self.back_matrix.to(x.dtype)
-        wide = self.map.out > self.map.length
-        for rows in (wide, not wide):  # the axis in this order: fewer products
-            if x.requires_grad and torch.is_grad_enabled():
-                x = Resample.apply(x, self.map, self.back, matrix, back, rows)
-            else:
-                x = self.map.apply(x, matrix, rows)
-        return x.unflatten(0, (n, c))
+        n, c = len(x), x.shape[-1]
+        if self.map.out > self.map.length:  # the smaller image goes through the longer product
+            x = self.along(x.flatten(0, 1)).unflatten(0, (n, -1))
+            return self.along(x.flatten(2)).unflatten(2, (-1, c))
+        x = self.along(x.flatten(2)).unflatten(2, (-1, c))
+        return self.along(x.flatten(0, 1)).unflatten(0, (n, -1))
+
+    def along(self, x: Tensor) -> Tensor:
+        matrix, back = self.matrix.to(x.dtype), self.back_matrix.to(x.dtype)
+        if x.requires_grad and torch.is_grad_enabled():
+            return Resample.apply(x, self.map, self.back, matrix, back)
+        return self.map.apply(x, matrix)
 
 
 class FilteredActivation(nn.Module):
-    """Bias, upsampling, leaky ReLU, downsampling: (N, C, S, S) -> (N, C, out, out).
+    """Bias, upsampling, leaky ReLU, downsampling: (N, C, S, S) -> (N, C, out, out), channels last in memory.
 
     Args:
         up_filter: (taps,), separable. down_filter: (taps,), or (taps, taps) where it is radial.
@@ -175,17 +174,17 @@ class FilteredActivation(nn.Module):
     def forward(self, x: Tensor, bias: Tensor, scale: Tensor | None = None) -> Tensor:
         """Of scale x + bias; bias (C,), scale (N, C) or None for 1."""
         with full_precision(x):
-            bias = bias.to(x.dtype)[:, None, None]
-            x = self.up(x + bias if scale is None else torch.addcmul(bias, x, scale.to(x.dtype)[:, :, None, None]))
+            x, bias = x.permute(0, 2, 3, 1), bias.to(x.dtype)
+            x = self.up(x + bias if scale is None else torch.addcmul(bias, x, scale.to(x.dtype)[:, None, None]))
             if self.slope != 1:
                 x = F.leaky_relu(x, self.slope, inplace=True)
             if self.clamp:
                 limit = self.clamp / self.gain
                 x = x.clamp(-limit, limit)
             if self.radial:
-                kernel = self.down_kernel.to(x.dtype).expand(x.shape[1], 1, -1, -1)
-                return F.conv2d(x, kernel, stride=self.down_factor, groups=x.shape[1])
-            return self.down(x)
+                kernel = self.down_kernel.to(x.dtype).expand(x.shape[-1], 1, -1, -1)
+                return F.conv2d(x.permute(0, 3, 1, 2), kernel, stride=self.down_factor, groups=x.shape[-1])
+            return self.down(x).permute(0, 3, 1, 2)
 
 
 # ------------------------------------------------------------------------------------------- layers
@@ -275,7 +274,7 @@ class FourierInput(nn.Module):
         grid = torch.stack(torch.meshgrid(along, along, indexing="xy"), dim=-1).flatten(0, 1)   # (S S, 2)
         waves = torch.sin(2 * math.pi * (grid @ freqs.mT + phases[:, None])) * fade[:, None]    # (N, S S, C)
         waves = waves @ (self.weight.t() / math.sqrt(len(self.weight)))
-        return waves.mT.unflatten(2, (self.size, self.size))
+        return waves.unflatten(1, (self.size, self.size)).permute(0, 3, 1, 2)
 
 
 class AliasFreeLayer(nn.Module):

@@ -1,4 +1,5 @@
-"""StyleGAN2 written as its papers describe it, one operation after the other: what gapkd.layers is measured against.
+"""StyleGAN2 and StyleGAN3 written as their papers describe them, one operation after the other: what ours is measured
+against.
 
 Same parameters, same numbers, other arithmetic: one convolution weight a sample in a grouped convolution, and zero
 insertion, padding and low-pass filter as separate steps. Nothing but the benchmark and its tests uses it.
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gapkd import layers, stylegan2
+from gapkd import layers, stylegan2, stylegan3
 from gapkd.layers import SQRT2
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -98,5 +99,33 @@ class SynthesisNetwork(stylegan2.SynthesisNetwork):
         return stylegan2.SynthesisOutput(image=image, features=features, rgbs=rgbs)
 
 
+class FilteredActivation(stylegan3.FilteredActivation):
+    """Bias, zeros, padding, filter, non-linearity, filter, dropping; separable filters once along each axis."""
+
+    def forward(self, x: Tensor, bias: Tensor, scale: Tensor | None = None) -> Tensor:
+        (n, c, h, w), up = x.shape, self.up.map
+        x = (x if scale is None else x * scale.to(x.dtype)[:, :, None, None]) + bias.to(x.dtype)[:, None, None]
+        x = F.pad(x.reshape(n, c, h, 1, w, 1), (0, up.stride_in - 1, 0, 0, 0, up.stride_in - 1))
+        x = x.reshape(n, c, h * up.stride_in, w * up.stride_in)
+        after = up.out + up.taps - 1 - h * up.stride_in - up.offset
+        x = F.pad(x, (up.offset, after, up.offset, after))
+        up_filter, down_filter = self.filters
+        x = self.filtered(x, up_filter * up.stride_in)
+        if self.slope != 1:
+            x = F.leaky_relu(x, self.slope)
+        x = x * self.gain
+        if self.clamp:
+            x = x.clamp(-self.clamp, self.clamp)
+        return self.filtered(x, down_filter)[:, :, ::self.down_factor, ::self.down_factor]
+
+    @staticmethod
+    def filtered(x: Tensor, f: Tensor) -> Tensor:
+        c = x.shape[1]
+        for kernel in (f[None, :], f[:, None]) if f.ndim == 1 else (f,):
+            x = F.conv2d(x, kernel.flip(0, 1).to(x).expand(c, 1, -1, -1), groups=c)
+        return x
+
+
 FORMS: dict[type, type] = {layers.ModulatedConv2d: ModulatedConv2d, layers.EqualConv2d: EqualConv2d,
-                           stylegan2.StyledConv: StyledConv, stylegan2.SynthesisNetwork: SynthesisNetwork}
+                           stylegan2.StyledConv: StyledConv, stylegan2.SynthesisNetwork: SynthesisNetwork,
+                           stylegan3.FilteredActivation: FilteredActivation}

@@ -9,7 +9,9 @@ and resumed exactly. Where several processes train together, each draws for the 
 from __future__ import annotations
 
 import copy
+import ctypes
 import math
+import platform
 import warnings
 from collections.abc import Callable
 
@@ -55,6 +57,16 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
         capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch < 2.13 cannot tell
         native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return torch.bfloat16 if native else None
+
+
+def keep_memory() -> None:
+    """Let the C library keep what is freed for the next step. By default it hands every large tensor back to the
+    system, which clears the pages before they are used again: a tenth to a third of a training step on a CPU."""
+    if platform.libc_ver()[0] == "glibc":
+        trim_threshold, mmap_max = -1, -4  # names of malloc.h
+        library = ctypes.CDLL(None)
+        library.mallopt(mmap_max, 0)
+        library.mallopt(trim_threshold, 2**31 - 1)
 
 
 def lazy_adam(parts: dict[torch.nn.Module, float], every: int) -> torch.optim.Adam:

@@ -8,10 +8,8 @@ The loop around gapkd.trainer: log, sample grids, checkpoints, exact resume, a c
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
-import platform
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -33,7 +31,7 @@ from gapkd.settings import DistillConfig, RunConfig, TrainConfig, from_dict, to_
 from gapkd.students import AnyGenerator, make_student
 from gapkd.stylegan2 import Discriminator, Generator
 from gapkd.stylegan3 import AliasFreeGenerator, stylegan3_channels
-from gapkd.trainer import Trainer, TrainingDiverged, choose_device
+from gapkd.trainer import Trainer, TrainingDiverged, choose_device, keep_memory
 
 Probe = Callable[[AnyGenerator], dict]
 AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
@@ -86,16 +84,6 @@ def fit(trainer: Trainer, kind: str, probe: Probe | None = None, inputs: dict[st
         keep_memory()
     with RunFolder(trainer.config, kind, inputs) as folder:
         return _fit(trainer, kind, folder, probe)
-
-
-def keep_memory() -> None:
-    """Let the C library keep what is freed for the next step. By default it hands every large tensor back to the
-    system, which clears the pages before they are used again: a tenth to a third of a training step on a CPU."""
-    if platform.libc_ver()[0] == "glibc":
-        trim_threshold, mmap_max = -1, -4  # names of malloc.h
-        library = ctypes.CDLL(None)
-        library.mallopt(mmap_max, 0)
-        library.mallopt(trim_threshold, 2**31 - 1)
 
 
 def _fit(trainer: Trainer, kind: str, folder: RunFolder, probe: Probe | None) -> RunResult:

@@ -8,6 +8,7 @@ import torch
 from gapkd import textbook
 from gapkd.losses import r1_penalty
 from gapkd.stylegan2 import Discriminator, Generator
+from gapkd.stylegan3 import AliasFreeGenerator
 
 
 @pytest.mark.parametrize("kernel", [3, 1])
@@ -42,3 +43,22 @@ def test_the_copy_is_a_copy():
     with torch.no_grad():
         slow.synthesis.const.zero_()
     assert bool(G.synthesis.const.any())
+
+
+@pytest.mark.parametrize("kernel, radial, clamp", [(3, False, None), (1, True, None), (3, False, 0.5)])
+def test_alias_free_generator(kernel, radial, clamp):
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    try:
+        G = AliasFreeGenerator(32, 8, 8, [6, 6, 5, 4, 4], kernel, radial, clamp=clamp).eval()
+        slow = textbook.textbook(G)
+        assert any(type(m) is textbook.FilteredActivation for m in slow.modules())
+        z = torch.randn(2, 8)
+        torch.testing.assert_close(slow(z), G(z), rtol=1e-10, atol=1e-10)
+        for network in (G, slow):
+            network.zero_grad()
+            network(z).square().sum().backward()
+        for (name, p), q in zip(G.named_parameters(), slow.named_parameters(), strict=True):
+            torch.testing.assert_close(p.grad, q[1].grad, rtol=1e-8, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}")
+    finally:
+        torch.set_default_dtype(torch.float32)
