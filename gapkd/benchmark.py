@@ -36,12 +36,16 @@ from gapkd.trainer import Trainer, choose_device, keep_memory
 Rows = list[tuple[str, str]]
 Case = Literal["teacher", "student", "training", "distillation"]
 CASES: tuple[Case, ...] = ("teacher", "student", "training", "distillation")
+Part = Literal["chapters", "comparison", "stylegan3"]
+PARTS: tuple[Part, ...] = ("chapters", "comparison", "stylegan3")
 
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
     """Time the parts that a chapter waits for, and compare networks and steps with the textbook's arithmetic."""
 
+    parts: tuple[Part, ...] = PARTS
+    """What a reader waits for; StyleGAN2 against the textbook; StyleGAN3 against the textbook."""
     teacher: str = "toyfaces32"
     """The teacher's file, or the name of an embedded one."""
     steps: int = 48
@@ -68,16 +72,21 @@ class BenchmarkConfig:
 
 
 def run_benchmark(config: BenchmarkConfig) -> dict:
-    """{"rows": chapter_rows, "comparison": compare, "alias_free": compare_alias_free, and where it was measured};
-    written to `out` too."""
+    """{part: what was measured} for the parts asked for, and where; written to `out` too."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    record = {"rows": chapter_rows(config), "comparison": compare(config),
-              "alias_free": compare_alias_free(config), "teacher": config.teacher,
-              "settings": shareable(asdict(config)), **provenance()}
+    measure = {"chapters": chapter_rows, "comparison": compare, "stylegan3": compare_alias_free}
+    record = {part: measure[part](config) for part in config.parts}
+    record |= {"teacher": config.teacher, "settings": shareable(asdict(config)), **provenance()}
     if config.out:
         write_atomically(config.out, json.dumps(record, indent=1).encode())
     return record
+
+
+def show_benchmark(record: dict) -> list[str]:
+    """Its tables as Markdown."""
+    show_part = {"chapters": show, "comparison": show_comparison, "stylegan3": show_alias_free}
+    return [show_part[part](record[part]) for part in PARTS if part in record]
 
 
 # ------------------------------------------------------------------------------------------- what a reader waits for

@@ -30,9 +30,10 @@ commands on rendered toy faces (no photographs, no downloads), under the reposit
 their checksums (`cd data && sha256sum -c SHA256SUMS`). This page is written by `gapkd embed` from the files' metadata.
 
 `results/` holds what was measured, with settings, seeds, commit, hardware and date. By `gapkd study`:
-`longer_runs.json` (behind the chapters), `short_runs.json` (chapter 4's own training) and `photographs.json` (the
-README says of what). By `gapkd benchmark`: `benchmark.json`. By `gapkd growth`: `growth.json`, and `growth.png`.
-`story.png`, the README's picture, comes from the longer runs.
+`longer_runs.json` (behind the chapters), `short_runs.json` (chapter 4's own training), `stylegan3_runs.json` (chapter
+5) and `photographs.json` (the README says of what). By `gapkd benchmark`: `benchmark.json` and
+`stylegan3_speed.json`. By `gapkd growth`: `growth.json`, and `growth.png`. `story.png`, the README's picture, comes
+from the longer runs.
 """
 
 @dataclass(frozen=True)
@@ -88,10 +89,11 @@ def _describe(file: Path) -> str:
     card, kind = metadata["provenance"], metadata["kind"]
     known = ("commit", "seed", "hardware", "threads", "torch", "date")
     origin = ", ".join(f"{k} {card[k]}" for k in known if k in card)
-    if kind == "stylegan2-generator":
+    if kind in ("stylegan2-generator", "stylegan3-generator"):
         stages = [card, *_ancestors(card)]
         images, seconds = (sum(stage[key] for stage in stages) for key in ("images", "seconds"))
-        lines = [f"A StyleGAN2 generator, {images:,} images in {seconds / 3600:.1f} hours"
+        name = "StyleGAN2" if kind == "stylegan2-generator" else "StyleGAN3"
+        lines = [f"A {name} generator, {images:,} images in {seconds / 3600:.1f} hours"
                  + (f", in {len(stages)} stages" if len(stages) > 1 else "") + ".\n"]
         for n, stage in enumerate(reversed(stages), 1):  # the oldest first: the commands in the order to run them
             settings = stage["settings"] | {"images": stage["images"]}  # a stage may have been stopped early

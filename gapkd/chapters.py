@@ -213,7 +213,7 @@ def filled(text: str, mark: str, content: str) -> str:
 
 def readme(text: str) -> str:
     """The README with its badges and its tables of chapters, results and speed written anew."""
-    from gapkd.benchmark import BenchmarkConfig, show, show_comparison
+    from gapkd.benchmark import BenchmarkConfig, show_benchmark
     from gapkd.plan import GrowthConfig, show_growth
     from gapkd.settings import command_line
     from gapkd.study import results_note, results_table
@@ -225,12 +225,18 @@ def readme(text: str) -> str:
         return (f"Measured with `{command_line(command, cls, table['settings'])}` on {table['hardware']}, "
                 f"{table['threads']} threads, {table['date']}, commit {table['commit']}.")
 
-    study, photographs, speed, growth = map(stored, ("longer_runs", "photographs", "benchmark", "growth"))
+    def study(name: str) -> list[str]:
+        table = stored(name)
+        return [results_table(table["runs"], table["references"]), results_note(table)]
+
+    def speed(name: str) -> list[str]:
+        record = stored(name)
+        return [*show_benchmark(record), measured_with("gapkd benchmark", BenchmarkConfig, record)]
+
+    growth = stored("growth")
     sections = {
-        "results": [results_table(study["runs"], study["references"]), results_note(study)],
-        "photographs": [results_table(photographs["runs"], photographs["references"]), results_note(photographs)],
-        "speed": [show(speed["rows"]), show_comparison(speed["comparison"]),
-                  measured_with("gapkd benchmark", BenchmarkConfig, speed)],
+        "results": study("longer_runs"), "photographs": study("photographs"),
+        "speed": speed("benchmark"),
         "growth": [show_growth(growth), measured_with("gapkd growth", GrowthConfig, growth)],
         "chapters": [chapter_rows().strip()]}
     for mark, parts in sections.items():

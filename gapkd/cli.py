@@ -227,10 +227,9 @@ def study(config: StudyConfig) -> None:
 
 
 def benchmark(config: BenchmarkConfig) -> None:
-    from gapkd.benchmark import run_benchmark, show, show_comparison
+    from gapkd.benchmark import run_benchmark, show_benchmark
 
-    record = run_benchmark(config)
-    print(f"{show(record['rows'])}\n\n{show_comparison(record['comparison'])}")
+    print("\n\n".join(show_benchmark(run_benchmark(config))))
 
 
 def report(config: ReportConfig) -> None:

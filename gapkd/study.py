@@ -18,6 +18,7 @@ from torch import Tensor
 from gapkd import figures
 from gapkd.checkpoints import load_generator, read_metadata, sha256, write_atomically
 from gapkd.datasets import open_dataset
+from gapkd.equivariance import equivariance
 from gapkd.evaluation import evaluate_generator, evaluation_table, real_features, sample_images
 from gapkd.features import AttributeNetwork, reader
 from gapkd.judge import JudgeConfig
@@ -25,6 +26,7 @@ from gapkd.metrics import same_z_distance, semantic_agreement
 from gapkd.runs import provenance
 from gapkd.settings import DistillConfig, TrainConfig, command_line, from_dict, shareable, to_dict
 from gapkd.stylegan2 import Generator
+from gapkd.stylegan3 import AliasFreeGenerator
 from gapkd.training import Probe, distill
 
 ARMS: dict[str, dict] = {
@@ -58,6 +60,8 @@ class StudyConfig:
     """"toyfaces", or the path of a folder or zip of images."""
     judge: str = "toyfaces"
     """The network behind perceptual loss, FID and agreement: the embedded one, or a file that `gapkd judge` wrote."""
+    ld_blocks: tuple[int, ...] = DistillConfig.ld_blocks
+    """Blocks whose features the latent-direction loss compares; a StyleGAN3's are its layers."""
     images: int = 100_000
     """Length of every run."""
     samples: int = 5000
@@ -129,9 +133,11 @@ def run_study(config: StudyConfig) -> list[dict]:
         dataset = open_dataset(config.data, teacher.resolution, seed=99)
         real = real_features(net, dataset, config.samples, seed=99)
         references = stored.get("references") or evaluation_table({}, net, dataset, teacher, config.samples, 99)
+        references[-1] |= _equivariances(teacher)
     for (arm, seed), settings in runs.items():
         result = distill(settings, agreement_probe(teacher, net))
         final = evaluate_generator(result.generator.cpu(), net, config.samples, 20_000, teacher, real)
+        final |= _equivariances(result.generator)
         curve = [{k: r[k] for k in CURVE if k in r} for r in result.log if "l1" in r]
         records.append({"arm": arm, "seed": seed, "settings": shareable(to_dict(settings)), "images": config.images,
                         "seconds": result.log[-1]["seconds"], **provenance(), "curve": curve, "final": final})
@@ -144,11 +150,18 @@ def run_study(config: StudyConfig) -> list[dict]:
     return records
 
 
+def _equivariances(G: Generator | AliasFreeGenerator) -> dict[str, float]:
+    """EQ-T and EQ-R in dB of a StyleGAN3; nothing for a StyleGAN2, whose input cannot be moved."""
+    if not isinstance(G, AliasFreeGenerator):
+        return {}
+    return {"eq_t": equivariance(G, "translation"), "eq_r": equivariance(G, "rotation")}
+
+
 def _settings(config: StudyConfig, arm: str, seed: int) -> DistillConfig:
     out = Path(config.folder) / f"{arm}-{seed}-{config.images}"
     return from_dict(DistillConfig, {
         "teacher": config.teacher, "data": config.data, "perceptual": config.judge, "images": config.images,
-        "seed": seed, "out": str(out), "device": config.device,
+        "ld_blocks": config.ld_blocks, "seed": seed, "out": str(out), "device": config.device,
         "progress": config.progress, "resume": any(out.glob("checkpoints/*.pt")), **ARMS[arm]})
 
 
@@ -169,11 +182,11 @@ def summary(records: Sequence[dict], arm: str, name: str) -> tuple[float, float,
     return values.mean().item(), values.std().item() if len(values) > 1 else 0.0, len(values)
 
 
-TITLES = {"l1": "L1 ↓", "perceptual": "perceptual ↓", "agree_mean_accuracy": "same class ↑",
-          "agree_mean_correlation": "correlation ↑", "fid": "FID to real ↓", "fid_to_teacher": "FID to teacher ↓"}
-COLUMNS = {name: name for name in TITLES} | {"fid": "fid_(?!to_teacher_).+", "fid_to_teacher": "fid_to_teacher_.+"}
-"""The figures of a results table, and the names that they have in a record: those of Frechet distances hold the feature
-space and the sample count."""
+COLUMNS = {"l1": "L1 ↓", "perceptual": "perceptual ↓", "agree_mean_accuracy": "same class ↑",
+           "agree_mean_correlation": "correlation ↑", "fid_(?!to_teacher_).+": "FID to real ↓",
+           "fid_to_teacher_.+": "FID to teacher ↓", "eq_t": "EQ-T, dB ↑", "eq_r": "EQ-R, dB ↑"}
+"""Figures of a results table and their titles. A figure is a pattern of the name that it has in a record: those of
+Frechet distances hold the feature space and the sample count."""
 
 
 def results_table(records: Sequence[dict], references: Sequence[dict] = ()) -> str:
@@ -188,10 +201,10 @@ def results_table(records: Sequence[dict], references: Sequence[dict] = ()) -> s
     if not records:
         return "_No longer runs are recorded yet._"
     images = records[0]["images"]
-    keys = {short: key for short, pattern in COLUMNS.items()
+    keys = {title: key for pattern, title in COLUMNS.items()
             for key in records[0]["final"] if re.fullmatch(pattern, key)}
-    judged = keys["fid"].rsplit("_", 1)[1]  # the metric's name ends with its sample count
-    lines = [f"| {images:,} images each, judged on {judged} | seeds | " + " | ".join(TITLES[k] for k in keys) + " |",
+    judged = keys["FID to real ↓"].rsplit("_", 1)[1]  # the metric's name ends with its sample count
+    lines = [f"| {images:,} images each, judged on {judged} | seeds | " + " | ".join(keys) + " |",
              "|---|--:|" + "--:|" * len(keys)]
     for row in references:
         cells = [f"{row[key]:.3f}" if key in row else "-" for key in keys.values()]
@@ -224,7 +237,7 @@ def results_note(study: dict) -> str:
              for seeds, arms in arms_of.items()]
     hours = sum(r["seconds"] for r in records) / 3600
     arms = [arm for arm in ARMS if any(r["arm"] == arm for r in records)]
-    values = {**study, "arms": arms, "images": records[0]["images"]}
+    values = {**study, "arms": arms, **{k: records[0]["settings"][k] for k in ("ld_blocks", "images")}}
     if len(arms_of) == 1:
         values["seeds"] = next(iter(arms_of))
     return (f"Made with `{command_line('gapkd study', StudyConfig, values)}`: seeds {'; '.join(seeds)}; commit "

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from gapkd import benchmark
-from gapkd.benchmark import BenchmarkConfig, run_benchmark, show, show_comparison
+from gapkd.benchmark import BenchmarkConfig, run_benchmark, show, show_alias_free, show_comparison
 from gapkd.checkpoints import save_network
 from gapkd.stylegan2 import Discriminator, Generator
+from gapkd.stylegan3 import AliasFreeGenerator
 
 
 @pytest.fixture
@@ -21,6 +22,12 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "networks", lambda r, channels: (
         Generator(r, 8, 8, 8, mapping_layers=2).eval(), Discriminator(r, 8)))
     monkeypatch.setattr(benchmark, "peak_memory", lambda *arguments: 2**20 * (2 if arguments[-1] else 1))
+    def alias_free_cases(device):
+        G = AliasFreeGenerator(32, 8, 8, [6, 6, 6], mapping_layers=2, margin=2)
+        layer = G.synthesis.layers[1].activation
+        return {"generator": (G, None, 2), "layer": (layer, torch.randn(2, 6, layer.size, layer.size), 2)}
+
+    monkeypatch.setattr(benchmark, "alias_free_cases", alias_free_cases)
     return save_network(Generator(32, 8, 8, 8, mapping_layers=2), tmp_path / "teacher.safetensors")
 
 
@@ -30,18 +37,22 @@ def test_every_row_is_measured_and_recorded(tmp_path, small):
                                            repeats=1, out=str(file)))
     stored = json.loads(file.read_text())
     assert stored == json.loads(json.dumps(record)) and stored["hardware"] and stored["commit"]
-    for name, figure in record["rows"]:
+    for name, figure in record["chapters"]:
         assert re.fullmatch(r"\d+|cpu|cuda|[1-9]\d* images/s|\d+\.\d times", figure), (name, figure)
-    names = " ".join(name for name, _ in record["rows"])
+    names = " ".join(name for name, _ in record["chapters"])
     for part in ("toy faces", "GAN training", "distillation, total loss", "batch 16", "MACs"):
         assert part in names
-    assert show(stored["rows"]) == show(record["rows"])
+    assert show(stored["chapters"]) == show(record["chapters"])
     rows = record["comparison"]["rows"]
     assert [row["case"] for row in rows] == [*benchmark.CASES, "teacher", "student"]
     for row in rows:
         assert row["images_per_second"] > 0 and row["times_textbook"] > 0
         assert row["memory"] == 1 / 16 and row["memory_textbook"] == 2 / 16
         assert 0 < row.get("of_peak", 0.5) < 1
+    assert [(row["case"], row["pass"]) for row in stored["stylegan3"]] == [
+        (case, how) for case in ("generator", "layer") for how in ("forward", "forward and backward")]
+    assert all(row["times_textbook"] > 0 for row in stored["stylegan3"])
+    assert "| layer | 2 | forward and backward |" in show_alias_free(stored["stylegan3"])
     table = show_comparison(stored["comparison"])
     assert len(table.splitlines()) == len(rows) + 4 and "| distillation step, 32 px | 16 |" in table
 

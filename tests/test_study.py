@@ -9,10 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from gapkd.checkpoints import save_network
+from gapkd.checkpoints import load_generator, save_network
+from gapkd.equivariance import equivariance
 from gapkd.features import AttributeNetwork
-from gapkd.study import ARMS, StudyConfig, results_table, run_study, summary
+from gapkd.study import ARMS, StudyConfig, results_note, results_table, run_study, summary
 from gapkd.stylegan2 import Generator
+from gapkd.stylegan3 import AliasFreeGenerator
 
 
 @pytest.fixture
@@ -72,6 +74,19 @@ def test_the_table_gives_scale_and_chance(study):
     assert f"{final['agree_mean_correlation']:.3f} (0.000)" in lines[4]
     with pytest.raises(ValueError, match="no run of arm"):
         summary(records, "pruned", "l1")
+
+
+def test_a_stylegan3_is_judged_on_its_equivariance_too(study):
+    save_network(AliasFreeGenerator(32, 8, 8, [6, 6, 6], mapping_layers=2, margin=2), study.teacher)
+    records = run_study(dataclasses.replace(study, arms=("full",), seeds=(0,), ld_blocks=(1, 2)))
+    assert records[0]["settings"]["ld_blocks"] == [1, 2]
+    G = load_generator(f"{study.folder}/full-0-16/generator.safetensors")
+    assert records[0]["final"]["eq_t"] == pytest.approx(equivariance(G, "translation"), rel=1e-3)
+    stored = json.loads(open(study.results).read())
+    table = results_table(stored["runs"], stored["references"])
+    assert "| EQ-T, dB ↑ | EQ-R, dB ↑ |" in table and f"{records[0]['final']['eq_r']:.3f} |" in table
+    assert stored["references"][-1]["eq_t"] > 0
+    assert "--ld-blocks 1 2" in results_note(stored)
 
 
 def test_summary_is_mean_and_spread_over_seeds():

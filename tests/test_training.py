@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import platform
+import subprocess
 import sys
 
 import pytest
@@ -319,6 +321,17 @@ def test_the_fid_in_the_log_is_that_of_the_saved_generator(tmp_path):
     network, dataset = load_attribute_network(), open_dataset("toyfaces", 32)
     figures = evaluate_generator(result.generator, network, 60, seed=30_000, real=real_features(network, dataset, 60))
     assert len(measured) == 2 and measured[-1] == pytest.approx(figures["fid_toyfaces_60"], rel=1e-4)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_stays_with_a_training_process():
+    """Without it, a tensor of 200 MB goes back to the system as soon as it is freed."""
+    program = ("import torch; from gapkd.trainer import keep_memory; {call}\n"
+               "x = torch.ones(50_000_000); del x\n"
+               "print([line.split()[1] for line in open('/proc/self/status') if line.startswith('VmRSS')][0])")
+    kept, usual = (int(subprocess.run([sys.executable, "-c", program.format(call=call)], capture_output=True, text=True,
+                                      check=True).stdout) for call in ("keep_memory()", "pass"))
+    assert kept - usual > 150_000  # kB
 
 
 def test_tensorboard_without_its_extra(tmp_path, monkeypatch):
