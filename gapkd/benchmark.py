@@ -28,7 +28,7 @@ from gapkd.runs import provenance
 from gapkd.settings import DistillConfig, TrainConfig, shareable, widths
 from gapkd.students import make_student
 from gapkd.stylegan2 import Discriminator, Generator, config_f, config_f_channels
-from gapkd.stylegan3 import AliasFreeGenerator, AliasFreeLayer, FilteredActivation, plan_layers, stylegan3_channels
+from gapkd.stylegan3 import AliasFreeGenerator, AliasFreeLayer, plan_layers, stylegan3_channels
 from gapkd.textbook import textbook
 from gapkd.toyfaces import toy_faces
 from gapkd.trainer import Trainer, choose_device, keep_memory
@@ -219,7 +219,7 @@ def compare(config: BenchmarkConfig) -> dict:
                 work = macs(G if case == "teacher" else make_student(G).eval())
                 row["of_peak"] = work * batch / ours / peaks["convolution"]
             for name, book in (("memory", False), ("memory_textbook", True)):
-                row[name] = peak_memory(case, resolution, batch, str(device), book) / batch / 2**20
+                row[name] = peak_memory(prepare, device, case, resolution, batch, device, book) / batch / 2**20
             rows.append(row)
             print(f"measured: {case}, {resolution} px", file=sys.stderr, flush=True)
     return {"peaks": peaks, "rows": rows}
@@ -246,33 +246,40 @@ def alias_free_cases(device: torch.device) -> dict[str, tuple[torch.nn.Module, T
     return cases
 
 
+def prepare_alias_free(name: str, device: torch.device, backward: bool, by_the_book: bool
+                       ) -> dict[str, Callable[[], object]]:
+    """What is timed of one of `alias_free_cases`: {"run": a forward pass, with the gradients if asked for}."""
+    module, x, batch = alias_free_cases(device)[name]
+    module = (textbook(module) if by_the_book else module).to(device).eval()
+    if x is None:
+        inputs: tuple[Tensor, ...] = (torch.randn(batch, module.z_dim, device=device),)
+    else:  # in the order in which a network of this form would hand it on
+        order = torch.contiguous_format if by_the_book else torch.channels_last
+        inputs = (x.contiguous(memory_format=order).requires_grad_(backward), torch.zeros(x.shape[1], device=device))
+
+    def run() -> None:
+        with torch.set_grad_enabled(backward):
+            y = module(*inputs)
+            if backward:
+                y.backward(torch.ones_like(y))
+
+    return {"run": run}
+
+
 def compare_alias_free(config: BenchmarkConfig) -> list[dict]:
-    """Rows of {"case", "batch", "pass", "images_per_second", "times_textbook"}: StyleGAN3 against zero insertion,
-    padding and convolution, forward, and forward with the gradients of weights and inputs."""
+    """Rows of {"case", "batch", "pass", "images_per_second", "times_textbook", "memory", "memory_textbook"}: StyleGAN3
+    against zero insertion, padding and convolution, forward, and forward with the gradients of weights and inputs."""
     device = choose_device(config.device)
     rows = []
-
-    def call(module: torch.nn.Module, x: Tensor | None, batch: int, backward: bool) -> Callable[[], object]:
-        if x is None:
-            inputs = (torch.randn(batch, module.z_dim, device=device),)
-        else:  # in the order in which a network of this form would hand it on
-            order = torch.channels_last if type(module) is FilteredActivation else torch.contiguous_format
-            inputs = (x.clone(memory_format=order).requires_grad_(backward), torch.zeros(x.shape[1], device=device))
-
-        def run() -> None:
-            with torch.set_grad_enabled(backward):
-                y = module(*inputs)
-                if backward:
-                    y.backward(torch.ones_like(y))
-
-        return run
-
-    for name, (module, x, batch) in alias_free_cases(device).items():
+    for name, (_, _, batch) in alias_free_cases(device).items():
         for backward in (False, True):
-            forms = [{"run": call(form.to(device).eval(), x, batch, backward)} for form in (module, textbook(module))]
+            forms = [prepare_alias_free(name, device, backward, book) for book in (False, True)]
             ours, theirs = map(step_seconds, alternate(forms, device, config.repeats))
-            rows.append({"case": name, "batch": batch, "pass": "forward and backward" if backward else "forward",
-                         "images_per_second": batch / ours, "times_textbook": theirs / ours})
+            row = {"case": name, "batch": batch, "pass": "forward and backward" if backward else "forward",
+                   "images_per_second": batch / ours, "times_textbook": theirs / ours}
+            for column, book in (("memory", False), ("memory_textbook", True)):
+                row[column] = peak_memory(prepare_alias_free, device, name, device, backward, book) / batch / 2**20
+            rows.append(row)
         print(f"measured: {name}", file=sys.stderr, flush=True)
     return rows
 
@@ -298,19 +305,17 @@ def alternate(forms: list[dict[str, Callable[[], object]]], device: torch.device
     return times
 
 
-def peak_memory(case: Case, resolution: int, batch: int, device: str, by_the_book: bool = False,
-                channels: int = 0) -> int:
-    """Bytes that one call takes beyond what was there before it; on a CPU in a process of its own."""
-    arguments = (case, resolution, batch, device, by_the_book, channels)
-    if device.startswith("cuda"):
-        return _memory(*arguments)
+def peak_memory(make: Callable[..., dict[str, Callable[[], object]]], device: torch.device, *arguments: object) -> int:
+    """Bytes that one call of what make(*arguments) prepares takes beyond what was there before it; on a CPU in a
+    process of its own."""
+    if device.type == "cuda":
+        return _memory(make, device, *arguments)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_memory, arguments)
+        return pool.apply(_memory, (make, device, *arguments))
 
 
-def _memory(case: Case, resolution: int, batch: int, device: str, by_the_book: bool, channels: int) -> int:
-    place = torch.device(device)
-    runs = prepare(case, resolution, batch, place, by_the_book, channels)
+def _memory(make: Callable[..., dict[str, Callable[[], object]]], place: torch.device, *arguments: object) -> int:
+    runs = make(*arguments)
     if place.type == "cuda":
         torch.cuda.reset_peak_memory_stats(place)
         before = torch.cuda.memory_allocated(place)
@@ -354,7 +359,8 @@ def show_comparison(comparison: dict) -> str:
 
 def show_alias_free(rows: Sequence[dict]) -> str:
     """StyleGAN3's comparison as Markdown."""
-    lines = ["| StyleGAN3, float32 | batch | pass | images/s | times the textbook |", "|---|--:|---|--:|--:|"]
+    lines = ["| StyleGAN3, float32 | batch | pass | images/s | times the textbook | MB an image | textbook |",
+             "|---|--:|---|--:|--:|--:|--:|"]
     lines += [f"| {row['case']} | {row['batch']} | {row['pass']} | {row['images_per_second']:.3g} | "
-              f"{row['times_textbook']:.1f} |" for row in rows]
+              f"{row['times_textbook']:.1f} | {row['memory']:.1f} | {row['memory_textbook']:.1f} |" for row in rows]
     return "\n".join(lines)

@@ -258,7 +258,7 @@ def measure_growth(config: GrowthConfig) -> dict:
                          widths((channels,), resolution), "toyfaces")
         runs = prepare("distillation", resolution, batch, device, channels=channels)
         (times,) = alternate([runs], device, config.repeats)
-        memory = peak_memory("distillation", resolution, batch, str(device), channels=channels)
+        memory = peak_memory(prepare, device, "distillation", resolution, batch, device, False, channels)
         rows.append({"resolution": resolution, "channels": channels, "batch": batch, "seconds": step_seconds(times),
                      "memory": memory, "macs": step_macs(n) * batch, "counted_memory": activation_memory(n) * batch})
     growth = {"rows": rows, "seconds": fit_line([r["macs"] for r in rows], [r["seconds"] for r in rows]),

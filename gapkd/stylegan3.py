@@ -93,13 +93,13 @@ class Resampler:
     def apply(self, x: Tensor, matrix: Tensor) -> Tensor:
         """Filter the middle axis: (B, length, K) -> (B, out, K)."""
         block, step, first = self._block()
-        made = []
+        y = x.new_empty(len(x), self.out, x.shape[2])
         for start in range(0, self.out, block):
             left = first + start // block * step
             low, high = max(left, 0), max(min(left + len(matrix), self.length), 0)  # beyond the border lie zeros
             m = matrix[low - left:max(high - left, low - left), :self.out - start]
-            made.append(torch.bmm(m.t().expand(len(x), -1, -1), x[:, low:max(high, low)]))
-        return made[0] if len(made) == 1 else torch.cat(made, dim=1)
+            y[:, start:start + block] = torch.bmm(m.t().expand(len(x), -1, -1), x[:, low:max(high, low)])
+        return y
 
 
 class Resample(torch.autograd.Function):

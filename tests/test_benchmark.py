@@ -14,6 +14,8 @@ from gapkd.checkpoints import save_network
 from gapkd.stylegan2 import Discriminator, Generator
 from gapkd.stylegan3 import AliasFreeGenerator
 
+CPU = torch.device("cpu")
+
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
@@ -58,7 +60,7 @@ def test_every_row_is_measured_and_recorded(tmp_path, small):
 
 
 def test_memory_is_that_of_a_process_of_its_own(monkeypatch):
-    few, many = (benchmark.peak_memory("training", 32, batch, "cpu", False) for batch in (4, 32))
+    few, many = (benchmark.peak_memory(benchmark.prepare, CPU, "training", 32, batch, CPU, False) for batch in (4, 32))
     assert 2**20 < few < many
     assert many - few > 28 * 32 * 32 * 64 * 4  # 28 images more, at the very least one full feature map each
 
