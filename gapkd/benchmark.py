@@ -75,6 +75,8 @@ def run_benchmark(config: BenchmarkConfig) -> dict:
     """{part: what was measured} for the parts asked for, and where; written to `out` too."""
     if config.threads:
         torch.set_num_threads(config.threads)
+    if choose_device(config.device).type == "cpu":
+        keep_memory()  # as a training does
     measure = {"chapters": chapter_rows, "comparison": compare, "stylegan3": compare_alias_free}
     record = {part: measure[part](config) for part in config.parts}
     record |= {"teacher": config.teacher, "settings": shareable(asdict(config)), **provenance()}
@@ -101,8 +103,6 @@ def _rate(run: Callable[[], object], images: int, repeats: int, device: torch.de
 def chapter_rows(config: BenchmarkConfig) -> Rows:
     """(what, figure) of the embedded teacher, its training and its students."""
     device = choose_device(config.device)
-    if device.type == "cpu":
-        keep_memory()  # as a training does
     teacher = load_generator(config.teacher).to(device)
     if not isinstance(teacher, Generator) or teacher.c_dim:
         raise ValueError(f"{config.teacher} is not a StyleGAN2 without classes, and only those are timed: name one")

@@ -30,7 +30,7 @@ def test_all_of_it_is_small():
 def test_every_network_loads_and_says_where_it_came_from(file):
     metadata = read_metadata(file)
     card = metadata["provenance"]
-    if metadata["kind"] == "stylegan2-generator":
+    if metadata["kind"] in ("stylegan2-generator", "stylegan3-generator"):
         assert load_generator(file.stem).resolution == card["settings"]["resolution"]
         assert not card["commit"].endswith("+"), "trained from a tree with uncommitted changes"
         assert {"commit", "hardware", "seconds", "images", "metrics"} <= card.keys()
