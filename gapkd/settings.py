@@ -150,8 +150,9 @@ class DistillConfig(RunConfig):
     """Kernel of every block's second convolution; 1 is the heterogeneous student."""
     mapping: Literal["inherit", "inherit-frozen", "random"] = "inherit"
     """What becomes of the teacher's mapping network."""
-    synthesis: Literal["random", "pruned"] = "random"
-    """Fresh synthesis weights, or the teacher's channels of largest magnitude."""
+    synthesis: Literal["random", "pruned", "pruned-content", "pruned-diversity"] = "random"
+    """Fresh synthesis weights, or the teacher's channels of largest magnitude, of most content (CAGAN), of most
+    diversity (DCP-GAN)."""
     discriminator: str = ""
     """File of a discriminator to start from (or an embedded name); empty: a fresh one."""
     d_channels: tuple[int, ...] = (64, 32)

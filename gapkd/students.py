@@ -8,13 +8,12 @@ import math
 import torch
 from torch import Tensor, nn
 
+from gapkd.pruning import SCORES, AnyGenerator
 from gapkd.stylegan2 import Generator
 from gapkd.stylegan3 import AliasFreeGenerator
 
-AnyGenerator = Generator | AliasFreeGenerator
-
 MAPPINGS = ("inherit", "inherit-frozen", "random")
-SYNTHESES = ("random", "pruned")
+SYNTHESES = ("random", *SCORES)
 # Students draw from seeds of their own: with the teacher's seed, a "random" mapping network of the same shape would be
 # the one the teacher started from, and at its small learning rate (multiplier 0.01) that is nearly the trained one.
 FIRST_STUDENT_SEED = 1_000_000
@@ -36,8 +35,8 @@ def make_student(teacher: AnyGenerator, keep: float = 0.3, kernel: int = 3, mapp
             student has its teacher's kernels.)
         mapping: "inherit", the teacher's mapping network, weights and all (the paper's finding); "inherit-frozen",
             the same, not trained further; "random", the same architecture with fresh weights.
-        synthesis: "random", fresh weights (the paper); "pruned", the teacher's weights of the channels with the
-            largest magnitude.
+        synthesis: "random", fresh weights (the paper); or the teacher's weights of the channels with the highest score
+            (gapkd.pruning): "pruned", by magnitude; "pruned-content" (CAGAN); "pruned-diversity" (DCP-GAN).
         seed: of the fresh weights; the caller's random state is left alone.
     Returns: a network of the teacher's kind in train mode. Constant noise maps are the teacher's, so that both
         networks can be compared at the same noise.
@@ -51,8 +50,8 @@ def make_student(teacher: AnyGenerator, keep: float = 0.3, kernel: int = 3, mapp
     alias_free = isinstance(teacher, AliasFreeGenerator)
     if alias_free and kernel not in (3, teacher.kernel):
         raise ValueError(f"a StyleGAN3 student has its teacher's kernel {teacher.kernel}: leave kernel at its default")
-    if synthesis == "pruned" and not alias_free and kernel != teacher.kernel:
-        raise ValueError('synthesis="pruned" copies weights, so kernel must be the teacher\'s '
+    if synthesis != "random" and not alias_free and kernel != teacher.kernel:
+        raise ValueError(f'synthesis="{synthesis}" copies weights, so kernel must be the teacher\'s '
                          f"{teacher.kernel}, not {kernel}")
     if alias_free:
         changes = {"channels": [kept_channels(c, keep) for c in teacher.channels]}
@@ -68,27 +67,18 @@ def make_student(teacher: AnyGenerator, keep: float = 0.3, kernel: int = 3, mapp
     if not alias_free:
         for ours, theirs in zip(student.synthesis.convs, teacher.synthesis.convs, strict=True):
             ours.noise_const.copy_(theirs.noise_const)
-    if synthesis == "pruned":
-        (copy_pruned_alias_free if alias_free else copy_pruned)(student, teacher)
+    if synthesis != "random":
+        (copy_pruned_alias_free if alias_free else copy_pruned)(student, teacher, SCORES[synthesis](teacher))
     return student
 
 
-def magnitude_scores(teacher: Generator) -> list[Tensor]:
-    """Importance of the channels that enter each convolution, and, last, of those that enter the last toRGB: the
-    mean absolute weight that reads them. One (C,) tensor a layer."""
-    readers = [conv.conv.weight for conv in teacher.synthesis.convs]
-    readers.append(teacher.synthesis.blocks[-1].torgb.conv.weight)
-    return [w.detach().abs().mean(dim=(0, 2, 3)) for w in readers]
-
-
 @torch.no_grad()
-def copy_pruned(student: Generator, teacher: Generator, scores: list[Tensor] | None = None) -> None:
+def copy_pruned(student: Generator, teacher: Generator, scores: list[Tensor]) -> None:
     """Copy the teacher's weights of the highest-scored channels into the student, in place.
 
     Args:
-        scores: one tensor a convolution (of its input channels) and one for the last toRGB, as `magnitude_scores`.
+        scores: see gapkd.pruning.
     """
-    scores = magnitude_scores(teacher) if scores is None else scores
     ours, theirs = student.synthesis.convs, teacher.synthesis.convs
     widths = [conv.conv.weight.shape[1] for conv in ours] + [student.synthesis.blocks[-1].torgb.conv.weight.shape[1]]
     kept = [score.topk(width).indices.sort().values for score, width in zip(scores, widths, strict=True)]
@@ -112,10 +102,9 @@ def copy_pruned(student: Generator, teacher: Generator, scores: list[Tensor] | N
 
 
 @torch.no_grad()
-def copy_pruned_alias_free(student: AliasFreeGenerator, teacher: AliasFreeGenerator) -> None:
+def copy_pruned_alias_free(student: AliasFreeGenerator, teacher: AliasFreeGenerator, scores: list[Tensor]) -> None:
     """As `copy_pruned`, for StyleGAN3: the Fourier features of the kept input channels are copied with them."""
     ours, theirs = student.synthesis.layers, teacher.synthesis.layers
-    scores = [layer.weight.detach().abs().mean(dim=(0, 2, 3)) for layer in theirs]
     kept = [score.topk(layer.weight.shape[1]).indices.sort().values for score, layer in zip(scores, ours, strict=True)]
     # The input mixes its sines by a square matrix: with channel c the sine of the same number is kept. Like toRGB it is
     # not demodulated, so its gain 1 / sqrt(width) counts: copy the weight as used.

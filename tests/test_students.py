@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gapkd.students import kept_channels, magnitude_scores, make_student
+from gapkd.pruning import magnitude_scores
+from gapkd.students import kept_channels, make_student
 from gapkd.stylegan2 import Generator
 
 
