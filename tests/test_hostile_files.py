@@ -73,7 +73,7 @@ def memory_of_at_most(size: int):
         return 1024 * int(Path("/proc/self/status").read_text().split(f"{which}:")[1].split()[0])
 
     if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)  # a training in this process may have left freed memory, which would not be seen
+        ctypes.CDLL(None).malloc_trim(0)  # memory that a training has kept in this process would hide what is taken
     try:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     except OSError:
