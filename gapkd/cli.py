@@ -24,6 +24,7 @@ from gapkd.plan import GrowthConfig, PlanConfig
 from gapkd.report import ReportConfig
 from gapkd.settings import DistillConfig, TrainConfig
 from gapkd.study import StudyConfig
+from gapkd.sweep import SweepConfig
 
 
 @dataclass(frozen=True)
@@ -226,6 +227,12 @@ def study(config: StudyConfig) -> None:
     print(f"{len(run_study(config))} runs in {config.results}")
 
 
+def sweep(config: SweepConfig) -> None:
+    from gapkd.sweep import run_sweep
+
+    run_sweep(config)
+
+
 def benchmark(config: BenchmarkConfig) -> None:
     from gapkd.benchmark import run_benchmark, show_benchmark
 
@@ -272,6 +279,7 @@ Command = (
     | Annotated[SampleConfig, tyro.conf.subcommand("sample")]
     | Annotated[JudgeConfig, tyro.conf.subcommand("judge")]
     | Annotated[StudyConfig, tyro.conf.subcommand("study")]
+    | Annotated[SweepConfig, tyro.conf.subcommand("sweep")]
     | Annotated[ConvertConfig, tyro.conf.subcommand("convert")]
     | Annotated[ReportConfig, tyro.conf.subcommand("report")]
     | Annotated[BenchmarkConfig, tyro.conf.subcommand("benchmark")]
@@ -282,7 +290,8 @@ Command = (
 )
 RUN = {TrainConfig: teacher, DistillConfig: distill, ResumeConfig: resume, EvaluateConfig: evaluate,
        SampleConfig: sample, ConvertConfig: convert, ReportConfig: report, PlanConfig: plan, ChapterConfig: chapter,
-       JudgeConfig: judge, StudyConfig: study, BenchmarkConfig: benchmark, GrowthConfig: growth, EmbedConfig: embed}
+       JudgeConfig: judge, StudyConfig: study, SweepConfig: sweep, BenchmarkConfig: benchmark, GrowthConfig: growth,
+       EmbedConfig: embed}
 
 TOGETHER = (TrainConfig, DistillConfig, ResumeConfig, EvaluateConfig)  # what several processes can do
 

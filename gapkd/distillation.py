@@ -1,26 +1,47 @@
-"""What the teacher adds to the generator's step: the three comparisons of the paper's total loss (section 4)."""
+"""What the teacher adds to the generator's step: the three comparisons of the paper's total loss (section 4), and the
+feature regression that they are compared with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gapkd import losses, parallel
+from gapkd import features, losses, parallel
+from gapkd.checkpoints import load_discriminator
 from gapkd.directions import draw_offsets, sefa_directions
 from gapkd.settings import DistillConfig
+from gapkd.students import AnyGenerator
 from gapkd.stylegan2 import Generator
+from gapkd.stylegan3 import AliasFreeGenerator
 
 
-def distance_for(name: str, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
-    """The perceptual distance of that name: (N, 3, R, R) twice -> (N,)."""
-    from gapkd import features
+def distance_for(name: str, device: torch.device, discriminator: str = "") -> Callable[[Tensor, Tensor], Tensor]:
+    """The perceptual distance of that name: (N, 3, R, R) twice -> (N,).
 
+    Args:
+        discriminator: file of the one whose features "discriminator" means; that copy of it learns nothing more.
+    """
     if name == "lpips":
         return features.lpips_distance(device)
-    network = features.reader(name, device)
+    network = load_discriminator(discriminator) if name == "discriminator" else features.reader(name)
+    network = network.to(device)
     return lambda a, b: features.perceptual_distance(network, a, b)
+
+
+def feature_widths(G: AnyGenerator) -> list[int]:
+    """Channels of every block's features."""
+    return list(G.channels) if isinstance(G, AliasFreeGenerator) else [pair[1] for pair in G.channels]
+
+
+def make_regressors(student: AnyGenerator, teacher: AnyGenerator, blocks: Sequence[int], seed: int) -> nn.ModuleList:
+    """One 1x1 convolution a block, from the student's feature channels to the teacher's (FitNets). They are trained
+    with the student and not kept."""
+    ours, theirs = feature_widths(student), feature_widths(teacher)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.ModuleList(nn.Conv2d(ours[b], theirs[b], 1) for b in blocks)
 
 
 class Guide:
@@ -30,17 +51,28 @@ class Guide:
         config: weights and options of the losses.
         teacher: on the device of the training.
         content_mask: see `gapkd.distill`.
+        student: for the regressors of `feature_weight`, which fit no other one.
     """
 
-    def __init__(self, config: DistillConfig, teacher: Generator, content_mask: Callable | None = None):
+    def __init__(self, config: DistillConfig, teacher: AnyGenerator, content_mask: Callable | None = None,
+                 student: AnyGenerator | None = None):
         self.config, self.gan_weight, self.content_mask = config, config.gan_weight, content_mask
         self.teacher = teacher.eval().requires_grad_(False)
         last = len(teacher.synthesis.blocks) - 1
-        if config.ld_weight and not all(1 <= b <= last for b in config.ld_blocks):
-            raise ValueError(f"ld_blocks must name blocks 1 to {last} of the {teacher.resolution} px teacher, "
-                             f"not {list(config.ld_blocks)}")
+        for kind in ("feature", "ld"):
+            weight, blocks = getattr(config, f"{kind}_weight"), getattr(config, f"{kind}_blocks")
+            if weight and not all(1 <= b <= last for b in blocks):
+                raise ValueError(f"{kind}_blocks must name blocks 1 to {last} of the {teacher.resolution} px teacher, "
+                                 f"not {list(blocks)}")
         device = next(teacher.parameters()).device
-        self.distance = distance_for(config.perceptual, device) if config.perceptual_weight else None
+        self.distance = (distance_for(config.perceptual, device, config.discriminator) if config.perceptual_weight
+                         else None)
+        self.regressors = nn.ModuleList()
+        if config.feature_weight:
+            if student is None:
+                raise ValueError("feature_weight needs the student, whose features its regressors must fit: "
+                                 "Guide(config, teacher, student=student)")
+            self.regressors = make_regressors(student, teacher, config.feature_blocks, config.seed).to(device)
         self.directions = None
         if config.ld_weight and config.ld_offsets != "random":
             self.directions = sefa_directions(teacher, range(1, max(config.ld_blocks) + 1), config.ld_offsets)
@@ -74,7 +106,7 @@ class Guide:
             noise = [torch.cat([m, m]) for m in noise]
         ours = student.synthesis(ws, noise=noise)
         image, total, parts = ours.image[:n], ws.new_zeros(()), {}
-        if not (c.rgb_weight or c.perceptual_weight or c.ld_weight):
+        if not (c.rgb_weight or c.perceptual_weight or c.feature_weight or c.ld_weight):
             return image, total, parts
         with torch.no_grad():
             theirs = self.teacher.synthesis(teacher_ws, noise=noise)
@@ -87,6 +119,11 @@ class Guide:
         if c.perceptual_weight:
             parts["perceptual"] = losses.perceptual_loss(self.distance, image, theirs.image[:n], mask)
             total = total + c.perceptual_weight * parts["perceptual"]
+        if c.feature_weight:
+            guesses = [regress(ours.features[b][:n])
+                       for regress, b in zip(self.regressors, c.feature_blocks, strict=True)]
+            parts["feature"] = losses.feature_loss(guesses, [theirs.features[b][:n] for b in c.feature_blocks])
+            total = total + c.feature_weight * parts["feature"]
         if c.ld_weight:
             parts["ld"] = losses.latent_direction_loss([ours.features[b] for b in c.ld_blocks],
                                                        [theirs.features[b] for b in c.ld_blocks], c.ld_kind, c.ld_views,

@@ -23,7 +23,9 @@ from torch import Tensor, nn
 
 from gapkd import runs
 from gapkd.checkpoints import CheckpointError, find_checkpoint, read_metadata, write_atomically
-from gapkd.toyfaces import CATEGORICAL, CONTINUOUS, toy_faces
+from gapkd.layers import full_precision
+from gapkd.stylegan2 import Discriminator
+from gapkd.toyfaces import CATEGORICAL, CONTINUOUS, face_mask, toy_faces
 
 KIND = "attribute-network"
 HELD_OUT = 50_000_000  # held-out faces start at this index; training stays far below it
@@ -115,7 +117,7 @@ class AttributeNetwork(nn.Module):
         return {name: part if name in self.categorical else part[:, 0] for name, part in parts.items()}
 
 
-def perceptual_distance(net: AttributeNetwork, a: Tensor, b: Tensor) -> Tensor:
+def perceptual_distance(net: AttributeNetwork | Discriminator, a: Tensor, b: Tensor) -> Tensor:
     """How different two batches of images look to the network: (N, 3, R, R) twice -> (N,), 0 for equal
     images.
 
@@ -306,6 +308,26 @@ def make_attribute_file(path: str | Path, seed: int = 0, steps: int = 4000,
 def reader(name: str, device: str | torch.device = "cpu") -> AttributeNetwork:
     """The network that reads factors: the embedded one for "toyfaces", else that of a file (`gapkd judge`)."""
     return load_attribute_network("attributes" if name == "toyfaces" else name).to(device)
+
+
+@torch.no_grad()
+def head_mask(net: AttributeNetwork, images: Tensor) -> Tensor:
+    """The content of toy faces, as CAGAN wants it: head, hair and ears, (N, 1, R, R) in [0, 1], of images
+    (N, 3, R, R).
+
+    The network reads what the faces show, and the renderer draws the mask of such faces.
+    """
+    check_factors(net)
+    factors = {}
+    with full_precision(images):
+        read = net.factors(images.float())
+    for name, value in read.items():
+        if name in net.categorical:
+            factors[name] = value.argmax(dim=1)
+        else:
+            low, high = net.continuous[name]
+            factors[name] = low + (high - low) * value.clamp(0, 1)
+    return face_mask(factors, images.shape[-1])
 
 
 # -- the networks of the papers, when there is a network connection ------------------------------------------

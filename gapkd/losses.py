@@ -98,6 +98,23 @@ def perceptual_loss(distance: Callable[[Tensor, Tensor], Tensor], student: Tenso
     return distance(student, teacher).mean()
 
 
+# ---------------------------------------------------------------------------------------------- features
+
+
+def feature_loss(guesses: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> Tensor:
+    """Feature regression (Romero et al., *FitNets*, 2015): squared error of the teacher's features as guessed from the
+    student's, over the teacher's mean square, so that 1 means nothing learnt at any block; summed over blocks.
+
+    Args:
+        guesses, teacher_features: one tensor (N, C, r, r) a block, the same shapes on either side.
+    """
+    total = guesses[0].new_zeros((), dtype=torch.float32)
+    for guess, features in zip(guesses, teacher_features, strict=True):
+        features = features.detach().float()
+        total = total + (guess.float() - features).square().mean() / features.square().mean().clamp(min=1e-8)
+    return total
+
+
 # ---------------------------------------------------------------------------------------------- latent directions
 
 

@@ -66,7 +66,7 @@ def content_scores(G: AnyGenerator, samples: int = 400, probability: float = 0.0
     """
     G, dice = _with_gradients(G, seed)
     total = [torch.zeros(weight.shape[1], device=weight.device) for weight in readers(G)]
-    for w in _latents(G, samples, batch, dice):
+    for w in draw_ws(G, samples, batch, dice):
         images = G.synthesis(w).image
         mask = content(images.detach()) if content else None
         for sum_, score in zip(total, gradient_scores(G, images, salt_and_pepper(images.detach(), probability, dice,
@@ -89,10 +89,10 @@ def diversity_scores(G: AnyGenerator, samples: int = 400, directions: int = 10, 
         raise ValueError(f"directions must be at least 2, not {directions}: the score is how much they differ")
     G, dice = _with_gradients(G, seed)
     with torch.no_grad():
-        many = torch.cat(list(_latents(G, 10_000, 1_000, dice)))
+        many = torch.cat(list(draw_ws(G, 10_000, 1_000, dice)))
     _, spread, axes = torch.linalg.svd(many - many.mean(dim=0), full_matrices=False)
     total = [torch.zeros(weight.shape[1], device=weight.device) for weight in readers(G)]
-    for w in _latents(G, samples, batch, dice):
+    for w in draw_ws(G, samples, batch, dice):
         drawn = torch.multinomial(spread.square(), directions, replacement=True, generator=dice)
         found = []
         for axis in axes[drawn]:
@@ -115,7 +115,7 @@ def _with_gradients(G: AnyGenerator, seed: int) -> tuple[AnyGenerator, torch.Gen
     return G, torch.Generator(next(G.parameters()).device).manual_seed(seed)
 
 
-def _latents(G: AnyGenerator, samples: int, batch: int, dice: torch.Generator) -> Iterator[Tensor]:
+def draw_ws(G: AnyGenerator, samples: int, batch: int, dice: torch.Generator) -> Iterator[Tensor]:
     """w (N, w_dim) in batches; of a conditional network, of classes in turn."""
     for start in range(0, samples, batch):
         n = min(batch, samples - start)

@@ -99,10 +99,11 @@ class RunConfig:
                  f"d_first must be below images={self.images}, or the generator would never be trained")
         _require(self.seed < 2**63, f"seed must be below 2^63, not {self.seed}")
         _require(self.fid_samples >= 2, f"fid_samples must be at least 2, not {self.fid_samples}")
-        for name, known in (("fid_features", "inception"), ("perceptual", "lpips")):
-            value = getattr(self, name, known)
-            _require(value in ("toyfaces", known) or value.endswith(".safetensors"),
-                     f"{name} must be 'toyfaces', {known!r} or the .safetensors file of a judge, not {value!r}")
+        for name, known in (("fid_features", ("toyfaces", "inception")),
+                            ("perceptual", ("toyfaces", "lpips", "discriminator"))):
+            value = getattr(self, name, known[0])
+            _require(value in known or value.endswith(".safetensors"),
+                     f"{name} must be {', '.join(map(repr, known))} or the .safetensors file of a judge, not {value!r}")
         _require(not (self.resume and not self.out), "resume needs out: name the folder of the run to go on with")
 
 
@@ -150,9 +151,14 @@ class DistillConfig(RunConfig):
     """Kernel of every block's second convolution; 1 is the heterogeneous student."""
     mapping: Literal["inherit", "inherit-frozen", "random"] = "inherit"
     """What becomes of the teacher's mapping network."""
-    synthesis: Literal["random", "pruned", "pruned-content", "pruned-diversity"] = "random"
+    synthesis: Literal["random", "pruned", "pruned-content", "pruned-diversity", "slimmed"] = "random"
     """Fresh synthesis weights, or the teacher's channels of largest magnitude, of most content (CAGAN), of most
-    diversity (DCP-GAN)."""
+    diversity (DCP-GAN), or those that survive a penalty on their scales (GAN Slimming)."""
+    slimming_images: int = 20_000
+    """Images that "slimmed" spends on learning the scales; they count towards `images`."""
+    content: Literal["", "toyfaces"] = ""
+    """What of the image counts: all, or (CAGAN) heads, as their factors are read and drawn; for the rgb and perceptual
+    losses and for "pruned-content"."""
     discriminator: str = ""
     """File of a discriminator to start from (or an embedded name); empty: a fresh one."""
     d_channels: tuple[int, ...] = (64, 32)
@@ -166,8 +172,12 @@ class DistillConfig(RunConfig):
     perceptual_weight: float = 3.0
     """Weight of the perceptual distance."""
     perceptual: str = "toyfaces"
-    """"toyfaces", the embedded attribute network; "lpips", LPIPS-VGG through the `metrics` extra; or a file that
-    `gapkd judge` wrote."""
+    """"toyfaces", the embedded attribute network; "lpips", LPIPS-VGG through the `metrics` extra; a file that
+    `gapkd judge` wrote; or "discriminator", the features of the one that `discriminator` names (DCD)."""
+    feature_weight: float = 0.0
+    """Weight of the feature regression (FitNets), which is no part of the paper's loss."""
+    feature_blocks: tuple[int, ...] = (2, 3)
+    """Blocks whose features are regressed."""
     ld_weight: float = 30.0
     """Weight of the latent-direction loss."""
     ld_blocks: tuple[int, ...] = (2, 3)
@@ -185,11 +195,19 @@ class DistillConfig(RunConfig):
         super().__post_init__()
         _require(0 < self.keep <= 1,
                  f"keep must lie in (0, 1], not {self.keep}: it is the fraction of channels that stay")
-        for name in ("gan_weight", "rgb_weight", "perceptual_weight", "ld_weight", "ld_strength"):
+        weights = ("gan_weight", "rgb_weight", "perceptual_weight", "feature_weight", "ld_weight")
+        for name in (*weights, "ld_strength"):
             _require(getattr(self, name) >= 0, f"{name} must not be negative, but is {getattr(self, name)}")
-        _require(self.gan_weight or self.rgb_weight or self.perceptual_weight or self.ld_weight,
-                 "gan_weight, rgb_weight, perceptual_weight and ld_weight are all 0: give one of them a weight")
-        _require(self.ld_blocks or not self.ld_weight, "ld_blocks must name at least one block")
+        _require(any(getattr(self, name) for name in weights),
+                 f"{', '.join(weights[:-1])} and {weights[-1]} are all 0: give one of them a weight")
+        for kind in ("feature", "ld"):
+            _require(getattr(self, f"{kind}_blocks") or not getattr(self, f"{kind}_weight"),
+                     f"{kind}_blocks must name at least one block")
+        _require(self.perceptual != "discriminator" or self.discriminator,
+                 'perceptual="discriminator" compares with the features of one: name its file with discriminator')
+        _require(self.synthesis != "slimmed" or 0 < self.slimming_images < self.images,
+                 f"slimming_images must lie between 0 and images={self.images}, not {self.slimming_images}: they are a "
+                 "part of them")
 
 
 def _check_type(name: str, value: object, hint: Any) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from gapkd.pruning import SCORES, AnyGenerator
+from gapkd.slimming import slim
 from gapkd.stylegan2 import Generator
 from gapkd.stylegan3 import AliasFreeGenerator
 
 MAPPINGS = ("inherit", "inherit-frozen", "random")
-SYNTHESES = ("random", *SCORES)
+SYNTHESES = ("random", *SCORES, "slimmed")
 # Students draw from seeds of their own: with the teacher's seed, a "random" mapping network of the same shape would be
 # the one the teacher started from, and at its small learning rate (multiplier 0.01) that is nearly the trained one.
 FIRST_STUDENT_SEED = 1_000_000
@@ -25,7 +27,8 @@ def kept_channels(channels: int, keep: float) -> int:
 
 
 def make_student(teacher: AnyGenerator, keep: float = 0.3, kernel: int = 3, mapping: str = "inherit",
-                 synthesis: str = "random", seed: int = 0) -> AnyGenerator:
+                 synthesis: str = "random", seed: int = 0, content: Callable[[Tensor], Tensor] | None = None,
+                 slimming_images: int = 20_000) -> AnyGenerator:
     """A student for `teacher`: `keep` of its channels in every layer, and its mapping network if you want it.
 
     Args:
@@ -36,8 +39,11 @@ def make_student(teacher: AnyGenerator, keep: float = 0.3, kernel: int = 3, mapp
         mapping: "inherit", the teacher's mapping network, weights and all (the paper's finding); "inherit-frozen",
             the same, not trained further; "random", the same architecture with fresh weights.
         synthesis: "random", fresh weights (the paper); or the teacher's weights of the channels with the highest score
-            (gapkd.pruning): "pruned", by magnitude; "pruned-content" (CAGAN); "pruned-diversity" (DCP-GAN).
+            (gapkd.pruning): "pruned", by magnitude; "pruned-content" (CAGAN); "pruned-diversity" (DCP-GAN); or
+            "slimmed", those of a copy of the teacher whose channels learned to do without (gapkd.slimming).
         seed: of the fresh weights; the caller's random state is left alone.
+        content: for "pruned-content", maps images (N, 3, R, R) to masks (N, 1, R, R) in [0, 1] of what matters.
+        slimming_images: for "slimmed", length of that training.
     Returns: a network of the teacher's kind in train mode. Constant noise maps are the teacher's, so that both
         networks can be compared at the same noise.
     """
@@ -68,7 +74,12 @@ def make_student(teacher: AnyGenerator, keep: float = 0.3, kernel: int = 3, mapp
         for ours, theirs in zip(student.synthesis.convs, teacher.synthesis.convs, strict=True):
             ours.noise_const.copy_(theirs.noise_const)
     if synthesis != "random":
-        (copy_pruned_alias_free if alias_free else copy_pruned)(student, teacher, SCORES[synthesis](teacher))
+        source = teacher
+        if synthesis == "slimmed":
+            source, scores = slim(teacher, slimming_images, seed=seed)
+        else:
+            scores = SCORES[synthesis](teacher, **({"content": content} if synthesis == "pruned-content" else {}))
+        (copy_pruned_alias_free if alias_free else copy_pruned)(student, source, scores)
     return student
 
 

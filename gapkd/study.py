@@ -23,6 +23,7 @@ from gapkd.evaluation import evaluate_generator, evaluation_table, real_features
 from gapkd.features import AttributeNetwork, reader
 from gapkd.judge import JudgeConfig
 from gapkd.metrics import same_z_distance, semantic_agreement
+from gapkd.pruning import AnyGenerator
 from gapkd.runs import provenance
 from gapkd.settings import DistillConfig, TrainConfig, command_line, from_dict, shareable, to_dict
 from gapkd.stylegan2 import Generator
@@ -134,20 +135,39 @@ def run_study(config: StudyConfig) -> list[dict]:
         real = real_features(net, dataset, config.samples, seed=99)
         references = stored.get("references") or evaluation_table({}, net, dataset, teacher, config.samples, 99)
         references[-1] |= _equivariances(teacher)
-    for (arm, seed), settings in runs.items():
-        result = distill(settings, agreement_probe(teacher, net))
-        final = evaluate_generator(result.generator.cpu(), net, config.samples, 20_000, teacher, real)
-        final |= _equivariances(result.generator)
-        curve = [{k: r[k] for k in CURVE if k in r} for r in result.log if "l1" in r]
-        records.append({"arm": arm, "seed": seed, "settings": shareable(to_dict(settings)), "images": config.images,
-                        "seconds": result.log[-1]["seconds"], **provenance(), "curve": curve, "final": final})
+    for (arm, _), settings in runs.items():
+        records.append({"arm": arm, **train_and_measure(settings, teacher, net, real, config.samples)})
         write_atomically(file, json.dumps({**study, "references": references, "runs": records}, indent=1).encode())
-        print(f"{arm} seed {seed}: " + ", ".join(f"{k} {final[k]:.3f}" for k in CURVE if k in final), flush=True)
+        print(in_a_line(records[-1]), flush=True)
     if config.story:
         rows = story_rows(config)
         title = f"The same twelve latents: a teacher and its students after {config.images:,} images"
         write_atomically(config.story, figures.to_png(figures.compare_rows(rows, title, ncols=12)))
     return records
+
+
+def train_and_measure(settings: DistillConfig, teacher: AnyGenerator, net: AttributeNetwork, real: Tensor,
+                      samples: int) -> dict:
+    """Distil, measure on the way and at the end: a run's record.
+
+    Args:
+        real: features of real images (`gapkd.evaluation.real_features`).
+        samples: images of the last evaluation.
+    """
+    result = distill(settings, agreement_probe(teacher, net))
+    final = evaluate_generator(result.generator.cpu(), net, samples, 20_000, teacher, real)
+    final |= _equivariances(result.generator)
+    curve = [{k: v for k, v in r.items() if k in CURVE or k.startswith("fid_")} for r in result.log
+             if "l1" in r or any(k.startswith("fid_") for k in r)]
+    return {"seed": settings.seed, "settings": shareable(to_dict(settings)), "images": settings.images,
+            "seconds": result.log[-1]["seconds"], **provenance(), "curve": curve, "final": final}
+
+
+def in_a_line(record: dict) -> str:
+    """A run's record in a few words."""
+    final = record["final"]
+    return f"{record['arm']} seed {record['seed']}: " + ", ".join(
+        f"{k} {v:.3f}" for k, v in final.items() if k in CURVE or k.startswith("fid_"))
 
 
 def _equivariances(G: Generator | AliasFreeGenerator) -> dict[str, float]:

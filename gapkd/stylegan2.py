@@ -381,15 +381,19 @@ class Discriminator(nn.Module):
         return {"resolution": self.resolution, "channels": self.channels, "c_dim": self.c_dim,
                 "mbstd_group": self.mbstd_group} | _if_set(clamp=self.clamp)
 
-    def forward(self, images: Tensor, c: Tensor | None = None) -> Tensor:
-        """images (N, 3, R, R) in [-1, 1], c (N, c_dim) for a conditional network -> logits (N, 1); high means real."""
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Output of every block, (N, C_i, r_i, r_i) with r_i = R/2, R/4, ... 4, of images (N, 3, R, R)."""
         if images.shape[1:] != (3, self.resolution, self.resolution):
             raise ValueError(f"images must have shape (N, 3, {self.resolution}, {self.resolution}), "
                              f"not {tuple(images.shape)}")
-        x = self.from_rgb(images.contiguous(memory_format=torch.channels_last))
+        maps = [self.from_rgb(images.contiguous(memory_format=torch.channels_last))]
         for block in self.blocks:
-            x = block(x)
-        x = self.conv(minibatch_std(x, self.mbstd_group))
+            maps.append(block(maps[-1]))
+        return maps[1:]
+
+    def forward(self, images: Tensor, c: Tensor | None = None) -> Tensor:
+        """images (N, 3, R, R) in [-1, 1], c (N, c_dim) for a conditional network -> logits (N, 1); high means real."""
+        x = self.conv(minibatch_std(self.features(images)[-1], self.mbstd_group))
         x = self.out(self.fc(x.flatten(1))).to(self.out.weight.dtype)
         if self.label is None:
             return x

@@ -101,7 +101,9 @@ class Trainer:
         self.trained = [(e, p) for e, p in zip(self.G_ema.parameters(), self.G.parameters(), strict=True)]
         self.guide = guide
         self.dataset = open_dataset(config.data, G.resolution, seed=config.seed)
-        self.opt_g = lazy_adam({self.G.mapping: config.lr * config.mapping_lr, self.G.synthesis: config.lr},
+        regressors = guide.regressors if guide else torch.nn.ModuleList()
+        self.opt_g = lazy_adam({self.G.mapping: config.lr * config.mapping_lr, self.G.synthesis: config.lr,
+                                regressors: config.lr},
                                config.path_every if config.path_weight else 0)
         self.opt_d = lazy_adam({self.D: config.lr}, config.r1_every if config.r1_gamma else 0)
         # A GPU need not wait for images; on a CPU a second thread would take from the training what it gives.
@@ -115,7 +117,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         if self.device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
-        self.step, self.images = 0, 0
+        self.step, self.images, self.seconds = 0, 0, 0.0  # the last: spent before the first step
         self.d_first = getattr(config, "d_first", 0)
         self.path_mean = torch.zeros((), device=self.device)
         self.sums: dict[str, Tensor] = {}
@@ -276,7 +278,8 @@ class Trainer:
         return means
 
     def state(self) -> dict:
-        return {"G": self.G.state_dict(), "D": self.D.state_dict(), "G_ema": self.G_ema.state_dict(),
+        regressors = {"regressors": self.guide.regressors.state_dict()} if self.guide and self.guide.regressors else {}
+        return {"G": self.G.state_dict(), "D": self.D.state_dict(), "G_ema": self.G_ema.state_dict(), **regressors,
                 "opt_g": self.opt_g.state_dict(), "opt_d": self.opt_d.state_dict(), "rng": self.rng.get_state(),
                 "dice": self.dice.get_state(), "path_mean": self.path_mean, "sums": dict(self.sums),
                 "counts": dict(self.counts), "scaler": self.scaler.state_dict(), "step": self.step,
@@ -291,6 +294,8 @@ class Trainer:
         try:
             for name in ("G", "D", "G_ema", "opt_g", "opt_d", "scaler"):
                 getattr(self, name).load_state_dict(state[name])
+            if self.guide and self.guide.regressors:
+                self.guide.regressors.load_state_dict(state["regressors"])
             self.rng.set_state(state["rng"].cpu())
             self.dice.set_state(state["dice"].cpu())
             self.path_mean = state["path_mean"].to(self.device)

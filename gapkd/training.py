@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,6 +27,7 @@ from gapkd import parallel
 from gapkd.checkpoints import find_checkpoint, load_discriminator, load_generator, read_metadata, sha256
 from gapkd.distillation import Guide
 from gapkd.evaluation import FidProbe
+from gapkd.features import head_mask, reader
 from gapkd.runs import RunFolder, belongs_to_this_job, job, provenance
 from gapkd.settings import DistillConfig, RunConfig, TrainConfig, from_dict, to_dict, widths
 from gapkd.students import AnyGenerator, make_student
@@ -91,7 +93,7 @@ def _fit(trainer: Trainer, kind: str, folder: RunFolder, probe: Probe | None) ->
     origin["processes"] = parallel.count()
     if ancestor := folder.remember("started_from", lambda: _ancestor(c)):
         origin["started_from"] = ancestor
-    log, seconds = [], 0.0
+    log, seconds = [], trainer.seconds
     if c.resume:
         state = folder.load_state()
         trainer.load_state(state)
@@ -348,13 +350,18 @@ def distill(config: DistillConfig, probe: Probe | None = None,
 
     Args:
         probe: as in `train_gan`.
-        content_mask: maps teacher images (N, 3, R, R) to masks (N, 1, R, R) in [0, 1]; the rgb and perceptual losses
-            then look inside the mask only.
+        content_mask: maps teacher images (N, 3, R, R) to masks (N, 1, R, R) in [0, 1], in place of the one that
+            config.content names; the rgb and perceptual losses then look inside the mask only, and "pruned-content"
+            asks which channels matter there.
     Raises: as `train_gan`; CheckpointError for an unusable teacher.
     """
-    config = _begin(config)
-    teacher = load_generator(config.teacher)
-    student = make_student(teacher, config.keep, config.kernel, config.mapping, config.synthesis, config.seed)
+    config, started = _begin(config), time.perf_counter()
+    teacher = load_generator(config.teacher).to(choose_device(config.device))
+    if config.content and content_mask is None:
+        content_mask = partial(head_mask, reader("toyfaces", next(teacher.parameters()).device))
+    synthesis = "random" if config.resume else config.synthesis  # the checkpoint holds the weights
+    student = make_student(teacher, config.keep, config.kernel, config.mapping, synthesis, config.seed, content_mask,
+                           config.slimming_images)
     if not config.noise:
         silence(student)
     if config.discriminator:
@@ -366,8 +373,12 @@ def distill(config: DistillConfig, probe: Probe | None = None,
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             D = Discriminator(teacher.resolution, widths(config.d_channels, teacher.resolution))
-    guide = Guide(config, teacher.to(choose_device(config.device)), content_mask)
+    trainer = Trainer(config, student, D, Guide(config, teacher, content_mask, student))
+    trainer.images = config.slimming_images if config.synthesis == "slimmed" else 0
+    trainer.seconds = time.perf_counter() - started
     inputs = {"teacher": sha256(config.teacher)}
     if config.perceptual_weight and config.perceptual.endswith(".safetensors"):
         inputs["perceptual"] = sha256(config.perceptual)
-    return fit(Trainer(config, student, D, guide), "distill", probe, inputs)
+    if config.discriminator and config.perceptual == "discriminator":
+        inputs["discriminator"] = sha256(config.discriminator)
+    return fit(trainer, "distill", probe, inputs)

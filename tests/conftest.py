@@ -32,4 +32,4 @@ def stylekd():
 def fake_distance(monkeypatch):
     """Squared difference in place of the attribute network, which most tests of the loop do not need."""
     monkeypatch.setattr("gapkd.distillation.distance_for",
-                        lambda name, device: lambda a, b: (a - b).square().mean((1, 2, 3)))
+                        lambda name, device, discriminator: lambda a, b: (a - b).square().mean((1, 2, 3)))

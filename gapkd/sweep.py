@@ -1,0 +1,283 @@
+"""Methods x seeds from a table: what is missing is trained, what is there is left alone, one JSON line a run.
+
+    gapkd sweep sweeps/table.yml                           one run after the other
+    gapkd sweep sweeps/table.yml --jobs 2                  two at a time, sharing the cores; on GPUs, one process each
+    gapkd sweep sweeps/table.yml --arms dcp --seeds 0      one row of the table
+
+Workers claim runs by locks in the sweep's folder, so the same command may be started as often as there are cores, GPUs
+or machines that see the folder: `sbatch --array=1-8 --gres=gpu:1 --wrap "gapkd sweep sweeps/table.yml"` spreads a sweep
+over a cluster with Slurm. An interrupted run is resumed by whoever comes next.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+import yaml
+from filelock import FileLock, Timeout
+
+from gapkd.checkpoints import load_generator, sha256, write_atomically
+from gapkd.datasets import open_dataset
+from gapkd.evaluation import evaluation_table, real_features
+from gapkd.features import reader
+from gapkd.runs import provenance
+from gapkd.settings import MINE, DistillConfig, command_line, from_dict, shareable, to_dict
+from gapkd.study import in_a_line, train_and_measure
+from gapkd.trainer import TrainingDiverged
+from gapkd.training import OutOfMemory
+
+MEASURING = ("probe_every", "fid_every", "fid_samples", "fid_features")
+"""Settings that decide when is measured, not what is trained."""
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """Train and measure all methods of a table with all seeds; runs that its results file holds are skipped."""
+
+    table: Annotated[str, tyro.conf.Positional]
+    """YAML file: results, folder, seeds, samples, judge, settings (of every run) and arms (name: changed settings)."""
+    arms: tuple[str, ...] = ()
+    """Only these; empty: all."""
+    seeds: tuple[int, ...] = ()
+    """Only these; empty: those of the table."""
+    jobs: int = 0
+    """Runs at a time; 0: one, or one for every GPU."""
+    device: str = "auto"
+    """"auto", "cpu", "cuda", "cuda:1"..."""
+    dry_run: bool = False
+    """Only say what is done and what is missing."""
+    progress: bool = False
+    """Show progress bars."""
+
+    def __post_init__(self):
+        if self.jobs < 0:
+            raise ValueError(f"jobs must not be negative, but is {self.jobs}")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A sweep as its file describes it."""
+
+    arms: dict[str, dict[str, Any]]
+    """Name of the method -> settings in which it differs from the others; null: none."""
+    results: str
+    """The JSON-lines file that collects the records."""
+    folder: str
+    """Where the runs themselves go."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    settings: dict[str, Any] | None = None
+    """Of every run, DistillConfig's fields; seed, out, resume and the like belong to the sweep."""
+    samples: int = 5000
+    """Images of the last evaluation."""
+    judge: str = "toyfaces"
+    """The network behind agreement and FID: the embedded one, or a file that `gapkd judge` wrote."""
+
+    def config(self, arm: str, seed: int) -> DistillConfig:
+        """The settings of one run. Raises ValueError, naming the arm."""
+        try:
+            return from_dict(DistillConfig, {**(self.settings or {}), **(self.arms[arm] or {}), "seed": seed})
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"arm {arm}: {error}") from error
+
+
+def read_table(path: str | Path) -> Table:
+    """Read and check a table. Raises ValueError that names the file and the place."""
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ValueError(f"the table {path} cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    known = [f.name for f in fields(Table)]
+    if not isinstance(content, dict) or not content.get("arms"):
+        raise ValueError(f"{path} must name its methods under `arms`; it may hold {', '.join(known)}")
+    for name in content:
+        if name not in known:
+            raise ValueError(f"{path} has an entry {name}: known are {', '.join(known)}")
+    stem = Path(path).stem
+    arms, settings, seeds = content["arms"], content.get("settings") or {}, content.get("seeds", [0, 1, 2])
+    if not isinstance(arms, dict) or not all(isinstance(a, dict) for a in (settings, *filter(None, arms.values()))):
+        raise ValueError(f"{path}: `settings` and every one of `arms` must be a list of `setting: value`")
+    if not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds):
+        raise ValueError(f"{path}: `seeds` must be a list of whole numbers, not {seeds!r}")
+    mine = [name for values in (settings, *filter(None, arms.values())) for name in values if name in (*MINE, "seed")]
+    if mine:
+        raise ValueError(f"{path}: {mine[0]} is for the sweep to choose: leave it out")
+    table = Table(**{"results": f"runs/{stem}.jsonl", "folder": f"runs/{stem}", **content,
+                     "arms": {str(name): changes or {} for name, changes in arms.items()}, "seeds": tuple(seeds)})
+    try:
+        for arm in table.arms:
+            table.config(arm, seeds[0])
+    except ValueError as error:
+        raise ValueError(f"{path}, {error}") from error
+    return table
+
+
+def read_results(path: str | Path) -> list[dict]:
+    """The records of a results file, none if it is not there yet. Raises ValueError for a line that is no record."""
+    file, records = Path(path), []
+    for number, line in enumerate(file.read_text().splitlines() if file.exists() else [], 1):
+        try:
+            record = json.loads(line)
+            record["arm"], record["final"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{file}, line {number}, is not the record of a run: take the line out, and its run is "
+                             "made again") from error
+        records.append(record)
+    return records
+
+
+def _same_run(record: dict, config: DistillConfig) -> bool:
+    """Whether a record is that of a run with these settings; settings that are newer than it have their defaults."""
+    defaults = shareable(to_dict(DistillConfig()))
+    asked = shareable(to_dict(config))
+    return all(record["settings"].get(name, defaults[name]) == value for name, value in asked.items()
+               if name not in MEASURING)
+
+
+def missing(table: Table, arms: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
+    """Arm and seed of the runs that the results do not hold, the first seed of all arms first.
+
+    Raises ValueError where they hold one of that name with other settings or another teacher.
+    """
+    records = {(r["arm"], r.get("seed")): r for r in read_results(table.results)}
+    todo = []
+    for seed in seeds:
+        for arm in arms:
+            record, config = records.get((arm, seed)), table.config(arm, seed)
+            if record is None:
+                todo.append((arm, seed))
+            elif not _same_run(record, config) or record.get("teacher_sha256") not in (None, sha256(config.teacher)):
+                raise ValueError(f"{table.results} holds a run of {arm}, seed {seed}, with other settings or another "
+                                 "teacher: give the arm another name, or take that line out")
+    return todo
+
+
+def run_sweep(config: SweepConfig) -> list[dict]:
+    """Train what is missing; returns all records of the results file.
+
+    Raises ValueError for a table or results file that does not fit; RuntimeError when runs failed (the others are
+    made nevertheless); TrainingInterrupted.
+    """
+    table = read_table(config.table)
+    for arm in config.arms:
+        if arm not in table.arms:
+            raise ValueError(f"{config.table} has no arm {arm}: choose from {', '.join(table.arms)}")
+    arms, seeds = config.arms or tuple(table.arms), config.seeds or table.seeds
+    todo = missing(table, arms, seeds)
+    print(f"{len(arms) * len(seeds) - len(todo)} of {len(arms) * len(seeds)} runs are in {table.results}")
+    if config.dry_run:
+        for arm, seed in todo:
+            print(f"missing: {arm} seed {seed}: {row_command(table.config(arm, seed))}")
+        return read_results(table.results)
+    gpus = torch.cuda.device_count() if config.device in ("auto", "cuda") else 0
+    jobs = min(config.jobs or max(1, gpus), max(1, len(todo)))
+    if jobs > 1:
+        _spread(config, jobs, gpus)
+    else:
+        _work(config, table, arms, seeds)
+    return read_results(table.results)
+
+
+def row_command(config: DistillConfig) -> str:
+    """The command that trains one run alone."""
+    return command_line("gapkd distill", DistillConfig, to_dict(config))
+
+
+def _spread(config: SweepConfig, jobs: int, gpus: int) -> None:
+    """Start workers, each this command with one job, and wait for them."""
+    workers = []
+    for number in range(jobs):
+        device = f"cuda:{number % gpus}" if gpus else config.device
+        command = [sys.executable, "-m", "gapkd", "sweep", config.table, "--jobs", "1", "--device", device]
+        for name in ("arms", "seeds"):
+            if values := getattr(config, name):
+                command += [f"--{name}", *map(str, values)]
+        threads = str(max(1, (os.cpu_count() or 1) // jobs))
+        workers.append(subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": threads}))
+    try:
+        failed = [worker.wait() for worker in workers]
+    except KeyboardInterrupt:  # Ctrl-C reaches the workers too: they save their states
+        for worker in workers:
+            worker.wait()
+        raise
+    if any(failed):
+        raise ChildFailed(f"{sum(map(bool, failed))} of {jobs} workers met a run that failed: see above")
+
+
+class ChildFailed(RuntimeError):
+    """A run of the sweep failed; the others are made nevertheless."""
+
+
+def _claims(table: Table, runs: Sequence[tuple[str, int]]) -> Iterator[tuple[str, int]]:
+    """The runs that nobody else is at, one after the other, each ours until the next is asked for."""
+    folder = Path(table.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for arm, seed in runs:
+        lock = FileLock(folder / f".{arm}-{seed}.claim")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            continue
+        try:
+            if not any((r["arm"], r.get("seed")) == (arm, seed) for r in read_results(table.results)):
+                yield arm, seed
+        finally:
+            lock.release()
+
+
+def _work(config: SweepConfig, table: Table, arms: Sequence[str], seeds: Sequence[int]) -> None:
+    todo, failed = missing(table, arms, seeds), []
+    if not todo:
+        return
+    net, teachers, reals = reader(table.judge), {}, {}
+    for arm, seed in _claims(table, todo):
+        out = Path(table.folder) / f"{arm}-{seed}"
+        settings = from_dict(DistillConfig, to_dict(table.config(arm, seed)) | {
+            "out": str(out), "device": config.device, "progress": config.progress,
+            "resume": any(out.glob("checkpoints/*.pt"))})
+        if settings.teacher not in teachers:
+            teachers[settings.teacher] = load_generator(settings.teacher)
+        teacher, where = teachers[settings.teacher], (settings.data, teachers[settings.teacher].resolution)
+        if where not in reals:
+            dataset = open_dataset(settings.data, teacher.resolution, seed=99)
+            reals[where] = real_features(net, dataset, table.samples, seed=99)
+        digests = {"teacher_sha256": sha256(settings.teacher), "judge_sha256": sha256(
+            "attributes" if table.judge == "toyfaces" else table.judge)}
+        try:
+            record = {"arm": arm, **train_and_measure(settings, teacher, net, reals[where], table.samples), **digests}
+        except (TrainingDiverged, OutOfMemory) as error:
+            failed.append(arm)
+            print(f"{arm} seed {seed} failed: {error}", file=sys.stderr, flush=True)
+            continue
+        _append(table.results, record)
+        print(f"{in_a_line(record)}, {record['seconds']:.0f} s", flush=True)
+    if failed:
+        raise ChildFailed(f"{len(failed)} run(s) failed: {', '.join(failed)}; the others are in {table.results}")
+
+
+def _append(results: str | Path, record: dict) -> None:
+    """Add a line to the results, whole or not at all, whoever else writes."""
+    file = Path(results)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_name(f".{file.name}.lock")):
+        before = file.read_text() if file.exists() else ""
+        write_atomically(file, (before + json.dumps(record) + "\n").encode())
+
+
+def references(table: Table) -> list[dict]:
+    """The rows that give the figures their scale: real images against real ones, and the teacher."""
+    config = table.config(next(iter(table.arms)), table.seeds[0])
+    teacher = load_generator(config.teacher)
+    dataset = open_dataset(config.data, teacher.resolution, seed=99)
+    return [row | provenance() for row in evaluation_table({}, reader(table.judge), dataset, teacher, table.samples,
+                                                           99)]
