@@ -30,13 +30,15 @@ from gapkd.datasets import open_dataset
 from gapkd.evaluation import evaluation_table, real_features
 from gapkd.features import reader
 from gapkd.runs import provenance
-from gapkd.settings import MINE, DistillConfig, command_line, from_dict, shareable, to_dict
+from gapkd.settings import DistillConfig, command_line, from_dict, shareable, to_dict
 from gapkd.study import in_a_line, train_and_measure
 from gapkd.trainer import TrainingDiverged
 from gapkd.training import OutOfMemory
 
 MEASURING = ("probe_every", "fid_every", "fid_samples", "fid_features")
 """Settings that decide when is measured, not what is trained."""
+MINE = ("seed", "out", "resume", "device", "progress")
+"""Settings that the sweep chooses."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def read_table(path: str | Path) -> Table:
         raise ValueError(f"{path}: `settings` and every one of `arms` must be a list of `setting: value`")
     if not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds):
         raise ValueError(f"{path}: `seeds` must be a list of whole numbers, not {seeds!r}")
-    mine = [name for values in (settings, *filter(None, arms.values())) for name in values if name in (*MINE, "seed")]
+    mine = [name for values in (settings, *filter(None, arms.values())) for name in values if name in MINE]
     if mine:
         raise ValueError(f"{path}: {mine[0]} is for the sweep to choose: leave it out")
     table = Table(**{"results": f"runs/{stem}.jsonl", "folder": f"runs/{stem}", **content,

@@ -1,0 +1,171 @@
+"""A table of methods: every run made once, by however many workers; what does not fit is refused in a sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from filelock import FileLock
+
+from gapkd import sweep
+from gapkd.checkpoints import load_generator
+from gapkd.cli import main
+from gapkd.settings import DistillConfig, from_dict
+from gapkd.sweep import SweepConfig, read_results, read_table, run_sweep
+from gapkd.trainer import TrainingDiverged
+
+SMALL = {"images": 16, "batch": 8, "d_channels": [4], "keep": 0.5, "precision": "float32", "probe_every": 8,
+         "grid_every": 0, "fid_every": 8, "fid_samples": 40}
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def table(tmp_path, teacher_file):
+    """Writes a table file with some entries changed; returns its path."""
+    def write(**changes) -> str:
+        content = {"results": str(tmp_path / "results.jsonl"), "folder": str(tmp_path / "runs"), "seeds": [0, 1],
+                   "samples": 40, "settings": SMALL | {"teacher": str(teacher_file)},
+                   "arms": {"alone": {"rgb_weight": 0, "perceptual_weight": 0, "ld_weight": 0}, "paper": None}}
+        file = tmp_path / "table.yml"
+        file.write_text(yaml.safe_dump(content | changes))
+        return str(file)
+
+    return write
+
+
+def names(records):
+    return [(r["arm"], r["seed"]) for r in records]
+
+
+def test_every_run_is_made_once(table, tmp_path, monkeypatch, capsys):
+    file = table()
+    assert names(run_sweep(SweepConfig(file, arms=("alone",), seeds=(1,)))) == [("alone", 1)]
+    records = run_sweep(SweepConfig(file))
+    assert names(records) == [("alone", 1), ("alone", 0), ("paper", 0), ("paper", 1)]  # seed by seed
+    assert [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()] == records
+    first = records[1]
+    assert first["settings"]["rgb_weight"] == 0 and "out" not in first["settings"]
+    assert {"commit", "hardware", "seconds", "teacher_sha256", "judge_sha256"} <= first.keys()
+    assert [p["images"] for p in first["curve"]] == [8, 16] and all("fid_toyfaces_40" in p for p in first["curve"])
+    load_generator(tmp_path / "runs" / "paper-1" / "generator.safetensors")
+    monkeypatch.setattr(sweep, "train_and_measure", lambda *a: pytest.fail("trained again"))
+    assert run_sweep(SweepConfig(file)) == records
+    assert "4 of 4 runs are in" in capsys.readouterr().out
+
+
+def test_a_dry_run_says_the_command_of_every_row(table, capsys, tmp_path):
+    run_sweep(SweepConfig(table(), seeds=(1,), dry_run=True))
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("0 of 2 runs are in") and not (tmp_path / "runs").exists()
+    assert "missing: alone seed 1: gapkd distill" in said[1] and "--rgb-weight 0" in said[1] and "--seed 1" in said[1]
+
+
+def test_workers_share_the_runs(table):
+    file = table()
+    assert names(run_sweep(SweepConfig(file, jobs=2))) != []
+    records = read_results(read_table(file).results)
+    assert sorted(names(records)) == [("alone", 0), ("alone", 1), ("paper", 0), ("paper", 1)]
+
+
+def test_what_another_worker_is_at_is_left_to_it(table, tmp_path):
+    (tmp_path / "runs").mkdir()
+    with FileLock(tmp_path / "runs" / ".paper-0.claim"):
+        assert ("paper", 0) not in names(run_sweep(SweepConfig(table(seeds=[0]))))
+    assert ("paper", 0) in names(run_sweep(SweepConfig(table(seeds=[0]))))
+
+
+def test_an_interrupted_run_is_resumed(table, tmp_path):
+    file = table(arms={"paper": None}, seeds=[0], settings=SMALL | {
+        "teacher": yaml.safe_load(Path(table()).read_text())["settings"]["teacher"], "images": 40_000})
+    worker = subprocess.Popen([sys.executable, "-m", "gapkd", "sweep", file], stderr=subprocess.PIPE, text=True,
+                              env=os.environ | {"OMP_NUM_THREADS": "1"})
+    log = tmp_path / "runs" / "paper-0" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    worker.send_signal(signal.SIGINT)
+    _, said = worker.communicate(timeout=60)
+    assert worker.returncode == 130 and "the state is saved" in said
+    seen = json.loads(log.read_text().splitlines()[-1])["images"]
+    settings = json.loads((tmp_path / "runs" / "paper-0" / "settings.json").read_text())["settings"]
+    table(arms={"paper": None}, seeds=[0], settings={k: v for k, v in settings.items() if k not in (
+        "out", "resume", "progress", "device", "seed")} | {"images": seen + 64})
+    (record,) = run_sweep(SweepConfig(file))
+    assert record["images"] == seen + 64
+    lines = [json.loads(line)["images"] for line in log.read_text().splitlines()]
+    assert lines == sorted(set(lines)) and lines[0] < seen  # the log goes on where it was
+
+
+def test_one_that_fails_does_not_stop_the_others(table, monkeypatch, capsys):
+    real = sweep.train_and_measure
+
+    def flaky(settings, *rest):
+        if settings.rgb_weight == 0:
+            raise TrainingDiverged("training diverged near image 8")
+        return real(settings, *rest)
+
+    monkeypatch.setattr(sweep, "train_and_measure", flaky)
+    file = table(seeds=[0])
+    assert main(["sweep", file]) == 2
+    assert "alone seed 0 failed: training diverged" in (said := capsys.readouterr().err)
+    assert "1 run(s) failed: alone; the others are in" in said
+    assert names(read_results(read_table(file).results)) == [("paper", 0)]
+
+
+def test_results_of_another_table_are_refused(table, tmp_path):
+    run_sweep(SweepConfig(table(seeds=[0])))
+    with pytest.raises(ValueError, match="holds a run of alone, seed 0, with other settings or another teacher"):
+        run_sweep(SweepConfig(table(seeds=[0], arms={"alone": {"rgb_weight": 1}})))
+    (tmp_path / "results.jsonl").write_text('{"arm": "alone"\n')
+    with pytest.raises(ValueError, match="results.jsonl, line 1, is not the record of a run"):
+        run_sweep(SweepConfig(table(seeds=[0])))
+
+
+def test_when_is_measured_and_newer_settings_do_not_make_another_run(table):
+    file = table(seeds=[0], arms={"paper": None})
+    run_sweep(SweepConfig(file))
+    results = Path(read_table(file).results)
+    record = json.loads(results.read_text())
+    record["settings"].pop("feature_weight")  # as if an older version had written it
+    record["settings"]["fid_every"] = 0
+    results.write_text(json.dumps(record) + "\n")
+    assert len(run_sweep(SweepConfig(file))) == 1
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"arms": {}}, "must name its methods under `arms`"), ({"arms": {"a": 3}}, "must be a list of `setting: value`"),
+    ({"arms": {"a": {"rgb_wieght": 1}}}, "arm a: DistillConfig has no setting rgb_wieght; did you mean rgb_weight"),
+    ({"arms": {"a": {"keep": 2}}}, "arm a: keep must lie in"), ({"seeds": 3}, "`seeds` must be a list of whole"),
+    ({"arms": {"a": {"seed": 2}}}, "seed is for the sweep to choose"), ({"sedes": [1]}, "has an entry sedes"),
+    ({"settings": {"out": "x"}}, "out is for the sweep to choose")])
+def test_bad_tables(table, changes, message):
+    with pytest.raises(ValueError, match=message):
+        read_table(table(**changes))
+
+
+def test_bad_files_and_arms(table, tmp_path):
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_table(tmp_path / "none.yml")
+    (tmp_path / "bad.yml").write_text("arms: [")
+    with pytest.raises(ValueError, match="bad.yml is not YAML"):
+        read_table(tmp_path / "bad.yml")
+    (tmp_path / "evil.yml").write_text("arms: !!python/object/apply:os.system ['touch /tmp/never']")
+    with pytest.raises(ValueError, match="evil.yml is not YAML"):
+        read_table(tmp_path / "evil.yml")
+    with pytest.raises(ValueError, match="has no arm nobody: choose from alone, paper"):
+        run_sweep(SweepConfig(table(), arms=("nobody",)))
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "sweeps").glob("*.yml")), ids=lambda f: f.name)
+def test_the_tables_that_come_along(file):
+    table = read_table(file)
+    for arm in table.arms:
+        assert from_dict(DistillConfig, dataclasses.asdict(table.config(arm, 0))).images >= 25_000
