@@ -6,6 +6,7 @@ Where torchrun started several processes, samples and their features are dealt o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from gapkd import parallel
 from gapkd.datasets import Dataset, ordered_indices
-from gapkd.features import AttributeNetwork, InceptionNetwork, reader
+from gapkd.features import AttributeNetwork, InceptionNetwork, perceptual_distance, reader
 from gapkd.metrics import (
     FeatureNetwork,
     Reading,
@@ -25,7 +26,10 @@ from gapkd.metrics import (
     join_readings,
     metric_name,
     name_classes,
+    path_length,
 )
+from gapkd.projection import project
+from gapkd.pruning import AnyGenerator
 from gapkd.stylegan2 import Generator, Noise
 
 Row = dict[str, float | str]
@@ -150,6 +154,21 @@ def evaluate_generator(G: Generator, net: AttributeNetwork, samples: int = 5000,
         result |= distances.result(parallel.gather_objects(distances.totals))
         result[metric_name("fid_to_teacher", extractor, samples)] = frechet_distance(*map(torch.cat, features))
     return result
+
+
+def measure_latent_space(G: AnyGenerator, net: AttributeNetwork, targets: Tensor, samples: int = 2000, steps: int = 100,
+                         seed: int = 0) -> dict[str, float]:
+    """How smooth W is and what can be found in W+: ppl_<network>_<samples> (`gapkd.metrics.path_length`), and the mean
+    projection_psnr and projection_perceptual of images that the generator has not seen.
+
+    Args:
+        targets: (N, 3, R, R), the images to project. steps: of Adam, noise maps left alone.
+    """
+    distance = partial(perceptual_distance, net)
+    found = [project(G, part, distance, steps) for part in targets.split(16)]
+    return {metric_name("ppl", net.name, samples): path_length(G, distance, samples, seed),
+            "projection_psnr": torch.cat([f.psnr for f in found]).mean().item(),
+            "projection_perceptual": torch.cat([f.perceptual for f in found]).mean().item()}
 
 
 def evaluation_table(students: Mapping[str, Generator], net: AttributeNetwork, dataset: Dataset,

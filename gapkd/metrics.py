@@ -12,13 +12,14 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from gapkd.features import AttributeNetwork, perceptual_distance
+from gapkd.pruning import AnyGenerator
 
 Images = Tensor | Iterable[Tensor]  # (N, 3, R, R), or such batches one after the other
 
@@ -154,11 +155,42 @@ def _radii(points: Tensor, k: int) -> Tensor:
 
 
 def distribution_metrics(real: Tensor, fake: Tensor, extractor: str, seed: int = 0) -> dict[str, float]:
-    """FID, KID, precision and recall of feature sets (N, F), named by extractor and number of fakes."""
-    manifold = precision_recall(real, fake)
+    """FID, KID and the manifold metrics of feature sets (N, F), named by extractor and number of fakes."""
     values = {"fid": frechet_distance(real, fake), "kid": kid(real, fake, seed),
-              "precision": manifold.precision, "recall": manifold.recall}
+              **precision_recall(real, fake)._asdict()}
     return {metric_name(metric, extractor, len(fake)): value for metric, value in values.items()}
+
+
+# -- is the latent space smooth? -----------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def path_length(G: AnyGenerator, distance: Callable[[Tensor, Tensor], Tensor], samples: int = 5000, seed: int = 0,
+                epsilon: float = 1e-4, batch: int = 50) -> float:
+    """Perceptual path length in W, the full path: how much the image changes for a small step between two latents.
+
+    For w_a, w_b of two z and t uniform in [0, 1]: distance(G(lerp(w_a, w_b, t)), G(lerp(w_a, w_b, t + epsilon))) /
+    epsilon^2, mean of what lies between the 1st and the 99th percentile (Karras et al., 2019). The published table of
+    the paper leaves the division by epsilon^2 out.
+
+    Args:
+        distance: images (N, 3, R, R) twice -> (N,), LPIPS for published figures.
+    """
+    device = next(G.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for start in range(0, samples, batch):
+        n = min(batch, samples - start)
+        c = None
+        if G.c_dim:
+            c = torch.eye(G.c_dim)[torch.randint(G.c_dim, (n,), generator=generator)].to(device)
+        w_a, w_b = (G.mapping(torch.randn(n, G.z_dim, generator=generator).to(device), c) for _ in range(2))
+        t = torch.rand(n, 1, generator=generator).to(w_a)
+        images = G.synthesis(torch.cat([w_a.lerp(w_b, t), w_a.lerp(w_b, t + epsilon)])).image
+        found.append(distance(*images.chunk(2)).double().cpu() / epsilon**2)
+    lengths = torch.cat(found)
+    low, high = lengths.quantile(torch.tensor([0.01, 0.99], dtype=torch.float64))
+    return lengths[(lengths >= low) & (lengths <= high)].mean().item()
 
 
 # -- is it the same image? -----------------------------------------------------------------------------------

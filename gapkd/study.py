@@ -17,9 +17,15 @@ from torch import Tensor
 
 from gapkd import figures
 from gapkd.checkpoints import load_generator, read_metadata, sha256, write_atomically
-from gapkd.datasets import open_dataset
+from gapkd.datasets import open_dataset, ordered_indices
 from gapkd.equivariance import equivariance
-from gapkd.evaluation import evaluate_generator, evaluation_table, real_features, sample_images
+from gapkd.evaluation import (
+    evaluate_generator,
+    evaluation_table,
+    measure_latent_space,
+    real_features,
+    sample_images,
+)
 from gapkd.features import AttributeNetwork, reader
 from gapkd.judge import JudgeConfig
 from gapkd.metrics import same_z_distance, semantic_agreement
@@ -130,13 +136,10 @@ def run_study(config: StudyConfig) -> list[dict]:
     for record in records:
         runs.pop((record["arm"], record["seed"]), None)
     if runs:
-        teacher = load_generator(config.teacher)
-        dataset = open_dataset(config.data, teacher.resolution, seed=99)
-        real = real_features(net, dataset, config.samples, seed=99)
-        references = stored.get("references") or evaluation_table({}, net, dataset, teacher, config.samples, 99)
-        references[-1] |= _equivariances(teacher)
+        bench = Bench(config.teacher, net, config.data, config.samples)
+        references = stored.get("references") or bench.references()
     for (arm, _), settings in runs.items():
-        records.append({"arm": arm, **train_and_measure(settings, teacher, net, real, config.samples)})
+        records.append({"arm": arm, **bench.train(settings)})
         write_atomically(file, json.dumps({**study, "references": references, "runs": records}, indent=1).encode())
         print(in_a_line(records[-1]), flush=True)
     if config.story:
@@ -146,21 +149,41 @@ def run_study(config: StudyConfig) -> list[dict]:
     return records
 
 
-def train_and_measure(settings: DistillConfig, teacher: AnyGenerator, net: AttributeNetwork, real: Tensor,
-                      samples: int) -> dict:
-    """Distil, measure on the way and at the end: a run's record.
+class Bench:
+    """Where runs are measured: the same teacher, real images and judge for all of them.
 
     Args:
-        real: features of real images (`gapkd.evaluation.real_features`).
-        samples: images of the last evaluation.
+        teacher: its file, or the name of an embedded one.
+        net: the judge. data: the real images. samples: images of the last evaluation.
+        projected: images that are looked for in the latent space.
     """
-    result = distill(settings, agreement_probe(teacher, net))
-    final = evaluate_generator(result.generator.cpu(), net, samples, 20_000, teacher, real)
-    final |= _equivariances(result.generator)
-    curve = [{k: v for k, v in r.items() if k in CURVE or k.startswith("fid_")} for r in result.log
-             if "l1" in r or any(k.startswith("fid_") for k in r)]
-    return {"seed": settings.seed, "settings": shareable(to_dict(settings)), "images": settings.images,
-            "seconds": result.log[-1]["seconds"], **provenance(), "curve": curve, "final": final}
+
+    def __init__(self, teacher: str, net: AttributeNetwork, data: str, samples: int, projected: int = 64):
+        self.teacher, self.net, self.samples = load_generator(teacher), net, samples
+        self.dataset = open_dataset(data, self.teacher.resolution, seed=99)
+        self.real = real_features(net, self.dataset, samples, seed=99)
+        # Toy faces of this seed are new to every run; of a folder, these are images that were trained on.
+        self.targets = self.dataset.load(ordered_indices(self.dataset.size, 0, projected, 98))
+
+    def train(self, settings: DistillConfig) -> dict:
+        """Distil, measure on the way and at the end: a run's record."""
+        result = distill(settings, agreement_probe(self.teacher, self.net))
+        curve = [{k: v for k, v in r.items() if k in CURVE or k.startswith("fid_")} for r in result.log
+                 if "l1" in r or any(k.startswith("fid_") for k in r)]
+        return {"seed": settings.seed, "settings": shareable(to_dict(settings)), "images": settings.images,
+                "seconds": result.log[-1]["seconds"], **provenance(), "curve": curve,
+                "final": self.measure(result.generator.cpu())}
+
+    def measure(self, G: AnyGenerator) -> dict[str, float]:
+        """All figures of a trained student."""
+        final = evaluate_generator(G, self.net, self.samples, 20_000, self.teacher, self.real)
+        return final | measure_latent_space(G, self.net, self.targets) | _equivariances(G)
+
+    def references(self) -> list[dict]:
+        """The rows that give the figures their scale: real images against real ones, and the teacher."""
+        rows = evaluation_table({}, self.net, self.dataset, self.teacher, self.samples, 99)
+        rows[-1] |= measure_latent_space(self.teacher, self.net, self.targets) | _equivariances(self.teacher)
+        return rows
 
 
 def in_a_line(record: dict) -> str:

@@ -26,12 +26,10 @@ import yaml
 from filelock import FileLock, Timeout
 
 from gapkd.checkpoints import load_generator, sha256, write_atomically
-from gapkd.datasets import open_dataset
-from gapkd.evaluation import evaluation_table, real_features
 from gapkd.features import reader
 from gapkd.runs import provenance
 from gapkd.settings import DistillConfig, command_line, from_dict, shareable, to_dict
-from gapkd.study import in_a_line, train_and_measure
+from gapkd.study import Bench, in_a_line
 from gapkd.trainer import TrainingDiverged
 from gapkd.training import OutOfMemory
 
@@ -39,6 +37,8 @@ MEASURING = ("probe_every", "fid_every", "fid_samples", "fid_features")
 """Settings that decide when is measured, not what is trained."""
 MINE = ("seed", "out", "resume", "device", "progress")
 """Settings that the sweep chooses."""
+REFERENCES = ("real", "teacher")
+"""Rows of the results that give the figures their scale: real images against other real ones, and the teacher."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class SweepConfig:
     """"auto", "cpu", "cuda", "cuda:1"..."""
     dry_run: bool = False
     """Only say what is done and what is missing."""
+    remeasure: bool = False
+    """Train nothing: measure the students in the sweep's folder again, where there are new metrics."""
     progress: bool = False
     """Show progress bars."""
 
@@ -114,6 +116,10 @@ def read_table(path: str | Path) -> Table:
     mine = [name for values in (settings, *filter(None, arms.values())) for name in values if name in MINE]
     if mine:
         raise ValueError(f"{path}: {mine[0]} is for the sweep to choose: leave it out")
+    for arm, changes in arms.items():
+        if arm in REFERENCES or {"teacher", "data"} & (changes or {}).keys():
+            raise ValueError(f"{path}, arm {arm}: one teacher and one set of data, named under `settings`, serve all "
+                             f"arms, and {' and '.join(REFERENCES)} are the names of their rows")
     table = Table(**{"results": f"runs/{stem}.jsonl", "folder": f"runs/{stem}", **content,
                      "arms": {str(name): changes or {} for name, changes in arms.items()}, "seeds": tuple(seeds)})
     try:
@@ -181,6 +187,9 @@ def run_sweep(config: SweepConfig) -> list[dict]:
         for arm, seed in todo:
             print(f"missing: {arm} seed {seed}: {row_command(table.config(arm, seed))}")
         return read_results(table.results)
+    if config.remeasure:
+        _remeasure(table, arms, seeds)
+        return read_results(table.results)
     gpus = torch.cuda.device_count() if config.device in ("auto", "cuda") else 0
     jobs = min(config.jobs or max(1, gpus), max(1, len(todo)))
     if jobs > 1:
@@ -241,45 +250,63 @@ def _work(config: SweepConfig, table: Table, arms: Sequence[str], seeds: Sequenc
     todo, failed = missing(table, arms, seeds), []
     if not todo:
         return
-    net, teachers, reals = reader(table.judge), {}, {}
+    bench = _bench(table)
     for arm, seed in _claims(table, todo):
         out = Path(table.folder) / f"{arm}-{seed}"
         settings = from_dict(DistillConfig, to_dict(table.config(arm, seed)) | {
             "out": str(out), "device": config.device, "progress": config.progress,
             "resume": any(out.glob("checkpoints/*.pt"))})
-        if settings.teacher not in teachers:
-            teachers[settings.teacher] = load_generator(settings.teacher)
-        teacher, where = teachers[settings.teacher], (settings.data, teachers[settings.teacher].resolution)
-        if where not in reals:
-            dataset = open_dataset(settings.data, teacher.resolution, seed=99)
-            reals[where] = real_features(net, dataset, table.samples, seed=99)
-        digests = {"teacher_sha256": sha256(settings.teacher), "judge_sha256": sha256(
-            "attributes" if table.judge == "toyfaces" else table.judge)}
         try:
-            record = {"arm": arm, **train_and_measure(settings, teacher, net, reals[where], table.samples), **digests}
+            record = {"arm": arm, **bench.train(settings), **_digests(table)}
         except (TrainingDiverged, OutOfMemory) as error:
             failed.append(arm)
             print(f"{arm} seed {seed} failed: {error}", file=sys.stderr, flush=True)
             continue
-        _append(table.results, record)
+        _write(table.results, [record])
         print(f"{in_a_line(record)}, {record['seconds']:.0f} s", flush=True)
     if failed:
         raise ChildFailed(f"{len(failed)} run(s) failed: {', '.join(failed)}; the others are in {table.results}")
 
 
-def _append(results: str | Path, record: dict) -> None:
-    """Add a line to the results, whole or not at all, whoever else writes."""
+def _common(table: Table) -> DistillConfig:
+    """The settings of the first arm: all arms share teacher and data."""
+    return table.config(next(iter(table.arms)), table.seeds[0])
+
+
+def _digests(table: Table) -> dict[str, str]:
+    judge = "attributes" if table.judge == "toyfaces" else table.judge
+    return {"teacher_sha256": sha256(_common(table).teacher), "judge_sha256": sha256(judge)}
+
+
+def _bench(table: Table, again: bool = False) -> Bench:
+    """Where all runs are measured; sees to it that the results hold the rows of real images and teacher."""
+    common = _common(table)
+    bench = Bench(common.teacher, reader(table.judge), common.data, table.samples)
+    if again or not any(record["arm"] in REFERENCES for record in read_results(table.results)):
+        _write(table.results, [{"arm": row.pop("name"), "final": row, **provenance(), **_digests(table)}
+                               for row in bench.references()])
+    return bench
+
+
+def _remeasure(table: Table, arms: Sequence[str], seeds: Sequence[int]) -> None:
+    bench = _bench(table, again=True)
+    for record in read_results(table.results):
+        file = Path(table.folder) / f"{record['arm']}-{record.get('seed')}" / "generator.safetensors"
+        if record["arm"] not in arms or record.get("seed") not in seeds:
+            continue
+        if not file.is_file():
+            print(f"{record['arm']} seed {record['seed']} stays as it is: {file} is not there", flush=True)
+            continue
+        record |= {"final": bench.measure(load_generator(file)), "measured": provenance()}
+        _write(table.results, [record])
+        print(in_a_line(record), flush=True)
+
+
+def _write(results: str | Path, records: Sequence[dict]) -> None:
+    """Put records into the results file, in place of older ones of the same name, whole or not at all, whoever else
+    writes."""
     file = Path(results)
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_name(f".{file.name}.lock")):
-        before = file.read_text() if file.exists() else ""
-        write_atomically(file, (before + json.dumps(record) + "\n").encode())
-
-
-def references(table: Table) -> list[dict]:
-    """The rows that give the figures their scale: real images against real ones, and the teacher."""
-    config = table.config(next(iter(table.arms)), table.seeds[0])
-    teacher = load_generator(config.teacher)
-    dataset = open_dataset(config.data, teacher.resolution, seed=99)
-    return [row | provenance() for row in evaluation_table({}, reader(table.judge), dataset, teacher, table.samples,
-                                                           99)]
+        rows = {(r["arm"], r.get("seed")): r for r in [*read_results(file), *records]}
+        write_atomically(file, "".join(json.dumps(row) + "\n" for row in rows.values()).encode())

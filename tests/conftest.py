@@ -5,6 +5,7 @@ import torch
 from recorded import arrays
 
 from gapkd.checkpoints import save_network
+from gapkd.evaluation import measure_latent_space
 from gapkd.stylegan2 import Generator
 
 
@@ -26,6 +27,13 @@ def nvidia():
 @pytest.fixture(scope="session")
 def stylekd():
     return arrays("stylekd")
+
+
+@pytest.fixture
+def quick_latent_space(monkeypatch):
+    """Path length and projection with a handful of latents and steps."""
+    monkeypatch.setattr("gapkd.study.measure_latent_space",
+                        lambda G, net, targets: measure_latent_space(G, net, targets[:4], samples=20, steps=2))
 
 
 @pytest.fixture

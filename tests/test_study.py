@@ -18,7 +18,7 @@ from gapkd.stylegan3 import AliasFreeGenerator
 
 
 @pytest.fixture
-def study(tmp_path, monkeypatch):
+def study(tmp_path, monkeypatch, quick_latent_space):
     torch.manual_seed(0)
     net = AttributeNetwork(channels=(8, 8, 8, 8), hidden=8).eval()
     monkeypatch.setattr("gapkd.features.load_attribute_network", lambda *_: net)
@@ -46,7 +46,8 @@ def test_a_study_records_every_arm_and_seed_once(study, monkeypatch, tmp_path):
     assert stored == json.loads(json.dumps(records))
     first = stored[0]
     assert [point["images"] for point in first["curve"]] == [8, 16]
-    assert {"l1", "perceptual", "agree_mean_accuracy", "fid_toyfaces_40"} <= first["final"].keys()
+    assert {"l1", "perceptual", "agree_mean_accuracy", "fid_toyfaces_40", "coverage_toyfaces_40", "ppl_toyfaces_20",
+            "projection_psnr"} <= first["final"].keys()
     assert first["settings"]["rgb_weight"] == 0 and "out" not in first["settings"] and first["commit"]
     monkeypatch.setattr("gapkd.study.distill", lambda *a: pytest.fail("trained again"))
     assert len(run_study(study)) == 4

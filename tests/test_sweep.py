@@ -16,7 +16,6 @@ import yaml
 from filelock import FileLock
 
 from gapkd import sweep
-from gapkd.checkpoints import load_generator
 from gapkd.cli import main
 from gapkd.settings import DistillConfig, from_dict
 from gapkd.sweep import SweepConfig, read_results, read_table, run_sweep
@@ -41,8 +40,13 @@ def table(tmp_path, teacher_file):
     return write
 
 
+@pytest.fixture(autouse=True)
+def quick(quick_latent_space):
+    pass
+
+
 def names(records):
-    return [(r["arm"], r["seed"]) for r in records]
+    return [(r["arm"], r["seed"]) for r in records if r["arm"] not in sweep.REFERENCES]
 
 
 def test_every_run_is_made_once(table, tmp_path, monkeypatch, capsys):
@@ -51,12 +55,12 @@ def test_every_run_is_made_once(table, tmp_path, monkeypatch, capsys):
     records = run_sweep(SweepConfig(file))
     assert names(records) == [("alone", 1), ("alone", 0), ("paper", 0), ("paper", 1)]  # seed by seed
     assert [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()] == records
-    first = records[1]
+    assert [r["arm"] for r in records[:2]] == ["real", "teacher"] and records[1]["final"]["l1"] == 0
+    first = next(r for r in records if r["arm"] == "alone" and r["seed"] == 0)
     assert first["settings"]["rgb_weight"] == 0 and "out" not in first["settings"]
     assert {"commit", "hardware", "seconds", "teacher_sha256", "judge_sha256"} <= first.keys()
     assert [p["images"] for p in first["curve"]] == [8, 16] and all("fid_toyfaces_40" in p for p in first["curve"])
-    load_generator(tmp_path / "runs" / "paper-1" / "generator.safetensors")
-    monkeypatch.setattr(sweep, "train_and_measure", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr(sweep.Bench, "train", lambda *a: pytest.fail("trained again"))
     assert run_sweep(SweepConfig(file)) == records
     assert "4 of 4 runs are in" in capsys.readouterr().out
 
@@ -98,21 +102,21 @@ def test_an_interrupted_run_is_resumed(table, tmp_path):
     settings = json.loads((tmp_path / "runs" / "paper-0" / "settings.json").read_text())["settings"]
     table(arms={"paper": None}, seeds=[0], settings={k: v for k, v in settings.items() if k not in (
         "out", "resume", "progress", "device", "seed")} | {"images": seen + 64})
-    (record,) = run_sweep(SweepConfig(file))
+    record = run_sweep(SweepConfig(file))[-1]
     assert record["images"] == seen + 64
     lines = [json.loads(line)["images"] for line in log.read_text().splitlines()]
     assert lines == sorted(set(lines)) and lines[0] < seen  # the log goes on where it was
 
 
 def test_one_that_fails_does_not_stop_the_others(table, monkeypatch, capsys):
-    real = sweep.train_and_measure
+    real = sweep.Bench.train
 
-    def flaky(settings, *rest):
+    def flaky(bench, settings):
         if settings.rgb_weight == 0:
             raise TrainingDiverged("training diverged near image 8")
-        return real(settings, *rest)
+        return real(bench, settings)
 
-    monkeypatch.setattr(sweep, "train_and_measure", flaky)
+    monkeypatch.setattr(sweep.Bench, "train", flaky)
     file = table(seeds=[0])
     assert main(["sweep", file]) == 2
     assert "alone seed 0 failed: training diverged" in (said := capsys.readouterr().err)
@@ -133,17 +137,31 @@ def test_when_is_measured_and_newer_settings_do_not_make_another_run(table):
     file = table(seeds=[0], arms={"paper": None})
     run_sweep(SweepConfig(file))
     results = Path(read_table(file).results)
-    record = json.loads(results.read_text())
+    *others, record = read_results(results)
     record["settings"].pop("feature_weight")  # as if an older version had written it
     record["settings"]["fid_every"] = 0
-    results.write_text(json.dumps(record) + "\n")
-    assert len(run_sweep(SweepConfig(file))) == 1
+    results.write_text("".join(json.dumps(r) + "\n" for r in [*others, record]))
+    assert run_sweep(SweepConfig(file)) == [*others, record]
+
+
+def test_students_are_measured_again(table, tmp_path, monkeypatch, capsys):
+    file = table(seeds=[0])
+    before = run_sweep(SweepConfig(file))
+    (tmp_path / "runs" / "alone-0" / "generator.safetensors").unlink()
+    monkeypatch.setattr(sweep.Bench, "measure", lambda bench, G: {"new": float(G.resolution)})
+    after = run_sweep(SweepConfig(file, remeasure=True))
+    assert "alone seed 0 stays as it is" in capsys.readouterr().out
+    assert [r["arm"] for r in after] == [r["arm"] for r in before]
+    assert after[2] == before[2] and after[3]["final"] == {"new": 32.0} and after[3]["measured"]["commit"]
+    assert after[3]["curve"] == before[3]["curve"]
 
 
 @pytest.mark.parametrize("changes, message", [
     ({"arms": {}}, "must name its methods under `arms`"), ({"arms": {"a": 3}}, "must be a list of `setting: value`"),
     ({"arms": {"a": {"rgb_wieght": 1}}}, "arm a: DistillConfig has no setting rgb_wieght; did you mean rgb_weight"),
     ({"arms": {"a": {"keep": 2}}}, "arm a: keep must lie in"), ({"seeds": 3}, "`seeds` must be a list of whole"),
+    ({"arms": {"teacher": {}}}, "are the names of their rows"),
+    ({"arms": {"a": {"teacher": "toyfaces64"}}}, "one teacher and one set of data"),
     ({"arms": {"a": {"seed": 2}}}, "seed is for the sweep to choose"), ({"sedes": [1]}, "has an entry sedes"),
     ({"settings": {"out": "x"}}, "out is for the sweep to choose")])
 def test_bad_tables(table, changes, message):
