@@ -107,7 +107,10 @@ def _describe(file: Path) -> str:
     if kind == "stylegan2-discriminator":
         return f"The discriminator that was trained with {card['trained with']}, for runs that start from it.\n"
     scores = card["held_out"]
-    lines = ["The attribute network: reads the factors of toy faces; perceptual distance and feature space of FID.\n",
+    role = ("The attribute network: reads the factors of toy faces; perceptual distance and feature space of FID.\n"
+            if file.stem == "attributes" else
+            "A second attribute network, which no student was trained with: a judge beside the first in chapter 6.\n")
+    lines = [role,
              f"- command: `{card['command']}`, {card['seconds'] / 60:.0f} minutes", f"- origin: {origin}"]
     lines += [f"- {scores['faces']} held-out faces at {size}: "
               + ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in scores[f"scores_{size}"].items())

@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +23,7 @@ from gapkd.card import EmbedConfig
 from gapkd.judge import JudgeConfig
 from gapkd.plan import GrowthConfig, PlanConfig
 from gapkd.report import ReportConfig
-from gapkd.settings import DistillConfig, TrainConfig
+from gapkd.settings import RECIPES, DistillConfig, TrainConfig
 from gapkd.study import StudyConfig
 from gapkd.sweep import SweepConfig
 
@@ -271,9 +272,17 @@ def chapter(config: ChapterConfig) -> None:
     run_chapter(config.notebook, config.parameters, config.out)
 
 
-Command = (
+def distill_command(arguments: Sequence[str]) -> object:
+    """The type of `gapkd distill`, whose defaults are those of the recipe that is asked for."""
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    recipe = words[words.index("--recipe") + 1] if "--recipe" in words[:-1] else "paper"
+    default = DistillConfig(recipe=recipe if recipe in RECIPES else "paper")
+    return Annotated[DistillConfig, tyro.conf.subcommand("distill", default=default,
+                                                         description="Distil a teacher into a student.")]
+
+
+OTHERS = (
     Annotated[TrainConfig, tyro.conf.subcommand("teacher", description="Train a StyleGAN2 or StyleGAN3 from scratch.")]
-    | Annotated[DistillConfig, tyro.conf.subcommand("distill", description="Distil a teacher into a student.")]
     | Annotated[ResumeConfig, tyro.conf.subcommand("resume")]
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
     | Annotated[SampleConfig, tyro.conf.subcommand("sample")]
@@ -299,7 +308,8 @@ TOGETHER = (TrainConfig, DistillConfig, ResumeConfig, EvaluateConfig)  # what se
 def main(arguments: list[str] | None = None) -> int:
     """Entry point. Returns the exit status: 0, 2 for bad input, 130 when interrupted."""
     try:
-        config = tyro.cli(Command, prog="gapkd", args=arguments, config=(tyro.conf.OmitArgPrefixes,))
+        command = OTHERS | distill_command(sys.argv[1:] if arguments is None else arguments)
+        config = tyro.cli(command, prog="gapkd", args=arguments, config=(tyro.conf.OmitArgPrefixes,))
         if parallel.expected() > 1 and type(config) not in TOGETHER:
             raise ValueError("torchrun is for teacher, distill, resume and evaluate: start this command without it")
         with warnings.catch_warnings():

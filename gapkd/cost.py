@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import statistics
 import time
+import weakref
 from collections.abc import Callable
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from gapkd.pruning import AnyGenerator
 from gapkd.stylegan2 import Generator
 
 
@@ -63,6 +67,40 @@ def _paper_macs(G: Generator) -> int:
             total += grid * i * o * size**2 + G.w_dim * i  # the convolution, and the affine that styles it
         incoming = second
     return total
+
+
+class _LiveTensors(TorchDispatchMode):
+    """Counts the bytes of tensors that operations bring forth, as long as anybody holds them."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        result = func(*args, **(kwargs or {}))
+        for tensor in (leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self.known:
+                self.known.add(storage._cdata)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _gone(self, storage: int, size: int) -> None:
+        self.known.discard(storage)
+        self.now -= size
+
+
+@torch.no_grad()
+def working_memory(G: AnyGenerator, batch: int = 1) -> int:
+    """Bytes of the tensors that are alive at once, at most, while images are drawn; the network's own weights and what
+    an operation needs within itself come on top."""
+    run, _ = _forward(G, batch)
+    with _LiveTensors() as live:
+        run()
+    return live.peak
 
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:

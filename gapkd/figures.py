@@ -322,6 +322,39 @@ def bars_with_chance(
     return figure
 
 
+def dots(panels: Mapping[str, Mapping[str, Sequence[float]]], title: str = "",
+         levels: Mapping[str, float] | None = None, width: float = 8.2) -> Figure:
+    """Methods compared: one row a method, one panel a figure, a dot for every seed, and mean and standard deviation.
+
+    Args:
+        panels: title of a panel -> name of a method -> its values, one a seed; the same methods in every panel.
+        levels: title of a panel -> height of a dashed line in it.
+    """
+    names = list(next(iter(panels.values())))
+    labels = [_fill(name, 0.25 * width * DPI) for name in names]
+    lines = [line for label in labels for line in label.split("\n")]
+    room = (width - 0.085 * max(map(len, lines)) - 0.2) / len(panels)
+    with matplotlib.rc_context(style()):
+        figure = _figure(width, 1.3 + 0.27 * max(len(lines), 2))
+        row = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+        for axes, (heading, values) in zip(row, panels.items(), strict=True):
+            for y, name in enumerate(names):
+                seeds = np.asarray(values[name], dtype=float)
+                axes.plot(seeds, np.full(len(seeds), y), linestyle="none", marker="o", markersize=4, alpha=0.45,
+                          color=PALETTE[0], markeredgewidth=0)
+                spread = seeds.std(ddof=1) if len(seeds) > 1 else 0.0
+                axes.errorbar(seeds.mean(), y, xerr=spread, marker="|", markersize=9, capsize=2.5, elinewidth=1,
+                              linestyle="none", color=INK)
+            if heading in (levels or {}):
+                axes.axvline(levels[heading], color=CHANCE, linestyle=(0, (4, 3)), linewidth=1.3, zorder=1)
+            axes.set_yticks(range(len(names)), labels)
+            axes.set_ylim(len(names) - 0.4, -0.6)
+            axes.margins(x=0.08)
+            _finish(axes, heading, "", "", room + 0.5, width, **PANEL)
+        _headline(figure, title)
+    return figure
+
+
 def heatmaps(
     matrices: Mapping[str, Tensor],
     title: str = "",

@@ -31,6 +31,12 @@ def tile(images: Tensor, columns: int = 8) -> Image.Image:
     return Image.fromarray(sheet.numpy())
 
 
+def untile(row: Tensor) -> Tensor:
+    """The images of a `tile` that has one row: (3, R, W) -> (N, 3, R, R)."""
+    r = row.shape[1]
+    return row.unfold(2, r, r + max(1, r // 32)).permute(2, 0, 1, 3)
+
+
 def save_png(images: Tensor, path: str | Path, columns: int = 8) -> Path:
     """Write images (N, 3, R, R) as one tiled PNG."""
     buffer = io.BytesIO()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,13 +155,18 @@ class Bench:
     Args:
         teacher: its file, or the name of an embedded one.
         net: the judge. data: the real images. samples: images of the last evaluation.
+        second: another judge, that was no student's perceptual loss: a method may please the first without having
+            come nearer. Its FID, agreement and distance are named second_....
         projected: images that are looked for in the latent space.
     """
 
-    def __init__(self, teacher: str, net: AttributeNetwork, data: str, samples: int, projected: int = 64):
+    def __init__(self, teacher: str, net: AttributeNetwork, data: str, samples: int,
+                 second: AttributeNetwork | None = None, projected: int = 64):
         self.teacher, self.net, self.samples = load_generator(teacher), net, samples
         self.dataset = open_dataset(data, self.teacher.resolution, seed=99)
         self.real = real_features(net, self.dataset, samples, seed=99)
+        self.second = second
+        self.second_real = real_features(second, self.dataset, samples, seed=99) if second else None
         # Toy faces of this seed are new to every run; of a folder, these are images that were trained on.
         self.targets = self.dataset.load(ordered_indices(self.dataset.size, 0, projected, 98))
 
@@ -177,11 +182,19 @@ class Bench:
     def measure(self, G: AnyGenerator) -> dict[str, float]:
         """All figures of a trained student."""
         final = evaluate_generator(G, self.net, self.samples, 20_000, self.teacher, self.real)
+        if self.second:
+            found = evaluate_generator(G, self.second, self.samples, 20_000, self.teacher, self.second_real)
+            final |= {f"second_{name}": value for name, value in found.items()
+                      if name.startswith(("fid_", "agree_mean", "perceptual"))}
         return final | measure_latent_space(G, self.net, self.targets) | _equivariances(G)
 
     def references(self) -> list[dict]:
         """The rows that give the figures their scale: real images against real ones, and the teacher."""
         rows = evaluation_table({}, self.net, self.dataset, self.teacher, self.samples, 99)
+        if self.second:
+            again = evaluation_table({}, self.second, self.dataset, self.teacher, self.samples, 99)
+            for row, found in zip(rows, again, strict=True):
+                row |= {f"second_{name}": value for name, value in found.items() if name.startswith("fid_")}
         rows[-1] |= measure_latent_space(self.teacher, self.net, self.targets) | _equivariances(self.teacher)
         return rows
 
@@ -228,11 +241,23 @@ def summary(records: Sequence[dict], arm: str, name: str) -> tuple[float, float,
 COLUMNS = {"l1": "L1 ↓", "perceptual": "perceptual ↓", "agree_mean_accuracy": "same class ↑",
            "agree_mean_correlation": "correlation ↑", "fid_(?!to_teacher_).+": "FID to real ↓",
            "fid_to_teacher_.+": "FID to teacher ↓", "eq_t": "EQ-T, dB ↑", "eq_r": "EQ-R, dB ↑"}
+SET_COLUMNS = {"fid_(?!to_teacher_).+": "FID ↓", "kid_.+": "KID ↓", "precision_.+": "precision ↑",
+               "recall_.+": "recall ↑", "density_.+": "density ↑", "coverage_.+": "coverage ↑", "ppl_.+": "PPL ↓",
+               "projection_psnr": "projection, PSNR dB ↑", "projection_perceptual": "projection, perceptual ↓"}
 """Figures of a results table and their titles. A figure is a pattern of the name that it has in a record: those of
 Frechet distances hold the feature space and the sample count."""
 
 
-def results_table(records: Sequence[dict], references: Sequence[dict] = ()) -> str:
+def difference(records: Sequence[dict], arm: str, other: str, name: str) -> tuple[float, float]:
+    """By how much the mean of an arm lies above that of another one, and the standard error of that (Welch's, from the
+    spread over the seeds of both; nan where one has a single seed)."""
+    (a, spread_a, n_a), (b, spread_b, n_b) = (summary(records, x, name) for x in (arm, other))
+    error = (spread_a**2 / n_a + spread_b**2 / n_b) ** 0.5 if min(n_a, n_b) > 1 else float("nan")
+    return a - b, error
+
+
+def results_table(records: Sequence[dict], references: Sequence[dict] = (),
+                  columns: Mapping[str, str] | None = None, arms: Sequence[str] = ()) -> str:
     """Markdown: two rows for scale, then one an arm, mean ± standard deviation over its seeds.
 
     In brackets the chance level of that arm: what its images would score if they were paired with other ones of the
@@ -240,20 +265,24 @@ def results_table(records: Sequence[dict], references: Sequence[dict] = ()) -> s
 
     Args:
         references: the rows of `evaluation_table` for real images and the teacher.
+        columns: as COLUMNS, which is the default.
+        arms: which ones, in this order; by default all, those of ARMS first.
     """
     if not records:
         return "_No longer runs are recorded yet._"
     images = records[0]["images"]
-    keys = {title: key for pattern, title in COLUMNS.items()
+    keys = {title: key for pattern, title in (columns or COLUMNS).items()
             for key in records[0]["final"] if re.fullmatch(pattern, key)}
-    judged = keys["FID to real ↓"].rsplit("_", 1)[1]  # the metric's name ends with its sample count
+    fid = next(key for key in records[0]["final"] if re.fullmatch("fid_(?!to_teacher_).+", key))
+    judged = fid.rsplit("_", 1)[1]  # the metric's name ends with its sample count
     lines = [f"| {images:,} images each, judged on {judged} | seeds | " + " | ".join(keys) + " |",
              "|---|--:|" + "--:|" * len(keys)]
     for row in references:
         cells = [f"{row[key]:.3f}" if key in row else "-" for key in keys.values()]
         lines.append(f"| {'real, against other real' if row['name'] == 'real' else row['name']} | | "
                      + " | ".join(cells) + " |")
-    for arm in (a for a in ARMS if any(r["arm"] == a for r in records)):
+    present = dict.fromkeys(r["arm"] for r in records)
+    for arm in arms or sorted(present, key=lambda a: list(ARMS).index(a) if a in ARMS else len(ARMS)):
         cells = []
         for key in keys.values():
             mean, spread, seeds = summary(records, arm, key)

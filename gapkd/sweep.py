@@ -20,13 +20,19 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import tyro
 import yaml
 from filelock import FileLock, Timeout
+from PIL import Image
+from torch import Tensor
 
 from gapkd.checkpoints import load_generator, sha256, write_atomically
+from gapkd.evaluation import sample_images
 from gapkd.features import reader
+from gapkd.images import save_png, untile
+from gapkd.pruning import AnyGenerator
 from gapkd.runs import provenance
 from gapkd.settings import DistillConfig, command_line, from_dict, shareable, to_dict
 from gapkd.study import Bench, in_a_line
@@ -46,7 +52,8 @@ class SweepConfig:
     """Train and measure all methods of a table with all seeds; runs that its results file holds are skipped."""
 
     table: Annotated[str, tyro.conf.Positional]
-    """YAML file: results, folder, seeds, samples, judge, settings (of every run) and arms (name: changed settings)."""
+    """YAML file: results, folder, seeds, samples, judge, second_judge, settings (of every run) and arms (name: changed
+    settings)."""
     arms: tuple[str, ...] = ()
     """Only these; empty: all."""
     seeds: tuple[int, ...] = ()
@@ -84,6 +91,8 @@ class Table:
     """Images of the last evaluation."""
     judge: str = "toyfaces"
     """The network behind agreement and FID: the embedded one, or a file that `gapkd judge` wrote."""
+    second_judge: str = ""
+    """Another one, that no student was trained with: file or embedded name; empty: none."""
 
     def config(self, arm: str, seed: int) -> DistillConfig:
         """The settings of one run. Raises ValueError, naming the arm."""
@@ -263,6 +272,7 @@ def _work(config: SweepConfig, table: Table, arms: Sequence[str], seeds: Sequenc
             print(f"{arm} seed {seed} failed: {error}", file=sys.stderr, flush=True)
             continue
         _write(table.results, [record])
+        _draw_faces(table, arm, seed, load_generator(out / "generator.safetensors"))
         print(f"{in_a_line(record)}, {record['seconds']:.0f} s", flush=True)
     if failed:
         raise ChildFailed(f"{len(failed)} run(s) failed: {', '.join(failed)}; the others are in {table.results}")
@@ -281,11 +291,37 @@ def _digests(table: Table) -> dict[str, str]:
 def _bench(table: Table, again: bool = False) -> Bench:
     """Where all runs are measured; sees to it that the results hold the rows of real images and teacher."""
     common = _common(table)
-    bench = Bench(common.teacher, reader(table.judge), common.data, table.samples)
+    bench = Bench(common.teacher, reader(table.judge), common.data, table.samples,
+                  reader(table.second_judge) if table.second_judge else None)
     if again or not any(record["arm"] in REFERENCES for record in read_results(table.results)):
         _write(table.results, [{"arm": row.pop("name"), "final": row, **provenance(), **_digests(table)}
                                for row in bench.references()])
+        _draw_faces(table, "teacher", table.seeds[0], bench.teacher)
     return bench
+
+
+def _draw_faces(table: Table, arm: str, seed: int, G: AnyGenerator, count: int = 16) -> None:
+    """Keep what the first seed's networks make of the same latents, side by side, one PNG an arm."""
+    if seed == table.seeds[0]:
+        save_png(next(sample_images(G, count, 7)), faces_folder(table.results) / f"{arm}.png", columns=count)
+
+
+def faces_folder(results: str | Path) -> Path:
+    """Where the faces beside a results file lie: table.jsonl, table/."""
+    return Path(results).with_suffix("")
+
+
+def read_faces(results: str | Path, arms: Sequence[str]) -> dict[str, Tensor]:
+    """The faces that the first seed's networks drew from the same latents: arm -> (N, 3, R, R) in [-1, 1]; arms that
+    have none are missing."""
+    found = {}
+    for arm in arms:
+        file = faces_folder(results) / f"{arm}.png"
+        if file.is_file():
+            with Image.open(file) as picture:
+                pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+            found[arm] = untile(pixels).float() / 127.5 - 1
+    return found
 
 
 def _remeasure(table: Table, arms: Sequence[str], seeds: Sequence[int]) -> None:
@@ -297,8 +333,10 @@ def _remeasure(table: Table, arms: Sequence[str], seeds: Sequence[int]) -> None:
         if not file.is_file():
             print(f"{record['arm']} seed {record['seed']} stays as it is: {file} is not there", flush=True)
             continue
-        record |= {"final": bench.measure(load_generator(file)), "measured": provenance()}
+        G = load_generator(file)
+        record |= {"final": bench.measure(G), "measured": provenance()}
         _write(table.results, [record])
+        _draw_faces(table, record["arm"], record["seed"], G)
         print(in_a_line(record), flush=True)
 
 

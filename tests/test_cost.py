@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gapkd.cost import images_per_second, macs, parameters, speed_ratio
+from gapkd.cost import _LiveTensors, images_per_second, macs, parameters, speed_ratio, working_memory
 from gapkd.stylegan2 import Generator, config_f_channels
 
 
@@ -77,3 +77,26 @@ def test_speed_is_measured_and_the_ratio_sees_the_smaller_network():
     assert images_per_second(small, batch=4, repeats=3) > 0
     assert speed_ratio(small, big, batch=4, repeats=5) > 1.5
     assert speed_ratio(big, small, batch=4, repeats=5) < 0.7
+
+
+def test_live_tensors_are_counted_as_long_as_they_live():
+    with _LiveTensors() as live:
+        a = torch.ones(1000)
+        b = a + 1
+        del a
+        c = b * 2
+        assert (live.now, live.peak) == (8000, 8000)
+        view = c.view(10, 100)  # no memory of its own
+        assert live.now == 8000
+        del b, c
+        assert live.now == 4000
+        del view
+    assert (live.now, live.peak) == (0, 8000)
+
+
+def test_working_memory_grows_with_the_batch_and_holds_the_largest_layer():
+    torch.manual_seed(0)
+    G = Generator(16, 8, 8, 32, mapping_layers=1).eval()
+    one, eight = working_memory(G), working_memory(G, 8)
+    assert one >= 2 * 32 * 16 * 16 * 4  # input and output of the widest convolution
+    assert 2 * one < eight < 8 * one    # what is made of the weights, a batch shares

@@ -133,6 +133,8 @@ CRAMPED = {  # "function, case" -> a figure whose texts are long for the room th
     "bars_with_chance, one": lambda: figures.bars_with_chance({NAME: agreement(0.9)}, LONG),
     "bars_with_chance, three": lambda: figures.bars_with_chance(
         {TWO: agreement(0.9), WORD: agreement(0.4), NAME: agreement(0.5)}, LONG),
+    "dots, one": lambda: figures.dots({NAME: {WORD: [1.0, 2.0], "b": [3.0]}}, LONG, {NAME: 2.0}, width=4),
+    "dots, three": lambda: figures.dots({t: {NAME: [1.0, 2.0], "b": [3.0]} for t in (TWO, NAME, WORD)}, LONG),
     "heatmaps, one": lambda: figures.heatmaps({TWO: torch.eye(12)}, NAME, "moved face j", "face i", NAME),
     "heatmaps, small": lambda: figures.heatmaps({WORD: torch.eye(4), NAME: torch.eye(4), TWO: torch.eye(4)}, LONG,
                                                 "moved face j", "face i", size=1.8),
@@ -262,3 +264,17 @@ def test_nothing_is_left_in_pyplot_and_a_notebook_shows_a_figure_once():
     figure = charts()["curves"]
     assert plt.get_fignums() == before and plt.rcParams["font.size"] == size
     assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+def test_dots_show_every_seed_and_the_mean():
+    values = {"FID": {"ours": [1.0, 2.0, 3.0], "theirs": [5.0]}, "r": {"ours": [0.1, 0.2, 0.3], "theirs": [0.5]}}
+    figure = figures.dots(values, "Two methods", {"FID": 4.0})
+    left, right = figure.axes
+    dots = [line for line in left.lines if line.get_linestyle() == "None" and line.get_marker() == "o"]
+    assert [list(line.get_xdata()) for line in dots] == [[1.0, 2.0, 3.0], [5.0]]
+    bars = [c for c in left.containers if hasattr(c, "has_xerr")]
+    assert [float(bar.lines[0].get_xdata()[0]) for bar in bars] == [2.0, 5.0]
+    (ends,) = bars[0].lines[2][0].get_segments()
+    assert [tuple(point) for point in ends] == [(1.0, 0.0), (3.0, 0.0)]  # mean 2, deviation 1
+    assert [t.get_text() for t in left.get_yticklabels()] == ["ours", "theirs"]
+    assert "Two methods" in texts(figure) and "FID" in texts(figure) and pixels_of(figure).size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from PIL import Image
 from gapkd.checkpoints import load_generator, save_network
 from gapkd.equivariance import equivariance
 from gapkd.features import AttributeNetwork
-from gapkd.study import ARMS, StudyConfig, results_note, results_table, run_study, summary
+from gapkd.study import ARMS, SET_COLUMNS, StudyConfig, difference, results_note, results_table, run_study, summary
 from gapkd.stylegan2 import Generator
 from gapkd.stylegan3 import AliasFreeGenerator
 
@@ -104,3 +105,22 @@ def test_arms_name_real_settings_and_a_wrong_one_is_refused():
     assert all(from_dict(DistillConfig, changes) for changes in ARMS.values())
     with pytest.raises(ValueError, match="no arm ful: choose"):
         StudyConfig(arms=("ful",))
+
+
+def test_a_difference_comes_with_its_standard_error():
+    seeds = {"a": (0.5, 0.7), "b": (0.1, 0.2, 0.3), "c": (0.4,)}
+    records = [{"arm": arm, "final": {"r": v}} for arm, values in seeds.items() for v in values]
+    gain, error = difference(records, "a", "b", "r")
+    assert gain == pytest.approx(0.4) and error == pytest.approx((0.02 / 2 + 0.01 / 3) ** 0.5)
+    assert math.isnan(difference(records, "a", "c", "r")[1])
+
+
+def test_other_columns_and_other_arms():
+    final = {"fid_toyfaces_5k": 1.0, "fid_to_teacher_toyfaces_5k": 2.0, "ppl_toyfaces_2k": 7.5}
+    records = [{"arm": arm, "seed": 0, "images": 10, "final": final} for arm in ("dcp", "full", "cagan")]
+    lines = results_table(records, columns=SET_COLUMNS).splitlines()
+    assert lines[0] == "| 10 images each, judged on 5k | seeds | FID ↓ | PPL ↓ |"
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["full", "dcp", "cagan"]
+    assert lines[2].endswith("| 1.000 | 7.500 |")
+    chosen = results_table(records, columns=SET_COLUMNS, arms=("cagan", "full")).splitlines()
+    assert chosen[2:] == [lines[4], lines[2]]

@@ -12,13 +12,16 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from filelock import FileLock
 
 from gapkd import sweep
+from gapkd.checkpoints import load_generator
 from gapkd.cli import main
+from gapkd.evaluation import sample_images
 from gapkd.settings import DistillConfig, from_dict
-from gapkd.sweep import SweepConfig, read_results, read_table, run_sweep
+from gapkd.sweep import SweepConfig, read_faces, read_results, read_table, run_sweep
 from gapkd.trainer import TrainingDiverged
 
 SMALL = {"images": 16, "batch": 8, "d_channels": [4], "keep": 0.5, "precision": "float32", "probe_every": 8,
@@ -56,6 +59,7 @@ def test_every_run_is_made_once(table, tmp_path, monkeypatch, capsys):
     assert names(records) == [("alone", 1), ("alone", 0), ("paper", 0), ("paper", 1)]  # seed by seed
     assert [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()] == records
     assert [r["arm"] for r in records[:2]] == ["real", "teacher"] and records[1]["final"]["l1"] == 0
+    assert not any("second_" in name for name in records[-1]["final"])
     first = next(r for r in records if r["arm"] == "alone" and r["seed"] == 0)
     assert first["settings"]["rgb_weight"] == 0 and "out" not in first["settings"]
     assert {"commit", "hardware", "seconds", "teacher_sha256", "judge_sha256"} <= first.keys()
@@ -63,6 +67,18 @@ def test_every_run_is_made_once(table, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sweep.Bench, "train", lambda *a: pytest.fail("trained again"))
     assert run_sweep(SweepConfig(file)) == records
     assert "4 of 4 runs are in" in capsys.readouterr().out
+    faces = read_faces(tmp_path / "results.jsonl", ("teacher", "paper", "nobody"))
+    G = load_generator(tmp_path / "runs" / "paper-0" / "generator.safetensors")
+    assert list(faces) == ["teacher", "paper"] and faces["paper"].shape == (16, 3, 32, 32)
+    torch.testing.assert_close(faces["paper"], next(sample_images(G, 16, 7)), atol=1 / 127, rtol=0)
+
+
+def test_a_second_judge_is_asked_too(table, tmp_path):
+    """Here it is the first one again, so it has to say the same."""
+    records = run_sweep(SweepConfig(table(arms={"paper": None}, seeds=[0], second_judge="attributes")))
+    for name in ("fid_toyfaces_40", "agree_mean_correlation", "perceptual"):
+        assert records[-1]["final"][f"second_{name}"] == pytest.approx(records[-1]["final"][name], rel=1e-6)
+    assert records[1]["final"]["second_fid_toyfaces_40"] == records[1]["final"]["fid_toyfaces_40"]
 
 
 def test_a_dry_run_says_the_command_of_every_row(table, capsys, tmp_path):
