@@ -217,6 +217,7 @@ def readme(text: str) -> str:
     from gapkd.plan import GrowthConfig, show_growth
     from gapkd.settings import command_line
     from gapkd.study import results_note, results_table
+    from gapkd.sweep import REFERENCES, read_results, read_table, sweep_note
 
     def stored(name: str) -> dict:
         return json.loads((ROOT / "data" / "results" / f"{name}.json").read_text())
@@ -233,8 +234,17 @@ def readme(text: str) -> str:
         record = stored(name)
         return [*show_benchmark(record), measured_with("gapkd benchmark", BenchmarkConfig, record)]
 
+    def sweep(name: str) -> list[str]:
+        table = read_table(ROOT / "sweeps" / f"{name}.yml")
+        records = read_results(ROOT / table.results)
+        rows = [{"name": r["arm"], **r["final"]} for r in records if r["arm"] in REFERENCES]
+        runs = [r for r in records if r["arm"] in table.arms]
+        arms = [arm for arm in table.arms if any(r["arm"] == arm for r in runs)]
+        return [results_table(runs, rows, arms=arms), sweep_note(f"sweeps/{name}.yml", runs)]
+
     growth = stored("growth")
     sections = {
+        "table": sweep("table"),
         "results": study("longer_runs"), "stylegan3": study("stylegan3_runs"), "photographs": study("photographs"),
         "speed": speed("benchmark"), "stylegan3-speed": speed("stylegan3_speed"),
         "growth": [show_growth(growth), measured_with("gapkd growth", GrowthConfig, growth)],

@@ -348,3 +348,13 @@ def _write(results: str | Path, records: Sequence[dict]) -> None:
     with FileLock(file.with_name(f".{file.name}.lock")):
         rows = {(r["arm"], r.get("seed")): r for r in [*read_results(file), *records]}
         write_atomically(file, "".join(json.dumps(row) + "\n" for row in rows.values()).encode())
+
+
+def sweep_note(file: str, records: Sequence[dict]) -> str:
+    """One sentence: the command, commits and machines behind the results of a table."""
+    def all_of(name: str) -> str:
+        return ", ".join(sorted({str(r[name]) for r in records}))
+
+    hours = sum(r["seconds"] for r in records) / 3600
+    return (f"Made with `gapkd sweep {file}`: commit {all_of('commit')}, {all_of('hardware')}, threads a run: "
+            f"{all_of('threads')}, {hours:.1f} hours for all {len(records)} runs, {all_of('date')}.")
