@@ -232,7 +232,11 @@ def _refuse_another_study(file: Path, settings: dict, record: dict) -> None:
 
 def summary(records: Sequence[dict], arm: str, name: str) -> tuple[float, float, int]:
     """Mean, standard deviation over seeds (0 for one), and number of seeds of a figure of `final`."""
-    values = torch.tensor([r["final"][name] for r in records if r["arm"] == arm], dtype=torch.float64)
+    found = [r["final"] for r in records if r["arm"] == arm]
+    values = torch.tensor([final[name] for final in found if name in final], dtype=torch.float64)
+    if found and not len(values):
+        raise ValueError(f"no run of arm {arm} has the figure {name}: measure its students again, with "
+                         "gapkd sweep --remeasure")
     if not len(values):
         raise ValueError(f"no run of arm {arm} is recorded: known are {', '.join(sorted({r['arm'] for r in records}))}")
     return values.mean().item(), values.std().item() if len(values) > 1 else 0.0, len(values)
@@ -271,8 +275,9 @@ def results_table(records: Sequence[dict], references: Sequence[dict] = (),
     if not records:
         return "_No longer runs are recorded yet._"
     images = records[0]["images"]
+    known = dict.fromkeys(key for r in records for key in r["final"])
     keys = {title: key for pattern, title in (columns or COLUMNS).items()
-            for key in records[0]["final"] if re.fullmatch(pattern, key)}
+            for key in known if re.fullmatch(pattern, key)}
     fid = next(key for key in records[0]["final"] if re.fullmatch("fid_(?!to_teacher_).+", key))
     judged = fid.rsplit("_", 1)[1]  # the metric's name ends with its sample count
     lines = [f"| {images:,} images each, judged on {judged} | seeds | " + " | ".join(keys) + " |",
@@ -285,11 +290,14 @@ def results_table(records: Sequence[dict], references: Sequence[dict] = (),
     for arm in arms or sorted(present, key=lambda a: list(ARMS).index(a) if a in ARMS else len(ARMS)):
         cells = []
         for key in keys.values():
-            mean, spread, seeds = summary(records, arm, key)
-            cell = f"{mean:.3f} ± {spread:.3f}" if seeds > 1 else f"{mean:.3f}"
+            if not any(r["arm"] == arm and key in r["final"] for r in records):
+                cells.append("-")
+                continue
+            mean, spread, measured = summary(records, arm, key)
+            cell = f"{mean:.3f} ± {spread:.3f}" if measured > 1 else f"{mean:.3f}"
             chance = f"{key}_chance"
             cells.append(f"{cell} ({summary(records, arm, chance)[0]:.3f})" if chance in records[0]["final"] else cell)
-        lines.append(f"| {arm} | {seeds} | " + " | ".join(cells) + " |")
+        lines.append(f"| {arm} | {sum(r['arm'] == arm for r in records)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

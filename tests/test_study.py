@@ -122,5 +122,10 @@ def test_other_columns_and_other_arms():
     assert lines[0] == "| 10 images each, judged on 5k | seeds | FID ↓ | PPL ↓ |"
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["full", "dcp", "cagan"]
     assert lines[2].endswith("| 1.000 | 7.500 |")
+    records[1] = records[1] | {"final": {"fid_toyfaces_5k": 3.0}}  # measured before there were path lengths
+    lines = results_table(records, columns=SET_COLUMNS).splitlines()
+    assert "| full | 1 | 3.000 | - |" in lines
+    with pytest.raises(ValueError, match="has the figure ppl_toyfaces_2k: measure its students again"):
+        summary(records, records[1]["arm"], "ppl_toyfaces_2k")
     chosen = results_table(records, columns=SET_COLUMNS, arms=("cagan", "full")).splitlines()
     assert chosen[2:] == [lines[4], lines[2]]
