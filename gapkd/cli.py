@@ -318,6 +318,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         _complain(error or "interrupted")
         return 130
+    except BrokenPipeError:  # whoever reads our lines has seen enough (| head)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError, RuntimeError) as error:
         if type(error) is RuntimeError:  # a fault of ours, not of the input: show where
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -115,3 +116,11 @@ def test_sample_refuses(options, message, capsys):
     assert main(["sample", *given, *options]) == 2
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    (tmp_path / "t.yml").write_text("seeds: [" + ", ".join(map(str, range(3000))) + "]\narms: {a: {}}\n"
+                                    f"results: {tmp_path / 'r.jsonl'}\n")
+    command = f"{sys.executable} -m gapkd sweep {tmp_path / 't.yml'} --dry-run | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert done.stdout.startswith("0 of 3000 runs") and done.stderr == "" and done.returncode == 0
