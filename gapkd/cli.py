@@ -320,7 +320,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # whoever reads our lines has seen enough (| head)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 141  # what a shell says of a program that a closed pipe has ended
     except (ValueError, OSError, RuntimeError) as error:
         if type(error) is RuntimeError:  # a fault of ours, not of the input: show where
             raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -72,10 +72,11 @@ def _paper_macs(G: Generator) -> int:
 class _LiveTensors(TorchDispatchMode):
     """Counts the bytes of tensors that operations bring forth, as long as anybody holds them."""
 
-    def __init__(self):
+    def __init__(self, others: Iterable[torch.Tensor] = ()):
+        """Args: others: tensors that are there anyway; views of them have no memory of their own."""
         super().__init__()
         self.now = self.peak = 0
-        self.known: set[int] = set()
+        self.known = {tensor.untyped_storage()._cdata for tensor in others}
 
     def __torch_dispatch__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
         result = func(*args, **(kwargs or {}))
@@ -98,7 +99,7 @@ def working_memory(G: AnyGenerator, batch: int = 1) -> int:
     """Bytes of the tensors that are alive at once, at most, while images are drawn; the network's own weights and what
     an operation needs within itself come on top."""
     run, _ = _forward(G, batch)
-    with _LiveTensors() as live:
+    with _LiveTensors([*G.parameters(), *G.buffers()]) as live:
         run()
     return live.peak
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gapkd import features, losses, parallel
-from gapkd.checkpoints import load_discriminator
+from gapkd.checkpoints import load_discriminator, read_metadata
 from gapkd.directions import draw_offsets, sefa_directions
 from gapkd.settings import DistillConfig
 from gapkd.students import AnyGenerator
@@ -17,16 +17,12 @@ from gapkd.stylegan2 import Generator
 from gapkd.stylegan3 import AliasFreeGenerator
 
 
-def distance_for(name: str, device: torch.device, discriminator: str = "") -> Callable[[Tensor, Tensor], Tensor]:
-    """The perceptual distance of that name: (N, 3, R, R) twice -> (N,).
-
-    Args:
-        discriminator: file of the one whose features "discriminator" means; that copy of it learns nothing more.
-    """
+def distance_for(name: str, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    """The perceptual distance of that name, as of `DistillConfig.perceptual`: (N, 3, R, R) twice -> (N,)."""
     if name == "lpips":
         return features.lpips_distance(device)
-    network = load_discriminator(discriminator) if name == "discriminator" else features.reader(name)
-    network = network.to(device)
+    judged = name == "toyfaces" or read_metadata(name)["kind"] == features.KIND
+    network = (features.reader(name) if judged else load_discriminator(name)).to(device)
     return lambda a, b: features.perceptual_distance(network, a, b)
 
 
@@ -65,8 +61,7 @@ class Guide:
                 raise ValueError(f"{kind}_blocks must name blocks 1 to {last} of the {teacher.resolution} px teacher, "
                                  f"not {list(blocks)}")
         device = next(teacher.parameters()).device
-        self.distance = (distance_for(config.perceptual, device, config.discriminator) if config.perceptual_weight
-                         else None)
+        self.distance = distance_for(config.perceptual, device) if config.perceptual_weight else None
         self.regressors = nn.ModuleList()
         if config.feature_weight:
             if student is None:

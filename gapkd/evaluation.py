@@ -159,7 +159,7 @@ def evaluate_generator(G: Generator, net: AttributeNetwork, samples: int = 5000,
 def measure_latent_space(G: AnyGenerator, net: AttributeNetwork, targets: Tensor, samples: int = 2000, steps: int = 100,
                          seed: int = 0) -> dict[str, float]:
     """How smooth W is and what can be found in W+: ppl_<network>_<samples> (`gapkd.metrics.path_length`), and the mean
-    projection_psnr and projection_perceptual of images that the generator has not seen.
+    projection_psnr and projection_perceptual of given images.
 
     Args:
         targets: (N, 3, R, R), the images to project. steps: of Adam, noise maps left alone.

@@ -103,7 +103,7 @@ def perceptual_loss(distance: Callable[[Tensor, Tensor], Tensor], student: Tenso
 
 def feature_loss(guesses: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> Tensor:
     """Feature regression (Romero et al., *FitNets*, 2015): squared error of the teacher's features as guessed from the
-    student's, over the teacher's mean square, so that 1 means nothing learnt at any block; summed over blocks.
+    student's, over the teacher's mean square, summed over blocks. Guesses of 0 give 1 a block.
 
     Args:
         guesses, teacher_features: one tensor (N, C, r, r) a block, the same shapes on either side.

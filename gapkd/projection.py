@@ -80,7 +80,7 @@ def project(G: AnyGenerator, targets: Tensor, distance: Callable[[Tensor, Tensor
     G.requires_grad_(False)
     try:
         if optimiser == "lbfgs":
-            search = torch.optim.LBFGS(free, max_iter=steps, line_search_fn="strong_wolfe")
+            search = torch.optim.LBFGS(free, max_iter=steps, max_eval=25 * steps, line_search_fn="strong_wolfe")
 
             def closure() -> Tensor:
                 search.zero_grad()

@@ -101,9 +101,10 @@ class RunConfig:
         _require(self.seed < 2**63, f"seed must be below 2^63, not {self.seed}")
         _require(self.fid_samples >= 2, f"fid_samples must be at least 2, not {self.fid_samples}")
         for name, known in (("fid_features", ("toyfaces", "inception")),
-                            ("perceptual", ("toyfaces", "lpips", "discriminator"))):
+                            ("perceptual", ("toyfaces", "lpips"))):
             value = getattr(self, name, known[0])
-            _require(value in known or value.endswith(".safetensors"),
+            file = value.endswith((".safetensors", "_discriminator") if name == "perceptual" else ".safetensors")
+            _require(value in known or file,
                      f"{name} must be {', '.join(map(repr, known))} or the .safetensors file of a judge, not {value!r}")
         _require(not (self.resume and not self.out), "resume needs out: name the folder of the run to go on with")
 
@@ -141,8 +142,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "paper": {},
     "gapkd": {"synthesis": "pruned-diversity", "lr": 0.008, "gan_weight": 0.3, "ld_weight": 0.0},
 }
-"""What a named recipe changes in the defaults of DistillConfig. "paper" is the paper's method; "gapkd" is what did best
-in the comparison of chapter 6 at equal budget."""
+"""What a named recipe changes in the defaults of DistillConfig. "paper" is the paper's method; "gapkd" was put together
+from what paid in sweeps/screening.yml, and chapter 6 compares it with the others at equal budget."""
 
 
 def _with_recipe(cls: type) -> type:
@@ -167,7 +168,7 @@ class DistillConfig(RunConfig):
     gan_weight L_gan + rgb_weight L_rgb + perceptual_weight L_lpips + ld_weight L_ld."""
 
     recipe: Literal["paper", "gapkd"] = "paper"
-    """Where settings that are not given come from: the paper's method, or what did best in chapter 6."""
+    """Where settings that are not given come from: the paper's method, or the recipe of chapter 6."""
     teacher: str = "toyfaces32"
     """The teacher's file, or the name of an embedded one."""
     lr: float = 0.002
@@ -200,7 +201,7 @@ class DistillConfig(RunConfig):
     """Weight of the perceptual distance."""
     perceptual: str = "toyfaces"
     """"toyfaces", the embedded attribute network; "lpips", LPIPS-VGG through the `metrics` extra; a file that
-    `gapkd judge` wrote; or "discriminator", the features of the one that `discriminator` names (DCD)."""
+    `gapkd judge` wrote; or a discriminator, file or embedded name, whose features are compared (DCD)."""
     feature_weight: float = 0.0
     """Weight of the feature regression (FitNets), which is no part of the paper's loss."""
     feature_blocks: tuple[int, ...] = (2, 3)
@@ -230,8 +231,6 @@ class DistillConfig(RunConfig):
         for kind in ("feature", "ld"):
             _require(getattr(self, f"{kind}_blocks") or not getattr(self, f"{kind}_weight"),
                      f"{kind}_blocks must name at least one block")
-        _require(self.perceptual != "discriminator" or self.discriminator,
-                 'perceptual="discriminator" compares with the features of one: name its file with discriminator')
         _require(self.synthesis != "slimmed" or 0 < self.slimming_images < self.images,
                  f"slimming_images must lie between 0 and images={self.images}, not {self.slimming_images}: they are a "
                  "part of them")

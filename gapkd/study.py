@@ -295,8 +295,11 @@ def results_table(records: Sequence[dict], references: Sequence[dict] = (),
                 continue
             mean, spread, measured = summary(records, arm, key)
             cell = f"{mean:.3f} ± {spread:.3f}" if measured > 1 else f"{mean:.3f}"
+            if measured < sum(r["arm"] == arm for r in records):
+                cell += f", of {measured}"
             chance = f"{key}_chance"
-            cells.append(f"{cell} ({summary(records, arm, chance)[0]:.3f})" if chance in records[0]["final"] else cell)
+            has_chance = any(r["arm"] == arm and chance in r["final"] for r in records)
+            cells.append(f"{cell} ({summary(records, arm, chance)[0]:.3f})" if has_chance else cell)
         lines.append(f"| {arm} | {sum(r['arm'] == arm for r in records)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -120,12 +120,18 @@ def read_table(path: str | Path) -> Table:
     arms, settings, seeds = content["arms"], content.get("settings") or {}, content.get("seeds", [0, 1, 2])
     if not isinstance(arms, dict) or not all(isinstance(a, dict) for a in (settings, *filter(None, arms.values()))):
         raise ValueError(f"{path}: `settings` and every one of `arms` must be a list of `setting: value`")
+    for name, kind in (("samples", int), ("results", str), ("folder", str), ("judge", str), ("second_judge", str)):
+        if type(content.get(name, kind())) is not kind:
+            raise ValueError(f"{path}: `{name}` must be {'a whole number' if kind is int else 'text'}, not "
+                             f"{content[name]!r}")
     if not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds):
         raise ValueError(f"{path}: `seeds` must be a list of whole numbers, not {seeds!r}")
     mine = [name for values in (settings, *filter(None, arms.values())) for name in values if name in MINE]
     if mine:
         raise ValueError(f"{path}: {mine[0]} is for the sweep to choose: leave it out")
     for arm, changes in arms.items():
+        if not str(arm).strip() or Path(str(arm)).name != str(arm):
+            raise ValueError(f"{path}: the arm {arm!r} cannot name a folder: choose another name")
         if arm in REFERENCES or {"teacher", "data"} & (changes or {}).keys():
             raise ValueError(f"{path}, arm {arm}: one teacher and one set of data, named under `settings`, serve all "
                              f"arms, and {' and '.join(REFERENCES)} are the names of their rows")
@@ -146,9 +152,11 @@ def read_results(path: str | Path) -> list[dict]:
         try:
             record = json.loads(line)
             record["arm"], record["final"]
+            if record["arm"] not in REFERENCES:
+                record["seed"], record["settings"], record["images"], record["seconds"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{file}, line {number}, is not the record of a run: take the line out, and its run is "
-                             "made again") from error
+            raise ValueError(f"{file}, line {number}, is not the record of a run: take the line out; its student, if "
+                             "the folder still has it, is then measured again") from error
         records.append(record)
     return records
 
@@ -167,15 +175,19 @@ def missing(table: Table, arms: Sequence[str], seeds: Sequence[int]) -> list[tup
     Raises ValueError where they hold one of that name with other settings or another teacher.
     """
     records = {(r["arm"], r.get("seed")): r for r in read_results(table.results)}
-    todo = []
+    todo, digests = [], _digests(table)
     for seed in seeds:
         for arm in arms:
             record, config = records.get((arm, seed)), table.config(arm, seed)
             if record is None:
                 todo.append((arm, seed))
-            elif not _same_run(record, config) or record.get("teacher_sha256") not in (None, sha256(config.teacher)):
+            elif any(record.get(name) not in (None, digests[name]) for name in digests if "judge" in name):
+                raise ValueError(f"{table.results} holds a run of {arm}, seed {seed}, that another judge has measured: "
+                                 "measure all of them again, with --remeasure, or name that judge")
+            elif not _same_run(record, config) or record.get("teacher_sha256") not in (None, digests["teacher_sha256"]):
                 raise ValueError(f"{table.results} holds a run of {arm}, seed {seed}, with other settings or another "
-                                 "teacher: give the arm another name, or take that line out")
+                                 "teacher: give the arm another name, or take out that line and the folder "
+                                 f"{Path(table.folder) / f'{arm}-{seed}'}")
     return todo
 
 
@@ -190,14 +202,14 @@ def run_sweep(config: SweepConfig) -> list[dict]:
         if arm not in table.arms:
             raise ValueError(f"{config.table} has no arm {arm}: choose from {', '.join(table.arms)}")
     arms, seeds = config.arms or tuple(table.arms), config.seeds or table.seeds
+    if config.remeasure:
+        _remeasure(table, arms, seeds)
+        return read_results(table.results)
     todo = missing(table, arms, seeds)
     print(f"{len(arms) * len(seeds) - len(todo)} of {len(arms) * len(seeds)} runs are in {table.results}")
     if config.dry_run:
         for arm, seed in todo:
             print(f"missing: {arm} seed {seed}: {row_command(table.config(arm, seed))}")
-        return read_results(table.results)
-    if config.remeasure:
-        _remeasure(table, arms, seeds)
         return read_results(table.results)
     gpus = torch.cuda.device_count() if config.device in ("auto", "cuda") else 0
     jobs = min(config.jobs or max(1, gpus), max(1, len(todo)))
@@ -222,6 +234,7 @@ def _spread(config: SweepConfig, jobs: int, gpus: int) -> None:
         for name in ("arms", "seeds"):
             if values := getattr(config, name):
                 command += [f"--{name}", *map(str, values)]
+        command += ["--progress"] if config.progress else []
         threads = str(max(1, (os.cpu_count() or 1) // jobs))
         workers.append(subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": threads}))
     try:
@@ -267,7 +280,7 @@ def _work(config: SweepConfig, table: Table, arms: Sequence[str], seeds: Sequenc
             "resume": any(out.glob("checkpoints/*.pt"))})
         try:
             record = {"arm": arm, **bench.train(settings), **_digests(table)}
-        except (TrainingDiverged, OutOfMemory) as error:
+        except (TrainingDiverged, OutOfMemory, ValueError) as error:
             failed.append(arm)
             print(f"{arm} seed {seed} failed: {error}", file=sys.stderr, flush=True)
             continue
@@ -284,8 +297,10 @@ def _common(table: Table) -> DistillConfig:
 
 
 def _digests(table: Table) -> dict[str, str]:
+    """Checksums of what the figures of a record rest on."""
     judge = "attributes" if table.judge == "toyfaces" else table.judge
-    return {"teacher_sha256": sha256(_common(table).teacher), "judge_sha256": sha256(judge)}
+    second = {"second_judge_sha256": sha256(table.second_judge)} if table.second_judge else {}
+    return {"teacher_sha256": sha256(_common(table).teacher), "judge_sha256": sha256(judge), **second}
 
 
 def _bench(table: Table, again: bool = False) -> Bench:
@@ -293,10 +308,12 @@ def _bench(table: Table, again: bool = False) -> Bench:
     common = _common(table)
     bench = Bench(common.teacher, reader(table.judge), common.data, table.samples,
                   reader(table.second_judge) if table.second_judge else None)
-    if again or not any(record["arm"] in REFERENCES for record in read_results(table.results)):
-        _write(table.results, [{"arm": row.pop("name"), "final": row, **provenance(), **_digests(table)}
-                               for row in bench.references()])
-        _draw_faces(table, "teacher", table.seeds[0], bench.teacher)
+    Path(table.folder).mkdir(parents=True, exist_ok=True)
+    with FileLock(Path(table.folder) / ".references.claim"):  # the first worker measures them, the others wait
+        if again or not any(record["arm"] in REFERENCES for record in read_results(table.results)):
+            _write(table.results, [{"arm": row.pop("name"), "final": row, **provenance(), **_digests(table)}
+                                   for row in bench.references()])
+            _draw_faces(table, "teacher", table.seeds[0], bench.teacher)
     return bench
 
 
@@ -334,7 +351,7 @@ def _remeasure(table: Table, arms: Sequence[str], seeds: Sequence[int]) -> None:
             print(f"{record['arm']} seed {record['seed']} stays as it is: {file} is not there", flush=True)
             continue
         G = load_generator(file)
-        record |= {"final": bench.measure(G), "measured": provenance()}
+        record |= {"final": bench.measure(G), "measured": provenance(), **_digests(table)}
         _write(table.results, [record])
         _draw_faces(table, record["arm"], record["seed"], G)
         print(in_a_line(record), flush=True)
@@ -351,10 +368,16 @@ def _write(results: str | Path, records: Sequence[dict]) -> None:
 
 
 def sweep_note(file: str, records: Sequence[dict]) -> str:
-    """One sentence: the command, commits and machines behind the results of a table."""
-    def all_of(name: str) -> str:
-        return ", ".join(sorted({str(r[name]) for r in records}))
+    """In sentences: the commands, commits and machines behind the results of a table."""
+    def all_of(name: str, rows: Sequence[dict] = records) -> str:
+        return ", ".join(sorted({str(r[name]) for r in rows}))
 
     hours = sum(r["seconds"] for r in records) / 3600
-    return (f"Made with `gapkd sweep {file}`: commit {all_of('commit')}, {all_of('hardware')}, threads a run: "
+    text = (f"Made with `gapkd sweep {file}`: commit {all_of('commit')}, {all_of('hardware')}, threads a run: "
             f"{all_of('threads')}, {hours:.1f} hours for all {len(records)} runs, {all_of('date')}.")
+    if older := [r for r in records if "command" in r]:
+        arms = ", ".join(dict.fromkeys(r["arm"] for r in older))
+        text += f" {len(older)} of them ({arms}) were trained by `{all_of('command', older)}`, with the same settings."
+    if again := [r["measured"] for r in records if "measured" in r]:
+        text += f" {len(again)} students were measured again later, at commit {all_of('commit', again)}."
+    return text

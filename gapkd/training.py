@@ -359,9 +359,12 @@ def distill(config: DistillConfig, probe: Probe | None = None,
     teacher = load_generator(config.teacher).to(choose_device(config.device))
     if config.content and content_mask is None:
         content_mask = partial(head_mask, reader("toyfaces", next(teacher.parameters()).device))
-    synthesis = "random" if config.resume else config.synthesis  # the checkpoint holds the weights
+    # Of several processes the first one scores channels, for all; a checkpoint holds the weights anyway.
+    synthesis = "random" if config.resume or not parallel.is_first() else config.synthesis
     student = make_student(teacher, config.keep, config.kernel, config.mapping, synthesis, config.seed, content_mask,
                            config.slimming_images)
+    if parallel.count() > 1:
+        student.load_state_dict(parallel.from_first(lambda: {k: v.cpu() for k, v in student.state_dict().items()}))
     if not config.noise:
         silence(student)
     if config.discriminator:
@@ -377,8 +380,6 @@ def distill(config: DistillConfig, probe: Probe | None = None,
     trainer.images = config.slimming_images if config.synthesis == "slimmed" else 0
     trainer.seconds = time.perf_counter() - started
     inputs = {"teacher": sha256(config.teacher)}
-    if config.perceptual_weight and config.perceptual.endswith(".safetensors"):
+    if config.perceptual_weight and config.perceptual not in ("toyfaces", "lpips"):
         inputs["perceptual"] = sha256(config.perceptual)
-    if config.discriminator and config.perceptual == "discriminator":
-        inputs["discriminator"] = sha256(config.discriminator)
     return fit(trainer, "distill", probe, inputs)

@@ -40,4 +40,4 @@ def quick_latent_space(monkeypatch):
 def fake_distance(monkeypatch):
     """Squared difference in place of the attribute network, which most tests of the loop do not need."""
     monkeypatch.setattr("gapkd.distillation.distance_for",
-                        lambda name, device, discriminator: lambda a, b: (a - b).square().mean((1, 2, 3)))
+                        lambda name, device: lambda a, b: (a - b).square().mean((1, 2, 3)))

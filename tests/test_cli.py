@@ -118,9 +118,9 @@ def test_sample_refuses(options, message, capsys):
     assert message in err and err.count("\n") == 1
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path):
     (tmp_path / "t.yml").write_text("seeds: [" + ", ".join(map(str, range(3000))) + "]\narms: {a: {}}\n"
                                     f"results: {tmp_path / 'r.jsonl'}\n")
     command = f"{sys.executable} -m gapkd sweep {tmp_path / 't.yml'} --dry-run | head -1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
-    assert done.stdout.startswith("0 of 3000 runs") and done.stderr == "" and done.returncode == 0
+    assert done.stdout.startswith("0 of 3000 runs") and done.stderr == "" and done.returncode == 141

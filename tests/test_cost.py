@@ -92,6 +92,10 @@ def test_live_tensors_are_counted_as_long_as_they_live():
         assert live.now == 4000
         del view
     assert (live.now, live.peak) == (0, 8000)
+    weight = torch.ones(500)
+    with _LiveTensors([weight]) as live:
+        kept = weight.view(5, 100)  # the weight's own memory
+        assert live.peak == 0 and len(kept) == 5
 
 
 def test_working_memory_grows_with_the_batch_and_holds_the_largest_layer():

@@ -20,6 +20,7 @@ from gapkd import sweep
 from gapkd.checkpoints import load_generator
 from gapkd.cli import main
 from gapkd.evaluation import sample_images
+from gapkd.features import AttributeNetwork, save_attribute_network
 from gapkd.settings import DistillConfig, from_dict
 from gapkd.sweep import SweepConfig, read_faces, read_results, read_table, run_sweep
 from gapkd.trainer import TrainingDiverged
@@ -74,11 +75,23 @@ def test_every_run_is_made_once(table, tmp_path, monkeypatch, capsys):
 
 
 def test_a_second_judge_is_asked_too(table, tmp_path):
-    """Here it is the first one again, so it has to say the same."""
-    records = run_sweep(SweepConfig(table(arms={"paper": None}, seeds=[0], second_judge="attributes")))
+    """Another network must say something else; the first one again must say the same."""
+    torch.manual_seed(5)
+    save_attribute_network(AttributeNetwork(channels=(8, 8, 8, 8), hidden=8), tmp_path / "other.safetensors")
+    found = {}
+    for second in ("attributes", str(tmp_path / "other.safetensors")):
+        results = str(tmp_path / f"{len(found)}.jsonl")
+        run_sweep(SweepConfig(table(arms={"paper": None}, seeds=[0], second_judge="attributes", results=results)))
+        file = table(arms={"paper": None}, seeds=[0], second_judge=second, results=results)
+        found[second] = run_sweep(SweepConfig(file, remeasure=True))
+    (_, teacher, same), (_, other_teacher, other) = found.values()
     for name in ("fid_toyfaces_40", "agree_mean_correlation", "perceptual"):
-        assert records[-1]["final"][f"second_{name}"] == pytest.approx(records[-1]["final"][name], rel=1e-6)
-    assert records[1]["final"]["second_fid_toyfaces_40"] == records[1]["final"]["fid_toyfaces_40"]
+        assert same["final"][f"second_{name}"] == pytest.approx(same["final"][name], rel=1e-6)
+        assert abs(other["final"][f"second_{name}"] - other["final"][name]) > 1e-3
+    assert teacher["final"]["second_fid_toyfaces_40"] == teacher["final"]["fid_toyfaces_40"]
+    assert other_teacher["final"]["second_fid_toyfaces_40"] != other_teacher["final"]["fid_toyfaces_40"]
+    with pytest.raises(ValueError, match="that another judge has measured"):
+        run_sweep(SweepConfig(table(arms={"paper": None}, seeds=[0], second_judge="attributes", results=results)))
 
 
 def test_a_dry_run_says_the_command_of_every_row(table, capsys, tmp_path):
@@ -124,12 +137,13 @@ def test_an_interrupted_run_is_resumed(table, tmp_path):
     assert lines == sorted(set(lines)) and lines[0] < seen  # the log goes on where it was
 
 
-def test_one_that_fails_does_not_stop_the_others(table, monkeypatch, capsys):
+@pytest.mark.parametrize("kind", [TrainingDiverged, ValueError])
+def test_one_that_fails_does_not_stop_the_others(table, monkeypatch, capsys, kind):
     real = sweep.Bench.train
 
     def flaky(bench, settings):
         if settings.rgb_weight == 0:
-            raise TrainingDiverged("training diverged near image 8")
+            raise kind("training diverged near image 8")
         return real(bench, settings)
 
     monkeypatch.setattr(sweep.Bench, "train", flaky)
@@ -176,7 +190,8 @@ def test_students_are_measured_again(table, tmp_path, monkeypatch, capsys):
     ({"arms": {}}, "must name its methods under `arms`"), ({"arms": {"a": 3}}, "must be a list of `setting: value`"),
     ({"arms": {"a": {"rgb_wieght": 1}}}, "arm a: DistillConfig has no setting rgb_wieght; did you mean rgb_weight"),
     ({"arms": {"a": {"keep": 2}}}, "arm a: keep must lie in"), ({"seeds": 3}, "`seeds` must be a list of whole"),
-    ({"arms": {"teacher": {}}}, "are the names of their rows"),
+    ({"arms": {"teacher": {}}}, "are the names of their rows"), ({"samples": "many"}, "`samples` must be a whole"),
+    ({"results": 3}, "`results` must be text, not 3"), ({"arms": {"a/b": None}}, "'a/b' cannot name a folder"),
     ({"arms": {"a": {"teacher": "toyfaces64"}}}, "one teacher and one set of data"),
     ({"arms": {"a": {"seed": 2}}}, "seed is for the sweep to choose"), ({"sedes": [1]}, "has an entry sedes"),
     ({"settings": {"out": "x"}}, "out is for the sweep to choose")])
