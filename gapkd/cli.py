@@ -20,6 +20,7 @@ import tyro
 from gapkd import parallel
 from gapkd.benchmark import BenchmarkConfig
 from gapkd.card import EmbedConfig
+from gapkd.export import ExportConfig
 from gapkd.judge import JudgeConfig
 from gapkd.plan import GrowthConfig, PlanConfig
 from gapkd.report import ReportConfig
@@ -94,6 +95,27 @@ class ConvertConfig:
     """File of the generator: .safetensors, NVIDIA's .pkl or rosinality's .pt."""
     out: tyro.conf.Positional[str]
     """File to write; its ending says which format. An existing one is not overwritten."""
+
+
+@dataclass(frozen=True)
+class DirectionsConfig:
+    """Find directions in W with a name, for `gapkd export`, explorers and the browser."""
+
+    generator: tyro.conf.Positional[str]
+    """Its file, or the name of an embedded one."""
+    out: str
+    """File to write (.safetensors); an existing one is not overwritten."""
+    attributes: str = "toyfaces"
+    """What reads the factors of the images: "toyfaces", the embedded network, a file of `gapkd judge`, or "none": SeFa
+    directions, found in the weights alone."""
+    names: tuple[str, ...] = ()
+    """Which factors, such as smile or "hair_style: long"; empty: all of them."""
+    alone: bool = True
+    """Move one factor and leave the others as they are, as far as they are linear in w."""
+    samples: int = 5000
+    """Images that are looked at."""
+    seed: int = 0
+    """Of their latents."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +211,34 @@ def convert(config: ConvertConfig) -> None:
                                                               "sha256": sha256(config.source)}
         save_network(G, out, {"converted_from": origin})
     print(f"written to {out}")
+
+
+def directions(config: DirectionsConfig) -> None:
+    from gapkd.checkpoints import load_generator
+    from gapkd.editing import factor_directions, save_directions, sefa
+    from gapkd.features import reader
+
+    out = Path(config.out)
+    if out.suffix != ".safetensors":
+        raise ValueError(f"{out} must end in .safetensors: that is what is written")
+    if out.exists():
+        raise ValueError(f"{out} exists already: remove it or choose another out")
+    if config.samples < 100 or config.seed < 0:
+        raise ValueError(f"samples must be at least 100 and seed at least 0, not {config.samples} and {config.seed}")
+    G = load_generator(config.generator)
+    if config.attributes == "none":
+        found = sefa(G)
+        found = found.pick(config.names) if config.names else found
+    else:
+        found = factor_directions(G, reader(config.attributes), config.names or None, config.alone, config.samples,
+                                  config.seed)
+    print(f"{len(found)} directions written to {save_directions(found, out)}: {', '.join(found.names)}")
+
+
+def export(config: ExportConfig) -> None:
+    from gapkd.export import export
+
+    print("\n".join(map(str, export(config))))
 
 
 def teacher(config: TrainConfig) -> None:
@@ -290,6 +340,8 @@ OTHERS = (
     | Annotated[StudyConfig, tyro.conf.subcommand("study")]
     | Annotated[SweepConfig, tyro.conf.subcommand("sweep")]
     | Annotated[ConvertConfig, tyro.conf.subcommand("convert")]
+    | Annotated[DirectionsConfig, tyro.conf.subcommand("directions")]
+    | Annotated[ExportConfig, tyro.conf.subcommand("export")]
     | Annotated[ReportConfig, tyro.conf.subcommand("report")]
     | Annotated[BenchmarkConfig, tyro.conf.subcommand("benchmark")]
     | Annotated[GrowthConfig, tyro.conf.subcommand("growth")]
@@ -300,7 +352,7 @@ OTHERS = (
 RUN = {TrainConfig: teacher, DistillConfig: distill, ResumeConfig: resume, EvaluateConfig: evaluate,
        SampleConfig: sample, ConvertConfig: convert, ReportConfig: report, PlanConfig: plan, ChapterConfig: chapter,
        JudgeConfig: judge, StudyConfig: study, SweepConfig: sweep, BenchmarkConfig: benchmark, GrowthConfig: growth,
-       EmbedConfig: embed}
+       EmbedConfig: embed, DirectionsConfig: directions, ExportConfig: export}
 
 TOGETHER = (TrainConfig, DistillConfig, ResumeConfig, EvaluateConfig)  # what several processes can do
 

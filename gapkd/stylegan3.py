@@ -93,12 +93,12 @@ class Resampler:
     def apply(self, x: Tensor, matrix: Tensor) -> Tensor:
         """Filter the middle axis: (B, length, K) -> (B, out, K)."""
         block, step, first = self._block()
-        y = x.new_empty(len(x), self.out, x.shape[2])
+        y = x.new_empty(x.shape[0], self.out, x.shape[2])
         for start in range(0, self.out, block):
             left = first + start // block * step
             low, high = max(left, 0), max(min(left + len(matrix), self.length), 0)  # beyond the border lie zeros
             m = matrix[low - left:max(high - left, low - left), :self.out - start]
-            y[:, start:start + block] = torch.bmm(m.t().expand(len(x), -1, -1), x[:, low:max(high, low)])
+            y[:, start:start + block] = torch.bmm(m.t().expand(x.shape[0], -1, -1), x[:, low:max(high, low)])
         return y
 
 
@@ -130,7 +130,7 @@ class SeparableFilter(nn.Module):
         self.register_buffer("back_matrix", self.back.matrix(f.flip(0)).to(dtype), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        n, c = len(x), x.shape[-1]
+        n, c = x.shape[0], x.shape[-1]
         if self.map.out > self.map.length:  # the smaller image goes through the longer product
             x = self.along(x.flatten(0, 1)).unflatten(0, (n, -1))
             return self.along(x.flatten(2)).unflatten(2, (-1, c))
