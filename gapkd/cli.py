@@ -20,6 +20,7 @@ import tyro
 from gapkd import parallel
 from gapkd.benchmark import BenchmarkConfig
 from gapkd.card import EmbedConfig
+from gapkd.demo import DemoConfig
 from gapkd.export import ExportConfig
 from gapkd.judge import JudgeConfig
 from gapkd.plan import GrowthConfig, PlanConfig
@@ -241,6 +242,13 @@ def export(config: ExportConfig) -> None:
     print("\n".join(map(str, export(config))))
 
 
+def demo(config: DemoConfig) -> None:
+    from gapkd.demo import write_demo
+
+    out = write_demo(config)
+    print(f"written to {out}: run python -m http.server --directory {out}, and open the address that it prints")
+
+
 def teacher(config: TrainConfig) -> None:
     from gapkd.training import train_gan
 
@@ -342,6 +350,7 @@ OTHERS = (
     | Annotated[ConvertConfig, tyro.conf.subcommand("convert")]
     | Annotated[DirectionsConfig, tyro.conf.subcommand("directions")]
     | Annotated[ExportConfig, tyro.conf.subcommand("export")]
+    | Annotated[DemoConfig, tyro.conf.subcommand("demo")]
     | Annotated[ReportConfig, tyro.conf.subcommand("report")]
     | Annotated[BenchmarkConfig, tyro.conf.subcommand("benchmark")]
     | Annotated[GrowthConfig, tyro.conf.subcommand("growth")]
@@ -352,7 +361,7 @@ OTHERS = (
 RUN = {TrainConfig: teacher, DistillConfig: distill, ResumeConfig: resume, EvaluateConfig: evaluate,
        SampleConfig: sample, ConvertConfig: convert, ReportConfig: report, PlanConfig: plan, ChapterConfig: chapter,
        JudgeConfig: judge, StudyConfig: study, SweepConfig: sweep, BenchmarkConfig: benchmark, GrowthConfig: growth,
-       EmbedConfig: embed, DirectionsConfig: directions, ExportConfig: export}
+       EmbedConfig: embed, DirectionsConfig: directions, ExportConfig: export, DemoConfig: demo}
 
 TOGETHER = (TrainConfig, DistillConfig, ResumeConfig, EvaluateConfig)  # what several processes can do
 
