@@ -96,11 +96,7 @@ def _describe(file: Path) -> str:
         name = "StyleGAN2" if kind == "stylegan2-generator" else "StyleGAN3"
         lines = [f"A {name} generator, {images:,} images in {seconds / 3600:.1f} hours"
                  + (f", in {len(stages)} stages" if len(stages) > 1 else "") + ".\n"]
-        for n, stage in enumerate(reversed(stages), 1):  # the oldest first: the commands in the order to run them
-            settings = stage["settings"] | {"images": stage["images"]}  # a stage may have been stopped early
-            settings |= {"start_from": f"runs/stage{n - 1}"} if n > 1 else {}
-            lines.append(f"- stage {n}: `{command_line('gapkd teacher', TrainConfig, settings)} --out runs/stage{n}`, "
-                         f"{stage['seconds'] / 3600:.1f} hours, commit {stage['commit']}, {stage['hardware']}")
+        lines += stage_lines(card)
         lines.append(f"- origin: seed {card['settings']['seed']}, {origin}")
         lines += [f"- {name}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items())
                   for name, figures in card["metrics"].items()]
@@ -117,6 +113,17 @@ def _describe(file: Path) -> str:
               + ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in scores[f"scores_{size}"].items())
               for size in ("32px", "64px")]
     return "\n".join([*lines, ""])
+
+
+def stage_lines(card: dict) -> list[str]:
+    """A teacher's training as a Markdown list, one line a run: the oldest first, the order in which to run them."""
+    lines = []
+    for n, stage in enumerate(reversed([card, *_ancestors(card)]), 1):
+        settings = stage["settings"] | {"images": stage["images"]}  # a stage may have been stopped early
+        settings |= {"start_from": f"runs/stage{n - 1}"} if n > 1 else {}
+        lines.append(f"- stage {n}: `{command_line('gapkd teacher', TrainConfig, settings)} --out runs/stage{n}`, "
+                     f"{stage['seconds'] / 3600:.1f} hours, commit {stage['commit']}, {stage['hardware']}")
+    return lines
 
 
 def _ancestors(card: dict) -> list[dict]:
