@@ -62,10 +62,10 @@ def embed(config: EmbedConfig) -> None:
         taught = provenance["settings"].get("teacher")
         teacher, students = (load_generator(taught), {"student": G}) if taught else (G, {})
         rows = evaluation_table(students, load_attribute_network(), dataset, teacher, config.samples, config.seed)
-        keep = ("fid", "kid", "precision", "recall", *(("agree_mean_correlation", "agree_mean_accuracy") if taught else ()))
-        provenance["metrics"] = {row["name"]: {k: round(v, 4) for k, v in row.items()
-                                               if k.startswith(keep) and not k.endswith("_chance")
-                                               and ("to_teacher" not in k or taught)} for row in rows}
+        keep = ("fid", "kid", "precision", "recall", "agree_mean_correlation", "agree_mean_accuracy")
+        left = ("chance",) if taught else ("chance", "to_teacher", "agree")
+        provenance["metrics"] = {row["name"]: {k: round(v, 4) for k, v in row.items() if k.startswith(keep)
+                                               and not any(part in k for part in left)} for row in rows}
         card = provenance
         while card:  # the run and what it started from
             card["settings"] = shareable(card["settings"])
@@ -102,13 +102,7 @@ def _describe(file: Path) -> str:
         taught = card["settings"].get("teacher")
         lines = [f"A {name} generator, {f'distilled from {taught}, ' if taught else ''}{images:,} images in "
                  f"{seconds / 3600:.1f} hours" + (f", in {len(stages)} stages" if len(stages) > 1 else "") + ".\n"]
-        how = ("gapkd distill", DistillConfig) if taught else ("gapkd teacher", TrainConfig)
-        command = partial(command_line, *how)
-        for n, stage in enumerate(reversed(stages), 1):  # the oldest first: the commands in the order to run them
-            settings = stage["settings"] | {"images": stage["images"]}  # a stage may have been stopped early
-            settings |= {"start_from": f"runs/stage{n - 1}"} if n > 1 else {}
-            lines.append(f"- stage {n}: `{command(settings)} --out runs/stage{n}`, "
-                         f"{stage['seconds'] / 3600:.1f} hours, commit {stage['commit']}, {stage['hardware']}")
+        lines += stage_lines(card)
         lines.append(f"- origin: seed {card['settings']['seed']}, {origin}")
         lines += [f"- {name}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items())
                   for name, figures in card["metrics"].items()]
@@ -125,6 +119,18 @@ def _describe(file: Path) -> str:
               + ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in scores[f"scores_{size}"].items())
               for size in ("32px", "64px")]
     return "\n".join([*lines, ""])
+
+
+def stage_lines(card: dict) -> list[str]:
+    """A network's training as a Markdown list, one line a run: the oldest first, the order in which to run them."""
+    taught, lines = card["settings"].get("teacher"), []
+    command = partial(command_line, *(("gapkd distill", DistillConfig) if taught else ("gapkd teacher", TrainConfig)))
+    for n, stage in enumerate(reversed([card, *_ancestors(card)]), 1):
+        settings = stage["settings"] | {"images": stage["images"]}  # a stage may have been stopped early
+        settings |= {"start_from": f"runs/stage{n - 1}"} if n > 1 else {}
+        lines.append(f"- stage {n}: `{command(settings)} --out runs/stage{n}`, "
+                     f"{stage['seconds'] / 3600:.1f} hours, commit {stage['commit']}, {stage['hardware']}")
+    return lines
 
 
 def _ancestors(card: dict) -> list[dict]:
