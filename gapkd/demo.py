@@ -84,7 +84,8 @@ def write_demo(config: DemoConfig) -> Path:
         z = latent(config.seed, network.facts["z_dim"])[None]
         picture = draw(network, z, config.truncation)[0][0]
         content |= {network.facts["file"]: network.model, network.facts["picture"]: _png(picture)}
-        content.setdefault("icon.png", _png(np.kron(picture, np.ones((-(-ICON // len(picture)),) * 2 + (1,), np.uint8))))
+        enlarged = np.kron(picture, np.ones((-(-ICON // len(picture)),) * 2 + (1,), np.uint8))
+        content.setdefault("icon.png", _png(enlarged))
     record = {"made_by": MADE_BY, "files": sorted([*content, "networks.json"]),
               "start": {"seed": config.seed, "truncation": config.truncation},
               "runtime": f"onnxruntime-web {VERSION if known else 'of another version'}",
@@ -121,8 +122,8 @@ def open_network(path: str | Path, role: str) -> Network:
         raise DemoError(f"{path} is the synthesis network alone, which draws from ws: export it again with --inputs z")
     widths = {len(row) for row in directions["vectors"]} - {sizes["w_dim"]}
     if widths:
-        raise DemoError(f"{path} holds directions of width {widths.pop()}, but its w_dim is {sizes['w_dim']}: export it "
-                        "again, with directions of its own W")
+        raise DemoError(f"{path} holds directions of width {widths.pop()}, but its w_dim is {sizes['w_dim']}: export "
+                        "it again, with directions of its own W")
     if not len(directions["names"]) == len(directions["vectors"]) == len(directions["reach"]) or not all(
             math.isfinite(x) and x > 0 for x in directions["reach"]) or not np.isfinite(directions["vectors"]).all():
         raise DemoError(f"the directions in {path} are damaged: export it again")
@@ -141,8 +142,8 @@ def check_pair(networks: Sequence[Network], paths: Sequence[str]) -> None:
                             "share them can be given the same z and the same edits")
     if not share_w(networks):
         if student["directions"]["names"] != teacher["directions"]["names"]:
-            raise DemoError(f"{paths[0]} and {paths[1]} do not share W, and hold directions of other names: export both "
-                            "with directions of the same names, each found in its own W")
+            raise DemoError(f"{paths[0]} and {paths[1]} do not share W, and hold directions of other names: export "
+                            "both with directions of the same names, each found in its own W")
     elif teacher["directions"]["names"]:  # the same edits for both
         student["directions"], teacher["directions"] = teacher["directions"], None
     else:
@@ -280,13 +281,14 @@ def fetch_runtime() -> Path:
         archives = list(Path(aside).glob("*.tgz"))
         if done.returncode or len(archives) != 1:
             lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
-            raise DemoError(f"npm could not fetch onnxruntime-web {VERSION} ({lines[0].strip()}): without a connection, "
-                            f"give --runtime a folder with {SCRIPT} and {WASM}")
+            raise DemoError(f"npm could not fetch onnxruntime-web {VERSION} ({lines[0].strip()}): without a "
+                            f"connection, give --runtime a folder with {SCRIPT} and {WASM}")
         try:
             with tarfile.open(archives[0]) as archive:
                 content = {name: archive.extractfile(f"package/dist/{name}").read() for name in RUNTIME}
         except (KeyError, AttributeError, tarfile.TarError, OSError) as error:
-            raise DemoError(f"what npm fetched is not onnxruntime-web {VERSION}: give --runtime a folder with it") from error
+            raise DemoError(f"what npm fetched is not onnxruntime-web {VERSION}: give --runtime a folder with "
+                            "it") from error
         for name, digest in RUNTIME.items():
             if hashlib.sha256(content[name]).hexdigest() != digest:
                 raise DemoError(f"{name}, as npm fetched it, has another check sum: it was altered; nothing was kept")

@@ -7,7 +7,7 @@ on the other.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -242,14 +242,10 @@ def measure_edits(G: AnyGenerator, net: AttributeNetwork, directions: Directions
     Args:
         directions: named as `direction_names` does, found on this generator or on another.
     """
-    w = _draw_w(G, samples, seed)
-    middle = _read_all(G, net, w, batch)
-    spread = {name: middle[name].std().clamp(min=1e-6) for name in net.continuous}
     effects = []
-    for name, vector, reach in zip(directions.names, directions.vectors, directions.reach, strict=True):
-        step = share * reach * vector.to(w)
-        low, high = (_read_all(G, net, w + sign * step, batch) for sign in (-1, 1))
+    for name, low, middle, high in _walk(G, net, directions, share, samples, seed, batch):
         factor = name.partition(": ")[0]
+        spread = {other: middle[other].std().clamp(min=1e-6) for other in net.continuous}
         moved = (_shown(net, high, name) - _shown(net, low, name)).mean() / spread.get(factor, 1.0)
         kept = [(end[other] == middle[other]).float().mean() for end in (low, high) for other in net.categorical
                 if other != factor]
@@ -257,6 +253,32 @@ def measure_edits(G: AnyGenerator, net: AttributeNetwork, directions: Directions
                  for other in net.continuous if other != factor]
         effects.append(EditEffect(name, moved.item(), *(torch.stack(part).mean().item() for part in (kept, drift))))
     return effects
+
+
+@torch.no_grad()
+def factor_changes(G: AnyGenerator, net: AttributeNetwork, directions: Directions, share: float = 0.5,
+                   samples: int = 300, seed: int = 1, batch: int = 100) -> Tensor:
+    """What steps along each direction do to every factor, on average over many latents, whatever its name says.
+
+    Returns: (K, F), factors as in `direction_names`: change from one end to the other, in standard deviations of the
+        factor if it is continuous, in share of the images if it is a class.
+    """
+    rows = []
+    for _, low, middle, high in _walk(G, net, directions, share, samples, seed, batch):
+        rows.append([((_shown(net, high, name) - _shown(net, low, name)).mean()
+                      / (middle[name].std().clamp(min=1e-6) if name in net.continuous else 1.0)).item()
+                     for name in direction_names(net)])
+    return torch.tensor(rows)
+
+
+def _walk(G: AnyGenerator, net: AttributeNetwork, directions: Directions, share: float, samples: int, seed: int,
+          batch: int) -> Iterator[tuple[str, dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]]:
+    """For every direction its name, and what is read at -share, 0 and +share of its reach."""
+    w = _draw_w(G, samples, seed)
+    middle = _read_all(G, net, w, batch)
+    for name, vector, reach in zip(directions.names, directions.vectors, directions.reach, strict=True):
+        step = share * reach * vector.to(w)
+        yield name, _read_all(G, net, w - step, batch), middle, _read_all(G, net, w + step, batch)
 
 
 def _read_all(G: AnyGenerator, net: AttributeNetwork, w: Tensor, batch: int) -> dict[str, Tensor]:

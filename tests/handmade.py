@@ -33,7 +33,8 @@ def write(path: Path, seed: int = 0, names: tuple[str, ...] = ("smile", "hair_st
     nodes = [helper.make_node("Concat", ["z", "c"], ["zc"], axis=1) if c_dim
              else helper.make_node("Identity", ["z"], ["zc"]),
              helper.make_node("MatMul", ["zc", "to_w"], ["w"]), helper.make_node("Mul", ["w", "truncation"], ["near"]),
-             helper.make_node("Unsqueeze", ["near", "one"], ["rows"]), helper.make_node("Add", ["rows", "offset"], ["ws"]),
+             helper.make_node("Unsqueeze", ["near", "one"], ["rows"]),
+             helper.make_node("Add", ["rows", "offset"], ["ws"]),
              helper.make_node("Reshape", ["ws", "flat"], ["flat_ws"]),
              helper.make_node("MatMul", ["flat_ws", "to_image"], ["values"]),
              helper.make_node("Reshape", ["values", "planes"], ["plain"]),

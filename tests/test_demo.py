@@ -23,8 +23,19 @@ import handmade  # noqa: E402
 
 from gapkd import demo as module  # noqa: E402
 from gapkd.cli import main  # noqa: E402
-from gapkd.demo import RUNTIME, SCRIPT, VERSION, WASM, DemoConfig, DemoError, draw, fetch_runtime, latent  # noqa: E402
-from gapkd.demo import open_network, write_demo  # noqa: E402
+from gapkd.demo import (  # noqa: E402
+    RUNTIME,
+    SCRIPT,
+    VERSION,
+    WASM,
+    DemoConfig,
+    DemoError,
+    draw,
+    fetch_runtime,
+    latent,
+    open_network,
+    write_demo,
+)
 
 
 @pytest.fixture
@@ -44,7 +55,8 @@ def files(tmp_path):
 
 @pytest.fixture
 def written(files, runtime, tmp_path):
-    return write_demo(DemoConfig(*files, out=str(tmp_path / "a" / "page"), runtime=str(runtime), seed=5, truncation=0.7))
+    return write_demo(DemoConfig(*files, out=str(tmp_path / "a" / "page"), runtime=str(runtime), seed=5,
+                                 truncation=0.7))
 
 
 def test_what_lies_in_the_folder(written, files):
@@ -120,8 +132,8 @@ def test_latents_are_standard_normal_and_their_own():
 
 @pytest.mark.parametrize("changes, message", [
     ({"inputs": "ws"}, "s.onnx is the synthesis network alone, which draws from ws: export it again with --inputs z"),
-    ({"directions": {"names": ["a"], "vectors": [[1.0, 0.0]], "reach": [1.0]}}, "directions of width 2, but its w_dim is 6"),
-    ({"directions": {"names": ["a"], "vectors": [[1.0] * 6], "reach": [0.0]}}, "the directions in .*s.onnx are damaged"),
+    ({"directions": {"names": ["a"], "vectors": [[1.0, 0.0]], "reach": [1.0]}}, "width 2, but its w_dim is 6"),
+    ({"directions": {"names": ["a"], "vectors": [[1.0] * 6], "reach": [0.0]}}, "directions in .*s.onnx are damaged"),
     ({"directions": {"names": ["a"], "vectors": [[1.0] * 6] * 2, "reach": [1.0]}}, "the directions in .* are damaged"),
     ({"directions": 3}, "lacks what `gapkd export` notes"), ({"z_dim": "many"}, "lacks what `gapkd export` notes"),
     ({"num_ws": 5}, "does not draw")])

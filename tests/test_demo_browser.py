@@ -97,8 +97,10 @@ class Visit:
 
     def canvases(self, where: str = "#pictures canvas") -> list[np.ndarray]:
         """Pixels (R, R, 3) of the canvases there."""
-        found = self.page.evaluate("""where => [...document.querySelectorAll(where)].map((canvas) =>
-            [canvas.width, [...canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data]])""", where)
+        found = self.page.evaluate("""where => [...document.querySelectorAll(where)].map((canvas) => {
+            const { width, height } = canvas;
+            return [width, [...canvas.getContext("2d").getImageData(0, 0, width, height).data]];
+        })""", where)
         return [np.array(data, dtype=np.uint8).reshape(size, size, 4)[..., :3] for size, data in found]
 
     def slide(self, name: str, value: float):
@@ -126,7 +128,8 @@ def visit(browser, folder):
 def drawn(G, z, truncation=1.0, offset=None) -> np.ndarray:
     """PyTorch's picture of a z (z_dim,), with an offset (num_ws, w_dim) on ws, (R, R, 3) uint8."""
     w = G.truncate(G.mapping(torch.as_tensor(z, dtype=torch.float32)[None]), truncation)
-    return to_uint8(G.synthesis(w[:, None] + (torch.zeros(G.num_ws, G.w_dim) if offset is None else offset)).image)[0].numpy()
+    offset = torch.zeros(G.num_ws, G.w_dim) if offset is None else offset
+    return to_uint8(G.synthesis(w[:, None] + offset).image)[0].numpy()
 
 
 def apart(a: np.ndarray, b: np.ndarray) -> float:
@@ -291,9 +294,9 @@ def test_the_keyboard_reaches_everything_and_focus_is_seen(visit):
 
 def test_everything_has_a_name(visit):
     seen = visit().rest()
-    nameless = seen.page.evaluate("""() => [...document.querySelectorAll("button, input, canvas, summary")].filter((one) =>
-        !(one.getAttribute("aria-label") || one.textContent.trim() || one.labels?.[0]?.textContent.trim()
-          || one.closest("button")?.getAttribute("aria-label"))).map((one) => one.outerHTML)""")
+    nameless = seen.page.evaluate("""() => [...document.querySelectorAll("button, input, canvas, summary")]
+        .filter((one) => !(one.getAttribute("aria-label") || one.closest("button")?.getAttribute("aria-label")
+          || one.textContent.trim() || one.labels?.[0]?.textContent.trim())).map((one) => one.outerHTML)""")
     assert nameless == []
     roles = seen.page.locator("#pictures").aria_snapshot()
     assert 'img "student: picture 7"' in roles and 'img "teacher: picture 7"' in roles

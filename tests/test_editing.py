@@ -11,6 +11,7 @@ from gapkd.editing import (
     _least_squares,
     _logistic,
     direction_names,
+    factor_changes,
     factor_directions,
     linear_fit,
     load_directions,
@@ -175,3 +176,10 @@ def test_the_command(teacher_file, tmp_path, capsys):
     assert "exists already" in capsys.readouterr().err
     assert main(["directions", str(teacher_file), "--out", str(tmp_path / "e.safetensors"), "--names", "hats"]) == 2
     assert "no factor 'hats'" in capsys.readouterr().err
+
+
+def test_changes_of_all_factors_are_measured():
+    wanted = Directions(("any", "other"), torch.eye(6)[[0, 3]], torch.tensor([2.0, 20.0]))
+    changes = factor_changes(Known(), Reader(), wanted, samples=400)           # columns: hat, tilt, light
+    expected = [[0, 2 * 0.2 / (0.2 * 2**0.5), 0], [1, 0, 0]]
+    torch.testing.assert_close(changes, torch.tensor(expected), atol=0.15, rtol=0)

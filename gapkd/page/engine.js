@@ -20,7 +20,8 @@ export class Engine {
     };
     this.#worker.onerror = (event) => {
       event.preventDefault();
-      const error = new Error("worker.js is missing, or too new for this browser: update the browser, or write the page again with gapkd demo.");
+      const error = new Error("worker.js is missing, or too new for this browser: " +
+        "update the browser, or write the page again with gapkd demo.");
       for (const { reject } of this.#waiting.values()) reject(error);
       this.#waiting.clear();
     };

@@ -45,7 +45,7 @@ export function relative(face, number) {
   return { key, seed: face.seed, z: face.z.map((x, i) => Math.cos(TURN) * x + Math.sin(TURN) * other[i]) };
 }
 
-/** At t in [0, 1] on the way between two faces, along the great circle: a straight line would lead through average z. */
+/** At t in [0, 1] on the way between two faces, along the great circle: a straight line would lead by the average. */
 export function between(a, b, t) {
   const dot = (x, y) => x.reduce((sum, value, i) => sum + value * y[i], 0);
   const angle = Math.acos(Math.min(1, Math.max(-1, dot(a.z, b.z) / Math.sqrt(dot(a.z, a.z) * dot(b.z, b.z)))));

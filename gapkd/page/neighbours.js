@@ -12,9 +12,9 @@ export class Neighbours {
   #busy = false;
 
   /**
-   * place(number): its face; draw(face): its pixels (R, R, 4); newest(): {wish, since, moving}, the newest wish, when it
-   * came, and whether pictures are in motion, so that small ones need not be drawn; choose(face): called for a choice;
-   * last(): called when all are drawn.
+   * place(number): the face of a tile; draw(face): its pixels (R, R, 4); choose(face): called for a choice; last():
+   * called when all are drawn; newest(): {wish, since, moving}, the newest wish, when it came, and whether pictures are
+   * in motion, so that small ones need not be drawn.
    */
   constructor(size, { place, draw, newest, choose, last, complain }) {
     Object.assign(this, { size, place, draw, newest, last, complain });

@@ -24,7 +24,7 @@ class View {
     this.time = make("output", { textContent: "–" });
     at("pictures").append(make("figure", { className: network.role }, this.canvas, make("figcaption", {},
       make("b", { textContent: titleOf(network) }),
-      make("span", { className: "ms", title: `a picture: median of the newest draws, at most ${MOST}` }, this.time, " ms"),
+      make("span", { className: "ms", title: `median of the newest draws, at most ${MOST}` }, this.time, " ms"),
       make("small", { textContent: `${(network.bytes / 1e6).toFixed(2)} MB · ${network.precision}` }))));
   }
 

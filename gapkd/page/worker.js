@@ -45,7 +45,7 @@ const ANSWERS = {
 
 async function start() {
   if (typeof WebAssembly !== "object")
-    throw new Error("This browser has no WebAssembly, or it is turned off: allow it, or open the page in another browser.");
+    throw new Error("This browser has no WebAssembly, or it is turned off: allow it, or take another browser.");
   const script = import(SCRIPT).catch(async () => {
     await fetchBytes(SCRIPT); // says so if it is not there
     throw new Error(`${SCRIPT.slice(2)} is damaged: write the page again with gapkd demo.`);
@@ -108,7 +108,8 @@ async function fetchBytes(name) {
   } catch {
     throw new Error(`${name} could not be fetched: is the server still running?`);
   }
-  if (!reply.ok) throw new Error(`${name} is missing (the server says ${reply.status}): write the page again with gapkd demo.`);
+  if (!reply.ok)
+    throw new Error(`${name} is missing (the server says ${reply.status}): write the page again with gapkd demo.`);
   const total = Number(reply.headers.get("Content-Length"));
   const parts = [];
   let have = 0;
