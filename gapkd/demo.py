@@ -7,14 +7,10 @@ networks there, is taken from a folder or fetched once with npm. What the page d
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import json
 import math
 import os
-import shutil
-import subprocess
-import tarfile
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,24 +19,20 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from filelock import FileLock
 from PIL import Image
 
-from gapkd.addresses import cache_folder
 from gapkd.checkpoints import write_atomically
+from gapkd.webruntime import SCRIPT, VERSION, WASM, fetch_runtime, find_runtime, is_known
 
-VERSION = "1.30.0"
-SCRIPT, WASM = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"
-RUNTIME = {SCRIPT: "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
-           WASM: "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2"}
 PAGE = (".html", ".css", ".js")  # endings of the files in gapkd/page
 SIZES = ("resolution", "z_dim", "w_dim", "num_ws", "c_dim")
+LARGEST = 2**16  # of those sizes
 ICON = 64  # px, at least
 MADE_BY = "gapkd demo"
 
 
 class DemoError(ValueError):
-    """A page that cannot be written: wrong files, no runtime, or a folder that holds something else."""
+    """A page that cannot be written: wrong files, or a folder that holds something else."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +54,7 @@ class DemoConfig:
 
 
 def write_demo(config: DemoConfig) -> Path:
-    """Write the page, whole or not at all. Raises DemoError; returns the folder."""
+    """Write the page, whole or not at all; returns its folder. Raises ValueError, in one sentence."""
     out = Path(config.out)
     if not 0 <= config.seed < 2**32:
         raise DemoError(f"seed must lie between 0 and 2^32 - 1, not {config.seed}")
@@ -76,10 +68,7 @@ def write_demo(config: DemoConfig) -> Path:
     folder = find_runtime(config.runtime) if config.runtime else fetch_runtime()
     content = {file.name: file.read_bytes() for file in (files("gapkd") / "page").iterdir() if file.name.endswith(PAGE)}
     content[SCRIPT] = (folder / SCRIPT).read_bytes()
-    wasm = (folder / WASM).read_bytes()
-    known = all(hashlib.sha256(given).hexdigest() == RUNTIME[name] for name, given in
-                ((SCRIPT, content[SCRIPT]), (WASM, wasm)))
-    content[f"{WASM}.gz"] = gzip.compress(wasm, mtime=0)  # a quarter, where the server itself compresses nothing
+    content[f"{WASM}.gz"] = gzip.compress((folder / WASM).read_bytes(), mtime=0)  # a quarter; servers may not compress
     for network in networks:
         z = latent(config.seed, network.facts["z_dim"])[None]
         picture = draw(network, z, config.truncation)[0][0]
@@ -88,7 +77,7 @@ def write_demo(config: DemoConfig) -> Path:
         content.setdefault("icon.png", _png(enlarged))
     record = {"made_by": MADE_BY, "files": sorted([*content, "networks.json"]),
               "start": {"seed": config.seed, "truncation": config.truncation},
-              "runtime": f"onnxruntime-web {VERSION if known else 'of another version'}",
+              "runtime": f"onnxruntime-web {VERSION if is_known(folder) else 'of another version'}",
               "networks": [network.facts for network in networks]}
     content["networks.json"] = json.dumps(record, allow_nan=False).encode()
     return _write_folder(out, content)
@@ -112,6 +101,8 @@ def open_network(path: str | Path, role: str) -> Network:
     known = read_onnx_facts(path)
     try:
         sizes = {name: int(known[name]) for name in SIZES}
+        if not all(0 <= size <= LARGEST for size in sizes.values()):
+            raise ValueError(f"sizes are {sizes}")
         directions = {"names": [str(name) for name in known["directions"]["names"]],
                       "vectors": [[round(float(x), 6) for x in row] for row in known["directions"]["vectors"]],
                       "reach": [round(float(x), 3) for x in known["directions"]["reach"]]}
@@ -129,7 +120,7 @@ def open_network(path: str | Path, role: str) -> Network:
         raise DemoError(f"the directions in {path} are damaged: export it again")
     model = for_the_page(path)
     facts = {"role": role, "name": name, "file": f"{role}.onnx", "picture": f"{role}.png", "bytes": len(model),
-             "precision": precision, **sizes, "directions": directions, "facts": summary(known, len(model))}
+             "precision": precision, **sizes, "directions": directions, "about": about(known, sizes, len(model))}
     return Network(facts, model)
 
 
@@ -165,7 +156,7 @@ def for_the_page(path: str | Path) -> bytes:
     required, and the noise maps constants."""
     import onnx
 
-    model = onnx.load(path)
+    model = onnx.load(path, load_external_data=False)
     graph = model.graph
     wanted = [value for value in graph.input if not value.name.startswith("noise_")]
     del graph.input[:]
@@ -178,29 +169,30 @@ def for_the_page(path: str | Path) -> bytes:
     return model.SerializeToString()
 
 
-def summary(known: dict, size: int) -> list[tuple[str, str]]:
-    """(term, text) pairs on where a network comes from, for the page."""
-    rows = [("picture", f"{known['resolution']} x {known['resolution']} px"),
+def about(known: dict, sizes: dict[str, int], size: int) -> list[tuple[str, str]]:
+    """(term, text) pairs on what a network is and where it comes from, for the page."""
+    from gapkd.origins import Origin, as_dict, named, numbers
+
+    rows = [("picture", f"{sizes['resolution']} x {sizes['resolution']} px"),
             ("file", f"{size / 1e6:.2f} MB, {known['precision']}"),
-            ("latents", f"z {known['z_dim']}, w {known['w_dim']}, in {known['num_ws']} layers"
-             + (f", {known['c_dim']} classes" if known["c_dim"] else ""))]
-    check, card = known.get("check"), known.get("provenance")
-    if isinstance(check, dict) and {"latents", "largest"} <= check.keys():
-        rows.append(("checked", f"{check['latents']} latents, at most {check['largest']:.1e} from the original "
+            ("latents", f"z {sizes['z_dim']}, w {sizes['w_dim']}, in {sizes['num_ws']} layers"
+             + (f", {sizes['c_dim']} classes" if sizes["c_dim"] else ""))]
+    check = numbers(known.get("check"))
+    if {"latents", "largest"} <= check.keys():
+        rows.append(("checked", f"{check['latents']:.0f} latents, at most {check['largest']:.1e} from the original "
                                 "(values from -1 to 1)"))
-    if isinstance(card, dict):
-        settings = card["settings"] if isinstance(card.get("settings"), dict) else {}
-        stages = [card]
-        while isinstance(before := stages[-1].get("started_from"), dict):
-            stages.append(before)
-        seen = [stage["images"] for stage in stages if isinstance(stage.get("images"), int)]
-        trained = [f"{sum(seen):,} images" if seen else "", f"{len(stages)} stages" if len(stages) > 1 else "",
-                   f"recipe {settings['recipe']}" if "recipe" in settings else "",
-                   f"teacher {Path(str(settings['teacher'])).name}" if settings.get("teacher") else "",
-                   f"seed {settings['seed']}" if "seed" in settings else ""]
-        origin = [f"commit {card['commit']}" if "commit" in card else "", str(card.get("date", ""))]
-        rows += [(term, ", ".join(filter(None, parts))) for term, parts in (("trained", trained), ("origin", origin))
-                 if any(parts)]
+    origin = Origin(as_dict(known.get("provenance")))
+    card, settings, stages = origin.made, origin.settings, [origin.made]
+    while before := as_dict(stages[-1].get("started_from")):
+        stages.append(before)
+    images = sum(numbers(stage).get("images", 0) for stage in stages)
+    trained = [f"{images:,.0f} images" if images else "", f"{len(stages)} stages" if len(stages) > 1 else "",
+               f"recipe {settings['recipe']}" if "recipe" in settings else "",
+               f"teacher {named(origin.teacher)}" if origin.teacher else "",
+               f"seed {settings['seed']}" if "seed" in settings else ""]
+    made = [f"commit {card['commit']}" if "commit" in card else "", str(card.get("date", ""))]
+    rows += [(term, ", ".join(filter(None, parts))) for term, parts in (("trained", trained), ("made", made))
+             if any(parts)]
     return [*rows, ("sha256", str(known.get("sha256", "unknown"))[:16])]
 
 
@@ -248,57 +240,6 @@ def _png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="png")
     return buffer.getvalue()
-
-
-# -- the runtime -------------------------------------------------------------------------------------------------
-
-
-def find_runtime(given: str | Path) -> Path:
-    """The folder in which onnxruntime-web's two files lie: the given one, or dist in it. Raises DemoError."""
-    for folder in (Path(given), Path(given) / "dist"):
-        if all((folder / name).is_file() for name in RUNTIME):
-            if (folder / WASM).read_bytes()[:4] != b"\0asm":
-                raise DemoError(f"{folder / WASM} is damaged: install onnxruntime-web again")
-            return folder
-    raise DemoError(f"{given} holds no onnxruntime-web: name a folder with {SCRIPT} and {WASM}")
-
-
-def fetch_runtime() -> Path:
-    """The same, from the cache, or fetched by npm into it, verified. Raises DemoError, in one sentence."""
-    folder = cache_folder() / f"onnxruntime-web-{VERSION}"
-    if _whole(folder):
-        return folder
-    npm = shutil.which("npm")
-    if npm is None:
-        raise DemoError("onnxruntime-web is not here, and npm is missing: install Node.js, which brings npm, or give "
-                        f"--runtime a folder with {SCRIPT} and {WASM}")
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f"{folder.name}.lock")), tempfile.TemporaryDirectory() as aside:
-        if _whole(folder):
-            return folder
-        command = [npm, "pack", f"onnxruntime-web@{VERSION}", "--ignore-scripts", "--loglevel", "error"]
-        done = subprocess.run(command, cwd=aside, capture_output=True, text=True)
-        archives = list(Path(aside).glob("*.tgz"))
-        if done.returncode or len(archives) != 1:
-            lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
-            raise DemoError(f"npm could not fetch onnxruntime-web {VERSION} ({lines[0].strip()}): without a "
-                            f"connection, give --runtime a folder with {SCRIPT} and {WASM}")
-        try:
-            with tarfile.open(archives[0]) as archive:
-                content = {name: archive.extractfile(f"package/dist/{name}").read() for name in RUNTIME}
-        except (KeyError, AttributeError, tarfile.TarError, OSError) as error:
-            raise DemoError(f"what npm fetched is not onnxruntime-web {VERSION}: give --runtime a folder with "
-                            "it") from error
-        for name, digest in RUNTIME.items():
-            if hashlib.sha256(content[name]).hexdigest() != digest:
-                raise DemoError(f"{name}, as npm fetched it, has another check sum: it was altered; nothing was kept")
-            write_atomically(folder / name, content[name])
-    return folder
-
-
-def _whole(folder: Path) -> bool:
-    return all((folder / name).is_file() and hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
-               for name, digest in RUNTIME.items())
 
 
 # -- the folder --------------------------------------------------------------------------------------------------

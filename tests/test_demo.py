@@ -21,21 +21,10 @@ pytest.importorskip("onnxruntime", reason="needs the extra `export`")
 
 import handmade  # noqa: E402
 
-from gapkd import demo as module  # noqa: E402
+from gapkd import demo, webruntime  # noqa: E402
 from gapkd.cli import main  # noqa: E402
-from gapkd.demo import (  # noqa: E402
-    RUNTIME,
-    SCRIPT,
-    VERSION,
-    WASM,
-    DemoConfig,
-    DemoError,
-    draw,
-    fetch_runtime,
-    latent,
-    open_network,
-    write_demo,
-)
+from gapkd.demo import DemoConfig, DemoError, draw, latent, mulberry32, open_network, write_demo  # noqa: E402
+from gapkd.webruntime import RUNTIME, SCRIPT, VERSION, WASM, WebRuntimeError, fetch_runtime  # noqa: E402
 
 
 @pytest.fixture
@@ -70,8 +59,8 @@ def test_what_lies_in_the_folder(written, files):
     assert (student["role"], student["name"], teacher["role"], teacher["name"]) == ("student", "s", "teacher", "t")
     assert {k: student[k] for k in handmade.SIZES} == handmade.SIZES
     assert student["bytes"] == (written / "student.onnx").stat().st_size and student["precision"] == "float32"
-    facts = dict(student["facts"])
-    assert facts["trained"] == "1,000 images, seed 0" and facts["origin"] == "commit abc, 2026-01-01"
+    facts = dict(student["about"])
+    assert facts["trained"] == "1,000 images, seed 0" and facts["made"] == "commit abc, 2026-01-01"
     assert facts["checked"].startswith("100 latents, at most 3.0e-06") and facts["sha256"] == "ab" * 8
 
 
@@ -126,8 +115,8 @@ def test_latents_are_standard_normal_and_their_own():
     assert np.abs(np.corrcoef(z.T) - np.eye(7)).max() < 0.07
     assert np.array_equal(latent(3, 8)[:7], latent(3, 7)) and len(np.unique(z)) == z.size
     # mulberry32's known first numbers of two seeds
-    assert [x * 2**32 for x in module.mulberry32(0, 3)] == [1144304738, 1416247, 958946056]
-    assert [x * 2**32 for x in module.mulberry32(12345, 2)] == [4207900869, 1317490944]
+    assert [x * 2**32 for x in mulberry32(0, 3)] == [1144304738, 1416247, 958946056]
+    assert [x * 2**32 for x in mulberry32(12345, 2)] == [4207900869, 1317490944]
 
 
 @pytest.mark.parametrize("changes, message", [
@@ -136,7 +125,7 @@ def test_latents_are_standard_normal_and_their_own():
     ({"directions": {"names": ["a"], "vectors": [[1.0] * 6], "reach": [0.0]}}, "directions in .*s.onnx are damaged"),
     ({"directions": {"names": ["a"], "vectors": [[1.0] * 6] * 2, "reach": [1.0]}}, "the directions in .* are damaged"),
     ({"directions": 3}, "lacks what `gapkd export` notes"), ({"z_dim": "many"}, "lacks what `gapkd export` notes"),
-    ({"num_ws": 5}, "does not draw")])
+    ({"z_dim": 10**12}, "sizes are"), ({"num_ws": 5}, "does not draw")])
 def test_files_that_are_not_as_they_should_be(changes, message, runtime, tmp_path):
     whole = handmade.write(tmp_path / "t.onnx")
     bad = tmp_path / "s.onnx"
@@ -166,7 +155,7 @@ def test_pairs_that_do_not_belong_together(changes, message, files, runtime, tmp
 @pytest.mark.parametrize("options, message", [
     (["missing.onnx"], "there is no file missing.onnx"), (["text.onnx"], "text.onnx is no ONNX file of `gapkd export`"),
     (["s.onnx", "--seed", "-1"], "seed must lie between"), (["s.onnx", "--truncation", "nan"], "truncation must lie"),
-    (["s.onnx", "--runtime", "nowhere"], "nowhere holds no onnxruntime-web: name a folder with ort.wasm"),
+    (["s.onnx", "--runtime", "nowhere"], "nowhere holds no onnxruntime-web: give --runtime a folder"),
     (["s.onnx", "--out", "text.onnx"], "text.onnx is no folder"), (["s.onnx", "--out", "full"], "full holds mine.txt")])
 def test_the_command_refuses_in_one_sentence(options, message, runtime, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -209,7 +198,7 @@ def test_a_disk_that_fills_up_leaves_the_former_page(files, runtime, tmp_path, m
     config = DemoConfig(*files, out=str(out), runtime=str(runtime))
     write_demo(config)
     before = {path: path.read_bytes() for path in out.iterdir()}
-    write, count = module.write_atomically, []
+    write, count = demo.write_atomically, []
 
     def full(path, content):
         count.append(path)
@@ -217,7 +206,7 @@ def test_a_disk_that_fills_up_leaves_the_former_page(files, runtime, tmp_path, m
             raise OSError(28, "No space left on device")
         return write(path, content)
 
-    monkeypatch.setattr(module, "write_atomically", full)
+    monkeypatch.setattr(demo, "write_atomically", full)
     with pytest.raises(DemoError, match="No space left on device.*choose another out"):
         write_demo(config)
     monkeypatch.undo()
@@ -228,7 +217,7 @@ def test_a_disk_that_fills_up_leaves_the_former_page(files, runtime, tmp_path, m
             raise OSError(16, "Device or resource busy")
         replace(source, target)
 
-    monkeypatch.setattr(module.os, "replace", stubborn)
+    monkeypatch.setattr(demo.os, "replace", stubborn)
     with pytest.raises(DemoError, match="busy"):
         write_demo(config)
     assert {path: path.read_bytes() for path in out.iterdir()} == before
@@ -268,7 +257,7 @@ def test_npm_is_asked_once_for_the_exact_version(packed, tmp_path, monkeypatch):
     fake_npm(tmp_path / "bin", monkeypatch, "import shutil, sys\n"
              f"open({str(tmp_path / 'said')!r}, 'a').write(' '.join(sys.argv[1:]) + '\\n')\n"
              f"shutil.copy({str(packed)!r}, 'onnxruntime-web.tgz')\n")
-    monkeypatch.setattr(module, "RUNTIME", {k: hashlib.sha256(v).hexdigest() for k, v in CONTENT.items()})
+    monkeypatch.setattr(webruntime, "RUNTIME", {k: hashlib.sha256(v).hexdigest() for k, v in CONTENT.items()})
     folder = fetch_runtime()
     assert {name: (folder / name).read_bytes() for name in CONTENT} == CONTENT
     assert fetch_runtime() == folder == tmp_path / "bin" / "cache" / f"onnxruntime-web-{VERSION}"
@@ -281,10 +270,10 @@ def test_npm_is_asked_once_for_the_exact_version(packed, tmp_path, monkeypatch):
 
 def test_what_npm_brings_is_verified(packed, tmp_path, monkeypatch):
     fake_npm(tmp_path / "bin", monkeypatch, f"import shutil\nshutil.copy({str(packed)!r}, 'o.tgz')\n")
-    with pytest.raises(DemoError, match="another check sum: it was altered; nothing was kept"):
+    with pytest.raises(WebRuntimeError, match="another check sum: it was altered; nothing was kept"):
         fetch_runtime()
     archive(packed, {"package/readme": b"x"})
-    with pytest.raises(DemoError, match=f"what npm fetched is not onnxruntime-web {VERSION}"):
+    with pytest.raises(WebRuntimeError, match=f"what npm fetched is not onnxruntime-web {VERSION}"):
         fetch_runtime()
     assert not list((tmp_path / "bin" / "cache").rglob("*.mjs"))
 
@@ -301,9 +290,16 @@ def test_without_npm_or_connection_it_says_what_to_do(files, tmp_path, monkeypat
     assert not (tmp_path / "page").exists()
 
 
+def test_a_cache_that_cannot_be_written_says_so(packed, tmp_path, monkeypatch):
+    fake_npm(tmp_path / "bin", monkeypatch, "")
+    (tmp_path / "bin" / "cache").write_text("no folder")
+    with pytest.raises(WebRuntimeError, match="could not be stored in .*: set GAPKD_CACHE"):
+        fetch_runtime()
+
+
 def test_a_damaged_runtime_is_refused(files, runtime, tmp_path):
     (runtime / "dist" / WASM).write_bytes(b"<html>")
-    with pytest.raises(DemoError, match="is damaged: install onnxruntime-web again"):
+    with pytest.raises(WebRuntimeError, match="is damaged: install onnxruntime-web again"):
         write_demo(DemoConfig(*files, out=str(tmp_path / "page"), runtime=str(runtime)))
 
 

@@ -177,7 +177,7 @@ export async function main(say) {
 
   const list = (rows) => make("dl", {}, ...rows.map(([term, text]) =>
     make("div", {}, make("dt", { textContent: term }), make("dd", { textContent: text }))));
-  at("facts").append(...networks.map(({ role, name, facts }) => list([[role, name], ...facts])),
+  at("facts").append(...networks.map(({ role, name, about }) => list([[role, name], ...about])),
     list([["runtime", `${runtime}: WebAssembly on the CPU, 1 thread, in a worker`]]));
 
   showAll();
