@@ -93,8 +93,10 @@ export async function main(say) {
     draw: (face) => draw(pictures.views[0], face),
     newest: () => ({ wish, since, moving: playing }),
     choose: (face) => { stop(); go(face); },
-    last: async () =>
-      paint(at("other"), await draw(pictures.views[0], numbered(state.mix.seed), 0), student.resolution),
+    last: async () => {
+      paint(at("other"), await draw(pictures.views[0], numbered(state.mix.seed), 0), student.resolution);
+      pictures.compare();
+    },
     complain: say,
   });
   for (const input of document.querySelectorAll("[name=kind]"))
