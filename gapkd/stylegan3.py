@@ -177,7 +177,7 @@ class FilteredActivation(nn.Module):
     def in_pieces(self, function: Callable[..., Tensor], *images: Tensor) -> Tensor:
         """function(*images), (N, C, ...), by pieces of so many samples and channels that their fine image has PIECE
         values: it stays in a CPU's cache from the first filter to the last. A GPU takes 64 times as many."""
-        if torch.compiler.is_exporting():  # an exported program has no number of samples yet
+        if torch.compiler.is_compiling():  # an exported program has no number of samples yet
             return function(*images)
         x, area = images[0], self.fine**2
         on_cpu = x.device.type == "cpu"
