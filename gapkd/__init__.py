@@ -8,6 +8,7 @@ from gapkd.cost import macs, parameters
 from gapkd.directions import draw_offsets, sefa_directions
 from gapkd.losses import latent_direction_loss
 from gapkd.settings import DistillConfig, TrainConfig
+from gapkd.sharing import save_pretrained
 from gapkd.students import make_student
 from gapkd.stylegan2 import Discriminator, Generator, config_f, mix_styles
 from gapkd.training import RunResult, TrainingDiverged, TrainingInterrupted, distill, train_gan
@@ -16,6 +17,7 @@ __all__ = [
     "CheckpointError", "Discriminator", "DistillConfig", "Generator", "RunResult", "TrainConfig", "TrainingDiverged",
     "TrainingInterrupted", "config_f", "distill", "draw_offsets", "latent_direction_loss", "load_discriminator",
     "load_generator",
-    "macs", "make_student", "mix_styles", "parameters", "save_network", "sefa_directions", "train_gan",
+    "macs", "make_student", "mix_styles", "parameters", "save_network", "save_pretrained", "sefa_directions",
+    "train_gan",
 ]
 __version__ = "0.1.0"

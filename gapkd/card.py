@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from gapkd.datasets import open_dataset
 from gapkd.evaluation import evaluation_table, sample_images
 from gapkd.features import load_attribute_network
 from gapkd.images import save_png
-from gapkd.settings import TrainConfig, command_line, shareable
+from gapkd.settings import DistillConfig, TrainConfig, command_line, shareable
 
 DATA = ROOT / "data"
 CARD_HEAD = """\
@@ -34,15 +35,15 @@ their checksums (`cd data && sha256sum -c SHA256SUMS`). This page is written by 
 5) and `photographs.json` (the README says of what). By `gapkd sweep`, one line a run: `table.jsonl`, with the faces of
 all methods in `table/`, and `screening.jsonl` (chapter 6). By `gapkd benchmark`:
 `benchmark.json` and `stylegan3_speed.json`. By `gapkd growth`: `growth.json`, and `growth.png`. `story.png`, the
-README's picture, comes from the longer runs.
+README's picture, comes from the longer runs; `demo.png` is a screenshot of the page that `gapkd demo` writes.
 """
 
 @dataclass(frozen=True)
 class EmbedConfig:
-    """Take a finished run's teacher over into data/, with its metrics, a sample sheet, checksums and card."""
+    """Take a finished run's network over into data/, with its metrics, a sample sheet, checksums and card."""
 
     run: str = ""
-    """Folder of a finished `gapkd teacher` run; empty: only write checksums and card anew."""
+    """Folder of a finished `gapkd teacher` or `gapkd distill` run; empty: only write checksums and card anew."""
     name: str = "toyfaces32"
     """Name of the embedded network."""
     samples: int = 5000
@@ -52,23 +53,27 @@ class EmbedConfig:
 
 
 def embed(config: EmbedConfig) -> None:
-    """Measure and copy a teacher and its discriminator."""
+    """Measure and copy a teacher and its discriminator, or a student."""
     if config.run:
         folder = Path(config.run)
         G = load_generator(folder / "generator.safetensors")
         provenance = read_metadata(folder / "generator.safetensors")["provenance"]
         dataset = open_dataset("toyfaces", G.resolution, seed=12_345)
-        rows = evaluation_table({}, load_attribute_network(), dataset, G, config.samples, config.seed)
-        keep = ("fid", "kid", "precision", "recall")
-        provenance["metrics"] = {row["name"]: {k: round(v, 4) for k, v in row.items()
-                                               if k.startswith(keep) and "to_teacher" not in k} for row in rows}
+        taught = provenance["settings"].get("teacher")
+        teacher, students = (load_generator(taught), {"student": G}) if taught else (G, {})
+        rows = evaluation_table(students, load_attribute_network(), dataset, teacher, config.samples, config.seed)
+        keep = ("fid", "kid", "precision", "recall", "agree_mean_correlation", "agree_mean_accuracy")
+        left = ("chance",) if taught else ("chance", "to_teacher", "agree")
+        provenance["metrics"] = {row["name"]: {k: round(v, 4) for k, v in row.items() if k.startswith(keep)
+                                               and not any(part in k for part in left)} for row in rows}
         card = provenance
         while card:  # the run and what it started from
             card["settings"] = shareable(card["settings"])
             card = card.get("started_from")
         save_network(G, DATA / f"{config.name}.safetensors", provenance)
-        D = load_discriminator(folder / "discriminator.safetensors")
-        save_network(D, DATA / f"{config.name}_discriminator.safetensors", {"trained with": config.name})
+        if not taught:
+            D = load_discriminator(folder / "discriminator.safetensors")
+            save_network(D, DATA / f"{config.name}_discriminator.safetensors", {"trained with": config.name})
         save_png(torch.cat(list(sample_images(G, 64, seed=1))), DATA / f"{config.name}.png", columns=16)
     write_card()
 
@@ -94,13 +99,10 @@ def _describe(file: Path) -> str:
         stages = [card, *_ancestors(card)]
         images, seconds = (sum(stage[key] for stage in stages) for key in ("images", "seconds"))
         name = "StyleGAN2" if kind == "stylegan2-generator" else "StyleGAN3"
-        lines = [f"A {name} generator, {images:,} images in {seconds / 3600:.1f} hours"
-                 + (f", in {len(stages)} stages" if len(stages) > 1 else "") + ".\n"]
-        for n, stage in enumerate(reversed(stages), 1):  # the oldest first: the commands in the order to run them
-            settings = stage["settings"] | {"images": stage["images"]}  # a stage may have been stopped early
-            settings |= {"start_from": f"runs/stage{n - 1}"} if n > 1 else {}
-            lines.append(f"- stage {n}: `{command_line('gapkd teacher', TrainConfig, settings)} --out runs/stage{n}`, "
-                         f"{stage['seconds'] / 3600:.1f} hours, commit {stage['commit']}, {stage['hardware']}")
+        taught = card["settings"].get("teacher")
+        lines = [f"A {name} generator, {f'distilled from {taught}, ' if taught else ''}{images:,} images in "
+                 f"{seconds / 3600:.1f} hours" + (f", in {len(stages)} stages" if len(stages) > 1 else "") + ".\n"]
+        lines += stage_lines(card)
         lines.append(f"- origin: seed {card['settings']['seed']}, {origin}")
         lines += [f"- {name}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items())
                   for name, figures in card["metrics"].items()]
@@ -117,6 +119,18 @@ def _describe(file: Path) -> str:
               + ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in scores[f"scores_{size}"].items())
               for size in ("32px", "64px")]
     return "\n".join([*lines, ""])
+
+
+def stage_lines(card: dict) -> list[str]:
+    """A network's training as a Markdown list, one line a run: the oldest first, the order in which to run them."""
+    taught, lines = card["settings"].get("teacher"), []
+    command = partial(command_line, *(("gapkd distill", DistillConfig) if taught else ("gapkd teacher", TrainConfig)))
+    for n, stage in enumerate(reversed([card, *_ancestors(card)]), 1):
+        settings = stage["settings"] | {"images": stage["images"]}  # a stage may have been stopped early
+        settings |= {"start_from": f"runs/stage{n - 1}"} if n > 1 else {}
+        lines.append(f"- stage {n}: `{command(settings)} --out runs/stage{n}`, "
+                     f"{stage['seconds'] / 3600:.1f} hours, commit {stage['commit']}, {stage['hardware']}")
+    return lines
 
 
 def _ancestors(card: dict) -> list[dict]:

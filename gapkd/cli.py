@@ -20,6 +20,8 @@ import tyro
 from gapkd import parallel
 from gapkd.benchmark import BenchmarkConfig
 from gapkd.card import EmbedConfig
+from gapkd.demo import DemoConfig
+from gapkd.export import ExportConfig
 from gapkd.judge import JudgeConfig
 from gapkd.plan import GrowthConfig, PlanConfig
 from gapkd.report import ReportConfig
@@ -97,6 +99,58 @@ class ConvertConfig:
 
 
 @dataclass(frozen=True)
+class DirectionsConfig:
+    """Find directions in W with a name, for `gapkd export`, explorers and the browser."""
+
+    generator: tyro.conf.Positional[str]
+    """Its file, or the name of an embedded one."""
+    out: str
+    """File to write (.safetensors); an existing one is not overwritten."""
+    attributes: str = "toyfaces"
+    """What reads the factors of the images: "toyfaces", the embedded network, a file of `gapkd judge`, or "none": SeFa
+    directions, found in the weights alone."""
+    names: tuple[str, ...] = ()
+    """Which factors, such as smile or "hair_style: long"; empty: all of them."""
+    alone: bool = True
+    """Move one factor and leave the others as they are, as far as they are linear in w."""
+    samples: int = 5000
+    """Images that are looked at."""
+    seed: int = 0
+    """Of their latents."""
+
+
+@dataclass(frozen=True)
+class ShareConfig:
+    """Write a generator as a folder that can be uploaded to a model hub: weights, config.json, model card, samples.
+    Wherever a network is named, such a folder can be named too."""
+
+    generator: tyro.conf.Positional[str]
+    """Its file, a folder of this kind, or the name of an embedded one."""
+    out: str
+    """Folder to write; an existing one is not overwritten."""
+    license: str = ""
+    """Licence of the weights: "mit", "cc-by-nc-4.0"...; empty: what their file says, if it does."""
+    name: str = ""
+    """Title of the card; empty: the folder's name."""
+    teacher: str = ""
+    """Teacher to compare with, in cost and, with --evaluate, at the same z; empty: none."""
+    evaluate: bool = False
+    """Measure it first, as `gapkd evaluate` does, and put the figures on the card."""
+    samples: int = 5000
+    """With --evaluate: images a set."""
+    data: str = "toyfaces"
+    """With --evaluate: real images, "toyfaces", or the path of a folder or zip."""
+    features: str = "toyfaces"
+    """With --evaluate: feature space, as of `gapkd evaluate`."""
+    seed: int = 0
+    """With --evaluate: of latents and real images."""
+    device: str = "auto"
+    """With --evaluate: "auto", "cpu", "cuda", "cuda:1"..."""
+    truncation: float = 1.0
+    """Of the sheet of samples; 1: none."""
+
+
+@dataclass(frozen=True)
 class ChapterConfig:
     """Run a chapter's notebook with papermill, with other parameters if you like."""
 
@@ -109,9 +163,20 @@ class ChapterConfig:
 
 
 def evaluate(config: EvaluateConfig) -> None:
-    from gapkd.checkpoints import load_generator, write_atomically
+    from gapkd.checkpoints import write_atomically
+    from gapkd.evaluation import format_table
+
+    record = measure(config)
+    _say(format_table(record["rows"]))
+    if config.out and parallel.is_first():
+        print(f"written to {write_atomically(config.out, json.dumps(record, indent=1).encode())}")
+
+
+def measure(config: EvaluateConfig) -> dict:
+    """The table's rows, and what they were measured with, where and when."""
+    from gapkd.checkpoints import load_generator
     from gapkd.datasets import open_dataset
-    from gapkd.evaluation import evaluation_table, format_table
+    from gapkd.evaluation import evaluation_table
     from gapkd.features import InceptionNetwork, reader
     from gapkd.runs import provenance
     from gapkd.trainer import choose_device
@@ -126,19 +191,15 @@ def evaluate(config: EvaluateConfig) -> None:
     official = config.features == "inception"
     net = reader("toyfaces" if official else config.features, device)
     space = InceptionNetwork(device) if official else None
-    rows = evaluation_table({Path(config.generator).name: G}, net, dataset, teacher, config.samples, config.seed,
-                            space=space)
-    _say(format_table(rows))
-    if config.out and parallel.is_first():
-        record = {"rows": rows, "generator": config.generator, "teacher": config.teacher, "data": config.data,
-                  "samples": config.samples, "seed": config.seed, **provenance()}
-        print(f"written to {write_atomically(config.out, json.dumps(record, indent=1).encode())}")
+    rows = evaluation_table({Path(config.generator).absolute().name: G}, net, dataset, teacher, config.samples,
+                            config.seed, space=space)
+    return {"rows": rows, "generator": config.generator, "teacher": config.teacher, "data": config.data,
+            "features": config.features, "samples": config.samples, "seed": config.seed, **provenance()}
 
 
 def sample(config: SampleConfig) -> None:
-    import torch
-
     from gapkd.checkpoints import load_generator
+    from gapkd.evaluation import draw_sheet
     from gapkd.images import save_png
 
     if not 0 <= config.seed < 2**63:
@@ -155,14 +216,7 @@ def sample(config: SampleConfig) -> None:
     if not -1 <= config.label < max(G.c_dim, 0):
         raise ValueError(f"label={config.label}: {config.generator} has {G.c_dim or 'no'} classes"
                          + (f", 0 to {G.c_dim - 1}; -1 takes them in turn" if G.c_dim else ": leave it at -1"))
-    z = torch.randn(config.count, G.z_dim, generator=torch.Generator().manual_seed(config.seed))
-    c = None
-    if G.c_dim:
-        labels = torch.arange(config.count) % G.c_dim if config.label < 0 else [config.label] * config.count
-        c = torch.eye(G.c_dim)[labels]
-    with torch.no_grad():
-        images = torch.cat([G(z[rows], c if c is None else c[rows], truncation=config.truncation)
-                            for rows in torch.arange(config.count).split(64)])
+    images = draw_sheet(G, config.count, config.seed, config.truncation, config.label)
     print(f"{config.count} images written to {save_png(images, config.out, config.columns)}")
 
 
@@ -189,6 +243,64 @@ def convert(config: ConvertConfig) -> None:
                                                               "sha256": sha256(config.source)}
         save_network(G, out, {"converted_from": origin})
     print(f"written to {out}")
+
+
+def directions(config: DirectionsConfig) -> None:
+    from gapkd.checkpoints import load_generator
+    from gapkd.editing import factor_directions, save_directions, sefa
+    from gapkd.features import reader
+
+    out = Path(config.out)
+    if out.suffix != ".safetensors":
+        raise ValueError(f"{out} must end in .safetensors: that is what is written")
+    if out.exists():
+        raise ValueError(f"{out} exists already: remove it or choose another out")
+    if config.samples < 100 or config.seed < 0:
+        raise ValueError(f"samples must be at least 100 and seed at least 0, not {config.samples} and {config.seed}")
+    G = load_generator(config.generator)
+    if config.attributes == "none":
+        found = sefa(G)
+        found = found.pick(config.names) if config.names else found
+    else:
+        found = factor_directions(G, reader(config.attributes), config.names or None, config.alone, config.samples,
+                                  config.seed)
+    print(f"{len(found)} directions written to {save_directions(found, out)}: {', '.join(found.names)}")
+
+
+def export(config: ExportConfig) -> None:
+    from gapkd.export import export
+
+    print("\n".join(map(str, export(config))))
+
+
+def share(config: ShareConfig) -> None:
+    import shlex
+
+    from gapkd.checkpoints import load_generator
+    from gapkd.origins import provenance_of
+    from gapkd.sharing import ready, save_pretrained
+
+    measuring = {name: getattr(config, name) for name in ("samples", "data", "features", "seed", "device")}
+    for name, value in measuring.items():
+        if not config.evaluate and value != getattr(ShareConfig, name):
+            raise ValueError(f"{name} says how to measure: add --evaluate, or leave {name} out")
+    ready(config.out, config.name, config.license, config.truncation)  # to complain before it measures, not after
+    G = load_generator(config.generator)
+    teacher = load_generator(config.teacher) if config.teacher else None
+    record = measure(EvaluateConfig(config.generator, config.teacher, **measuring)) if config.evaluate else None
+    provenance = provenance_of(config.generator)
+    folder = save_pretrained(G, config.out, provenance, name=config.name, license=config.license, evaluation=record,
+                             teacher=teacher, truncation=config.truncation)
+    print(f"written to {folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
+    print(f"read {folder / 'README.md'} before you show it to anybody; to publish it, with your hub's client: "
+          f"hf upload YOUR-NAME/{shlex.quote(folder.absolute().name)} {shlex.quote(str(folder))}")
+
+
+def demo(config: DemoConfig) -> None:
+    from gapkd.demo import write_demo
+
+    out = write_demo(config)
+    print(f"written to {out}: run python -m http.server --directory {out}, and open the address that it prints")
 
 
 def teacher(config: TrainConfig) -> None:
@@ -290,6 +402,10 @@ OTHERS = (
     | Annotated[StudyConfig, tyro.conf.subcommand("study")]
     | Annotated[SweepConfig, tyro.conf.subcommand("sweep")]
     | Annotated[ConvertConfig, tyro.conf.subcommand("convert")]
+    | Annotated[DirectionsConfig, tyro.conf.subcommand("directions")]
+    | Annotated[ExportConfig, tyro.conf.subcommand("export")]
+    | Annotated[ShareConfig, tyro.conf.subcommand("share")]
+    | Annotated[DemoConfig, tyro.conf.subcommand("demo")]
     | Annotated[ReportConfig, tyro.conf.subcommand("report")]
     | Annotated[BenchmarkConfig, tyro.conf.subcommand("benchmark")]
     | Annotated[GrowthConfig, tyro.conf.subcommand("growth")]
@@ -298,9 +414,10 @@ OTHERS = (
     | Annotated[ChapterConfig, tyro.conf.subcommand("chapter")]
 )
 RUN = {TrainConfig: teacher, DistillConfig: distill, ResumeConfig: resume, EvaluateConfig: evaluate,
-       SampleConfig: sample, ConvertConfig: convert, ReportConfig: report, PlanConfig: plan, ChapterConfig: chapter,
-       JudgeConfig: judge, StudyConfig: study, SweepConfig: sweep, BenchmarkConfig: benchmark, GrowthConfig: growth,
-       EmbedConfig: embed}
+       SampleConfig: sample, ConvertConfig: convert, ShareConfig: share, ReportConfig: report, PlanConfig: plan,
+       ChapterConfig: chapter, JudgeConfig: judge, StudyConfig: study, SweepConfig: sweep, BenchmarkConfig: benchmark,
+       GrowthConfig: growth, EmbedConfig: embed, DirectionsConfig: directions, ExportConfig: export,
+       DemoConfig: demo}
 
 TOGETHER = (TrainConfig, DistillConfig, ResumeConfig, EvaluateConfig)  # what several processes can do
 

@@ -218,6 +218,26 @@ class ImageFolder(ImageFiles):
         return open(self.path / name, "rb")
 
 
+class _OneImage(ImageFolder):
+    def _list(self) -> list[str]:
+        return [self.path.name]
+
+    def _open(self, name: str) -> BinaryIO:
+        return open(self.path, "rb")
+
+
+def load_image(path: str | Path, resolution: int) -> Tensor:
+    """One image file, cut to its central square and resized: (1, 3, R, R) in [-1, 1]. Errors as for ImageFiles."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no image {path}: give the path of a picture")
+    if not _is_image_name(path.name):
+        raise ValueError(f"{path} is no image by its name: it should end in {', '.join(SUFFIXES)}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that it is resized is what was asked for
+        return _OneImage(path, resolution).load(torch.zeros(1, dtype=torch.int64))
+
+
 class ImageZip(ImageFiles):
     """Images in a zip, for instance one made for StyleGAN. Arguments and errors as for ImageFiles."""
 

@@ -65,6 +65,22 @@ def sample_images(G: Generator, samples: int, seed: int, batch: int = 100, noise
         yield images.clamp(-1, 1)
 
 
+@torch.no_grad()
+def draw_sheet(G: Generator, count: int, seed: int, truncation: float = 1.0, label: int = -1) -> Tensor:
+    """Images (count, 3, R, R) for the eye, about [-1, 1], on the CPU; noise maps as stored.
+
+    Args:
+        label: class of a conditional network's images; -1: all classes in turn.
+    """
+    device = next(G.parameters()).device
+    z = torch.randn(count, G.z_dim, generator=torch.Generator().manual_seed(seed))
+    labels = torch.arange(count) % G.c_dim if G.c_dim and label < 0 else torch.full((count,), label)
+    c = torch.eye(G.c_dim)[labels] if G.c_dim else None
+    batch = max(1, min(64, 2**19 // G.resolution**2))  # the larger the images, the fewer at a time
+    return torch.cat([G(z[rows].to(device), c if c is None else c[rows].to(device), truncation=truncation).cpu()
+                      for rows in torch.arange(count).split(batch)])
+
+
 def _own(items: Sequence[T], part: tuple[int, int]) -> Sequence[T]:
     number, of = part
     return items[len(items) * number // of:len(items) * (number + 1) // of]
@@ -186,7 +202,7 @@ def evaluation_table(students: Mapping[str, Generator], net: AttributeNetwork, d
     real = real_features(extractor, dataset, samples, seed)
     other = real_features(extractor, dataset, samples, seed, start=samples)
     rows: list[Row] = [{"name": "real", **distribution_metrics(real, other, extractor.name, seed)}]
-    for name, G in (({"teacher": teacher} if teacher else {}) | dict(students)).items():
+    for name, G in [*([("teacher", teacher)] if teacher else []), *students.items()]:
         figures = evaluate_generator(G, net, samples, seed, teacher, real, batch, noise, space=space)
         rows.append({"name": name, **figures})
     return rows

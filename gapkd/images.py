@@ -42,3 +42,11 @@ def save_png(images: Tensor, path: str | Path, columns: int = 8) -> Path:
     buffer = io.BytesIO()
     tile(images, columns).save(buffer, format="png")
     return write_atomically(path, buffer.getvalue())
+
+
+def save_gif(frames: list[Image.Image], path: str | Path, milliseconds: int = 60) -> Path:
+    """Write pictures of one size as an animation that starts again at its end."""
+    buffer = io.BytesIO()
+    small = [frame.quantize(64, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE) for frame in frames]
+    small[0].save(buffer, format="gif", save_all=True, append_images=small[1:], duration=milliseconds, loop=0)
+    return write_atomically(path, buffer.getvalue())

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -22,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gapkd import figures
 from gapkd.benchmark import alternate, peak_memory, prepare, step_seconds
-from gapkd.checkpoints import CheckpointError, find_checkpoint, read_metadata, write_atomically
+from gapkd.checkpoints import WEIGHTS, CheckpointError, find_checkpoint, read_metadata, write_atomically
 from gapkd.cost import macs
 from gapkd.features import AttributeNetwork
 from gapkd.runs import provenance
@@ -184,6 +185,8 @@ def architecture_of(name: str) -> dict:
             raise ValueError(f"{name} holds a {metadata['kind']}: plans are made for StyleGAN2 generators")
         return metadata["architecture"]
     except CheckpointError as error:
+        if Path(name, WEIGHTS).exists():  # a shared network, and something is wrong with it
+            raise
         size = re.fullmatch(r"[A-Za-z-]*?(\d+)", name)
         resolution = int(size[1]) if size else 0
         if not (resolution and 32 <= resolution <= 2048 and resolution & (resolution - 1) == 0):

@@ -37,7 +37,7 @@ def looking_at(G: AnyGenerator) -> list[list[nn.Module]]:
     return found
 
 
-def slim(teacher: AnyGenerator, images: int = 20_000, penalty: float = 0.01, lr: float = 1e-3, scale_lr: float = 0.5,
+def slim(teacher: AnyGenerator, images: int = 20_000, penalty: float = 0.006, lr: float = 1e-3, scale_lr: float = 0.5,
          batch: int = 32, seed: int = 0) -> tuple[AnyGenerator, list[Tensor]]:
     """The teacher, trained to do with few channels, and the channels' scales as scores.
 

@@ -120,7 +120,7 @@ def run_study(config: StudyConfig) -> list[dict]:
     if config.data != "toyfaces":
         study["data"] = Path(config.data).name
     # A network that nobody else has: say how it came about.
-    if Path(config.teacher).is_file():
+    if Path(config.teacher).exists():
         study["teacher_origin"] = _origin(config.teacher)
     if config.judge != "toyfaces":
         study["judge"] = Path(config.judge).name

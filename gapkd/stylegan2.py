@@ -132,7 +132,7 @@ class StyledConv(nn.Module):
         if noise is None:
             return leaky_relu(torch.addcmul(bias, x, scale), self.clamp)
         noise = (noise * (self.noise_strength * SQRT2)).to(x.dtype)
-        if len(noise) == 1:  # one map for the whole batch: bias and noise make one small tensor
+        if noise.shape[0] == 1:  # one map for the whole batch: bias and noise make one small tensor
             shift = (bias + noise).contiguous(memory_format=torch.channels_last)  # the sum takes on its layout
             return leaky_relu(torch.addcmul(shift, x, scale), self.clamp)
         return leaky_relu(torch.addcmul(noise, x, scale).add_(bias), self.clamp)

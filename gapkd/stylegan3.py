@@ -9,7 +9,7 @@ upsampling and a downsampling low-pass filter. Plain PyTorch, no compiled extens
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,7 @@ from gapkd import parallel
 from gapkd.layers import SQRT2, EqualLinear, full_precision
 from gapkd.stylegan2 import MappingNetwork, Noise, StyledNetwork, SynthesisOutput, check_resolution
 
-BLOCK = 16  # outputs that one small matrix makes of the inputs they look at
+PIECE = 2**20  # values of the upsampled image that a CPU works on at once
 
 
 # ------------------------------------------------------------------------------------------- filters
@@ -55,97 +55,77 @@ def kaiser_beta(attenuation: float) -> float:
     return 0.0
 
 
-@dataclass(frozen=True)
-class Resampler:
-    """A filter between two grids along one axis: y[o] = sum_j x[j] f[offset + stride_in j - stride_out o].
+class LowPass(nn.Module):
+    """A low-pass filter between a fine and a coarse grid, the same along both axes.
 
-    stride_in = up, stride_out = 1: insert up - 1 zeros behind every value, pad with `offset` zeros, filter.
-    stride_in = 1, stride_out = down: filter, keep every down-th value. The map shifts with its input, so that one small
-    matrix makes BLOCK outputs of the inputs that they look at, wherever they lie; no zero is ever multiplied but within
-    that matrix, and large matrix products are what every processor is best at.
+    down: pad with zeros, filter, keep every stride-th value. up, its transpose: insert stride - 1 zeros behind every
+    value, filter, crop. Each is the other's gradient. Both are strided convolutions of every channel by itself: no
+    inserted zero is ever multiplied, and nothing is computed that would be dropped.
+
+    Args:
+        f: (taps,), or (taps, taps) where it is radial; symmetric. stride: fine values from one coarse one to the next.
+        before, after: zeros around the fine grid; negative: values of it that are not looked at.
     """
 
-    taps: int
-    stride_in: int
-    stride_out: int
-    offset: int
-    length: int
-    out: int
+    def __init__(self, f: Tensor, stride: int, before: int, after: int):
+        super().__init__()
+        self.register_buffer("f", f.to(torch.get_default_dtype()), persistent=False)
+        self.stride, self.padding = stride, max(min(before, after), 0)  # a convolution pads both sides alike
+        self.rest = before - self.padding, after - self.padding
 
-    def transposed(self) -> Resampler:
-        """The map of the gradients: it reads f backwards."""
-        return Resampler(self.taps, self.stride_out, self.stride_in, self.taps - 1 - self.offset, self.out, self.length)
+    def _convolutions(self, x: Tensor) -> list[tuple]:
+        """(weight, bias, stride, padding) of each."""
+        f, s, p = self.f.to(x.dtype), self.stride, self.padding
+        kernels = [(f, (s, s), (p, p))] if f.ndim == 2 else [(f[:, None], (s, 1), (p, 0)), (f[None], (1, s), (0, p))]
+        return [(kernel.expand(x.shape[1], 1, -1, -1), None, *rest) for kernel, *rest in kernels]
 
-    def _block(self) -> tuple[int, int, int]:
-        """Outputs a block, inputs from one block to the next, first input that block 0 looks at."""
-        block = self.out if self.out <= 2 * BLOCK else BLOCK
-        return block, block * self.stride_out // self.stride_in, math.ceil(-self.offset / self.stride_in)
+    def down(self, x: Tensor) -> Tensor:
+        """(N, C, fine, fine) -> (N, C, coarse, coarse)."""
+        x = F.pad(x, 2 * self.rest) if any(self.rest) else x
+        for convolution in self._convolutions(x):
+            x = F.conv2d(x, *convolution, groups=x.shape[1])
+        return x
 
-    def matrix(self, f: Tensor) -> Tensor:
-        """What one block is made with: (inputs it looks at, outputs)."""
-        block, _, first = self._block()
-        last = (self.stride_out * (block - 1) - self.offset + self.taps - 1) // self.stride_in
-        j, o = torch.arange(first, last + 1)[:, None], torch.arange(block)[None, :]
-        place = self.offset + self.stride_in * j - self.stride_out * o
-        inside = (place >= 0) & (place < self.taps)
-        return torch.where(inside, f[place.clamp(0, self.taps - 1)], torch.zeros((), dtype=f.dtype))
-
-    def apply(self, x: Tensor, matrix: Tensor) -> Tensor:
-        """Filter the middle axis: (B, length, K) -> (B, out, K)."""
-        block, step, first = self._block()
-        y = x.new_empty(len(x), self.out, x.shape[2])
-        for start in range(0, self.out, block):
-            left = first + start // block * step
-            low, high = max(left, 0), max(min(left + len(matrix), self.length), 0)  # beyond the border lie zeros
-            m = matrix[low - left:max(high - left, low - left), :self.out - start]
-            y[:, start:start + block] = torch.bmm(m.t().expand(len(x), -1, -1), x[:, low:max(high, low)])
-        return y
+    def up(self, x: Tensor) -> Tensor:
+        """(N, C, coarse, coarse) -> (N, C, fine, fine)."""
+        for convolution in reversed(self._convolutions(x)):
+            x = F.conv_transpose2d(x, *convolution, groups=x.shape[1])
+        return F.pad(x, [-rest for rest in 2 * self.rest]) if any(self.rest) else x
 
 
-class Resample(torch.autograd.Function):
-    """`Resampler.apply`, with the transposed filter as its gradient (and so on, to any order)."""
+class UpBendDown(torch.autograd.Function):
+    """What a FilteredActivation does to x, piece by piece. The fine image in between, by far the largest, is not kept
+    for the gradient but made again: little more work, most of the memory saved."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, forth: Resampler, back: Resampler, forth_matrix: Tensor, back_matrix: Tensor):
-        ctx.save_for_backward(forth_matrix, back_matrix)
-        ctx.maps = forth, back
-        return forth.apply(x, forth_matrix)
+    def forward(ctx, x: Tensor, layer: FilteredActivation):
+        ctx.save_for_backward(x)
+        ctx.layer = layer
+        return layer.in_pieces(lambda x: layer.down.down(layer.bend(layer.up.up(x))), x)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        forth_matrix, back_matrix = ctx.saved_tensors
-        forth, back = ctx.maps
-        return Resample.apply(gradient, back, forth, back_matrix, forth_matrix), None, None, None, None
+        return Linearised.apply(gradient, *ctx.saved_tensors, ctx.layer, True), None
 
 
-class SeparableFilter(nn.Module):
-    """One filter along rows and columns: (N, S, S, C) -> (N, out, out, C). See `Resampler`."""
+class Linearised(torch.autograd.Function):
+    """UpBendDown near x: what a small change of x does to the output, or transposed, what a gradient at the output is
+    at x. Each is the other's gradient; x gets none, for the bend is made of straight pieces."""
 
-    def __init__(self, f: Tensor, stride_in: int, stride_out: int, offset: int, length: int, out: int):
-        super().__init__()
-        self.map = Resampler(len(f), stride_in, stride_out, offset, length, out)
-        self.back = self.map.transposed()
-        dtype = torch.get_default_dtype()
-        self.register_buffer("matrix", self.map.matrix(f).to(dtype), persistent=False)
-        self.register_buffer("back_matrix", self.back.matrix(f.flip(0)).to(dtype), persistent=False)
+    @staticmethod
+    def forward(ctx, change: Tensor, x: Tensor, layer: FilteredActivation, transposed: bool):
+        ctx.save_for_backward(x)
+        ctx.layer, ctx.transposed = layer, transposed
+        first, last = (layer.down.up, layer.up.down) if transposed else (layer.up.up, layer.down.down)
+        return layer.in_pieces(lambda change, x: last(layer.times_slope(first(change), layer.up.up(x))), change, x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        n, c = len(x), x.shape[-1]
-        if self.map.out > self.map.length:  # the smaller image goes through the longer product
-            x = self.along(x.flatten(0, 1)).unflatten(0, (n, -1))
-            return self.along(x.flatten(2)).unflatten(2, (-1, c))
-        x = self.along(x.flatten(2)).unflatten(2, (-1, c))
-        return self.along(x.flatten(0, 1)).unflatten(0, (n, -1))
-
-    def along(self, x: Tensor) -> Tensor:
-        matrix, back = self.matrix.to(x.dtype), self.back_matrix.to(x.dtype)
-        if x.requires_grad and torch.is_grad_enabled():
-            return Resample.apply(x, self.map, self.back, matrix, back)
-        return self.map.apply(x, matrix)
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return Linearised.apply(gradient, *ctx.saved_tensors, ctx.layer, not ctx.transposed), None, None, None
 
 
 class FilteredActivation(nn.Module):
-    """Bias, upsampling, leaky ReLU, downsampling: (N, C, S, S) -> (N, C, out, out), channels last in memory.
+    """Bias, upsampling, leaky ReLU, downsampling: (N, C, S, S) -> (N, C, out, out), on a CPU channels last in memory.
 
     Args:
         up_filter: (taps,), separable. down_filter: (taps,), or (taps, taps) where it is radial.
@@ -156,35 +136,68 @@ class FilteredActivation(nn.Module):
     def __init__(self, size: int, up_filter: Tensor, down_filter: Tensor, up: int, down: int,
                  padding: tuple[int, int], slope: float, gain: float):
         super().__init__()
+        before, after = padding
         up_taps, down_taps = len(up_filter), len(down_filter)
-        middle = size * up + sum(padding) - up_taps + 1
-        self.size, self.out = size, (middle - down_taps) // down + 1
+        self.fine = size * up + before + after - up_taps + 1
+        self.size, self.out = size, (self.fine - down_taps) // down + 1
+        self.up_factor, self.down_factor, self.padding, self.radial = up, down, padding, down_filter.ndim == 2
         self.slope, self.gain, self.clamp = slope, gain, None
-        self.up = SeparableFilter(up * up_filter, up, 1, padding[0], size, middle)
-        self.radial, self.down_factor = down_filter.ndim == 2, down
+        # Negative padding: nothing looks at the outermost values.
+        first, end = max(-(before // up), 0), size - max(-((after + up - 1) // up), 0)
+        self.seen = slice(first, end)
+        self.up = LowPass(up * up_filter, up, up_taps - 1 - before - up * first,
+                          up_taps - up - after - up * (size - end))
         # The gain is part of the filter that follows: a pass over the largest tensor is saved.
-        if self.radial:
-            kernel = gain * down_filter[None, None]
-            self.register_buffer("down_kernel", kernel.to(torch.get_default_dtype()), persistent=False)
-        else:
-            self.down = SeparableFilter(math.sqrt(gain) * down_filter, 1, down, 0, middle, self.out)
+        self.down = LowPass(gain ** (down_filter.ndim / 2) * down_filter, down,
+                            0, (self.out - 1) * down + down_taps - self.fine)
         # The designed filters themselves, in full precision, for those who want to look or to convert.
         self.filters = up_filter, down_filter
 
     def forward(self, x: Tensor, bias: Tensor, scale: Tensor | None = None) -> Tensor:
         """Of scale x + bias; bias (C,), scale (N, C) or None for 1."""
         with full_precision(x):
-            x, bias = x.permute(0, 2, 3, 1), bias.to(x.dtype)
-            x = self.up(x + bias if scale is None else torch.addcmul(bias, x, scale.to(x.dtype)[:, None, None]))
-            if self.slope != 1:
-                x = F.leaky_relu(x, self.slope, inplace=True)
-            if self.clamp:
-                limit = self.clamp / self.gain
-                x = x.clamp(-limit, limit)
-            if self.radial:
-                kernel = self.down_kernel.to(x.dtype).expand(x.shape[-1], 1, -1, -1)
-                return F.conv2d(x.permute(0, 3, 1, 2), kernel, stride=self.down_factor, groups=x.shape[-1])
-            return self.down(x).permute(0, 3, 1, 2)
+            x, bias = x[:, :, self.seen, self.seen], bias.to(x.dtype)[:, None, None]
+            x = x + bias if scale is None else torch.addcmul(bias, x, scale.to(x.dtype)[:, :, None, None])
+            return UpBendDown.apply(x, self)
+
+    def bend(self, x: Tensor) -> Tensor:
+        """Leaky ReLU and clamp, in place."""
+        x = x if self.slope == 1 else F.leaky_relu(x, self.slope, inplace=True)
+        return x.clamp_(-self.clamp / self.gain, self.clamp / self.gain) if self.clamp else x
+
+    def times_slope(self, change: Tensor, x: Tensor) -> Tensor:
+        """`change` times the slope of `bend` at x, in place: by what autograd itself would call."""
+        if self.slope != 1:
+            torch.ops.aten.leaky_relu_backward(change, x, self.slope, False, grad_input=change)
+        if self.clamp:
+            limits = -self.clamp / self.gain / self.slope, self.clamp / self.gain
+            torch.ops.aten.hardtanh_backward(change, x, *limits, grad_input=change)
+        return change
+
+    def in_pieces(self, function: Callable[..., Tensor], *images: Tensor) -> Tensor:
+        """function(*images), (N, C, ...), by pieces of so many samples and channels that their fine image has PIECE
+        values: it stays in a CPU's cache from the first filter to the last. A GPU takes 64 times as many."""
+        if torch.compiler.is_exporting():  # an exported program has no number of samples yet
+            return function(*images)
+        x, area = images[0], self.fine**2
+        on_cpu = x.device.type == "cpu"
+        limit = PIECE if on_cpu else 64 * PIECE
+        channels = min(x.shape[1], max(16, limit // area // 16 * 16))
+        samples = max(1, limit // (area * channels))
+
+        def piece(*images: Tensor) -> Tensor:
+            if on_cpu:  # single channels are convolved fast in this order, and slowly in half precision
+                dtype = torch.promote_types(x.dtype, torch.float32)
+                return function(*[x.to(dtype, memory_format=torch.channels_last) for x in images]).to(x.dtype)
+            n_c = images[0].shape[:2]  # GPUs are slow at many small groups: every channel as an image of its own
+            return function(*[x.flatten(0, 1)[:, None] for x in images])[:, 0].unflatten(0, n_c)
+
+        def split(images: Sequence[Tensor], size: int, dim: int) -> Iterator[tuple[Tensor, ...]]:
+            return zip(*[x.split(size, dim) for x in images], strict=True)
+
+        with full_precision(x):
+            return torch.cat([torch.cat([piece(*part) for part in split(some, channels, 1)], 1)
+                              for some in split(images, samples, 0)])
 
 
 # ------------------------------------------------------------------------------------------- layers

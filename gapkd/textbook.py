@@ -103,14 +103,12 @@ class FilteredActivation(stylegan3.FilteredActivation):
     """Bias, zeros, padding, filter, non-linearity, filter, dropping; separable filters once along each axis."""
 
     def forward(self, x: Tensor, bias: Tensor, scale: Tensor | None = None) -> Tensor:
-        (n, c, h, w), up = x.shape, self.up.map
+        (n, c, h, w), up = x.shape, self.up_factor
         x = (x if scale is None else x * scale.to(x.dtype)[:, :, None, None]) + bias.to(x.dtype)[:, None, None]
-        x = F.pad(x.reshape(n, c, h, 1, w, 1), (0, up.stride_in - 1, 0, 0, 0, up.stride_in - 1))
-        x = x.reshape(n, c, h * up.stride_in, w * up.stride_in)
-        after = up.out + up.taps - 1 - h * up.stride_in - up.offset
-        x = F.pad(x, (up.offset, after, up.offset, after))
+        x = F.pad(x.reshape(n, c, h, 1, w, 1), (0, up - 1, 0, 0, 0, up - 1)).reshape(n, c, h * up, w * up)
+        x = F.pad(x, 2 * self.padding)
         up_filter, down_filter = self.filters
-        x = self.filtered(x, up_filter * up.stride_in)
+        x = self.filtered(x, up_filter * up)
         if self.slope != 1:
             x = F.leaky_relu(x, self.slope)
         x = x * self.gain

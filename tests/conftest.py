@@ -2,11 +2,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from browser import chromium
 from recorded import arrays
 
 from gapkd.checkpoints import save_network
 from gapkd.evaluation import measure_latent_space
 from gapkd.stylegan2 import Generator
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless chromium. It lasts one file of tests: later ones may run asyncio, which an open browser forbids."""
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="session")

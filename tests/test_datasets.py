@@ -12,7 +12,17 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from gapkd.datasets import Ahead, ImageFolder, ImageZip, ToyFaces, flip, open_dataset, ordered_indices, to_rgb
+from gapkd.datasets import (
+    Ahead,
+    ImageFolder,
+    ImageZip,
+    ToyFaces,
+    flip,
+    load_image,
+    open_dataset,
+    ordered_indices,
+    to_rgb,
+)
 
 
 def gradient(width=16, height=16, mode="RGB"):
@@ -399,3 +409,27 @@ def test_unreadable_labels(six, text):
     _, path = six
     (path / "dataset.json").write_text(text)
     fails("dataset.json in .* is not in StyleGAN's format", path)
+
+
+def test_one_image_is_cut_and_resized(tmp_path):
+    picture = Image.new("RGB", (64, 40), "black")
+    picture.paste("white", (12, 0, 52, 40))  # its central square
+    picture.save(tmp_path / "a.png")
+    image = load_image(tmp_path / "a.png", 16)
+    assert image.shape == (1, 3, 16, 16) and image.min() == 1.0
+
+
+@pytest.mark.parametrize("name, content, message", [
+    ("a.png", None, "there is no image .*a.png"), ("a.txt", b"", "a.txt is no image by its name"),
+    ("a.png", b"rubbish", "a.png in .*a.png cannot be read as an image")])
+def test_what_is_no_image_is_named(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_image(tmp_path / name, 16)
+
+
+def test_an_image_that_is_too_small_is_named(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="is 8x8, smaller than the resolution 16"):
+        load_image(tmp_path / "a.png", 16)

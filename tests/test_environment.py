@@ -64,7 +64,7 @@ def test_every_dependency_is_pinned_to_a_version_that_it_allows(python):
     names = pins(python)
     wanted = PROJECT["dependencies"] + [line for extra in CONSTRAINED for line in EXTRAS[extra]]
     for requirement in map(Requirement, wanted):
-        if applies(requirement, python):
+        if requirement.name != PROJECT["name"] and applies(requirement, python):  # dev takes in another extra
             pin = names.get(canonicalize_name(requirement.name))
             assert pin is not None, f"{requirement.name} is not in constraints.txt"
             assert requirement.specifier.contains(pin), f"{pin} is pinned, but {requirement} is wanted"
@@ -72,6 +72,11 @@ def test_every_dependency_is_pinned_to_a_version_that_it_allows(python):
 
 def test_every_extra_is_constrained_or_left_out_on_purpose():
     assert set(EXTRAS) == {*CONSTRAINED, "metrics"}
+
+
+def test_an_extra_takes_in_only_constrained_ones():
+    own = [r for extra in CONSTRAINED for r in map(Requirement, EXTRAS[extra]) if r.name == PROJECT["name"]]
+    assert own and all(requirement.extras <= set(CONSTRAINED) for requirement in own)
 
 
 def test_nothing_but_metrics_needs_torchvision():

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from gapkd.images import tile, untile
+from gapkd.images import save_gif, tile, untile
 
 
 @pytest.mark.parametrize("resolution", [8, 32, 64])
@@ -14,3 +15,11 @@ def test_a_row_is_read_back(resolution):
     images = torch.randint(0, 256, (5, 3, resolution, resolution), generator=torch.Generator().manual_seed(0))
     row = torch.from_numpy(np.array(tile(images / 127.5 - 1, columns=5))).permute(2, 0, 1)
     assert torch.equal(untile(row).long(), images)
+
+
+def test_a_gif_keeps_its_frames_and_starts_again(tmp_path):
+    frames = [Image.new("RGB", (8, 8), (value, 0, 0)) for value in (0, 120, 240)]
+    with Image.open(save_gif(frames, tmp_path / "a.gif", milliseconds=50)) as gif:
+        assert (gif.n_frames, gif.info["loop"], gif.info["duration"]) == (3, 0, 50)
+        gif.seek(2)
+        assert gif.convert("RGB").getpixel((4, 4))[0] > 200

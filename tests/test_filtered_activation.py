@@ -1,0 +1,81 @@
+"""StyleGAN3's filtered non-linearity: derivatives, pieces, precisions. Its numbers are tested in test_stylegan3.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gapkd import stylegan3
+from gapkd.stylegan3 import FilteredActivation, LowPass, low_pass
+
+
+def layer(size: int = 9, up: int = 2, down: int = 2, padding: tuple[int, int] = (9, 8), radial: bool = False,
+          clamp: float | None = None) -> FilteredActivation:
+    up_filter, down_filter = low_pass(6 * up, 4.0, 3.0, 32.0), low_pass(6 * down, 5.0, 4.0, 32.0, radial)
+    act = FilteredActivation(size, up_filter, down_filter, up, down, padding, 0.2, 2**0.5)
+    act.clamp = clamp
+    return act
+
+
+@pytest.fixture
+def float64():
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("before, after", [(0, 0), (2, 2), (3, 1), (1, 2), (-2, 1), (0, -3)])
+@pytest.mark.parametrize("radial", [False, True])
+def test_up_is_the_transpose_of_down(float64, before, after, radial):
+    fine = 5 * 3 + 6 - before - after
+    f = LowPass(low_pass(6, 3.0, 2.0, 16.0, radial), 3, before, after)
+    x, y = torch.randn(2, 3, fine, fine), torch.randn(2, 3, 6, 6)
+    torch.testing.assert_close((f.down(x) * y).sum(), (x * f.up(y)).sum())
+
+
+@pytest.mark.parametrize("arguments", [{}, {"radial": True}, {"up": 4, "padding": (3, 2)}, {"clamp": 0.3},
+                                       {"size": 20, "padding": (-2, -3)}])
+def test_first_and_second_derivatives_are_those_of_finite_differences(float64, arguments):
+    act = layer(**arguments)
+    x = torch.randn(1, 2, act.size, act.size, requires_grad=True)
+    bias, scale = torch.randn(2, requires_grad=True), torch.randn(1, 2, requires_grad=True)
+    assert torch.autograd.gradcheck(act, (x, bias, scale), fast_mode=True)
+    assert torch.autograd.gradgradcheck(act, (x, bias, scale), fast_mode=True)
+
+
+@pytest.mark.parametrize("radial", [False, True])
+def test_pieces_of_any_size_make_the_same_image(float64, radial, monkeypatch):
+    act = layer(radial=radial)
+    x, bias = torch.randn(5, 40, act.size, act.size, requires_grad=True), torch.randn(40)
+    found = []
+    for piece in (1, 20 * act.fine**2, 100 * act.fine**2, 10**9):  # one sample of 16 channels; of 16; two whole; all
+        monkeypatch.setattr(stylegan3, "PIECE", piece)
+        y = act(x, bias)
+        found.append((y, *torch.autograd.grad(y.square().sum(), x)))
+    for y, gradient in found[1:]:
+        torch.testing.assert_close(y, found[0][0], atol=1e-12, rtol=0)
+        torch.testing.assert_close(gradient, found[0][1], atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_loses_nothing_but_what_rounding_takes(dtype):
+    torch.manual_seed(0)
+    act = layer()
+    x, bias = torch.randn(2, 3, act.size, act.size).to(dtype).requires_grad_(), torch.randn(3).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = act(x, bias)
+        y.backward(torch.ones_like(y))
+    exact = act.double()((x.detach().double() + bias.double()[:, None, None]), torch.zeros(3, dtype=torch.float64))
+    assert y.dtype == x.grad.dtype == dtype
+    torch.testing.assert_close(y.double(), exact, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_without_samples_there_are_none_and_shapes_are_known_without_numbers(device):
+    act = layer().to(device)
+    for n in (0, 2):
+        x = torch.zeros(n, 3, act.size, act.size, device=device, requires_grad=True)
+        y = act(x, torch.zeros(3, device=device))
+        assert y.shape == (n, 3, act.out, act.out)
+        assert torch.autograd.grad(y.sum(), x)[0].shape == x.shape
