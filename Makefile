@@ -1,11 +1,14 @@
 # gapkd in two commands:  make distill  and  make test.  Both set everything up themselves; the second time is quick.
 #
 #   make PYTHON=python3.12 setup     with another Python (3.10 or later)
+#   make LINKS=online site           ask other hosts, too, whether what the pages link to is there
 
 PYTHON ?= python3
+LINKS  ?= offline
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
+SITE   := $(VENV)/site-ready
 
 # A chapter may train for three minutes in one cell; the limit leaves room for machines that are slower or busy.
 CELL_SECONDS := 1200
@@ -15,7 +18,7 @@ CELL_SECONDS := 1200
 UNIT_ENV     := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup distill test lint unit notebooks clean
+.PHONY: help setup distill test lint unit notebooks site clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +40,9 @@ notebooks: $(READY) ## run all notebooks; compare the cells tagged nbval-check-o
 	@$(BIN)/python -m pytest notebooks --nbval-lax --nbval-current-env \
 		--nbval-cell-timeout $(CELL_SECONDS) --nbval-sanitize-with tests/nbval_sanitize.cfg
 
+site: $(SITE) ## chapters, results and reference as static pages in runs/site, links checked
+	@$(BIN)/python -m gapkd.site --links $(LINKS)
+
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) *.egg-info build .pytest_cache .ruff_cache
 	find gapkd tests notebooks -name __pycache__ -prune -exec rm -rf {} +
@@ -52,4 +58,8 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (once; some minutes)"
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e ".[dev]"
+	@touch $@
+
+$(SITE): $(READY)
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e ".[docs]"
 	@touch $@

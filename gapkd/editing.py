@@ -27,10 +27,11 @@ from gapkd.pruning import AnyGenerator
 class Directions:
     """Named directions in W.
 
-    names: one a direction, such as "smile".
-    vectors: (K, w_dim), unit rows.
-    reach: (K,), a step that changes the image plainly without leaving W's own range: how far sliders should go, either
-        way.
+    Args:
+        names: one a direction, such as "smile".
+        vectors: (K, w_dim), unit rows.
+        reach: (K,), a step that changes the image plainly without leaving W's own range: how far sliders should go,
+            either way.
     """
 
     names: tuple[str, ...]
