@@ -272,6 +272,33 @@ def factor_changes(G: AnyGenerator, net: AttributeNetwork, directions: Direction
     return torch.tensor(rows)
 
 
+class EditAgreement:
+    """Whether a student does with the teacher's directions what the teacher does.
+
+    Called with a student, it returns the correlation, over all directions (SeFa's first, and one for every factor) and
+    all factors, of what a step does to the factor in the teacher and in the student. 1: the same up to scale; 0:
+    nothing of the teacher's directions is left. Factors are the continuous ones of the attribute network, or its
+    classes where it knows no others.
+    """
+
+    def __init__(self, teacher: AnyGenerator, net: AttributeNetwork, samples: int = 200, looked_at: int = 5000):
+        self.net, self.samples = net, samples
+        names = direction_names(net)
+        self.factors = [i for i, name in enumerate(names) if name in net.continuous] or list(range(len(names)))
+        first, named = sefa(teacher), factor_directions(teacher, net, samples=looked_at)
+        named = named.pick([names[i] for i in self.factors if names[i] in named.names] or named.names)
+        vectors = torch.cat([first.vectors.to(named.vectors), named.vectors])
+        self.directions = Directions(first.names + named.names, vectors, torch.cat([first.reach, named.reach]))
+        self.wanted = self._changes(teacher)
+
+    def _changes(self, G: AnyGenerator) -> Tensor:
+        return factor_changes(G, self.net, self.directions, samples=self.samples)[:, self.factors].flatten()
+
+    def __call__(self, student: AnyGenerator) -> float:
+        both = torch.stack([self.wanted, self._changes(student)])
+        return torch.corrcoef(both)[0, 1].item() if (both.std(dim=1) > 0).all() else 0.0
+
+
 def _walk(G: AnyGenerator, net: AttributeNetwork, directions: Directions, share: float, samples: int, seed: int,
           batch: int) -> Iterator[tuple[str, dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]]:
     """For every direction its name, and what is read at -share, 0 and +share of its reach."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from gapkd import figures
 from gapkd.checkpoints import load_generator, read_metadata, sha256, write_atomically
 from gapkd.datasets import open_dataset, ordered_indices
+from gapkd.editing import EditAgreement
 from gapkd.equivariance import equivariance
 from gapkd.evaluation import (
     evaluate_generator,
@@ -167,6 +168,7 @@ class Bench:
         self.real = real_features(net, self.dataset, samples, seed=99)
         self.second = second
         self.second_real = real_features(second, self.dataset, samples, seed=99) if second else None
+        self.edits = EditAgreement(self.teacher, net)
         # Toy faces of this seed are new to every run; of a folder, these are images that were trained on.
         self.targets = self.dataset.load(ordered_indices(self.dataset.size, 0, projected, 98))
 
@@ -186,6 +188,7 @@ class Bench:
             found = evaluate_generator(G, self.second, self.samples, 20_000, self.teacher, self.second_real)
             final |= {f"second_{name}": value for name, value in found.items()
                       if name.startswith(("fid_", "agree_mean", "perceptual"))}
+        final["agree_edits"] = self.edits(G)
         return final | measure_latent_space(G, self.net, self.targets) | _equivariances(G)
 
     def references(self) -> list[dict]:
@@ -243,7 +246,8 @@ def summary(records: Sequence[dict], arm: str, name: str) -> tuple[float, float,
 
 
 COLUMNS = {"l1": "L1 ↓", "perceptual": "perceptual ↓", "agree_mean_accuracy": "same class ↑",
-           "agree_mean_correlation": "correlation ↑", "fid_(?!to_teacher_).+": "FID to real ↓",
+           "agree_mean_correlation": "correlation ↑", "agree_edits": "edits ↑",
+           "fid_(?!to_teacher_).+": "FID to real ↓",
            "fid_to_teacher_.+": "FID to teacher ↓", "eq_t": "EQ-T, dB ↑", "eq_r": "EQ-R, dB ↑"}
 SET_COLUMNS = {"fid_(?!to_teacher_).+": "FID ↓", "kid_.+": "KID ↓", "precision_.+": "precision ↑",
                "recall_.+": "recall ↑", "density_.+": "density ↑", "coverage_.+": "coverage ↑", "ppl_.+": "PPL ↓",

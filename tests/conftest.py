@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from browser import chromium
 from recorded import arrays
 
 from gapkd.checkpoints import save_network
+from gapkd.editing import EditAgreement
 from gapkd.evaluation import measure_latent_space
 from gapkd.stylegan2 import Generator
 
@@ -39,7 +42,8 @@ def stylekd():
 
 @pytest.fixture
 def quick_latent_space(monkeypatch):
-    """Path length and projection with a handful of latents and steps."""
+    """Path length, projection and edits with a handful of latents and steps."""
+    monkeypatch.setattr("gapkd.study.EditAgreement", partial(EditAgreement, samples=4, looked_at=40))
     monkeypatch.setattr("gapkd.study.measure_latent_space",
                         lambda G, net, targets: measure_latent_space(G, net, targets[:4], samples=20, steps=2))
 

@@ -8,6 +8,7 @@ import torch
 from gapkd.cli import main
 from gapkd.editing import (
     Directions,
+    EditAgreement,
     _least_squares,
     _logistic,
     direction_names,
@@ -183,3 +184,16 @@ def test_changes_of_all_factors_are_measured():
     changes = factor_changes(Known(), Reader(), wanted, samples=400)           # columns: hat, tilt, light
     expected = [[0, 2 * 0.2 / (0.2 * 2**0.5), 0], [1, 0, 0]]
     torch.testing.assert_close(changes, torch.tensor(expected), atol=0.15, rtol=0)
+
+
+def test_edit_agreement_is_1_for_the_teacher_and_falls_for_others(monkeypatch):
+    monkeypatch.setattr("gapkd.editing.sefa", lambda G: Directions(("SeFa 1",), torch.eye(6)[1:2], torch.ones(1)))
+    teacher, net = Known(), Reader()
+    agreement = EditAgreement(teacher, net, samples=200, looked_at=2000)
+    assert agreement(Known()) == pytest.approx(1, abs=1e-6)
+    fainter, swapped = Known(), Known()
+    with torch.no_grad():
+        fainter.synthesis.weight *= 0.5
+        swapped.synthesis.weight[:, :2] = teacher.synthesis.weight[:, :2].flip(0)   # other axes of W do the same things
+    assert agreement(fainter) == pytest.approx(1, abs=0.02)
+    assert abs(agreement(swapped)) < 0.5
