@@ -96,7 +96,7 @@ def test_typing_what_the_table_says_gives_the_defaults(command, cls):
     rows = options.options(cls)
     assert len(rows) == len(fields(cls)) and all(row.text for row in rows)
     given = [field.default if field.default is not MISSING else "..." for field in fields(cls)]
-    words = [word for row in rows for word in (shlex.split(row.typed[0]) if row.names else row.typed[1:] or ("...",))]
+    words = [word for row in rows for word in shlex.split(row.typed[0] if row.names else (*row.typed, "...")[1])]
     assert tyro.cli(cls, args=words) == cls(**dict(zip((f.name for f in fields(cls)), given, strict=True)))
 
 

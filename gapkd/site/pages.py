@@ -27,6 +27,7 @@ TOPICS = {
     "Losses and directions": ("losses", "directions", "features", "editing"),
     "Metrics": ("metrics", "evaluation", "equivariance", "judge", "projection", "cost"),
     "Data and files": ("toyfaces", "datasets", "images", "checkpoints", "foreign", "pickles", "addresses"),
+    "Export and sharing": ("export", "demo", "webruntime", "sharing", "modelcard", "origins"),
 }
 """Topic -> modules. What is not named here is a tool."""
 
