@@ -6,6 +6,8 @@ A multiply-accumulate (MAC) is one multiplication and one addition, that is 2 FL
 from __future__ import annotations
 
 import statistics
+import subprocess
+import sys
 import time
 import weakref
 from collections.abc import Callable, Iterable
@@ -102,6 +104,19 @@ def working_memory(G: AnyGenerator, batch: int = 1) -> int:
     with _LiveTensors([*G.parameters(), *G.buffers()]) as live:
         run()
     return live.peak
+
+
+def process_memory(code: str) -> int:
+    """Largest resident memory in bytes of a fresh Python process that runs `code`: libraries, weights and all.
+
+    Raises RuntimeError with the process's own last line if it fails, or where the system is not a Linux.
+    """
+    # Not getrusage's: what that calls the peak of a process begins with that of the one which started it.
+    closing = "\nfor line in open('/proc/self/status'):\n    if line.startswith('VmHWM'): print(line.split()[1])"
+    done = subprocess.run([sys.executable, "-c", code + closing], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"the process that was to be measured failed: {done.stderr.strip().splitlines()[-1]}")
+    return 1024 * int(done.stdout.split()[-1])
 
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:

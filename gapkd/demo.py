@@ -105,7 +105,8 @@ def open_network(path: str | Path, role: str) -> Network:
             raise ValueError(f"sizes are {sizes}")
         directions = {"names": [str(name) for name in known["directions"]["names"]],
                       "vectors": [[round(float(x), 6) for x in row] for row in known["directions"]["vectors"]],
-                      "reach": [round(float(x), 3) for x in known["directions"]["reach"]]}
+                      "reach": [round(float(x), 3) for x in known["directions"]["reach"]],
+                      "given": bool(known["directions"].get("given"))}
         inputs, name, precision = known["inputs"], str(known["name"]), str(known["precision"])
     except (KeyError, TypeError, ValueError) as error:
         raise DemoError(f"{path} lacks what `gapkd export` notes in its files ({error}): export it again") from error
@@ -135,9 +136,9 @@ def check_pair(networks: Sequence[Network], paths: Sequence[str]) -> None:
         if student["directions"]["names"] != teacher["directions"]["names"]:
             raise DemoError(f"{paths[0]} and {paths[1]} do not share W, and hold directions of other names: export "
                             "both with directions of the same names, each found in its own W")
-    elif teacher["directions"]["names"]:  # the same edits for both
-        student["directions"], teacher["directions"] = teacher["directions"], None
-    else:
+    else:  # the same edits for both; those that somebody chose, before SeFa's, which every export has
+        ours, theirs = student["directions"], teacher["directions"]
+        student["directions"] = theirs if theirs["names"] and (theirs["given"] or not ours["given"]) else ours
         teacher["directions"] = None
 
 

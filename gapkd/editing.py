@@ -30,13 +30,15 @@ class Directions:
     Args:
         names: one a direction, such as "smile".
         vectors: (K, w_dim), unit rows.
-        reach: (K,), a step that changes the image plainly without leaving W's own range: how far sliders should go,
-            either way.
+        reach: (K,), a step that changes the image plainly, either way: how far sliders should go. An extrapolation:
+            along most directions w itself varies far less.
+        origin: (16, w_dim), w of sixteen fixed z, which tells whose W they belong to (`w_of_fixed_z`); None: not known.
     """
 
     names: tuple[str, ...]
     vectors: Tensor
     reach: Tensor
+    origin: Tensor | None = None
 
     def __post_init__(self):
         if self.vectors.ndim != 2 or not len(self.names) == len(self.vectors) == len(self.reach) > 0:
@@ -59,12 +61,24 @@ class Directions:
     def pick(self, names: list[str] | tuple[str, ...]) -> Directions:
         """Those directions, in that order."""
         rows = [self.index(name) for name in names]
-        return Directions(tuple(names), self.vectors[rows], self.reach[rows])
+        return Directions(tuple(names), self.vectors[rows], self.reach[rows], self.origin)
+
+    def belong_to(self, G: AnyGenerator) -> bool:
+        """Whether G's W is the one that they were found in, or near it, as that of a student which inherited the
+        mapping network; True where that is not known."""
+        if self.origin is None:
+            return True
+        if self.vectors.shape[1] != G.w_dim:
+            return False
+        ours, theirs = (w - w.mean(dim=0) for w in (w_of_fixed_z(G), self.origin))
+        return bool((ours * theirs).sum() > 0.9 * ours.norm() * theirs.norm())
 
 
 def save_directions(directions: Directions, path: str | Path) -> Path:
     """Save as safetensors, the names in the metadata."""
-    tensors = {"vectors": directions.vectors.cpu().contiguous(), "reach": directions.reach.cpu().contiguous()}
+    tensors = {"vectors": directions.vectors, "reach": directions.reach}
+    tensors |= {} if directions.origin is None else {"origin": directions.origin}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     return write_atomically(path, to_bytes(tensors, {"gapkd": "1", "kind": "directions",
                                                      "names": json.dumps(directions.names)}))
 
@@ -80,7 +94,8 @@ def load_directions(path: str | Path) -> Directions:
             if metadata.get("kind") != "directions":
                 raise ValueError(f"{path} holds no directions: write such a file with `gapkd directions`")
             names = tuple(map(str, json.loads(metadata["names"])))
-            return Directions(names, file.get_tensor("vectors").float(), file.get_tensor("reach").float())
+            origin = file.get_tensor("origin").float() if "origin" in file.keys() else None  # noqa: SIM118
+            return Directions(names, file.get_tensor("vectors").float(), file.get_tensor("reach").float(), origin)
     except (SafetensorError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged or no file of directions ({error}): write it anew with "
                          "`gapkd directions`") from error
@@ -91,7 +106,8 @@ def load_directions(path: str | Path) -> Directions:
 
 @torch.no_grad()
 def reach_of(G: AnyGenerator, samples: int = 4000, seed: int = 0) -> float:
-    """Radius of W: the root mean square distance of w from its mean. As far as this an edit may go."""
+    """Radius of W, the root mean square distance of w from its mean: a long step, since it lies along one direction
+    what w spreads over all of them."""
     w = _draw_w(G, samples, seed)
     return (w - w.mean(dim=0)).square().sum(dim=1).mean().sqrt().item()
 
@@ -100,7 +116,7 @@ def sefa(G: AnyGenerator, count: int = 6) -> Directions:
     """The leading SeFa directions of all layers together, which need no data and have no meaning for a name."""
     vectors = sefa_directions(G, range(len(G.synthesis.blocks)), "global", per_block=count)[:count]
     return Directions(tuple(f"SeFa {i + 1}" for i in range(len(vectors))), vectors,
-                      torch.full((len(vectors),), reach_of(G)))
+                      torch.full((len(vectors),), reach_of(G)), w_of_fixed_z(G))
 
 
 @torch.no_grad()
@@ -153,7 +169,7 @@ def factor_directions(G: AnyGenerator, net: AttributeNetwork, wanted: Sequence[s
     if alone:
         found = torch.linalg.pinv(found).t()
     unit = torch.nn.functional.normalize(found, dim=1).float()
-    directions = Directions(tuple(gradients), unit, torch.full((len(unit),), reach_of(G)))
+    directions = Directions(tuple(gradients), unit, torch.full((len(unit),), reach_of(G)), w_of_fixed_z(G))
     return directions.pick(wanted) if wanted else directions
 
 
@@ -237,14 +253,16 @@ class EditEffect:
 
 @torch.no_grad()
 def measure_edits(G: AnyGenerator, net: AttributeNetwork, directions: Directions, share: float = 0.5,
-                  samples: int = 300, seed: int = 1, batch: int = 100) -> list[EditEffect]:
+                  samples: int = 300, seed: int = 1, batch: int = 100, w: Tensor | None = None) -> list[EditEffect]:
     """Move many w's by -share and +share of every direction's reach, and read what became of the images.
 
     Args:
         directions: named as `direction_names` does, found on this generator or on another.
+        w: (N, w_dim), or ws (N, num_ws, w_dim), to be moved; None: those of `samples` random z.
     """
     effects = []
-    for name, low, middle, high in _walk(G, net, directions, share, samples, seed, batch):
+    w = _draw_w(G, samples, seed) if w is None else w
+    for name, low, middle, high in _walk(G, net, directions, share, w, batch):
         factor = name.partition(": ")[0]
         spread = {other: middle[other].std().clamp(min=1e-6) for other in net.continuous}
         moved = (_shown(net, high, name) - _shown(net, low, name)).mean() / spread.get(factor, 1.0)
@@ -265,7 +283,7 @@ def factor_changes(G: AnyGenerator, net: AttributeNetwork, directions: Direction
         factor if it is continuous, in share of the images if it is a class.
     """
     rows = []
-    for _, low, middle, high in _walk(G, net, directions, share, samples, seed, batch):
+    for _, low, middle, high in _walk(G, net, directions, share, _draw_w(G, samples, seed), batch):
         rows.append([((_shown(net, high, name) - _shown(net, low, name)).mean()
                       / (middle[name].std().clamp(min=1e-6) if name in net.continuous else 1.0)).item()
                      for name in direction_names(net)])
@@ -299,10 +317,9 @@ class EditAgreement:
         return torch.corrcoef(both)[0, 1].item() if (both.std(dim=1) > 0).all() else 0.0
 
 
-def _walk(G: AnyGenerator, net: AttributeNetwork, directions: Directions, share: float, samples: int, seed: int,
-          batch: int) -> Iterator[tuple[str, dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]]:
+def _walk(G: AnyGenerator, net: AttributeNetwork, directions: Directions, share: float, w: Tensor, batch: int
+          ) -> Iterator[tuple[str, dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]]:
     """For every direction its name, and what is read at -share, 0 and +share of its reach."""
-    w = _draw_w(G, samples, seed)
     middle = _read_all(G, net, w, batch)
     for name, vector, reach in zip(directions.names, directions.vectors, directions.reach, strict=True):
         step = share * reach * vector.to(w)
@@ -319,6 +336,11 @@ def _read(net: AttributeNetwork, images: Tensor) -> dict[str, Tensor]:
     read = net.factors(images.clamp(-1, 1))
     return {name: read[name].argmax(dim=1) if name in net.categorical else read[name]
             for name in (*net.categorical, *net.continuous)}
+
+
+def w_of_fixed_z(G: AnyGenerator) -> Tensor:
+    """w (16, w_dim) of sixteen z that are always the same, on the CPU: what tells one W from another."""
+    return _draw_w(G, 16, seed=0).cpu()
 
 
 @torch.no_grad()

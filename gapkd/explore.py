@@ -20,10 +20,9 @@ from torch import Tensor
 from gapkd.editing import Directions
 from gapkd.figures import show_grid
 from gapkd.images import to_uint8
-from gapkd.stylegan2 import Generator, mix_styles
-from gapkd.stylegan3 import AliasFreeGenerator
+from gapkd.pruning import AnyGenerator
+from gapkd.stylegan2 import mix_styles
 
-AnyGenerator = Generator | AliasFreeGenerator
 ROW = {"style": {"description_width": "8.5em"}, "layout": {"width": "26em"}}  # descriptions end on one line
 
 

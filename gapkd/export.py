@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from gapkd.checkpoints import load_generator, read_metadata, sha256, write_atomically
 from gapkd.editing import Directions, load_directions, sefa
+from gapkd.origins import named, provenance_of, public
 from gapkd.pruning import AnyGenerator
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Export:
 
 
 def export(config: ExportConfig) -> list[Export]:
-    """Write what `config` asks for, each after its check. Raises ExportError when a check fails: nothing is written."""
+    """Write what `config` asks for, once all of it has passed its check. Raises ExportError when one fails."""
     wanted = {"onnx": config.onnx, "program": config.program}
     for field, ending in (("onnx", ".onnx"), ("program", ".pt2")):
         path = Path(wanted[field])
@@ -104,11 +105,15 @@ def export(config: ExportConfig) -> list[Export]:
         if directions.vectors.shape[1] != G.w_dim:
             raise ExportError(f"{config.directions} holds directions of width {directions.vectors.shape[1]}, but "
                               f"{config.generator} has w_dim {G.w_dim}")
+        if not directions.belong_to(G):
+            warnings.warn(f"the directions in {config.directions} were found in another W than that of "
+                          f"{config.generator}, where they mean nothing: find them with `gapkd directions "
+                          f"{config.generator}`", stacklevel=2)
         facts = describe(config, G, directions)
         content = to_onnx(G, config.inputs, config.precision, facts)
         found = _judge(config, drawing, drawn_by(content))
         facts["check"] = {"latents": config.latents, "largest": found[0], "mean": found[1]}
-        done.append(_write(config, config.onnx, with_facts(content, facts), found))
+        done.append((config.onnx, with_facts(content, facts), found))
     if config.program:
         program, file = to_program(G, config.inputs), io.BytesIO()
         torch.export.save(program, file)
@@ -117,8 +122,9 @@ def export(config: ExportConfig) -> list[Export]:
         def draw(given: dict[str, Tensor]) -> Tensor:
             return module(*drawing.complete(given))[0]
 
-        done.append(_write(config, config.program, file.getvalue(), _judge(config, drawing, draw)))
-    return done
+        done.append((config.program, file.getvalue(), _judge(config, drawing, draw)))
+    return [Export(write_atomically(path, content), len(content), *found, config.latents)
+            for path, content, found in done]
 
 
 def _judge(config: ExportConfig, drawing: Drawing, draw: Callable[[dict[str, Tensor]], Tensor]) -> tuple[float, float]:
@@ -131,19 +137,15 @@ def _judge(config: ExportConfig, drawing: Drawing, draw: Callable[[dict[str, Ten
     return found
 
 
-def _write(config: ExportConfig, path: str, content: bytes, found: tuple[float, float]) -> Export:
-    return Export(write_atomically(path, content), len(content), *found, config.latents)
-
-
 def describe(config: ExportConfig, G: AnyGenerator, directions: Directions) -> dict:
     """What goes into an ONNX file beside the network, as JSON can hold it."""
-    known = read_metadata(config.generator)
-    return {"kind": known["kind"], "architecture": G.architecture(), "resolution": G.resolution, "z_dim": G.z_dim,
-            "w_dim": G.w_dim, "num_ws": G.num_ws, "c_dim": G.c_dim, "inputs": config.inputs,
-            "precision": config.precision, "name": Path(config.generator).stem, "sha256": sha256(config.generator),
+    return {"kind": read_metadata(config.generator)["kind"], "architecture": G.architecture(),
+            "resolution": G.resolution, "z_dim": G.z_dim, "w_dim": G.w_dim, "num_ws": G.num_ws, "c_dim": G.c_dim,
+            "inputs": config.inputs, "precision": config.precision,
+            "name": named(config.generator).removesuffix(".safetensors"), "sha256": sha256(config.generator),
             "directions": {"names": list(directions.names), "vectors": directions.vectors.tolist(),
-                           "reach": directions.reach.tolist()},
-            "provenance": known["provenance"]}
+                           "reach": directions.reach.tolist(), "given": bool(config.directions)},
+            "provenance": public(provenance_of(config.generator))}
 
 
 class Drawing(nn.Module):

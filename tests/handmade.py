@@ -12,7 +12,7 @@ SIZES = {"resolution": 8, "z_dim": 6, "w_dim": 6, "num_ws": 4, "c_dim": 0}
 
 
 def write(path: Path, seed: int = 0, names: tuple[str, ...] = ("smile", "hair_style: long"), mapping: int = 0,
-          **changes) -> Path:
+          given: bool = False, **changes) -> Path:
     """seed: of the image's matrix and of the directions; mapping: of the matrix from z to w, equal ones share W.
 
     changes: sizes, or whatever else is noted in the file.
@@ -25,7 +25,8 @@ def write(path: Path, seed: int = 0, names: tuple[str, ...] = ("smile", "hair_st
     r, z_dim, w_dim, num_ws, c_dim = sizes.values()
     vectors = dice.normal(size=(len(names), w_dim))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    facts["directions"] = {"names": list(names), "vectors": vectors.tolist(), "reach": [3.0] * len(names)}
+    facts["directions"] = {"names": list(names), "vectors": vectors.tolist(), "reach": [3.0] * len(names),
+                           "given": given}
     weights = {"to_w": np.random.default_rng(mapping + 99).normal(size=(z_dim + c_dim, w_dim)) / z_dim**0.5,
                "to_image": dice.normal(size=(num_ws * w_dim, 3 * r * r)) / (num_ws * w_dim)**0.5,
                "noise_0": np.zeros((1, 1, r, r)), "truncation": np.ones(1), "offset": np.zeros((1, num_ws, w_dim))}

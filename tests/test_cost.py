@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gapkd.cost import _LiveTensors, images_per_second, macs, parameters, speed_ratio, working_memory
+from gapkd.cost import (
+    _LiveTensors,
+    images_per_second,
+    macs,
+    parameters,
+    process_memory,
+    speed_ratio,
+    working_memory,
+)
 from gapkd.stylegan2 import Generator, config_f_channels
 
 
@@ -104,3 +112,10 @@ def test_working_memory_grows_with_the_batch_and_holds_the_largest_layer():
     one, eight = working_memory(G), working_memory(G, 8)
     assert one >= 2 * 32 * 16 * 16 * 4  # input and output of the widest convolution
     assert 2 * one < eight < 8 * one    # what is made of the weights, a batch shares
+
+
+def test_the_memory_of_a_process_holds_what_it_allocates():
+    little, much = (process_memory(f"x = bytearray({size})") for size in (1, 50_000_000))
+    assert 45e6 < much - little < 60e6
+    with pytest.raises(RuntimeError, match="failed: ZeroDivisionError"):
+        process_memory("1 / 0")

@@ -102,6 +102,15 @@ def test_effects_are_measured_in_known_units():
     assert hat.moved == pytest.approx(1, abs=0.01) and hat.kept == 1 and hat.drift < 1e-5
 
 
+def test_given_w_are_edited_too():
+    wanted = Directions(("tilt",), torch.eye(6)[:1], torch.tensor([2.0]))
+    ws = torch.randn(50, 2, 6, generator=torch.Generator().manual_seed(0))
+    painter = Known()
+    painter.synthesis.forward = lambda ws, noise="const": Painter().forward(ws.mean(dim=1))   # two layers, half each
+    (effect,) = measure_edits(painter, Reader(), wanted, share=1.0, w=ws)
+    assert effect.moved == pytest.approx(4 * 0.2 / (ws.mean(dim=1)[:, :2].sum(dim=1) * 0.2).std().item(), rel=1e-3)
+
+
 def test_a_linear_factor_is_known_as_one():
     explained = linear_fit(Known(), Reader(), samples=3000)
     assert explained["tilt"] > 0.9 and explained["light"] > 0.9 and explained["hat"] > 0.4
@@ -145,6 +154,7 @@ def test_directions_on_the_disk(tmp_path, G):
     found = sefa(G, count=3)
     again = load_directions(save_directions(found, tmp_path / "d.safetensors"))
     assert again.names == found.names and torch.equal(again.vectors, found.vectors)
+    assert again.belong_to(G) and not again.belong_to(Generator(32, 8, 8, 4, mapping_layers=3))
     assert torch.equal(again.pick(["SeFa 3"]).vectors[0], found["SeFa 3"])
     with pytest.raises(ValueError, match="no direction 'smile'; there are: SeFa 1"):
         again.index("smile")

@@ -11,7 +11,7 @@ import torch
 from gapkd import export as module
 from gapkd.checkpoints import save_network
 from gapkd.cli import main
-from gapkd.editing import Directions, save_directions
+from gapkd.editing import Directions, save_directions, sefa
 from gapkd.export import Drawing, ExportConfig, ExportError, compare, export, read_onnx_facts, session, to_onnx
 from gapkd.stylegan2 import Generator
 from gapkd.stylegan3 import AliasFreeGenerator
@@ -164,8 +164,42 @@ def test_directions_go_into_the_file(folder, tmp_path):
     save_directions(Directions(("smile",), torch.eye(8)[:1], torch.tensor([2.0])), tmp_path / "d.safetensors")
     export(ExportConfig(str(folder / "g.safetensors"), str(tmp_path / "g.onnx"), latents=2,
                         directions=str(tmp_path / "d.safetensors")))
-    assert read_onnx_facts(tmp_path / "g.onnx")["directions"] == {"names": ["smile"], "reach": [2.0],
-                                                                   "vectors": [[1.0] + [0.0] * 7]}
+    assert read_onnx_facts(tmp_path / "g.onnx")["directions"] == {
+        "names": ["smile"], "reach": [2.0], "vectors": [[1.0] + [0.0] * 7], "given": True}
+
+
+def test_directions_of_another_w_are_told_of(folder, tmp_path):
+    stranger = network(mapping_layers=3)
+    save_directions(sefa(stranger), tmp_path / "d.safetensors")
+    with pytest.warns(UserWarning, match="d.safetensors were found in another W than that of .*g.safetensors"):
+        export(ExportConfig(str(folder / "g.safetensors"), str(tmp_path / "g.onnx"), latents=2,
+                            directions=str(tmp_path / "d.safetensors")))
+
+
+def test_the_file_tells_nothing_of_the_machine(G, tmp_path):
+    settings = {"teacher": "/home/secret/big/generator.safetensors", "data": "/home/secret/photos.zip",
+                "out": "/home/secret/run7", "device": "cuda:3", "images": 5}
+    path = save_network(G, tmp_path / "run7" / "generator.safetensors", {"settings": settings})
+    export(ExportConfig(str(path), str(tmp_path / "g.onnx"), latents=2))
+    facts = read_onnx_facts(tmp_path / "g.onnx")
+    assert facts["name"] == "run7/generator" and facts["provenance"]["settings"]["images"] == 5
+    content = (tmp_path / "g.onnx").read_bytes()
+    assert not any(word in content for word in (b"/home", b"secret", b"cuda:3"))
+
+
+def test_a_failing_program_leaves_no_onnx_file(folder, tmp_path, monkeypatch):
+    judged = []
+
+    def judge(*given):
+        judged.append(given)
+        if len(judged) == 2:
+            raise ExportError("does not hold")
+        return 0.0, 0.0
+
+    monkeypatch.setattr(module, "_judge", judge)
+    with pytest.raises(ExportError, match="does not hold"):
+        export(ExportConfig(str(folder / "g.safetensors"), str(tmp_path / "g.onnx"), str(tmp_path / "g.pt2")))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("changes, message", [
