@@ -129,23 +129,24 @@ def run_chapter(name: str, parameters: Sequence[str] = (), out: str = "") -> Pat
     if "out" in known and "out" not in values:
         values["out"] = str(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    print(f"running {notebook.stem} (some minutes on two cores); the notebook fills in {_short(executed)}", flush=True)
+    print(f"running {notebook.stem} (some minutes on two cores); the notebook fills in {short(executed)}", flush=True)
     try:
         papermill.execute_notebook(str(notebook), str(executed), values, cwd=str(folder),
                                    progress_bar=sys.stderr.isatty(), log_output=False,
                                    extra_arguments=["--IPKernelApp.log_level=CRITICAL"])  # no warning on transports
     except papermill.PapermillExecutionError as error:
         raise ValueError(f"{notebook.name} stopped at cell {error.exec_count}: {error.ename}: {error.evalue}; "
-                         f"see {_short(executed)}") from error
-    print(f"notebook  {_short(executed)}")
+                         f"see {short(executed)}") from error
+    print(f"notebook  {short(executed)}")
     summary = folder / "result.json"
     if summary.exists():
         for key, value in json.loads(summary.read_text()).items():
-            print(f"{key:<9} {_short(folder / value) if (folder / str(value)).exists() else value}")
+            print(f"{key:<9} {short(folder / value) if (folder / str(value)).exists() else value}")
     return folder
 
 
-def _short(path: Path) -> str:
+def short(path: Path) -> str:
+    """A path as one would type it here."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 

@@ -7,7 +7,6 @@ networks there, is taken from a folder or fetched once with npm. What the page d
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import math
 import os
@@ -22,6 +21,7 @@ import tyro
 from PIL import Image
 
 from gapkd.checkpoints import write_atomically
+from gapkd.images import png
 from gapkd.webruntime import SCRIPT, VERSION, WASM, fetch_runtime, find_runtime, is_known
 
 PAGE = (".html", ".css", ".js")  # endings of the files in gapkd/page
@@ -72,9 +72,9 @@ def write_demo(config: DemoConfig) -> Path:
     for network in networks:
         z = latent(config.seed, network.facts["z_dim"])[None]
         picture = draw(network, z, config.truncation)[0][0]
-        content |= {network.facts["file"]: network.model, network.facts["picture"]: _png(picture)}
+        content |= {network.facts["file"]: network.model, network.facts["picture"]: png(Image.fromarray(picture))}
         enlarged = np.kron(picture, np.ones((-(-ICON // len(picture)),) * 2 + (1,), np.uint8))
-        content.setdefault("icon.png", _png(enlarged))
+        content.setdefault("icon.png", png(Image.fromarray(enlarged)))
     record = {"made_by": MADE_BY, "files": sorted([*content, "networks.json"]),
               "start": {"seed": config.seed, "truncation": config.truncation},
               "runtime": f"onnxruntime-web {VERSION if is_known(folder) else 'of another version'}",
@@ -235,12 +235,6 @@ def draw(network: Network, z: np.ndarray, truncation: float = 1.0) -> tuple[np.n
     except Exception as error:  # onnxruntime's own errors share no base class
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DemoError(f"the {sizes['role']}'s ONNX file does not draw ({reason}): export it again") from error
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="png")
-    return buffer.getvalue()
 
 
 # -- the folder --------------------------------------------------------------------------------------------------

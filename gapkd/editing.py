@@ -22,6 +22,8 @@ from gapkd.evaluation import draw_latents
 from gapkd.features import AttributeNetwork
 from gapkd.pruning import AnyGenerator
 
+Readings = tuple[Tensor, dict[str, Tensor]]  # w (N, w_dim), and what is read off the images drawn from them
+
 
 @dataclass(frozen=True)
 class Directions:
@@ -121,7 +123,7 @@ def sefa(G: AnyGenerator, count: int = 6) -> Directions:
 
 @torch.no_grad()
 def read_factors(G: AnyGenerator, net: AttributeNetwork, samples: int = 5000, seed: int = 0, batch: int = 100
-                 ) -> tuple[Tensor, dict[str, Tensor]]:
+                 ) -> Readings:
     """w (samples, w_dim) and what the attribute network reads off the images drawn from them, on the CPU.
 
     Returns: factor -> (samples,) values if continuous, class numbers if categorical.
@@ -133,7 +135,8 @@ def read_factors(G: AnyGenerator, net: AttributeNetwork, samples: int = 5000, se
 
 
 def factor_directions(G: AnyGenerator, net: AttributeNetwork, wanted: Sequence[str] | None = None,
-                      alone: bool = True, samples: int = 5000, seed: int = 0) -> Directions:
+                      alone: bool = True, samples: int = 5000, seed: int = 0, readings: Readings | None = None
+                      ) -> Directions:
     """One direction in W for every factor that the attribute network reads.
 
     Each factor is explained by a linear function of w: a continuous one by ridge regression, a category by logistic
@@ -145,17 +148,17 @@ def factor_directions(G: AnyGenerator, net: AttributeNetwork, wanted: Sequence[s
     Args:
         wanted: names as in `direction_names`; None: all of them.
         alone: False for the plain gradient.
-        samples: images that are looked at.
+        samples: images that are looked at. readings: of `read_factors`, if those are there already.
     Returns: directions whose reach is the radius of W (`reach_of`).
     """
     names = direction_names(net)
     unknown = [name for name in wanted or () if name not in names]
     if unknown:
         raise ValueError(f"there is no factor {unknown[0]!r}; there are: {', '.join(names)}")
-    w, factors = read_factors(G, net, samples, seed)
+    w, factors = readings or read_factors(G, net, samples, seed)
     centred = (w - w.mean(dim=0)).double()
     gradients: dict[str, Tensor] = {}
-    for name in names:
+    for name in names if alone or not wanted else wanted:
         target = _shown(net, factors, name).double()
         if target.std() < 1e-6:
             continue  # the same in all images: there is nothing to learn
@@ -164,7 +167,7 @@ def factor_directions(G: AnyGenerator, net: AttributeNetwork, wanted: Sequence[s
         gradients[name] = fit(centred, (target - target.mean()) / target.std() if continuous else target)
     missing = [name for name in wanted or () if name not in gradients]
     if missing:
-        raise ValueError(f"{missing[0]!r} is the same in all {samples} images: there is nothing to learn it from")
+        raise ValueError(f"{missing[0]!r} is the same in all {len(w)} images: there is nothing to learn it from")
     found = torch.stack(list(gradients.values()))                                    # (F, w_dim)
     if alone:
         found = torch.linalg.pinv(found).t()
@@ -173,11 +176,12 @@ def factor_directions(G: AnyGenerator, net: AttributeNetwork, wanted: Sequence[s
     return directions.pick(wanted) if wanted else directions
 
 
-def linear_fit(G: AnyGenerator, net: AttributeNetwork, samples: int = 5000, seed: int = 0) -> dict[str, float]:
+def linear_fit(net: AttributeNetwork, readings: Readings) -> dict[str, float]:
     """How far each factor is a linear function of w at all: the share of its variance that the fit explains on a fifth
-    of the samples, which it has not seen; for a category, of the variance of showing the class."""
-    w, factors = read_factors(G, net, samples, seed)
-    w, known = (w - w.mean(dim=0)).double(), samples - samples // 5
+    of the samples, which it has not seen; for a category, of the variance of showing the class. Readings: of
+    `read_factors`."""
+    w, factors = readings
+    w, known = (w - w.mean(dim=0)).double(), len(w) - len(w) // 5
     explained = {}
     for name in direction_names(net):
         y = _shown(net, factors, name).double()

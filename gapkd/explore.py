@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gapkd.editing import Directions
 from gapkd.figures import show_grid
-from gapkd.images import to_uint8
+from gapkd.images import png, to_uint8
 from gapkd.pruning import AnyGenerator
 from gapkd.stylegan2 import mix_styles
 
@@ -98,7 +98,7 @@ class Gallery:
         """Draw all pictures anew; called by every control."""
         for label, G in self.generators.items() if not self._busy else ():
             for caption, image in zip(self._captions(label), self.draw(G), strict=True):
-                self.images[caption].value = _png(_scaled(image, self.size))
+                self.images[caption].value = png(_scaled(image, self.size))
 
     def _reset(self, _button: widgets.Button) -> None:
         self._busy = True  # one drawing at the end, not one a control
@@ -119,7 +119,7 @@ class Gallery:
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, object]:
         """Sliders for a page with a kernel, and their picture for one without."""
-        return {**self.widget._repr_mimebundle_(), "image/png": base64.b64encode(_png(self.picture())).decode()}
+        return {**self.widget._repr_mimebundle_(), "image/png": base64.b64encode(png(self.picture())).decode()}
 
 
 class Explorer(Gallery):
@@ -201,7 +201,3 @@ def _scaled(image: Tensor, size: int) -> Image.Image:
     return picture.resize((size, size), Image.Resampling.NEAREST if smaller else Image.Resampling.LANCZOS)
 
 
-def _png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, format="png")
-    return buffer.getvalue()

@@ -37,11 +37,16 @@ def untile(row: Tensor) -> Tensor:
     return row.unfold(2, r, r + max(1, r // 32)).permute(2, 0, 1, 3)
 
 
+def png(picture: Image.Image) -> bytes:
+    """The content of a PNG file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="png")
+    return buffer.getvalue()
+
+
 def save_png(images: Tensor, path: str | Path, columns: int = 8) -> Path:
     """Write images (N, 3, R, R) as one tiled PNG."""
-    buffer = io.BytesIO()
-    tile(images, columns).save(buffer, format="png")
-    return write_atomically(path, buffer.getvalue())
+    return write_atomically(path, png(tile(images, columns)))
 
 
 def save_gif(frames: list[Image.Image], path: str | Path, milliseconds: int = 60) -> Path:

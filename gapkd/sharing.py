@@ -10,7 +10,6 @@ and what was measured.
 from __future__ import annotations
 
 import copy
-import io
 import json
 import math
 from collections.abc import Mapping
@@ -29,7 +28,7 @@ from gapkd.checkpoints import (
 )
 from gapkd.cost import macs, parameters
 from gapkd.evaluation import draw_sheet
-from gapkd.images import tile
+from gapkd.images import png, tile
 from gapkd.modelcard import Card, Cost, Sheet, licence_fields
 from gapkd.origins import Origin, are_rows, named, public
 from gapkd.pruning import AnyGenerator
@@ -124,6 +123,4 @@ def _draw(G: AnyGenerator, sheet: Sheet) -> bytes:
     """The sheet as PNG."""
     picture = tile(draw_sheet(G, sheet.count, sheet.seed, sheet.truncation), columns=min(8, sheet.count // 2))
     size = picture.width * sheet.enlarged, picture.height * sheet.enlarged
-    buffer = io.BytesIO()
-    picture.resize(size, Image.Resampling.NEAREST).save(buffer, format="png")
-    return buffer.getvalue()
+    return png(picture.resize(size, Image.Resampling.NEAREST))

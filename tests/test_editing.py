@@ -18,6 +18,7 @@ from gapkd.editing import (
     load_directions,
     measure_edits,
     reach_of,
+    read_factors,
     save_directions,
     sefa,
 )
@@ -112,7 +113,7 @@ def test_given_w_are_edited_too():
 
 
 def test_a_linear_factor_is_known_as_one():
-    explained = linear_fit(Known(), Reader(), samples=3000)
+    explained = linear_fit(Reader(), read_factors(Known(), Reader(), samples=3000))
     assert explained["tilt"] > 0.9 and explained["light"] > 0.9 and explained["hat"] > 0.4
 
 

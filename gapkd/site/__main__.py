@@ -11,7 +11,7 @@ from typing import Literal
 
 import tyro
 
-from gapkd.chapters import ROOT
+from gapkd.chapters import ROOT, short
 from gapkd.site.links import check
 from gapkd.site.pages import ICON, write_pages
 
@@ -64,18 +64,14 @@ def build(config: SiteConfig, root: Path = ROOT) -> Path:
     shutil.rmtree(out, ignore_errors=True)
     html.rename(out)
     pages, size = len(list(out.rglob("*.html"))), sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
-    print(f"site: {pages} pages, {size / 1e6:.1f} MB, in {_short(out)}; every internal link leads somewhere")
+    print(f"site: {pages} pages, {size / 1e6:.1f} MB, in {short(out)}; every internal link leads somewhere")
     print(f"{len(report.external)} external addresses, {'asked next' if config.links == 'online' else 'not asked'}: "
-          f"{_short(work / 'external.txt')}")
-    print(f"look at it: {_short(Path(sys.executable))} -m http.server --directory {_short(out)} --bind 127.0.0.1 8000, "
+          f"{short(work / 'external.txt')}")
+    print(f"look at it: {short(Path(sys.executable))} -m http.server --directory {short(out)} --bind 127.0.0.1 8000, "
           "then http://127.0.0.1:8000")
     if config.links == "online" and build_main(["-b", "linkcheck", *common, str(work / "linkcheck")]):
-        raise ValueError(f"some external addresses do not answer: see {_short(work / 'linkcheck' / 'output.txt')}")
+        raise ValueError(f"some external addresses do not answer: see {short(work / 'linkcheck' / 'output.txt')}")
     return out
-
-
-def _short(path: Path) -> str:
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def main(arguments: list[str] | None = None) -> int:
