@@ -425,22 +425,27 @@ def scatter(
     xlabel: str = "read from the teacher",
     ylabel: str = "read from the student",
     size: float = 2.3,
+    shared: bool = False,
 ) -> Figure:
     """One panel per factor: values (N,) of two networks on the same latents, with their correlation r.
-    Agreement lies on the dashed diagonal."""
+    Agreement lies on the dashed diagonal. shared: all panels reach equally far, for values of one kind."""
     ncols = min(len(pairs), 4)
     rows = math.ceil(len(pairs) / ncols)
     with matplotlib.rc_context(style()):
         figure = _figure(size * ncols + 0.4, size * rows + 0.5)
         panels = figure.subplots(rows, ncols, squeeze=False).flatten()
-        for axes, (name, (x, y)) in zip(panels, pairs.items(), strict=False):
-            x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-            limits = [min(x.min(), y.min()), max(x.max(), y.max())]
+        points = {name: (np.asarray(x, dtype=float), np.asarray(y, dtype=float)) for name, (x, y) in pairs.items()}
+        low, high = (f([f(v) for pair in points.values() for v in pair]) for f in (np.min, np.max))
+        reach = [low - 0.05 * (high - low), high + 0.05 * (high - low)]
+        for axes, (name, (x, y)) in zip(panels, points.items(), strict=False):
+            limits = reach if shared else [min(x.min(), y.min()), max(x.max(), y.max())]
             axes.plot(limits, limits, color=CHANCE, linestyle=(0, (4, 3)), linewidth=1.2, zorder=1)
             axes.scatter(x, y, s=7, alpha=0.5, linewidths=0, color=PALETTE[0])
             r = np.corrcoef(x, y)[0, 1] if x.std() > 0 and y.std() > 0 else 0.0
             axes.set_title(_fill(f"{name.replace('_', ' ')}\nr = {r:.2f}", size * DPI, PANEL["size"]), **PANEL)
-            axes.set_aspect("equal", adjustable="datalim")
+            if shared:
+                axes.set(xlim=limits, ylim=limits)
+            axes.set_aspect("equal", adjustable="box" if shared else "datalim")
         for axes in panels[len(pairs):]:
             axes.axis("off")
         figure.supxlabel(_fill(xlabel, figure.bbox.width), size=9.5)

@@ -278,3 +278,13 @@ def test_dots_show_every_seed_and_the_mean():
     assert [tuple(point) for point in ends] == [(1.0, 0.0), (3.0, 0.0)]  # mean 2, deviation 1
     assert [t.get_text() for t in left.get_yticklabels()] == ["ours", "theirs"]
     assert "Two methods" in texts(figure) and "FID" in texts(figure) and pixels_of(figure).size
+
+
+def test_panels_of_one_kind_reach_equally_far():
+    near, far = torch.linspace(-1, 1, 9), torch.linspace(-4, 4, 9)
+    figure = figures.scatter({"near": (near, near), "far": (far, far)}, shared=True)
+    figure.canvas.draw()
+    assert len({(*axes.get_xlim(), *axes.get_ylim()) for axes in figure.axes}) == 1
+    own = figures.scatter({"near": (near, near), "far": (far, far)})
+    own.canvas.draw()
+    assert own.axes[0].get_xlim()[1] < 2 < own.axes[1].get_xlim()[1]
