@@ -109,11 +109,10 @@ def export(config: ExportConfig) -> list[Export]:
             warnings.warn(f"the directions in {config.directions} were found in another W than that of "
                           f"{config.generator}, where they mean nothing: find them with `gapkd directions "
                           f"{config.generator}`", stacklevel=2)
-        facts = describe(config, G, directions)
-        content = to_onnx(G, config.inputs, config.precision, facts)
+        content = to_onnx(G, config.inputs, config.precision)
         found = _judge(config, drawing, drawn_by(content))
-        facts["check"] = {"latents": config.latents, "largest": found[0], "mean": found[1]}
-        done.append((config.onnx, with_facts(content, facts), found))
+        check = {"latents": config.latents, "largest": found[0], "mean": found[1]}
+        done.append((config.onnx, with_facts(content, describe(config, G, directions) | {"check": check}), found))
     if config.program:
         program, file = to_program(G, config.inputs), io.BytesIO()
         torch.export.save(program, file)
@@ -224,8 +223,8 @@ def to_program(G: AnyGenerator, inputs: str = "z", half: bool = False) -> torch.
                                    dynamic_shapes=(free[0], tuple(free[1:])), strict=False)
 
 
-def to_onnx(G: AnyGenerator, inputs: str = "z", precision: str = "float32", facts: dict | None = None) -> bytes:
-    """The generator as the content of an ONNX file; `facts` go into its metadata as JSON. See `ExportConfig`."""
+def to_onnx(G: AnyGenerator, inputs: str = "z", precision: str = "float32") -> bytes:
+    """The generator as the content of an ONNX file. See `ExportConfig`."""
     require("onnx", "onnxscript")
     import onnx
 
@@ -242,7 +241,8 @@ def to_onnx(G: AnyGenerator, inputs: str = "z", precision: str = "float32", fact
     make_optional(model, {name: default.numpy() for name, default in drawing.defaults().items()})
     model.producer_name, model.producer_version = "gapkd", ""
     onnx.checker.check_model(model)
-    return with_facts(model.SerializeToString(), facts or {})
+    del model.metadata_props[:]
+    return model.SerializeToString()
 
 
 def with_facts(content: bytes, facts: dict) -> bytes:

@@ -380,4 +380,7 @@ def sweep_note(file: str, records: Sequence[dict]) -> str:
         text += f" {len(older)} of them ({arms}) were trained by `{all_of('command', older)}`, with the same settings."
     if again := [r["measured"] for r in records if "measured" in r]:
         text += f" {len(again)} students were measured again later, at commit {all_of('commit', again)}."
+    for name in dict.fromkeys(name for r in records for name in r.get("added", {})):
+        later = [r["added"][name] for r in records if name in r.get("added", {})]
+        text += f" {name} was added to {len(later)} of them, at commit {all_of('commit', later)}."
     return text

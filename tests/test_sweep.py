@@ -22,7 +22,7 @@ from gapkd.cli import main
 from gapkd.evaluation import sample_images
 from gapkd.features import AttributeNetwork, save_attribute_network
 from gapkd.settings import DistillConfig, from_dict
-from gapkd.sweep import SweepConfig, read_faces, read_results, read_table, run_sweep
+from gapkd.sweep import SweepConfig, read_faces, read_results, read_table, run_sweep, sweep_note
 from gapkd.trainer import TrainingDiverged
 
 SMALL = {"images": 16, "batch": 8, "d_channels": [4], "keep": 0.5, "precision": "float32", "probe_every": 8,
@@ -218,3 +218,10 @@ def test_the_tables_that_come_along(file):
     table = read_table(file)
     for arm in table.arms:
         assert from_dict(DistillConfig, dataclasses.asdict(table.config(arm, 0))).images >= 25_000
+
+
+def test_the_note_says_what_was_added_later_and_where():
+    run = {"arm": "a", "seed": 0, "seconds": 3600, "commit": "c1", "hardware": "H", "threads": 1, "date": "d"}
+    note = sweep_note("t.yml", [run, run | {"added": {"agree_edits": {"commit": "c2"}}}])
+    assert "2.0 hours for all 2 runs" in note and note.endswith("agree_edits was added to 1 of them, at commit c2.")
+    assert "added" not in sweep_note("t.yml", [run])
