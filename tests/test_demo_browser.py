@@ -227,8 +227,8 @@ def test_controls_do_what_they_say(visit, pair):
     seen.slide("layers", pair[0].num_ws)
     agree(G.synthesis(b).image for G, (a, b) in zip(pair, w, strict=True))
     seen.slide("layers", 0)
-    seen.slide("direction-1", 2.0)
-    seen.slide("direction-6", -4.0)
+    seen.slide("direction-1", 0.5)  # of a reach of 4
+    seen.slide("direction-6", -1.0)
     edit = 2 * vectors[1] - 4 * vectors[6]
     agree(G.synthesis(a + edit).image for G, (a, b) in zip(pair, w, strict=True))
     seen.slide("truncation", 0.5)
@@ -265,8 +265,8 @@ def test_the_keyboard_reaches_everything_and_focus_is_seen(visit):
     seen.page.locator("#direction-0").focus()
     for _ in range(10):
         keyboard.press("ArrowRight")
-    assert float(seen.page.locator("#direction-0").input_value()) == pytest.approx(0.8)
-    assert seen.page.locator("#direction-0").get_attribute("aria-valuetext") == "+0.8"
+    assert float(seen.page.locator("#direction-0").input_value()) == pytest.approx(0.2)
+    assert seen.page.locator("#direction-0").get_attribute("aria-valuetext") == "+0.20"
     assert apart(seen.rest().canvases()[0], before[0]) > 0.1
     # the rest has letters
     keyboard.press("0")

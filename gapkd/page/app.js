@@ -41,11 +41,11 @@ export async function main(say) {
   let drawing = null; // promise of the draws that are under way
   let playing = false;
 
-  /** Strengths times directions, in every layer: (num_ws w_dim). */
+  /** Strengths, in units of the student's reach, times directions, in every layer: (num_ws w_dim). */
   function edits({ num_ws, w_dim, directions }) {
     const step = new Float32Array(w_dim);
     state.strengths.forEach((strength, i) => {
-      if (strength) directions.vectors[i].forEach((x, place) => { step[place] += strength * x; });
+      if (strength) directions.vectors[i].forEach((x, place) => { step[place] += strength * reach[i] * x; });
     });
     return Float32Array.from({ length: num_ws * w_dim }, (_, i) => step[i % w_dim]);
   }
@@ -145,8 +145,8 @@ export async function main(say) {
     id: "label", min: 0, max: student.c_dim - 1, step: 1, places: 0, changed,
     read: () => state.label, write: (x) => { state.label = x; } }));
   names.forEach((name, i) => sliders.push(slider(i < SHOWN ? at("first") : at("others"), name.replaceAll("_", " "), {
-    id: `direction-${i}`, min: -reach[i], max: reach[i], step: reach[i] / 50, places: 1, centred: true, changed,
-    read: () => state.strengths[i], write: (x) => { state.strengths[i] = Math.abs(x) < reach[i] / 100 ? 0 : x; } })));
+    id: `direction-${i}`, min: -1, max: 1, step: 0.02, places: 2, centred: true, changed,
+    read: () => state.strengths[i], write: (x) => { state.strengths[i] = x; } })));
   sliders.push(slider(at("mixing"), "Layers from it, finest first", {
     id: "layers", min: 0, max: student.num_ws, step: 1, places: 0, changed,
     read: () => state.mix.layers, write: (x) => { state.mix.layers = x; } }));
