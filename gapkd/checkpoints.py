@@ -33,12 +33,14 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used: unreadable, truncated, hostile, or of another architecture."""
 
 
-def data_path(name: str) -> Path:
-    """Where an embedded file lies: $GAPKD_DATA, or the `data` folder of the repository.
+def data_folder() -> Path:
+    """Where the embedded files lie: $GAPKD_DATA, or the `data` folder of the repository."""
+    return Path(os.environ.get("GAPKD_DATA") or Path(__file__).resolve().parent.parent / "data")
 
-    Raises FileNotFoundError, in one sentence, when it is not there.
-    """
-    folder = Path(os.environ.get("GAPKD_DATA") or Path(__file__).resolve().parent.parent / "data")
+
+def data_path(name: str) -> Path:
+    """Where an embedded file lies. Raises FileNotFoundError, in one sentence, when it is not there."""
+    folder = data_folder()
     if not (folder / name).is_file():
         raise FileNotFoundError(f"the embedded file {name} is not in {folder}: work in a clone of the repository, "
                                 "or set GAPKD_DATA to its data folder")
@@ -182,8 +184,9 @@ def find_checkpoint(path: str | Path) -> Path:
     if path.is_dir():
         return _shared_weights(path)
     if not path.is_file():
+        embedded = ", ".join(sorted(file.stem for file in data_folder().glob("*.safetensors")))
         raise CheckpointError(f"there is no checkpoint {path}: give a file, or the name of an embedded network "
-                              "such as toyfaces32")
+                              f"({embedded or f'there is none in {data_folder()}'})")
     return path
 
 

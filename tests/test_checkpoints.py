@@ -110,8 +110,14 @@ def test_unusable_files(tmp_path, network, damage, message):
 
 
 def test_missing_file():
-    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+    with pytest.raises(CheckpointError, match=r"there is no checkpoint .* embedded network \(.*toyfaces32, "):
         load_generator("nowhere.safetensors")
+
+
+def test_missing_data_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("GAPKD_DATA", str(tmp_path))
+    with pytest.raises(CheckpointError, match=f"there is none in {tmp_path}"):
+        load_generator("toyfaces32")
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
