@@ -21,7 +21,7 @@ from gapkd.stylegan2 import Generator
 
 
 def parameters(G: Generator) -> int:
-    """Number of trainable parameters of mapping and synthesis together (noise maps and w_avg are buffers)."""
+    """Number of parameters of mapping and synthesis together, frozen ones too (noise maps and w_avg are buffers)."""
     return sum(p.numel() for p in G.parameters())
 
 

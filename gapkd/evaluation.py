@@ -140,7 +140,8 @@ def evaluate_generator(G: Generator, net: AttributeNetwork, samples: int = 5000,
         space: the network whose features those are, for example `InceptionNetwork()`; `net` by default.
         teacher: generator to agree with on the same z; gives `agree_<factor>` and `agree_<factor>_chance`,
             their means `agree_mean_accuracy` and `agree_mean_correlation`, `l1`, `perceptual` (each with its
-            `_chance`), and the Frechet distance to the teacher's images, fid_to_teacher_....
+            `_chance`), and the Frechet distance to the teacher's images of the same z, fid_to_teacher_... (0 for equal
+            networks; of independent z it would begin at the bias of two finite samples).
         noise: "const" by default: with fresh noise an image would not even agree with itself.
     """
     _check_pair(G, teacher)

@@ -28,7 +28,7 @@ from gapkd.metrics import Agreement
 INK, FAINT, CHANCE = "#2b2d42", "#c9ccd6", "#9aa0ad"
 PALETTE = ("#2f6db3", "#e4772e", "#3a9a78", "#b8436d", "#7a5cb3", "#c79a1e")
 DASHES = ("solid", (0, (5, 3)), (0, (2, 1.6)), (0, (6, 1.8, 1, 1.8)))  # of successive lines: gaps show what lies below
-MARKERS = ("o", "s", "^", "D", "v", "P")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # one more than colours, so that line 7 looks like none before it
 DPI = 96  # pixels per inch of every figure; image grids are laid out in whole pixels
 TITLE = {"weight": "bold", "size": 10.5}
 CAPTION = {"size": 8, "linespacing": 1.1}

@@ -26,6 +26,22 @@ def kept_channels(channels: int, keep: float) -> int:
     return channels - math.floor(round((1 - keep) * channels, 6))
 
 
+def check_request(teacher: AnyGenerator, keep: float, kernel: int, mapping: str, synthesis: str) -> None:
+    """Raise the ValueError that `make_student` would raise."""
+    if not 0 < keep <= 1:
+        raise ValueError(f"keep must lie in (0, 1], not {keep}: it is the fraction of channels that stay")
+    if mapping not in MAPPINGS:
+        raise ValueError(f"mapping must be one of {', '.join(MAPPINGS)}, not {mapping!r}")
+    if synthesis not in SYNTHESES:
+        raise ValueError(f"synthesis must be one of {', '.join(SYNTHESES)}, not {synthesis!r}")
+    alias_free = isinstance(teacher, AliasFreeGenerator)
+    if alias_free and kernel not in (3, teacher.kernel):
+        raise ValueError(f"a StyleGAN3 student has its teacher's kernel {teacher.kernel}: leave kernel at its default")
+    if synthesis != "random" and not alias_free and kernel != teacher.kernel:
+        raise ValueError(f'synthesis="{synthesis}" copies weights, so kernel must be the teacher\'s '
+                         f"{teacher.kernel}, not {kernel}")
+
+
 def make_student(teacher: AnyGenerator, keep: float = 0.3, kernel: int = 3, mapping: str = "inherit",
                  synthesis: str = "random", seed: int = 0, content: Callable[[Tensor], Tensor] | None = None,
                  slimming_images: int = 20_000) -> AnyGenerator:
@@ -47,18 +63,8 @@ def make_student(teacher: AnyGenerator, keep: float = 0.3, kernel: int = 3, mapp
     Returns: a network of the teacher's kind in train mode. Constant noise maps are the teacher's, so that both
         networks can be compared at the same noise.
     """
-    if not 0 < keep <= 1:
-        raise ValueError(f"keep must lie in (0, 1], not {keep}: it is the fraction of channels that stay")
-    if mapping not in MAPPINGS:
-        raise ValueError(f"mapping must be one of {', '.join(MAPPINGS)}, not {mapping!r}")
-    if synthesis not in SYNTHESES:
-        raise ValueError(f"synthesis must be one of {', '.join(SYNTHESES)}, not {synthesis!r}")
+    check_request(teacher, keep, kernel, mapping, synthesis)
     alias_free = isinstance(teacher, AliasFreeGenerator)
-    if alias_free and kernel not in (3, teacher.kernel):
-        raise ValueError(f"a StyleGAN3 student has its teacher's kernel {teacher.kernel}: leave kernel at its default")
-    if synthesis != "random" and not alias_free and kernel != teacher.kernel:
-        raise ValueError(f'synthesis="{synthesis}" copies weights, so kernel must be the teacher\'s '
-                         f"{teacher.kernel}, not {kernel}")
     if alias_free:
         changes = {"channels": [kept_channels(c, keep) for c in teacher.channels]}
     else:
@@ -88,7 +94,8 @@ def copy_pruned(student: Generator, teacher: Generator, scores: list[Tensor]) ->
     """Copy the teacher's weights of the highest-scored channels into the student, in place.
 
     Args:
-        scores: see gapkd.pruning.
+        student: narrower than its teacher: weights (O', C', k, k) where the teacher's are (O, C, k, k).
+        scores: one (C,) for each of the teacher's `gapkd.pruning.readers`; the C' highest of each layer stay.
     """
     ours, theirs = student.synthesis.convs, teacher.synthesis.convs
     widths = [conv.conv.weight.shape[1] for conv in ours] + [student.synthesis.blocks[-1].torgb.conv.weight.shape[1]]

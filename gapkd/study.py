@@ -35,7 +35,7 @@ from gapkd.runs import provenance
 from gapkd.settings import DistillConfig, TrainConfig, command_line, from_dict, shareable, to_dict
 from gapkd.stylegan2 import Generator
 from gapkd.stylegan3 import AliasFreeGenerator
-from gapkd.training import Probe, distill
+from gapkd.training import Probe, choose_device, distill
 
 ARMS: dict[str, dict] = {
     "alone": {"mapping": "random", "rgb_weight": 0.0, "perceptual_weight": 0.0, "ld_weight": 0.0},
@@ -81,7 +81,7 @@ class StudyConfig:
     story: str = ""
     """PNG to draw at the end: the teacher's faces above those of the first seed's students; empty: none."""
     device: str = "auto"
-    """Where the students are trained."""
+    """Where the students are trained and measured."""
     progress: bool = True
     """Show a progress bar."""
 
@@ -137,7 +137,7 @@ def run_study(config: StudyConfig) -> list[dict]:
     for record in records:
         runs.pop((record["arm"], record["seed"]), None)
     if runs:
-        bench = Bench(config.teacher, net, config.data, config.samples)
+        bench = Bench(config.teacher, net, config.data, config.samples, device=choose_device(config.device))
         references = stored.get("references") or bench.references()
     for (arm, _), settings in runs.items():
         records.append({"arm": arm, **bench.train(settings)})
@@ -159,14 +159,16 @@ class Bench:
         second: another judge, that was no student's perceptual loss: a method may please the first without having
             come nearer. Its FID, agreement and distance are named second_....
         projected: images that are looked for in the latent space.
+        device: where everything is measured.
     """
 
     def __init__(self, teacher: str, net: AttributeNetwork, data: str, samples: int,
-                 second: AttributeNetwork | None = None, projected: int = 64):
-        self.teacher, self.net, self.samples = load_generator(teacher), net, samples
+                 second: AttributeNetwork | None = None, projected: int = 64, device: str | torch.device = "cpu"):
+        self.device, self.samples = torch.device(device), samples
+        self.teacher, self.net = load_generator(teacher).to(device), net.to(device)
         self.dataset = open_dataset(data, self.teacher.resolution, seed=99)
         self.real = real_features(net, self.dataset, samples, seed=99)
-        self.second = second
+        self.second = second and second.to(device)
         self.second_real = real_features(second, self.dataset, samples, seed=99) if second else None
         self.edits = EditAgreement(self.teacher, net)
         # Toy faces of this seed are new to every run; of a folder, these are images that were trained on.
@@ -178,11 +180,12 @@ class Bench:
         curve = [{k: v for k, v in r.items() if k in CURVE or k.startswith("fid_")} for r in result.log
                  if "l1" in r or any(k.startswith("fid_") for k in r)]
         return {"seed": settings.seed, "settings": shareable(to_dict(settings)), "images": settings.images,
-                "seconds": result.log[-1]["seconds"], **provenance(), "curve": curve,
-                "final": self.measure(result.generator.cpu())}
+                "seconds": result.log[-1]["seconds"], "samples": self.samples, **provenance(), "curve": curve,
+                "final": self.measure(result.generator)}
 
     def measure(self, G: AnyGenerator) -> dict[str, float]:
-        """All figures of a trained student."""
+        """All figures of a trained student, which is moved to the bench's device."""
+        G = G.to(self.device)
         final = evaluate_generator(G, self.net, self.samples, 20_000, self.teacher, self.real)
         if self.second:
             found = evaluate_generator(G, self.second, self.samples, 20_000, self.teacher, self.second_real)
@@ -249,11 +252,12 @@ COLUMNS = {"l1": "L1 ↓", "perceptual": "perceptual ↓", "agree_mean_accuracy"
            "agree_mean_correlation": "correlation ↑", "agree_edits": "edits ↑",
            "fid_(?!to_teacher_).+": "FID to real ↓",
            "fid_to_teacher_.+": "FID to teacher ↓", "eq_t": "EQ-T, dB ↑", "eq_r": "EQ-R, dB ↑"}
-SET_COLUMNS = {"fid_(?!to_teacher_).+": "FID ↓", "kid_.+": "KID ↓", "precision_.+": "precision ↑",
-               "recall_.+": "recall ↑", "density_.+": "density ↑", "coverage_.+": "coverage ↑", "ppl_.+": "PPL ↓",
+SET_COLUMNS = {"fid_(?!to_teacher_).+": "FID ↓", "kid_.+": "KID × 10³ ↓", "precision_.+": "precision",
+               "recall_.+": "recall", "density_.+": "density", "coverage_.+": "coverage ↑", "ppl_.+": "PPL ↓",
                "projection_psnr": "projection, PSNR dB ↑", "projection_perceptual": "projection, perceptual ↓"}
 """Figures of a results table and their titles. A figure is a pattern of the name that it has in a record: those of
-Frechet distances hold the feature space and the sample count."""
+Frechet distances hold the feature space and the sample count. "FID to teacher" compares images of the same z.
+Precision, recall and density have no better side: they ought to be as high as those of other real images."""
 
 
 def difference(records: Sequence[dict], arm: str, other: str, name: str) -> tuple[float, float]:
@@ -262,6 +266,19 @@ def difference(records: Sequence[dict], arm: str, other: str, name: str) -> tupl
     (a, spread_a, n_a), (b, spread_b, n_b) = (summary(records, x, name) for x in (arm, other))
     error = (spread_a**2 / n_a + spread_b**2 / n_b) ** 0.5 if min(n_a, n_b) > 1 else float("nan")
     return a - b, error
+
+
+def welch_p(records: Sequence[dict], arm: str, other: str, name: str) -> float:
+    """How often luck alone, of the seeds, would set the means of two arms so far apart: two-sided p of Welch's t-test,
+    whose degrees of freedom are few with few seeds. nan where an arm has a single seed or neither has any spread."""
+    from scipy.stats import t as student_t
+
+    (_, spread_a, n_a), (_, spread_b, n_b) = (summary(records, x, name) for x in (arm, other))
+    gain, error = difference(records, arm, other, name)
+    if not error > 0:
+        return float("nan")
+    freedom = error**4 / ((spread_a**2 / n_a) ** 2 / (n_a - 1) + (spread_b**2 / n_b) ** 2 / (n_b - 1))
+    return float(2 * student_t.sf(abs(gain) / error, freedom))
 
 
 def results_table(records: Sequence[dict], references: Sequence[dict] = (),
@@ -275,29 +292,41 @@ def results_table(records: Sequence[dict], references: Sequence[dict] = (),
         references: the rows of `evaluation_table` for real images and the teacher.
         columns: as COLUMNS, which is the default.
         arms: which ones, in this order; by default all, those of ARMS first.
+    Raises ValueError for records that do not belong into one table: runs of different length, or judged in different
+        feature spaces or on different numbers of images.
     """
     if not records:
         return "_No longer runs are recorded yet._"
     images = records[0]["images"]
+    if any(r["images"] != images for r in records):
+        raise ValueError(f"runs of {', '.join(map(str, sorted({r['images'] for r in records})))} images do not belong "
+                         "into one table")
     known = dict.fromkeys(key for r in records for key in r["final"])
-    keys = {title: key for pattern, title in (columns or COLUMNS).items()
-            for key in known if re.fullmatch(pattern, key)}
+    keys: dict[str, str] = {}
+    for key in known:
+        for title in (title for pattern, title in (columns or COLUMNS).items() if re.fullmatch(pattern, key)):
+            if title in keys:
+                raise ValueError(f"some of the runs were judged by {keys[title]}, others by {key}: these do not belong "
+                                 "into one column")
+            keys[title] = key
+    keys = {title: keys[title] for title in (columns or COLUMNS).values() if title in keys}
     fid = next(key for key in records[0]["final"] if re.fullmatch("fid_(?!to_teacher_).+", key))
     judged = fid.rsplit("_", 1)[1]  # the metric's name ends with its sample count
     lines = [f"| {images:,} images each, judged on {judged} | seeds | " + " | ".join(keys) + " |",
              "|---|--:|" + "--:|" * len(keys)]
     for row in references:
-        cells = [f"{row[key]:.3f}" if key in row else "-" for key in keys.values()]
+        cells = [f"{_times(title) * row[key]:.3f}" if key in row else "-" for title, key in keys.items()]
         lines.append(f"| {'real, against other real' if row['name'] == 'real' else row['name']} | | "
                      + " | ".join(cells) + " |")
     present = dict.fromkeys(r["arm"] for r in records)
     for arm in arms or sorted(present, key=lambda a: list(ARMS).index(a) if a in ARMS else len(ARMS)):
         cells = []
-        for key in keys.values():
+        for title, key in keys.items():
             if not any(r["arm"] == arm and key in r["final"] for r in records):
                 cells.append("-")
                 continue
             mean, spread, measured = summary(records, arm, key)
+            mean, spread = _times(title) * mean, _times(title) * spread
             cell = f"{mean:.3f} ± {spread:.3f}" if measured > 1 else f"{mean:.3f}"
             if measured < sum(r["arm"] == arm for r in records):
                 cell += f", of {measured}"
@@ -306,6 +335,11 @@ def results_table(records: Sequence[dict], references: Sequence[dict] = (),
             cells.append(f"{cell} ({summary(records, arm, chance)[0]:.3f})" if has_chance else cell)
         lines.append(f"| {arm} | {sum(r['arm'] == arm for r in records)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _times(title: str) -> float:
+    """What a column's title says that its figures are multiplied by."""
+    return 1e3 if "× 10³" in title else 1.0
 
 
 def results_note(study: dict) -> str:

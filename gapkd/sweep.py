@@ -35,14 +35,19 @@ from gapkd.images import save_png, untile
 from gapkd.pruning import AnyGenerator
 from gapkd.runs import provenance
 from gapkd.settings import DistillConfig, command_line, from_dict, shareable, to_dict
+from gapkd.students import check_request
 from gapkd.study import Bench, in_a_line
-from gapkd.trainer import TrainingDiverged
+from gapkd.trainer import TrainingDiverged, choose_device
 from gapkd.training import OutOfMemory
 
 MEASURING = ("probe_every", "fid_every", "fid_samples", "fid_features")
 """Settings that decide when is measured, not what is trained."""
 MINE = ("seed", "out", "resume", "device", "progress")
 """Settings that the sweep chooses."""
+BENCH = ("judge_sha256", "second_judge_sha256", "samples")
+"""Entries of a record that say what measured it."""
+FEWEST = 10
+"""Images that a run may be judged on, for tests: figures that mean something take thousands."""
 REFERENCES = ("real", "teacher")
 """Rows of the results that give the figures their scale: real images against other real ones, and the teacher."""
 
@@ -124,8 +129,10 @@ def read_table(path: str | Path) -> Table:
         if type(content.get(name, kind())) is not kind:
             raise ValueError(f"{path}: `{name}` must be {'a whole number' if kind is int else 'text'}, not "
                              f"{content[name]!r}")
-    if not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds):
-        raise ValueError(f"{path}: `seeds` must be a list of whole numbers, not {seeds!r}")
+    if not isinstance(seeds, list) or not seeds or not all(type(s) is int and s >= 0 for s in seeds):
+        raise ValueError(f"{path}: `seeds` must be a list of whole numbers from 0 on, not {seeds!r}")
+    if content.get("samples", FEWEST) < FEWEST:
+        raise ValueError(f"{path}: `samples` must be at least {FEWEST}, not {content['samples']}")
     mine = [name for values in (settings, *filter(None, arms.values())) for name in values if name in MINE]
     if mine:
         raise ValueError(f"{path}: {mine[0]} is for the sweep to choose: leave it out")
@@ -137,16 +144,20 @@ def read_table(path: str | Path) -> Table:
                              f"arms, and {' and '.join(REFERENCES)} are the names of their rows")
     table = Table(**{"results": f"runs/{stem}.jsonl", "folder": f"runs/{stem}", **content,
                      "arms": {str(name): changes or {} for name, changes in arms.items()}, "seeds": tuple(seeds)})
-    try:
-        for arm in table.arms:
+    for arm in table.arms:
+        try:
             table.config(arm, seeds[0])
-    except ValueError as error:
-        raise ValueError(f"{path}, {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{path}, {error}") from error
     return table
 
 
-def read_results(path: str | Path) -> list[dict]:
-    """The records of a results file, none if it is not there yet. Raises ValueError for a line that is no record."""
+def read_results(path: str | Path, mixed: bool = False) -> list[dict]:
+    """The records of a results file, none if it is not there yet.
+
+    Raises ValueError for a line that is no record and, unless `mixed`, for records that different judges, or one on
+    different numbers of images, have measured.
+    """
     file, records = Path(path), []
     for number, line in enumerate(file.read_text().splitlines() if file.exists() else [], 1):
         try:
@@ -158,6 +169,10 @@ def read_results(path: str | Path) -> list[dict]:
             raise ValueError(f"{file}, line {number}, is not the record of a run: take the line out; its student, if "
                              "the folder still has it, is then measured again") from error
         records.append(record)
+    for name in () if mixed else BENCH:
+        if len({record.get(name) for record in records}) > 1:
+            raise ValueError(f"{file} holds figures that cannot be compared, of different {name}: measure all again, "
+                             "with gapkd sweep --remeasure, or take lines out")
     return records
 
 
@@ -175,16 +190,17 @@ def missing(table: Table, arms: Sequence[str], seeds: Sequence[int]) -> list[tup
     Raises ValueError where they hold one of that name with other settings or another teacher.
     """
     records = {(r["arm"], r.get("seed")): r for r in read_results(table.results)}
-    todo, digests = [], _digests(table)
+    todo, bench = [], _bench_of(table)
     for seed in seeds:
         for arm in arms:
             record, config = records.get((arm, seed)), table.config(arm, seed)
             if record is None:
                 todo.append((arm, seed))
-            elif any(record.get(name) not in (None, digests[name]) for name in digests if "judge" in name):
-                raise ValueError(f"{table.results} holds a run of {arm}, seed {seed}, that another judge has measured: "
-                                 "measure all of them again, with --remeasure, or name that judge")
-            elif not _same_run(record, config) or record.get("teacher_sha256") not in (None, digests["teacher_sha256"]):
+            elif any(record.get(name) != bench.get(name) for name in BENCH):
+                raise ValueError(f"{table.results} holds a run of {arm}, seed {seed}, that another judge has measured, "
+                                 "or on another number of images: measure all of them again, with --remeasure, or name "
+                                 "that judge and number")
+            elif not _same_run(record, config) or record.get("teacher_sha256") != bench["teacher_sha256"]:
                 raise ValueError(f"{table.results} holds a run of {arm}, seed {seed}, with other settings or another "
                                  "teacher: give the arm another name, or take out that line and the folder "
                                  f"{Path(table.folder) / f'{arm}-{seed}'}")
@@ -203,8 +219,12 @@ def run_sweep(config: SweepConfig) -> list[dict]:
             raise ValueError(f"{config.table} has no arm {arm}: choose from {', '.join(table.arms)}")
     arms, seeds = config.arms or tuple(table.arms), config.seeds or table.seeds
     if config.remeasure:
-        _remeasure(table, arms, seeds)
+        _remeasure(table, arms, seeds, config.device)
         return read_results(table.results)
+    home = Path(table.results).parent
+    if not home.is_dir() and home not in Path(table.folder).parents:
+        raise ValueError(f"there is no folder {home} for the results: start the command in the folder that the paths "
+                         f"of {config.table} count from, or make it")
     todo = missing(table, arms, seeds)
     print(f"{len(arms) * len(seeds) - len(todo)} of {len(arms) * len(seeds)} runs are in {table.results}")
     if config.dry_run:
@@ -272,14 +292,20 @@ def _work(config: SweepConfig, table: Table, arms: Sequence[str], seeds: Sequenc
     todo, failed = missing(table, arms, seeds), []
     if not todo:
         return
-    bench = _bench(table)
+    bench = _bench(table, config.device)
+    for arm in arms:
+        asked = table.config(arm, 0)
+        try:
+            check_request(bench.teacher, asked.keep, asked.kernel, asked.mapping, asked.synthesis)
+        except ValueError as error:
+            raise ValueError(f"{config.table}, arm {arm}: {error}") from error
     for arm, seed in _claims(table, todo):
         out = Path(table.folder) / f"{arm}-{seed}"
         settings = from_dict(DistillConfig, to_dict(table.config(arm, seed)) | {
             "out": str(out), "device": config.device, "progress": config.progress,
             "resume": any(out.glob("checkpoints/*.pt"))})
         try:
-            record = {"arm": arm, **bench.train(settings), **_digests(table)}
+            record = {"arm": arm, **bench.train(settings), **_bench_of(table)}
         except (TrainingDiverged, OutOfMemory, ValueError) as error:
             failed.append(arm)
             print(f"{arm} seed {seed} failed: {error}", file=sys.stderr, flush=True)
@@ -296,22 +322,23 @@ def _common(table: Table) -> DistillConfig:
     return table.config(next(iter(table.arms)), table.seeds[0])
 
 
-def _digests(table: Table) -> dict[str, str]:
-    """Checksums of what the figures of a record rest on."""
+def _bench_of(table: Table) -> dict[str, str | int]:
+    """What the figures of a record rest on: checksums of the networks, and the number of images."""
     judge = "attributes" if table.judge == "toyfaces" else table.judge
     second = {"second_judge_sha256": sha256(table.second_judge)} if table.second_judge else {}
-    return {"teacher_sha256": sha256(_common(table).teacher), "judge_sha256": sha256(judge), **second}
+    return {"teacher_sha256": sha256(_common(table).teacher), "judge_sha256": sha256(judge), **second,
+            "samples": table.samples}
 
 
-def _bench(table: Table, again: bool = False) -> Bench:
+def _bench(table: Table, device: str, again: bool = False) -> Bench:
     """Where all runs are measured; sees to it that the results hold the rows of real images and teacher."""
     common = _common(table)
     bench = Bench(common.teacher, reader(table.judge), common.data, table.samples,
-                  reader(table.second_judge) if table.second_judge else None)
+                  reader(table.second_judge) if table.second_judge else None, device=choose_device(device))
     Path(table.folder).mkdir(parents=True, exist_ok=True)
     with FileLock(Path(table.folder) / ".references.claim"):  # the first worker measures them, the others wait
-        if again or not any(record["arm"] in REFERENCES for record in read_results(table.results)):
-            _write(table.results, [{"arm": row.pop("name"), "final": row, **provenance(), **_digests(table)}
+        if again or not any(record["arm"] in REFERENCES for record in read_results(table.results, mixed=True)):
+            _write(table.results, [{"arm": row.pop("name"), "final": row, **provenance(), **_bench_of(table)}
                                    for row in bench.references()])
             _draw_faces(table, "teacher", table.seeds[0], bench.teacher)
     return bench
@@ -341,9 +368,9 @@ def read_faces(results: str | Path, arms: Sequence[str]) -> dict[str, Tensor]:
     return found
 
 
-def _remeasure(table: Table, arms: Sequence[str], seeds: Sequence[int]) -> None:
-    bench = _bench(table, again=True)
-    for record in read_results(table.results):
+def _remeasure(table: Table, arms: Sequence[str], seeds: Sequence[int], device: str) -> None:
+    bench = _bench(table, device, again=True)
+    for record in read_results(table.results, mixed=True):
         file = Path(table.folder) / f"{record['arm']}-{record.get('seed')}" / "generator.safetensors"
         if record["arm"] not in arms or record.get("seed") not in seeds:
             continue
@@ -351,7 +378,7 @@ def _remeasure(table: Table, arms: Sequence[str], seeds: Sequence[int]) -> None:
             print(f"{record['arm']} seed {record['seed']} stays as it is: {file} is not there", flush=True)
             continue
         G = load_generator(file)
-        record |= {"final": bench.measure(G), "measured": provenance(), **_digests(table)}
+        record |= {"final": bench.measure(G), "measured": provenance(), **_bench_of(table)}
         _write(table.results, [record])
         _draw_faces(table, record["arm"], record["seed"], G)
         print(in_a_line(record), flush=True)
@@ -363,7 +390,7 @@ def _write(results: str | Path, records: Sequence[dict]) -> None:
     file = Path(results)
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_name(f".{file.name}.lock")):
-        rows = {(r["arm"], r.get("seed")): r for r in [*read_results(file), *records]}
+        rows = {(r["arm"], r.get("seed")): r for r in [*read_results(file, mixed=True), *records]}
         write_atomically(file, "".join(json.dumps(row) + "\n" for row in rows.values()).encode())
 
 

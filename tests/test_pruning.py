@@ -87,6 +87,39 @@ def test_diversity_is_the_squared_deviation_over_directions(networks, monkeypatc
         pruning.diversity_scores(networks["2"], directions=1)
 
 
+def test_diversity_scores_step_by_step(networks, monkeypatch):
+    """Directions drawn by the variance that they explain, and the score written out with backward() and variances."""
+    G, drawn, real = copy.deepcopy(networks["2"]).requires_grad_(True), [], torch.multinomial
+
+    def watched(weights, *arguments, **options):
+        drawn.append((weights, real(weights, *arguments, **options)))
+        return drawn[-1][1]
+
+    monkeypatch.setattr(torch, "multinomial", watched)
+    scores = pruning.diversity_scores(G, samples=6, directions=4, strength=3.0, seed=2, batch=4)
+    dice = torch.Generator().manual_seed(2)
+    many = torch.cat(list(pruning.draw_ws(G, 10_000, 1_000, dice))).detach()
+    explained = torch.linalg.eigvalsh(torch.cov(many.T)).flip(0)
+    torch.testing.assert_close(drawn[0][0] / drawn[0][0].sum(), explained / explained.sum(), rtol=1e-3, atol=1e-6)
+    assert explained[0] > 3 * explained[-1], "axes that explain alike would not show how they are drawn"
+    axes = torch.linalg.svd(many - many.mean(dim=0), full_matrices=False).Vh
+    expected = [torch.zeros_like(score) for score in scores]
+    for start, (_, chosen) in zip((0, 4), drawn, strict=True):
+        w = next(pruning.draw_ws(G, min(4, 6 - start), 4, dice))
+        real(explained.clamp(min=0), 4, replacement=True, generator=dice)  # moves the dice on as the drawing did
+        rows = []
+        for axis in axes[chosen]:
+            G.zero_grad()
+            target = G.synthesis(w + 3.0 * axis).image.detach()
+            (G.synthesis(w).image - target).abs().sum().backward()
+            rows.append([torch.stack([weight.grad[:, c].abs().mean() for c in range(weight.shape[1])])
+                         for weight in pruning.readers(G)])
+        for total, found in zip(expected, zip(*rows, strict=True), strict=True):
+            total += 4 * torch.stack(found).var(dim=0, unbiased=False)
+    for score, by_hand in zip(scores, expected, strict=True):
+        torch.testing.assert_close(score, by_hand, rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", "23")
 @pytest.mark.parametrize("name", pruning.SCORES)
 def test_a_student_starts_from_the_channels_of_highest_score(networks, kind, name, monkeypatch):

@@ -9,11 +9,22 @@ import math
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import ttest_ind
 
 from gapkd.checkpoints import load_generator, save_network
 from gapkd.equivariance import equivariance
 from gapkd.features import AttributeNetwork
-from gapkd.study import ARMS, SET_COLUMNS, StudyConfig, difference, results_note, results_table, run_study, summary
+from gapkd.study import (
+    ARMS,
+    SET_COLUMNS,
+    StudyConfig,
+    difference,
+    results_note,
+    results_table,
+    run_study,
+    summary,
+    welch_p,
+)
 from gapkd.stylegan2 import Generator
 from gapkd.stylegan3 import AliasFreeGenerator
 
@@ -113,6 +124,8 @@ def test_a_difference_comes_with_its_standard_error():
     gain, error = difference(records, "a", "b", "r")
     assert gain == pytest.approx(0.4) and error == pytest.approx((0.02 / 2 + 0.01 / 3) ** 0.5)
     assert math.isnan(difference(records, "a", "c", "r")[1])
+    assert welch_p(records, "a", "b", "r") == pytest.approx(ttest_ind(seeds["a"], seeds["b"], equal_var=False).pvalue)
+    assert math.isnan(welch_p(records, "a", "c", "r"))
 
 
 def test_other_columns_and_other_arms():
@@ -129,3 +142,13 @@ def test_other_columns_and_other_arms():
         summary(records, records[1]["arm"], "ppl_toyfaces_2k")
     chosen = results_table(records, columns=SET_COLUMNS, arms=("cagan", "full")).splitlines()
     assert chosen[2:] == [lines[4], lines[2]]
+
+
+def test_a_table_does_not_mix():
+    records = [{"arm": arm, "seed": 0, "images": 10, "final": {"fid_toyfaces_5k": 1.0, "kid_toyfaces_5k": 0.0123}}
+               for arm in ("full", "dcp")]
+    assert "| full | 1 | 1.000 | 12.300 |" in results_table(records, columns=SET_COLUMNS).splitlines()
+    with pytest.raises(ValueError, match="judged by fid_toyfaces_5k, others by fid_toyfaces_2k"):
+        results_table([records[0], records[1] | {"final": {"fid_toyfaces_2k": 1.0}}])
+    with pytest.raises(ValueError, match="runs of 10, 20 images do not belong"):
+        results_table([records[0], records[1] | {"images": 20}])

@@ -194,7 +194,8 @@ def test_students_are_measured_again(table, tmp_path, monkeypatch, capsys):
     ({"results": 3}, "`results` must be text, not 3"), ({"arms": {"a/b": None}}, "'a/b' cannot name a folder"),
     ({"arms": {"a": {"teacher": "toyfaces64"}}}, "one teacher and one set of data"),
     ({"arms": {"a": {"seed": 2}}}, "seed is for the sweep to choose"), ({"sedes": [1]}, "has an entry sedes"),
-    ({"settings": {"out": "x"}}, "out is for the sweep to choose")])
+    ({"settings": {"out": "x"}}, "out is for the sweep to choose"), ({"samples": 3}, "`samples` must be at least 10"),
+    ({"seeds": [0, -1]}, "`seeds` must be a list of whole numbers from 0 on")])
 def test_bad_tables(table, changes, message):
     with pytest.raises(ValueError, match=message):
         read_table(table(**changes))
@@ -213,11 +214,53 @@ def test_bad_files_and_arms(table, tmp_path):
         run_sweep(SweepConfig(table(), arms=("nobody",)))
 
 
+def test_an_impossible_arm_is_refused_before_any_run(table, tmp_path):
+    file = table(arms={"paper": None, "bad": {"kernel": 1, "synthesis": "pruned"}})
+    with pytest.raises(ValueError, match="table.yml, arm bad: synthesis=\"pruned\" copies weights"):
+        run_sweep(SweepConfig(file))
+    assert not (tmp_path / "runs" / "paper-0").exists()
+
+
+def test_figures_of_different_judges_are_not_mixed(table, tmp_path):
+    file = table(seeds=[0], arms={"paper": None})
+    run_sweep(SweepConfig(file))
+    results = tmp_path / "results.jsonl"
+    for change, value in (("samples", 50), ("second_judge", "second_judge")):
+        with pytest.raises(ValueError, match="that another judge has measured, or on another number of images"):
+            run_sweep(SweepConfig(table(seeds=[0], arms={"paper": None}, **{change: value})))
+    *others, record = read_results(results)
+    for name in sweep.BENCH:
+        results.write_text("".join(json.dumps(r) + "\n" for r in [*others, record | {name: "another"}]))
+        with pytest.raises(ValueError, match=f"cannot be compared, of different {name}"):
+            read_results(results)
+        assert read_results(results, mixed=True)[-1][name] == "another"
+    run_sweep(SweepConfig(file, remeasure=True))
+    assert read_results(results)[-1]["judge_sha256"] == record["judge_sha256"]
+
+
+def test_results_need_a_folder_that_is_there(table, tmp_path):
+    with pytest.raises(ValueError, match="there is no folder .*nowhere for the results: start the command in"):
+        run_sweep(SweepConfig(table(results=str(tmp_path / "nowhere" / "results.jsonl"))))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_students_are_measured_where_they_are_trained(table, monkeypatch):
+    seen = []
+    monkeypatch.setattr(sweep.Bench, "measure", lambda bench, G: seen.append(
+        {next(m.parameters()).device.type for m in (G, bench.teacher, bench.net)}) or {"l1": 0.0})
+    run_sweep(SweepConfig(table(seeds=[0], arms={"paper": None}), device="cuda"))
+    assert seen == [{"cuda"}]
+
+
 @pytest.mark.parametrize("file", sorted((ROOT / "sweeps").glob("*.yml")), ids=lambda f: f.name)
-def test_the_tables_that_come_along(file):
+def test_the_tables_that_come_along(file, monkeypatch):
     table = read_table(file)
     for arm in table.arms:
         assert from_dict(DistillConfig, dataclasses.asdict(table.config(arm, 0))).images >= 25_000
+    monkeypatch.chdir(ROOT)
+    runs = [(r["arm"], r["seed"]) for r in read_results(table.results) if r["arm"] not in sweep.REFERENCES]
+    todo = sweep.missing(table, tuple(table.arms), table.seeds)  # refuses records that are not of this table
+    assert len(todo) + len(runs) == len(table.arms) * len(table.seeds) and not set(todo) & set(runs)
 
 
 def test_the_note_says_what_was_added_later_and_where():
