@@ -246,7 +246,7 @@ def readme(text: str) -> str:
     growth = stored("growth")
     sections = {
         "table": sweep("table"),
-        "results": study("longer_runs"), "stylegan3": study("stylegan3_runs"), "photographs": study("photographs"),
+        "stylegan3": study("stylegan3_runs"), "photographs": study("photographs"),
         "speed": speed("benchmark"), "stylegan3-speed": speed("stylegan3_speed"),
         "growth": [show_growth(growth), measured_with("gapkd growth", GrowthConfig, growth)],
         "chapters": [chapter_rows().strip()]}
