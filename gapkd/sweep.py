@@ -47,7 +47,7 @@ MINE = ("seed", "out", "resume", "device", "progress")
 BENCH = ("judge_sha256", "second_judge_sha256", "samples")
 """Entries of a record that say what measured it."""
 FEWEST = 10
-"""Images that a run may be judged on, for tests: figures that mean something take thousands."""
+"""Fewest images that a run may be judged on: enough to compute every figure, far too few to trust one."""
 REFERENCES = ("real", "teacher")
 """Rows of the results that give the figures their scale: real images against other real ones, and the teacher."""
 
