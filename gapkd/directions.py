@@ -23,18 +23,20 @@ def style_weight(G: Generator, block: int) -> Tensor:
     return torch.nn.functional.normalize(weight, dim=1)
 
 
-def leading_eigenvectors(weight: Tensor, count: int) -> Tensor:
-    """Eigenvectors of W^T W for the largest eigenvalues, largest first. (rows, w_dim) -> (count, w_dim), unit rows.
+def leading_eigenvectors(weight: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The largest eigenvalues of W^T W, largest first, and their eigenvectors. (rows, w_dim) -> (count,) and
+    (count, w_dim), unit rows.
 
     W^T W is symmetric, so the symmetric solver applies; it returns ascending eigenvalues (a general solver returns
     them in no order, and its first columns are not the leading ones).
     """
     weight = weight.double()
-    _, vectors = torch.linalg.eigh(weight.t() @ weight)
-    return vectors.flip(1)[:, :count].t()
+    values, vectors = torch.linalg.eigh(weight.t() @ weight)
+    return values.flip(0)[:count], vectors.flip(1)[:, :count].t()
 
 
-def sefa_directions(G: Generator, blocks: Sequence[int], mode: str = "split", per_block: int = 5) -> Tensor:
+def sefa_directions(G: Generator, blocks: Sequence[int], mode: str = "split", per_block: int = 5,
+                    weighted: bool = False) -> Tensor:
     """SeFa directions of the given blocks.
 
     Args:
@@ -42,8 +44,10 @@ def sefa_directions(G: Generator, blocks: Sequence[int], mode: str = "split", pe
         blocks: block numbers, 1 = 8x8 (the paper uses 1..max(mimic layers)).
         mode: "split", `per_block` directions of every block, pooled; "global", all blocks stacked first, then
             `per_block` x blocks directions.
-    Returns: (per_block x blocks, w_dim), unit rows, the dtype of G's weights; fewer rows in "global" mode when that
-        is more than w_dim.
+        weighted: give every direction the length of the root of its eigenvalue, that is of how much the affines
+            amplify it, all of them over their root mean square. By default all have length 1, as in the paper.
+    Returns: (per_block x blocks, w_dim), the dtype of G's weights; fewer rows in "global" mode when that is more than
+        w_dim.
     """
     blocks = list(blocks)
     known = len(G.synthesis.blocks)
@@ -52,25 +56,29 @@ def sefa_directions(G: Generator, blocks: Sequence[int], mode: str = "split", pe
         raise ValueError(f"blocks must name blocks 0 to {known - 1} of this {G.resolution} px network, not {blocks}")
     weights = [style_weight(G, b) for b in blocks]
     if mode == "split":
-        directions = torch.cat([leading_eigenvectors(w, per_block) for w in weights])
+        found = [leading_eigenvectors(w, per_block) for w in weights]
     elif mode == "global":
-        directions = leading_eigenvectors(torch.cat(weights), per_block * len(blocks))
+        found = [leading_eigenvectors(torch.cat(weights), per_block * len(blocks))]
     else:
         raise ValueError(f'mode must be "split" or "global", not {mode!r}')
+    values, directions = map(torch.cat, zip(*found, strict=True))
+    if weighted:
+        directions = directions * (values.clamp(min=0) / values.mean()).sqrt()[:, None]
     return directions.to(weights[0].dtype)
 
 
 def draw_offsets(n: int, w_dim: int, strength: float, generator: torch.Generator,
                  directions: Tensor | None = None) -> Tensor:
-    """One offset a sample: a random unit direction times strength times N(0, 1). (n, w_dim)
+    """One offset a sample: a random direction times strength times N(0, 1). (n, w_dim)
 
     Args:
         strength: the paper's 5.0 belongs to a 512-dimensional W; compare it with the spread of your W.
-        directions: (K, w_dim) unit rows to choose from ("main" offsets); None for a uniformly random direction.
+        directions: (K, w_dim) rows to choose from ("main" offsets), of length 1 unless weighted; None for a uniformly
+            random direction.
     """
     device = generator.device
     if directions is None:
-        unit = torch.nn.functional.normalize(torch.randn(n, w_dim, generator=generator, device=device), dim=1)
+        drawn = torch.nn.functional.normalize(torch.randn(n, w_dim, generator=generator, device=device), dim=1)
     else:
-        unit = directions.to(device)[torch.randint(len(directions), (n,), generator=generator, device=device)]
-    return unit * torch.randn(n, 1, generator=generator, device=device) * strength
+        drawn = directions.to(device)[torch.randint(len(directions), (n,), generator=generator, device=device)]
+    return drawn * torch.randn(n, 1, generator=generator, device=device) * strength

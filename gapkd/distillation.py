@@ -3,6 +3,7 @@ feature regression that they are compared with."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import torch
@@ -70,7 +71,10 @@ class Guide:
             self.regressors = make_regressors(student, teacher, config.feature_blocks, config.seed).to(device)
         self.directions = None
         if config.ld_weight and config.ld_offsets != "random":
-            self.directions = sefa_directions(teacher, range(1, max(config.ld_blocks) + 1), config.ld_offsets)
+            self.directions = sefa_directions(teacher, range(1, max(config.ld_blocks) + 1), config.ld_offsets,
+                                              weighted=config.ld_eigenvalues)
+        self.queue: deque[list[tuple[Tensor, ...]]] = deque(maxlen=config.ld_queue)
+        """Features of earlier batches: student's and teacher's, one pair a block."""
 
     def draw_offsets(self, n: int, rng: torch.Generator) -> Tensor | None:
         """Steps in W that the second view takes, (n, w_dim); None where there is no second view."""
@@ -120,8 +124,16 @@ class Guide:
             parts["feature"] = losses.feature_loss(guesses, [theirs.features[b][:n] for b in c.feature_blocks])
             total = total + c.feature_weight * parts["feature"]
         if c.ld_weight:
-            parts["ld"] = losses.latent_direction_loss([ours.features[b] for b in c.ld_blocks],
-                                                       [theirs.features[b] for b in c.ld_blocks], c.ld_kind, c.ld_views,
-                                                       parallel.gather)
-            total = total + c.ld_weight * parts["ld"]
+            ours_ld, theirs_ld = ([out.features[b] for b in c.ld_blocks] for out in (ours, theirs))
+            earlier = [tuple(map(torch.cat, zip(*batches, strict=True))) for batches in zip(*self.queue, strict=True)]
+            parts["ld"] = losses.latent_direction_loss(ours_ld, theirs_ld, c.ld_kind, c.ld_views, parallel.gather,
+                                                       earlier)
+            weight = c.ld_weight
+            if c.ld_balance:
+                parts["ld_factor"] = losses.balance(parts["ld"], c.rgb_weight * parts["rgb"], ours_ld, parallel.mean)
+                weight = weight * parts["ld_factor"]
+            total = total + weight * parts["ld"]
+            if c.ld_queue:
+                self.queue.append([tuple(parallel.gather(f[-n:].detach().clone()) for f in pair)
+                                   for pair in zip(ours_ld, theirs_ld, strict=True)])
         return image, total, parts

@@ -134,7 +134,8 @@ def relation_matrix(rows: Tensor, columns: Tensor) -> Tensor:
 
 def latent_direction_loss(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor],
                           kind: str = "kl", views: int = 2,
-                          gather: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
+                          gather: Callable[[Tensor], Tensor] = lambda x: x,
+                          earlier: Sequence[tuple[Tensor, Tensor]] = ()) -> Tensor:
     """Compare how the features of two networks relate across a batch moved along latent directions (section 4.2).
 
     Args:
@@ -145,6 +146,8 @@ def latent_direction_loss(student_features: Sequence[Tensor], teacher_features: 
             temperature 1; or "mse", the mean squared difference of the matrices.
         views: 2 relates w_i to w_j + o_j; 1 relates the w among themselves.
         gather: where several processes hold a batch together, gives the rows of all: relations then reach across.
+        earlier: the student's and the teacher's features of images of earlier batches, one pair a block, to which the
+            rows are related as well; no gradient reaches them.
     Returns: a scalar; 0 where the relations are equal.
     """
     if kind not in ("kl", "mse"):
@@ -155,16 +158,36 @@ def latent_direction_loss(student_features: Sequence[Tensor], teacher_features: 
         raise ValueError(f"student has {len(student_features)} blocks of features, teacher has "
                          f"{len(teacher_features)}: give the same blocks of both, at least one")
     total = student_features[0].new_zeros((), dtype=torch.promote_types(student_features[0].dtype, torch.float32))
-    for s, t in zip(student_features, teacher_features, strict=True):
+    for b, (s, t) in enumerate(zip(student_features, teacher_features, strict=True)):
         if len(s) != len(t) or len(s) % views:
             raise ValueError(f"features hold {len(s)} (student) and {len(t)} (teacher) images: "
                              f"both must hold the same multiple of {views}")
         n = len(s) // views
-        relation_s = relation_matrix(s[:n], gather(s[-n:]))
-        relation_t = relation_matrix(t[:n].detach(), gather(t[-n:].detach()))
+        columns_s, columns_t = gather(s[-n:]), gather(t[-n:].detach())
+        if earlier:
+            columns_s, columns_t = (torch.cat([now, before.detach()])
+                                    for now, before in zip((columns_s, columns_t), earlier[b], strict=True))
+        relation_s = relation_matrix(s[:n], columns_s)
+        relation_t = relation_matrix(t[:n].detach(), columns_t)
         if kind == "kl":
             term = F.kl_div(relation_s.log_softmax(dim=1), relation_t.softmax(dim=1), reduction="batchmean")
         else:
             term = F.mse_loss(relation_s, relation_t)
         total = total + term
     return total
+
+
+def balance(loss: Tensor, reference: Tensor, at: Sequence[Tensor], mean: Callable[[Tensor], Tensor] = lambda x: x,
+            most: float = 1e4) -> Tensor:
+    """The factor that makes a loss pull at some features as strongly as another one does: the ratio of the norms of the
+    two gradients, a scalar without gradient. (As Esser et al., *Taming Transformers*, CVPR 2021, weigh a GAN's loss.)
+
+    Args:
+        at: tensors that both losses depend on.
+        mean: where several processes hold a batch together, averages over them.
+        most: upper bound, for a loss whose gradient all but vanishes.
+    """
+    scale = 2.0**14  # without it float16 would round small gradients to 0
+    gradients = [torch.autograd.grad(scale * x, at, retain_graph=True) for x in (reference, loss)]
+    reference_square, square = mean(torch.stack([sum(g.float().square().sum() for g in found) for found in gradients]))
+    return (reference_square / square.clamp(min=1e-30)).sqrt().clamp(max=most)

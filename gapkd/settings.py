@@ -218,6 +218,14 @@ class DistillConfig(RunConfig):
     """SeFa directions a block, SeFa directions of all blocks together, or random directions."""
     ld_strength: float = 5.0
     """Length of an offset, times N(0, 1)."""
+    ld_eigenvalues: bool = False
+    """Longer offsets along SeFa directions that the styles amplify more, as the roots of their eigenvalues; ld_strength
+    is then their root mean square. Not in the paper."""
+    ld_balance: bool = False
+    """Let the loss pull at the features that it compares ld_weight times as strongly as the rgb loss does, whatever
+    their values. Not in the paper."""
+    ld_queue: int = 0
+    """Batches before this one whose moved images each image is related to as well. Not in the paper."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -231,6 +239,11 @@ class DistillConfig(RunConfig):
         for kind in ("feature", "ld"):
             _require(getattr(self, f"{kind}_blocks") or not getattr(self, f"{kind}_weight"),
                      f"{kind}_blocks must name at least one block")
+        _require(self.ld_queue >= 0, f"ld_queue must not be negative, but is {self.ld_queue}")
+        _require(not self.ld_eigenvalues or (self.ld_views == 2 and self.ld_offsets != "random"),
+                 "ld_eigenvalues needs steps along SeFa directions: ld_views 2 and ld_offsets split or global")
+        _require(not self.ld_balance or (self.rgb_weight and self.ld_weight),
+                 "ld_balance ties the latent-direction loss to the rgb loss: give both a weight")
         _require(self.synthesis != "slimmed" or 0 < self.slimming_images < self.images,
                  f"slimming_images must lie between 0 and images={self.images}, not {self.slimming_images}: they are a "
                  "part of them")

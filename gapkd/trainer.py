@@ -278,8 +278,9 @@ class Trainer:
         return means
 
     def state(self) -> dict:
-        regressors = {"regressors": self.guide.regressors.state_dict()} if self.guide and self.guide.regressors else {}
-        return {"G": self.G.state_dict(), "D": self.D.state_dict(), "G_ema": self.G_ema.state_dict(), **regressors,
+        guide = {"regressors": self.guide.regressors.state_dict()} if self.guide and self.guide.regressors else {}
+        guide |= {"queue": list(self.guide.queue)} if self.guide and self.guide.queue else {}
+        return {"G": self.G.state_dict(), "D": self.D.state_dict(), "G_ema": self.G_ema.state_dict(), **guide,
                 "opt_g": self.opt_g.state_dict(), "opt_d": self.opt_d.state_dict(), "rng": self.rng.get_state(),
                 "dice": self.dice.get_state(), "path_mean": self.path_mean, "sums": dict(self.sums),
                 "counts": dict(self.counts), "scaler": self.scaler.state_dict(), "step": self.step,
@@ -296,6 +297,9 @@ class Trainer:
                 getattr(self, name).load_state_dict(state[name])
             if self.guide and self.guide.regressors:
                 self.guide.regressors.load_state_dict(state["regressors"])
+            if "queue" in state:
+                self.guide.queue.extend([tuple(f.to(self.device) for f in pair) for pair in batch]
+                                        for batch in state["queue"])
             self.rng.set_state(state["rng"].cpu())
             self.dice.set_state(state["dice"].cpu())
             self.path_mean = state["path_mean"].to(self.device)

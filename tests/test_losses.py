@@ -69,6 +69,32 @@ def test_latent_direction_loss_is_zero_for_equal_relations_and_ignores_width():
     assert losses.latent_direction_loss([torch.randn(6, 4, 8, 8)], teacher) > 1e-3
 
 
+def test_a_queue_adds_columns_that_no_gradient_reaches():
+    student, teacher = torch.randn(6, 3, 4, 4, requires_grad=True), torch.randn(6, 5, 4, 4)
+    earlier = torch.randn(4, 3, 4, 4, requires_grad=True), torch.randn(4, 5, 4, 4)
+    value = losses.latent_direction_loss([student], [teacher], earlier=[earlier])
+    cosines = [F.normalize(now[:3].flatten(1), dim=1) @ F.normalize(torch.cat([now[3:], old]).flatten(1), dim=1).t()
+               for now, old in zip((student, teacher), earlier, strict=True)]
+    by_hand = F.kl_div(cosines[0].log_softmax(1), cosines[1].softmax(1), reduction="sum") / 3
+    torch.testing.assert_close(value, by_hand)
+    assert cosines[0].shape == (3, 7) and not torch.isclose(value, losses.latent_direction_loss([student], [teacher]))
+    value.backward()
+    assert student.grad.abs().sum() > 0 and earlier[0].grad is None
+
+
+def test_balance_makes_two_losses_pull_alike():
+    first, second = torch.randn(4, 3, requires_grad=True), torch.randn(5, requires_grad=True)
+    reference, loss = first.sin().sum() + second.square().sum(), 1e-3 * (first * first).sum() * second.norm()
+
+    def pull(x):
+        return torch.cat([g.flatten() for g in torch.autograd.grad(x, (first, second), retain_graph=True)]).norm()
+
+    factor = losses.balance(loss, reference, (first, second))
+    assert not factor.requires_grad
+    torch.testing.assert_close(pull(factor * loss), pull(reference))
+    assert losses.balance(1e-30 * loss, reference, (first, second)) == 1e4  # bounded
+
+
 def test_gradient_reaches_the_student_and_never_the_teacher():
     student, teacher = torch.randn(4, 3, 16, 16, requires_grad=True), torch.randn(4, 3, 16, 16, requires_grad=True)
     total = (losses.latent_direction_loss([student], [teacher]) + losses.rgb_loss(student, teacher)
@@ -137,6 +163,20 @@ def test_sefa_directions_are_the_ones_the_affines_amplify_most(stylekd):
         sefa_directions(teacher, [4])
     with pytest.raises(ValueError, match="split"):
         sefa_directions(teacher, [1], "both")
+
+
+@pytest.mark.parametrize("mode", ["split", "global"])
+def test_weighted_directions_are_as_long_as_the_affines_amplify_them(stylekd, mode):
+    teacher = stylekd_network(stylekd, "teacher")
+    plain, weighted = (sefa_directions(teacher, [1, 2], mode, weighted=w) for w in (False, True))
+    rows = [torch.cat([F.normalize(c.affine.weight, dim=1) for c in teacher.synthesis.blocks[b].convs]) for b in (1, 2)]
+    if mode == "global":
+        gains = (torch.cat(rows) @ plain.t()).norm(dim=0)
+    else:
+        gains = torch.cat([(r @ d.t()).norm(dim=0) for r, d in zip(rows, plain.chunk(2), strict=True)])
+    lengths = gains / gains.square().mean().sqrt()
+    torch.testing.assert_close(weighted, plain * lengths[:, None], atol=1e-5, rtol=1e-5)
+    assert lengths.max() > 1.1 * lengths.min()
 
 
 def test_offsets_follow_the_directions_and_the_strength():

@@ -55,7 +55,8 @@ def test_distillation_moves_the_student_towards_its_teacher(tmp_path, teacher_fi
 
 
 @pytest.mark.parametrize("changes", [
-    {"ld_views": 1}, {"ld_kind": "mse", "ld_offsets": "global"}, {"ld_offsets": "random", "rgb_levels": "all"},
+    {"ld_views": 1}, {"ld_kind": "mse", "ld_offsets": "global"}, {"ld_queue": 2, "ld_eigenvalues": True},
+    {"ld_balance": True, "ld_weight": 0.5, "precision": "bf16"}, {"ld_offsets": "random", "rgb_levels": "all"},
     {"mapping": "inherit-frozen", "synthesis": "pruned"}, {"mapping": "random", "kernel": 1, "perceptual_weight": 0.0},
     {"rgb_weight": 0.0, "perceptual_weight": 0.0, "ld_weight": 0.0}])
 def test_every_option_trains(tmp_path, teacher_file, fake_distance, changes):
@@ -194,6 +195,9 @@ def test_divergence_stops_with_a_sentence_and_keeps_the_last_good_checkpoint(tmp
     (DistillConfig, {"ld_blocks": "2,3"}, "ld_blocks must be a tuple of int"),
     (DistillConfig, {"ld_blocks": ["2"]}, "ld_blocks must be a tuple of int"),
     (DistillConfig, {"gan_weight": 0.0, "rgb_weight": 0, "perceptual_weight": 0, "ld_weight": 0}, "all 0"),
+    (DistillConfig, {"ld_queue": -1}, "ld_queue must not be negative"),
+    (DistillConfig, {"ld_eigenvalues": True, "ld_offsets": "random"}, "ld_eigenvalues needs steps along SeFa"),
+    (DistillConfig, {"ld_balance": True, "rgb_weight": 0}, "ld_balance ties"),
     (DistillConfig, {"ld_views": 3}, "ld_views must be one of"), (TrainConfig, {"resume": True}, "resume needs out")])
 def test_bad_settings(cls, values, message):
     with pytest.raises(ValueError, match=message):
