@@ -44,8 +44,9 @@ def sefa_directions(G: Generator, blocks: Sequence[int], mode: str = "split", pe
         blocks: block numbers, 1 = 8x8 (the paper uses 1..max(mimic layers)).
         mode: "split", `per_block` directions of every block, pooled; "global", all blocks stacked first, then
             `per_block` x blocks directions.
-        weighted: give every direction the length of the root of its eigenvalue, that is of how much the affines
-            amplify it, all of them over their root mean square. By default all have length 1, as in the paper.
+        weighted: give every direction the length of the root of its eigenvalue a row: how much the affines, with rows
+            of length 1, amplify it, on average over the styles. All are divided by their root mean square. By default
+            all have length 1, as in the paper.
     Returns: (per_block x blocks, w_dim), the dtype of G's weights; fewer rows in "global" mode when that is more than
         w_dim.
     """
@@ -56,14 +57,16 @@ def sefa_directions(G: Generator, blocks: Sequence[int], mode: str = "split", pe
         raise ValueError(f"blocks must name blocks 0 to {known - 1} of this {G.resolution} px network, not {blocks}")
     weights = [style_weight(G, b) for b in blocks]
     if mode == "split":
-        found = [leading_eigenvectors(w, per_block) for w in weights]
+        stacked, count = weights, per_block
     elif mode == "global":
-        found = [leading_eigenvectors(torch.cat(weights), per_block * len(blocks))]
+        stacked, count = [torch.cat(weights)], per_block * len(blocks)
     else:
         raise ValueError(f'mode must be "split" or "global", not {mode!r}')
-    values, directions = map(torch.cat, zip(*found, strict=True))
+    values, vectors = zip(*(leading_eigenvectors(w, count) for w in stacked), strict=True)
+    directions = torch.cat(vectors)
     if weighted:
-        directions = directions * (values.clamp(min=0) / values.mean()).sqrt()[:, None]
+        gains = torch.cat([v.clamp(min=0) / len(w) for v, w in zip(values, stacked, strict=True)])
+        directions = directions * (gains / gains.mean()).sqrt()[:, None]
     return directions.to(weights[0].dtype)
 
 

@@ -135,7 +135,7 @@ def relation_matrix(rows: Tensor, columns: Tensor) -> Tensor:
 def latent_direction_loss(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor],
                           kind: str = "kl", views: int = 2,
                           gather: Callable[[Tensor], Tensor] = lambda x: x,
-                          earlier: Sequence[tuple[Tensor, Tensor]] = ()) -> Tensor:
+                          earlier: Sequence[Sequence[tuple[Tensor, ...]]] = ()) -> Tensor:
     """Compare how the features of two networks relate across a batch moved along latent directions (section 4.2).
 
     Args:
@@ -146,8 +146,8 @@ def latent_direction_loss(student_features: Sequence[Tensor], teacher_features: 
             temperature 1; or "mse", the mean squared difference of the matrices.
         views: 2 relates w_i to w_j + o_j; 1 relates the w among themselves.
         gather: where several processes hold a batch together, gives the rows of all: relations then reach across.
-        earlier: the student's and the teacher's features of images of earlier batches, one pair a block, to which the
-            rows are related as well; no gradient reaches them.
+        earlier: batches of images, to which the rows are related as well: for every block the student's and the
+            teacher's features, (M, C, r, r). No gradient reaches them.
     Returns: a scalar; 0 where the relations are equal.
     """
     if kind not in ("kl", "mse"):
@@ -163,12 +163,10 @@ def latent_direction_loss(student_features: Sequence[Tensor], teacher_features: 
             raise ValueError(f"features hold {len(s)} (student) and {len(t)} (teacher) images: "
                              f"both must hold the same multiple of {views}")
         n = len(s) // views
-        columns_s, columns_t = gather(s[-n:]), gather(t[-n:].detach())
-        if earlier:
-            columns_s, columns_t = (torch.cat([now, before.detach()])
-                                    for now, before in zip((columns_s, columns_t), earlier[b], strict=True))
-        relation_s = relation_matrix(s[:n], columns_s)
-        relation_t = relation_matrix(t[:n].detach(), columns_t)
+        t = t.detach()
+        columns = [(gather(s[-n:]), gather(t[-n:])), *(tuple(f.detach() for f in batch[b]) for batch in earlier)]
+        relation_s, relation_t = (torch.cat([relation_matrix(rows[:n], pair[net]) for pair in columns], dim=1)
+                                  for net, rows in enumerate((s, t)))
         if kind == "kl":
             term = F.kl_div(relation_s.log_softmax(dim=1), relation_t.softmax(dim=1), reduction="batchmean")
         else:

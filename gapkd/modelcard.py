@@ -36,8 +36,12 @@ SETTINGS = {
     "images": "length, in images", "batch": "images a step", "lr": "learning rate", "seed": "seed",
     "gan_weight": "weight of the adversarial loss", "rgb_weight": "weight of the image difference",
     "perceptual_weight": "weight of the perceptual distance", "perceptual": "network of the perceptual distance",
-    "feature_weight": "weight of the feature regression", "ld_weight": "weight of the latent-direction loss"}
+    "feature_weight": "weight of the feature regression", "ld_weight": "weight of the latent-direction loss",
+    "ld_balance": "its strength against the image difference's, in place of that weight",
+    "ld_queue": "batches whose images it compares with as well", "ld_eigenvalues": "its steps follow the eigenvalues"}
 """Settings of a distillation that the card shows, and what it calls them."""
+RARE = ("ld_balance", "ld_queue", "ld_eigenvalues")
+"""Of these, the ones that are shown only where they are in use."""
 SCORE = re.compile(r"(fid_to_teacher|fid|kid|precision|recall|density|coverage|ppl)_.+")
 
 
@@ -178,7 +182,7 @@ class Card:
         if o.teacher:
             table = ["| setting | | value |", "|---|---|---|"]
             table += [f"| {code(name)} | {says} | {code(o.settings[name])} |" for name, says in SETTINGS.items()
-                      if name in o.settings]
+                      if name in o.settings and (o.settings[name] or name not in RARE)]
             again = f"The same again: {_command(o.settings)}. " if _command(o.settings) else ""
             parts += [f"Distilled with `gapkd distill`{self._run()}", "\n".join(table),
                       f"{again}What a setting means, `gapkd distill --help` tells; the others are in the metadata of "

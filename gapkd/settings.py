@@ -221,29 +221,36 @@ class DistillConfig(RunConfig):
     ld_eigenvalues: bool = False
     """Longer offsets along SeFa directions that the styles amplify more, as the roots of their eigenvalues; ld_strength
     is then their root mean square. Not in the paper."""
-    ld_balance: bool = False
-    """Let the loss pull at the features that it compares ld_weight times as strongly as the rgb loss does, whatever
-    their values. Not in the paper."""
+    ld_balance: float = 0.0
+    """In place of ld_weight, if not 0: at the features that the loss compares, its gradient is this many times as
+    strong as that of rgb_weight times the rgb loss. Not in the paper."""
     ld_queue: int = 0
-    """Batches before this one whose moved images each image is related to as well. Not in the paper."""
+    """Batches before this one to whose moved images each image is related as well. Their features, the student's and
+    the teacher's, stay in memory and in every checkpoint: at 256 px some 36 MB an image. Not in the paper."""
+
+    @property
+    def moves_latents(self) -> bool:
+        """Whether there is a latent-direction loss at all."""
+        return bool(self.ld_weight or self.ld_balance)
 
     def __post_init__(self):
         super().__post_init__()
         _require(0 < self.keep <= 1,
                  f"keep must lie in (0, 1], not {self.keep}: it is the fraction of channels that stay")
         weights = ("gan_weight", "rgb_weight", "perceptual_weight", "feature_weight", "ld_weight")
-        for name in (*weights, "ld_strength"):
+        for name in (*weights, "ld_strength", "ld_balance", "ld_queue"):
             _require(getattr(self, name) >= 0, f"{name} must not be negative, but is {getattr(self, name)}")
         _require(any(getattr(self, name) for name in weights),
                  f"{', '.join(weights[:-1])} and {weights[-1]} are all 0: give one of them a weight")
         for kind in ("feature", "ld"):
-            _require(getattr(self, f"{kind}_blocks") or not getattr(self, f"{kind}_weight"),
-                     f"{kind}_blocks must name at least one block")
-        _require(self.ld_queue >= 0, f"ld_queue must not be negative, but is {self.ld_queue}")
+            used = self.moves_latents if kind == "ld" else self.feature_weight
+            _require(getattr(self, f"{kind}_blocks") or not used, f"{kind}_blocks must name at least one block")
+        _require(self.moves_latents or not (self.ld_queue or self.ld_eigenvalues),
+                 "ld_queue and ld_eigenvalues change the latent-direction loss: give it a weight")
         _require(not self.ld_eigenvalues or (self.ld_views == 2 and self.ld_offsets != "random"),
                  "ld_eigenvalues needs steps along SeFa directions: ld_views 2 and ld_offsets split or global")
-        _require(not self.ld_balance or (self.rgb_weight and self.ld_weight),
-                 "ld_balance ties the latent-direction loss to the rgb loss: give both a weight")
+        _require(self.rgb_weight or not self.ld_balance,
+                 "ld_balance ties the latent-direction loss to the rgb loss: give that a weight")
         _require(self.synthesis != "slimmed" or 0 < self.slimming_images < self.images,
                  f"slimming_images must lie between 0 and images={self.images}, not {self.slimming_images}: they are a "
                  "part of them")

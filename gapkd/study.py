@@ -50,8 +50,8 @@ ARMS: dict[str, dict] = {
 last one is what chapter 04 trains: pruned weights to start from, and no noise, so that minutes suffice."""
 
 
-CURVE = ("images", "l1", "perceptual", "agree_mean_accuracy", "agree_mean_correlation")
-"""What a record keeps of the figures that were measured while it trained."""
+CURVE = ("images", "l1", "perceptual", "agree_mean_accuracy", "agree_mean_correlation", "ld_weight")
+"""What a record keeps of the figures that were measured while it trained; ld_weight where ld_balance finds it."""
 
 
 @dataclass(frozen=True)

@@ -71,15 +71,16 @@ def test_latent_direction_loss_is_zero_for_equal_relations_and_ignores_width():
 
 def test_a_queue_adds_columns_that_no_gradient_reaches():
     student, teacher = torch.randn(6, 3, 4, 4, requires_grad=True), torch.randn(6, 5, 4, 4)
-    earlier = torch.randn(4, 3, 4, 4, requires_grad=True), torch.randn(4, 5, 4, 4)
-    value = losses.latent_direction_loss([student], [teacher], earlier=[earlier])
-    cosines = [F.normalize(now[:3].flatten(1), dim=1) @ F.normalize(torch.cat([now[3:], old]).flatten(1), dim=1).t()
-               for now, old in zip((student, teacher), earlier, strict=True)]
+    earlier = [[(torch.randn(n, 3, 4, 4, requires_grad=True), torch.randn(n, 5, 4, 4))] for n in (1, 3)]
+    value = losses.latent_direction_loss([student], [teacher], earlier=earlier)
+    cosines = [F.normalize(now[:3].flatten(1), dim=1)
+               @ F.normalize(torch.cat([now[3:], *(batch[0][net] for batch in earlier)]).flatten(1), dim=1).t()
+               for net, now in enumerate((student, teacher))]
     by_hand = F.kl_div(cosines[0].log_softmax(1), cosines[1].softmax(1), reduction="sum") / 3
     torch.testing.assert_close(value, by_hand)
     assert cosines[0].shape == (3, 7) and not torch.isclose(value, losses.latent_direction_loss([student], [teacher]))
     value.backward()
-    assert student.grad.abs().sum() > 0 and earlier[0].grad is None
+    assert student.grad.abs().sum() > 0 and earlier[0][0][0].grad is None
 
 
 def test_balance_makes_two_losses_pull_alike():
@@ -93,6 +94,17 @@ def test_balance_makes_two_losses_pull_alike():
     assert not factor.requires_grad
     torch.testing.assert_close(pull(factor * loss), pull(reference))
     assert losses.balance(1e-30 * loss, reference, (first, second)) == 1e4  # bounded
+
+
+def test_balance_of_small_gradients_in_float16():
+    full = torch.randn(8, 64, 64)
+    factors = {}
+    for dtype in (torch.float32, torch.float16):
+        x = full.to(dtype).requires_grad_()
+        loss, reference = 5e-4 * x.float().sin().mean(), 1e-4 * x.float().square().mean()
+        factors[dtype] = losses.balance(loss, reference, [x]).item()
+    assert (torch.autograd.grad(loss, x)[0] == 0).all()  # what float16 does with such gradients
+    assert factors[torch.float16] == pytest.approx(factors[torch.float32], rel=0.01)
 
 
 def test_gradient_reaches_the_student_and_never_the_teacher():
@@ -171,9 +183,9 @@ def test_weighted_directions_are_as_long_as_the_affines_amplify_them(stylekd, mo
     plain, weighted = (sefa_directions(teacher, [1, 2], mode, weighted=w) for w in (False, True))
     rows = [torch.cat([F.normalize(c.affine.weight, dim=1) for c in teacher.synthesis.blocks[b].convs]) for b in (1, 2)]
     if mode == "global":
-        gains = (torch.cat(rows) @ plain.t()).norm(dim=0)
+        gains = (torch.cat(rows) @ plain.t()).square().mean(dim=0).sqrt()
     else:
-        gains = torch.cat([(r @ d.t()).norm(dim=0) for r, d in zip(rows, plain.chunk(2), strict=True)])
+        gains = torch.cat([(r @ d.t()).square().mean(dim=0).sqrt() for r, d in zip(rows, plain.chunk(2), strict=True)])
     lengths = gains / gains.square().mean().sqrt()
     torch.testing.assert_close(weighted, plain * lengths[:, None], atol=1e-5, rtol=1e-5)
     assert lengths.max() > 1.1 * lengths.min()

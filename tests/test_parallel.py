@@ -153,7 +153,7 @@ def test_two_processes_train_a_gan_like_one(tmp_path):
 
 
 @pytest.mark.parametrize("changes", [{}, {"ld_views": 1, "ld_kind": "mse", "path_weight": 0.0},
-                                     {"ld_queue": 2, "ld_balance": True, "ld_weight": 1.0}])
+                                     {"ld_queue": 2, "ld_balance": 1.0}])
 def test_two_processes_distil_like_one(tmp_path, teacher_file, changes):
     one = _student(str(tmp_path / "one"), str(teacher_file), changes)
     first, second = together(_student, str(tmp_path / "two"), str(teacher_file), changes)

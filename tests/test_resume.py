@@ -31,7 +31,7 @@ def test_resume_is_exact(tmp_path):
     assert strip == [{k: v for k, v in r.items() if k != "seconds"} for r in resumed.log]
 
 
-@pytest.mark.parametrize("changes", [{}, {"ld_queue": 2, "ld_balance": True}])
+@pytest.mark.parametrize("changes", [{}, {"ld_queue": 2, "ld_balance": 1.0}])
 def test_distillation_resumes_exactly(tmp_path, teacher_file, fake_distance, changes):
     whole = distill(distill_config(tmp_path / "whole", teacher_file, **changes))
     distill(distill_config(tmp_path / "half", teacher_file, images=8, **changes))

@@ -56,13 +56,14 @@ def test_distillation_moves_the_student_towards_its_teacher(tmp_path, teacher_fi
 
 @pytest.mark.parametrize("changes", [
     {"ld_views": 1}, {"ld_kind": "mse", "ld_offsets": "global"}, {"ld_queue": 2, "ld_eigenvalues": True},
-    {"ld_balance": True, "ld_weight": 0.5, "precision": "bf16"}, {"ld_offsets": "random", "rgb_levels": "all"},
+    {"ld_balance": 0.5, "ld_weight": 0.0, "precision": "bf16"}, {"ld_offsets": "random", "rgb_levels": "all"},
     {"mapping": "inherit-frozen", "synthesis": "pruned"}, {"mapping": "random", "kernel": 1, "perceptual_weight": 0.0},
     {"rgb_weight": 0.0, "perceptual_weight": 0.0, "ld_weight": 0.0}])
 def test_every_option_trains(tmp_path, teacher_file, fake_distance, changes):
     result = distill(distill_config(tmp_path / "r", teacher_file, images=8, **changes))
     record = result.log[-1]
-    assert ("ld" in record) == (changes.get("ld_weight", 30) > 0)
+    assert ("ld" in record) == (changes.get("ld_weight", 30) > 0 or "ld_balance" in changes)
+    assert ("ld_weight" in record) == ("ld_balance" in changes)
     assert ("rgb" in record) == (changes.get("rgb_weight", 3) > 0)
     if changes.get("mapping") == "inherit-frozen":
         teacher = load_generator(teacher_file)
@@ -197,7 +198,9 @@ def test_divergence_stops_with_a_sentence_and_keeps_the_last_good_checkpoint(tmp
     (DistillConfig, {"gan_weight": 0.0, "rgb_weight": 0, "perceptual_weight": 0, "ld_weight": 0}, "all 0"),
     (DistillConfig, {"ld_queue": -1}, "ld_queue must not be negative"),
     (DistillConfig, {"ld_eigenvalues": True, "ld_offsets": "random"}, "ld_eigenvalues needs steps along SeFa"),
-    (DistillConfig, {"ld_balance": True, "rgb_weight": 0}, "ld_balance ties"),
+    (DistillConfig, {"ld_balance": 1.0, "rgb_weight": 0}, "ld_balance ties"),
+    (DistillConfig, {"recipe": "gapkd", "ld_queue": 8}, "give it a weight"),
+    (DistillConfig, {"ld_weight": 0, "ld_balance": 1, "ld_blocks": []}, "ld_blocks must name at least one"),
     (DistillConfig, {"ld_views": 3}, "ld_views must be one of"), (TrainConfig, {"resume": True}, "resume needs out")])
 def test_bad_settings(cls, values, message):
     with pytest.raises(ValueError, match=message):
