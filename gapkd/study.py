@@ -271,7 +271,7 @@ def difference(records: Sequence[dict], arm: str, other: str, name: str) -> tupl
 def welch_p(records: Sequence[dict], arm: str, other: str, name: str) -> float:
     """How often luck alone, of the seeds, would set the means of two arms so far apart: two-sided p of Welch's t-test,
     whose degrees of freedom are few with few seeds. nan where an arm has a single seed or neither has any spread."""
-    from scipy.stats import t as student_t
+    from scipy.stats import t as student_t  # takes a second to import, which few commands need
 
     (_, spread_a, n_a), (_, spread_b, n_b) = (summary(records, x, name) for x in (arm, other))
     gain, error = difference(records, arm, other, name)

@@ -3,6 +3,7 @@
     gapkd sweep sweeps/table.yml                           one run after the other
     gapkd sweep sweeps/table.yml --jobs 2                  two at a time, sharing the cores; on GPUs, one process each
     gapkd sweep sweeps/table.yml --arms dcp --seeds 0      one row of the table
+    gapkd sweep sweeps/table.yml --results runs/mine.jsonl the same again, beside what is there
 
 Workers claim runs by locks in the sweep's folder, so the same command may be started as often as there are cores, GPUs
 or machines that see the folder: `sbatch --array=1-8 --gres=gpu:1 --wrap "gapkd sweep sweeps/table.yml"` spreads a sweep
@@ -16,7 +17,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,6 +64,9 @@ class SweepConfig:
     """Only these; empty: all."""
     seeds: tuple[int, ...] = ()
     """Only these; empty: those of the table."""
+    results: str = ""
+    """Another file for the results than the table names, to make rows again; the runs then go into the folder beside it
+    that has its name."""
     jobs: int = 0
     """Runs at a time; 0: one, or one for every GPU."""
     device: str = "auto"
@@ -77,6 +81,8 @@ class SweepConfig:
     def __post_init__(self):
         if self.jobs < 0:
             raise ValueError(f"jobs must not be negative, but is {self.jobs}")
+        if self.results and not self.results.endswith(".jsonl"):
+            raise ValueError(f"results must name a .jsonl file, not {self.results}")
 
 
 @dataclass(frozen=True)
@@ -214,6 +220,8 @@ def run_sweep(config: SweepConfig) -> list[dict]:
     made nevertheless); TrainingInterrupted.
     """
     table = read_table(config.table)
+    if config.results:
+        table = replace(table, results=config.results, folder=str(faces_folder(config.results)))
     for arm in config.arms:
         if arm not in table.arms:
             raise ValueError(f"{config.table} has no arm {arm}: choose from {', '.join(table.arms)}")
@@ -254,6 +262,7 @@ def _spread(config: SweepConfig, jobs: int, gpus: int) -> None:
         for name in ("arms", "seeds"):
             if values := getattr(config, name):
                 command += [f"--{name}", *map(str, values)]
+        command += ["--results", config.results] if config.results else []
         command += ["--progress"] if config.progress else []
         threads = str(max(1, (os.cpu_count() or 1) // jobs))
         workers.append(subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": threads}))

@@ -12,6 +12,7 @@ import hashlib
 import json
 import signal
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -356,6 +357,10 @@ def distill(config: DistillConfig, probe: Probe | None = None,
     Raises: as `train_gan`; CheckpointError for an unusable teacher.
     """
     config, started = _begin(config), time.perf_counter()
+    if config.perceptual == "toyfaces" != config.data and config.perceptual_weight and parallel.is_first():
+        warnings.warn('the perceptual loss is that of a network which knows rendered toy faces only: for other images '
+                      'choose perceptual="lpips" or a judge of your own (gapkd judge), or set perceptual_weight to 0',
+                      stacklevel=2)
     teacher = load_generator(config.teacher).to(choose_device(config.device))
     if config.content and content_mask is None:
         content_mask = partial(head_mask, reader("toyfaces", next(teacher.parameters()).device))

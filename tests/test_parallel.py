@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,16 @@ def test_the_pieces_in_two_processes():
     # Both processes used all rows in the same way, so each gets twice the gradient of one use.
     assert first["gradient"] == [[0.0, 2.0, 4.0], [6.0, 8.0, 10.0]]
     assert second["gradient"] == [[12.0, 14.0, 16.0], [18.0, 20.0, 22.0]]
+
+
+def _slow_answer() -> str:
+    parallel.TIMEOUT = timedelta(seconds=8)
+    parallel.join()
+    return parallel.from_first(lambda: time.sleep(11) or "there it is")
+
+
+def test_the_first_process_may_take_its_time():
+    assert together(_slow_answer) == ["there it is"] * 2
 
 
 def test_whole_groups_of_the_minibatch_statistic_are_dealt_out():

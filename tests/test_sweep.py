@@ -108,6 +108,21 @@ def test_workers_share_the_runs(table):
     assert sorted(names(records)) == [("alone", 0), ("alone", 1), ("paper", 0), ("paper", 1)]
 
 
+def test_rows_are_made_again_beside_what_is_there(table, tmp_path):
+    file, mine = table(), tmp_path / "again" / "mine.jsonl"
+    first = run_sweep(SweepConfig(file, seeds=(0,), arms=("paper",)))
+    before = Path(read_table(file).results).read_bytes()
+    again = run_sweep(SweepConfig(file, seeds=(0,), arms=("paper",), results=str(mine), jobs=1))
+    assert names(again) == names(first) == [("paper", 0)] and mine.is_file()
+    assert again[-1]["final"] == first[-1]["final"]
+    assert (tmp_path / "again" / "mine" / "paper-0" / "generator.safetensors").is_file()
+    assert Path(read_table(file).results).read_bytes() == before
+    run_sweep(SweepConfig(file, seeds=(0, 1), arms=("paper",), results=str(mine), jobs=2))
+    assert ("paper", 1) in names(read_results(mine)) and Path(read_table(file).results).read_bytes() == before
+    with pytest.raises(ValueError, match="results must name a .jsonl file, not mine"):
+        SweepConfig(file, results="mine")
+
+
 def test_what_another_worker_is_at_is_left_to_it(table, tmp_path):
     (tmp_path / "runs").mkdir()
     with FileLock(tmp_path / "runs" / ".paper-0.claim"):

@@ -6,6 +6,7 @@ import json
 import platform
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from gapkd.datasets import open_dataset
 from gapkd.distillation import Guide
 from gapkd.evaluation import evaluate_generator, real_features
 from gapkd.features import load_attribute_network
+from gapkd.images import save_png
 from gapkd.layers import fir_kernel, upsample2
 from gapkd.settings import DistillConfig, TrainConfig, from_dict, to_dict, widths
 from gapkd.stylegan2 import Discriminator, Generator
@@ -69,6 +71,19 @@ def test_every_option_trains(tmp_path, teacher_file, fake_distance, changes):
         teacher = load_generator(teacher_file)
         assert all(torch.equal(a, b) for a, b in zip(result.generator.mapping.layers.state_dict().values(),
                                                      teacher.mapping.layers.state_dict().values(), strict=True))
+
+
+def test_toy_features_for_other_images_are_warned_of(tmp_path, teacher_file, fake_distance):
+    images = tmp_path / "photos"
+    images.mkdir()
+    for number in range(4):
+        save_png(torch.rand(1, 3, 32, 32) * 2 - 1, images / f"{number}.png")
+    with pytest.warns(UserWarning, match="knows rendered toy faces only: for other images choose"):
+        distill(distill_config(tmp_path / "r", teacher_file, images=4, data=str(images)))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="the perceptual loss")
+        distill(distill_config(tmp_path / "s", teacher_file, images=4, data=str(images), perceptual_weight=0.0))
+        distill(distill_config(tmp_path / "t", teacher_file, images=4))
 
 
 def test_content_mask_is_given_the_teachers_images(tmp_path, teacher_file, fake_distance):
