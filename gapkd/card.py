@@ -33,7 +33,7 @@ their checksums (`cd data && sha256sum -c SHA256SUMS`). This page is written by 
 `results/` holds what was measured, with settings, seeds, commit, hardware and date. By `gapkd study`:
 `longer_runs.json` (behind the chapters), `short_runs.json` (chapter 4's own training), `stylegan3_runs.json` (chapter
 5) and `photographs.json` (the README says of what). By `gapkd sweep`, one line a run: `table.jsonl`, with the faces of
-all methods in `table/`, and `screening.jsonl` (chapter 6). By `gapkd benchmark`:
+all methods in `table/`, `sizes.jsonl`, `direction.jsonl` and `screening.jsonl` (chapter 6). By `gapkd benchmark`:
 `benchmark.json` and `stylegan3_speed.json`. By `gapkd growth`: `growth.json`, and `growth.png`. `story.png`, the
 README's picture, comes from the longer runs; `demo.png` is a screenshot of the page that `gapkd demo` writes.
 """

@@ -235,17 +235,20 @@ def readme(text: str) -> str:
         record = stored(name)
         return [*show_benchmark(record), measured_with("gapkd benchmark", BenchmarkConfig, record)]
 
-    def sweep(name: str) -> list[str]:
+    def sweep(name: str, beside: Sequence[dict] = ()) -> list[str]:
         table = read_table(ROOT / "sweeps" / f"{name}.yml")
         records = read_results(ROOT / table.results)
         rows = [{"name": r["arm"], **r["final"]} for r in records if r["arm"] in REFERENCES]
         runs = [r for r in records if r["arm"] in table.arms]
         arms = [arm for arm in table.arms if any(r["arm"] == arm for r in runs)]
-        return [results_table(runs, rows, arms=arms), sweep_note(f"sweeps/{name}.yml", runs)]
+        return [results_table([*beside, *runs], rows, arms=[*dict.fromkeys(r["arm"] for r in beside), *arms]),
+                sweep_note(f"sweeps/{name}.yml", runs)]
 
     growth = stored("growth")
+    whole = [r | {"arm": f"{arm}, 30 %"} for arm in ("paper", "gapkd")
+             for r in read_results(ROOT / "data" / "results" / "table.jsonl") if r["arm"] == arm]
     sections = {
-        "table": sweep("table"),
+        "table": sweep("table"), "sizes": sweep("sizes", beside=whole),
         "stylegan3": study("stylegan3_runs"), "photographs": study("photographs"),
         "speed": speed("benchmark"), "stylegan3-speed": speed("stylegan3_speed"),
         "growth": [show_growth(growth), measured_with("gapkd growth", GrowthConfig, growth)],
