@@ -56,9 +56,9 @@ class Guide:
         self.config, self.gan_weight, self.content_mask = config, config.gan_weight, content_mask
         self.teacher = teacher.eval().requires_grad_(False)
         last = len(teacher.synthesis.blocks) - 1
-        for kind in ("feature", "ld"):
-            used, blocks = getattr(config, f"{kind}_weight"), getattr(config, f"{kind}_blocks")
-            if (used or kind == "ld" and config.ld_balance) and not all(1 <= b <= last for b in blocks):
+        for kind, used in (("feature", config.feature_weight), ("ld", config.compares_directions)):
+            blocks = getattr(config, f"{kind}_blocks")
+            if used and not all(1 <= b <= last for b in blocks):
                 raise ValueError(f"{kind}_blocks must name blocks 1 to {last} of the {teacher.resolution} px teacher, "
                                  f"not {list(blocks)}")
         device = next(teacher.parameters()).device
@@ -70,7 +70,7 @@ class Guide:
                                  "Guide(config, teacher, student=student)")
             self.regressors = make_regressors(student, teacher, config.feature_blocks, config.seed).to(device)
         self.directions = None
-        if config.moves_latents and config.ld_offsets != "random":
+        if config.compares_directions and config.ld_offsets != "random":
             self.directions = sefa_directions(teacher, range(1, max(config.ld_blocks) + 1), config.ld_offsets,
                                               weighted=config.ld_eigenvalues)
         self.queue: deque[list[tuple[Tensor, ...]]] = deque(maxlen=config.ld_queue)
@@ -79,7 +79,7 @@ class Guide:
     def draw_offsets(self, n: int, rng: torch.Generator) -> Tensor | None:
         """Steps in W that the second view takes, (n, w_dim); None where there is no second view."""
         c = self.config
-        if not c.moves_latents or c.ld_views == 1:
+        if not c.compares_directions or c.ld_views == 1:
             return None
         return draw_offsets(n, self.teacher.w_dim, c.ld_strength, rng, self.directions)
 
@@ -105,7 +105,7 @@ class Guide:
             noise = [torch.cat([m, m]) for m in noise]
         ours = student.synthesis(ws, noise=noise)
         image, total, parts = ours.image[:n], ws.new_zeros(()), {}
-        if not (c.rgb_weight or c.perceptual_weight or c.feature_weight or c.moves_latents):
+        if not (c.rgb_weight or c.perceptual_weight or c.feature_weight or c.compares_directions):
             return image, total, parts
         with torch.no_grad():
             theirs = self.teacher.synthesis(teacher_ws, noise=noise)
@@ -123,7 +123,7 @@ class Guide:
                        for regress, b in zip(self.regressors, c.feature_blocks, strict=True)]
             parts["feature"] = losses.feature_loss(guesses, [theirs.features[b][:n] for b in c.feature_blocks])
             total = total + c.feature_weight * parts["feature"]
-        if c.moves_latents:
+        if c.compares_directions:
             ours_ld, theirs_ld = ([out.features[b] for b in c.ld_blocks] for out in (ours, theirs))
             parts["ld"] = losses.latent_direction_loss(ours_ld, theirs_ld, c.ld_kind, c.ld_views, parallel.gather,
                                                        self.queue)

@@ -226,10 +226,11 @@ class DistillConfig(RunConfig):
     strong as that of rgb_weight times the rgb loss. Not in the paper."""
     ld_queue: int = 0
     """Batches before this one to whose moved images each image is related as well. Their features, the student's and
-    the teacher's, stay in memory and in every checkpoint: at 256 px some 36 MB an image. Not in the paper."""
+    the teacher's, stay in memory and in every checkpoint: some 36 MB an image for a StyleGAN2 of the official size at
+    256 px. Not in the paper."""
 
     @property
-    def moves_latents(self) -> bool:
+    def compares_directions(self) -> bool:
         """Whether there is a latent-direction loss at all."""
         return bool(self.ld_weight or self.ld_balance)
 
@@ -242,10 +243,9 @@ class DistillConfig(RunConfig):
             _require(getattr(self, name) >= 0, f"{name} must not be negative, but is {getattr(self, name)}")
         _require(any(getattr(self, name) for name in weights),
                  f"{', '.join(weights[:-1])} and {weights[-1]} are all 0: give one of them a weight")
-        for kind in ("feature", "ld"):
-            used = self.moves_latents if kind == "ld" else self.feature_weight
+        for kind, used in (("feature", self.feature_weight), ("ld", self.compares_directions)):
             _require(getattr(self, f"{kind}_blocks") or not used, f"{kind}_blocks must name at least one block")
-        _require(self.moves_latents or not (self.ld_queue or self.ld_eigenvalues),
+        _require(self.compares_directions or not (self.ld_queue or self.ld_eigenvalues),
                  "ld_queue and ld_eigenvalues change the latent-direction loss: give it a weight")
         _require(not self.ld_eigenvalues or (self.ld_views == 2 and self.ld_offsets != "random"),
                  "ld_eigenvalues needs steps along SeFa directions: ld_views 2 and ld_offsets split or global")

@@ -278,8 +278,11 @@ class Trainer:
         return means
 
     def state(self) -> dict:
-        guide = {"regressors": self.guide.regressors.state_dict()} if self.guide and self.guide.regressors else {}
-        guide |= {"queue": list(self.guide.queue)} if self.guide and self.guide.queue else {}
+        guide = {}
+        if self.guide and self.guide.regressors:
+            guide["regressors"] = self.guide.regressors.state_dict()
+        if self.guide and self.guide.queue:
+            guide["queue"] = list(self.guide.queue)
         return {"G": self.G.state_dict(), "D": self.D.state_dict(), "G_ema": self.G_ema.state_dict(), **guide,
                 "opt_g": self.opt_g.state_dict(), "opt_d": self.opt_d.state_dict(), "rng": self.rng.get_state(),
                 "dice": self.dice.get_state(), "path_mean": self.path_mean, "sums": dict(self.sums),
