@@ -28,6 +28,15 @@ def generator_loss(fake_logits: Tensor) -> Tensor:
     return F.softplus(-fake_logits).mean()
 
 
+def relativistic_loss(better: Tensor, worse: Tensor) -> Tensor:
+    """How far each image of a pair still is from being taken for the better one: softplus(D(worse) - D(better)).
+    The discriminator wants the real image to be better, the generator its own. Logits (N, 1).
+
+    Source: R3GAN (Huang et al. 2024), equation 1, after Jolicoeur-Martineau 2018.
+    """
+    return F.softplus(worse - better).mean()
+
+
 def r1_penalty(real_logits: Tensor, real_images: Tensor) -> Tensor:
     """Mean squared gradient norm of D on real images (Mescheder et al. 2018), without its gamma / 2.
 

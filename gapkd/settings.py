@@ -31,6 +31,12 @@ class RunConfig:
     """Adam's learning rate for both networks, before the lazy-regularisation correction. Paper: 0.002."""
     mapping_lr: float = 1.0
     """Factor on the learning rate of the mapping network, on top of its multiplier 0.01."""
+    adversarial: Literal["logistic", "relativistic"] = "logistic"
+    """StyleGAN2's loss; or pairs of a real and a drawn image, with R1 on the real and R2 on the drawn ones (R3GAN)."""
+    lr_end: float = 1.0
+    """The learning rates fall along half a cosine, to this fraction of themselves at the last image; 1: they stay."""
+    r1_end: float = 1.0
+    """So does r1_gamma, to this fraction."""
     r1_gamma: float = 0.5
     """Weight of R1. Paper: 10 at 256 px."""
     r1_every: int = 16
@@ -88,6 +94,9 @@ class RunConfig:
                      "keep_checkpoints", "layers",
                      "z_dim", "w_dim", "mapping_layers"):
             _require(getattr(self, name, 1) >= 1, f"{name} must be at least 1, not {getattr(self, name, 1)}")
+        for name in ("lr_end", "r1_end"):
+            _require(0 < getattr(self, name) <= 1, f"{name} must lie in (0, 1], not {getattr(self, name)}: it is the "
+                                                   "fraction that is left at the end")
         for name in ("lr", "mapping_lr", "ema_half_life"):
             _require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
         for name in ("seed", "d_first", "margin", "r1_gamma", "path_weight", "grid_every", "checkpoint_every",

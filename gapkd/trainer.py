@@ -111,6 +111,7 @@ class Trainer:
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
         on_cpu = self.device.type == "cpu"  # numbers that steer are read at once: a GPU would have to be waited for
         self.dice = self.rng if on_cpu else torch.Generator().manual_seed(config.seed)
+        self.rates = [(group, group["lr"]) for opt in (self.opt_g, self.opt_d) for group in opt.param_groups]
         self.mine = parallel.rows(config.batch, D.mbstd_group)
         self.dtype = autocast_dtype(config.precision, self.device)
         # float16 has few exponents: gradients are scaled up, and steps that overflow are left out.
@@ -166,15 +167,31 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------- steps
 
-    def discriminator_step(self, reals: Tensor) -> None:
+    def faded(self, end: float) -> float:
+        """Factor of what falls along half a cosine from 1 to `end`."""
+        done = min(self.images / self.config.images, 1.0)
+        return end + (1 - end) * (1 + math.cos(math.pi * done)) / 2
+
+    @property
+    def relativistic(self) -> bool:
+        return self.config.adversarial == "relativistic"
+
+    def draw_fakes(self) -> Tensor:
+        """This process's share of a batch of images (N, 3, R, R), without gradients."""
         n = self.config.batch
         with torch.no_grad(), self.autocast():
             ws = self.to_ws(self.G, self.draw_latents(n, self.mine))
-            fakes = self.G.synthesis(ws, noise=self.draw_noise(n, self.mine)).image
+            return self.G.synthesis(ws, noise=self.draw_noise(n, self.mine)).image
+
+    def discriminator_step(self, reals: Tensor) -> None:
+        fakes = self.draw_fakes()
         self.D.requires_grad_(True)
         with self.autocast():
             real_logits, fake_logits = self.D(reals), self.D(fakes)
-        loss = losses.discriminator_loss(real_logits, fake_logits)
+        if self.relativistic:
+            loss = losses.relativistic_loss(real_logits, fake_logits)
+        else:
+            loss = losses.discriminator_loss(real_logits, fake_logits)
         self.update(self.opt_d, loss)
         self.note(loss_d=loss, real_logit=real_logits.mean(), fake_logit=fake_logits.mean())
 
@@ -182,10 +199,16 @@ class Trainer:
         """In float32: it differentiates twice and squares."""
         reals = reals.detach().requires_grad_(True)
         penalty = losses.r1_penalty(self.D(reals), reals)
-        self.update(self.opt_d, penalty * (self.config.r1_gamma / 2 * self.config.r1_every))
         self.note(r1=penalty)
+        if self.relativistic:  # the same on drawn images (R2)
+            fakes = self.draw_fakes().float().requires_grad_(True)
+            r2 = losses.r1_penalty(self.D(fakes), fakes)
+            self.note(r2=r2)
+            penalty = penalty + r2
+        gamma = self.config.r1_gamma * self.faded(self.config.r1_end)
+        self.update(self.opt_d, penalty * (gamma / 2 * self.config.r1_every))
 
-    def generator_step(self) -> None:
+    def generator_step(self, reals: Tensor) -> None:
         n, guide = self.config.batch, self.guide
         latents, noise = self.draw_latents(n, self.mine), self.draw_noise(n, self.mine)
         self.D.requires_grad_(False)
@@ -201,7 +224,12 @@ class Trainer:
                 image, total, parts = guide.compare(self.G, ws, teacher_ws, noise,
                                                     None if offsets is None else offsets[self.mine])
             if guide is None or guide.gan_weight:
-                parts["gan"] = losses.generator_loss(self.D(image))
+                if self.relativistic:
+                    with torch.no_grad():
+                        real_logits = self.D(reals)
+                    parts["gan"] = losses.relativistic_loss(self.D(image), real_logits)
+                else:
+                    parts["gan"] = losses.generator_loss(self.D(image))
                 total = total + (parts["gan"] if guide is None else guide.gan_weight * parts["gan"])
         self.update(self.opt_g, total)
         self.note(loss_g=total, **parts)
@@ -242,13 +270,15 @@ class Trainer:
 
     def train_step(self) -> None:
         c = self.config
+        for group, rate in self.rates:
+            group["lr"] = rate * self.faded(c.lr_end)
         reals = self.real_batch()
         if self.guide is None or self.guide.gan_weight:
             self.discriminator_step(reals)
             if c.r1_gamma and self.step % c.r1_every == 0:
                 self.r1_step(reals)
         if self.images >= self.d_first:
-            self.generator_step()
+            self.generator_step(reals)
         if c.path_weight and self.images >= self.d_first and self.step % c.path_every == 0:
             self.path_step()
         self.step += 1
