@@ -1,17 +1,17 @@
 """gapkd: distil a big StyleGAN into a small one, and see why it works.
 
-The public names; everything else is reached through its module (gapkd.metrics, gapkd.figures, ...).
+The public names; everything else is reached through its room (gapkd.distillation, gapkd.metrics, ...).
 """
 
-from gapkd.checkpoints import CheckpointError, load_discriminator, load_generator, save_network
-from gapkd.cost import macs, parameters
-from gapkd.directions import draw_offsets, sefa_directions
-from gapkd.losses import latent_direction_loss
+from gapkd.distillation.directions import draw_offsets, sefa_directions
+from gapkd.distillation.losses import latent_direction_loss
+from gapkd.distillation.students import make_student
+from gapkd.files.checkpoints import CheckpointError, load_discriminator, load_generator, save_network
+from gapkd.metrics.cost import macs, parameters
+from gapkd.networks.stylegan2 import Discriminator, Generator, config_f, mix_styles
 from gapkd.settings import DistillConfig, TrainConfig
-from gapkd.sharing import save_pretrained
-from gapkd.students import make_student
-from gapkd.stylegan2 import Discriminator, Generator, config_f, mix_styles
-from gapkd.training import RunResult, TrainingDiverged, TrainingInterrupted, distill, train_gan
+from gapkd.sharing.hub import save_pretrained
+from gapkd.training.loop import RunResult, TrainingDiverged, TrainingInterrupted, distill, train_gan
 
 __all__ = [
     "CheckpointError", "Discriminator", "DistillConfig", "Generator", "RunResult", "TrainConfig", "TrainingDiverged",

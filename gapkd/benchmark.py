@@ -21,17 +21,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gapkd.checkpoints import load_generator, write_atomically
-from gapkd.cost import macs, seconds, speed_ratio
-from gapkd.distillation import Guide
-from gapkd.runs import provenance
+from gapkd.data.toyfaces import toy_faces
+from gapkd.distillation.distiller import Guide
+from gapkd.distillation.students import make_student
+from gapkd.files.checkpoints import load_generator, write_atomically
+from gapkd.metrics.cost import macs, seconds, speed_ratio
+from gapkd.networks.stylegan2 import Discriminator, Generator, config_f, config_f_channels
+from gapkd.networks.stylegan3 import AliasFreeGenerator, AliasFreeLayer, plan_layers, stylegan3_channels
 from gapkd.settings import DistillConfig, TrainConfig, shareable, widths
-from gapkd.students import make_student
-from gapkd.stylegan2 import Discriminator, Generator, config_f, config_f_channels
-from gapkd.stylegan3 import AliasFreeGenerator, AliasFreeLayer, plan_layers, stylegan3_channels
 from gapkd.textbook import textbook
-from gapkd.toyfaces import toy_faces
-from gapkd.trainer import Trainer, choose_device, keep_memory
+from gapkd.training.runs import provenance
+from gapkd.training.trainer import Trainer, choose_device, keep_memory
 
 Rows = list[tuple[str, str]]
 Case = Literal["teacher", "student", "training", "distillation"]

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 from gapkd.chapters import ROOT
-from gapkd.checkpoints import load_discriminator, load_generator, read_metadata, save_network, write_atomically
-from gapkd.datasets import open_dataset
-from gapkd.evaluation import evaluation_table, sample_images
-from gapkd.features import load_attribute_network
-from gapkd.images import save_png
+from gapkd.data.datasets import open_dataset
+from gapkd.data.images import save_png
+from gapkd.files.checkpoints import load_discriminator, load_generator, read_metadata, save_network, write_atomically
+from gapkd.metrics.evaluation import evaluation_table, sample_images
+from gapkd.metrics.features import load_attribute_network
 from gapkd.settings import DistillConfig, TrainConfig, command_line, shareable
 
 DATA = ROOT / "data"

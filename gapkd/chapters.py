@@ -42,7 +42,7 @@ announce()"""
 def announce() -> None:
     """Print the version, the device and whether the embedded networks are there."""
     from gapkd import __version__
-    from gapkd.checkpoints import data_path
+    from gapkd.files.checkpoints import data_path
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     try:
@@ -55,7 +55,7 @@ def announce() -> None:
 
 def new_run(name: str) -> str:
     """The next free folder runs/<name>-NNN of the repository, for the `out` of a live training."""
-    from gapkd.runs import next_run_folder
+    from gapkd.training.runs import next_run_folder
 
     return str(next_run_folder(name, ROOT / "runs"))
 
@@ -71,7 +71,7 @@ def reference_rows(name: str) -> list[dict]:
 
 
 def _study(name: str) -> dict:
-    from gapkd.checkpoints import data_path
+    from gapkd.files.checkpoints import data_path
 
     return json.loads(data_path(f"results/{name}.json").read_text())
 
@@ -215,10 +215,10 @@ def filled(text: str, mark: str, content: str) -> str:
 def readme(text: str) -> str:
     """The README with its badges and its tables of chapters, results and speed written anew."""
     from gapkd.benchmark import BenchmarkConfig, show_benchmark
-    from gapkd.plan import GrowthConfig, show_growth
+    from gapkd.experiments.study import results_note, results_table
+    from gapkd.experiments.sweep import REFERENCES, read_results, read_table, sweep_note
     from gapkd.settings import command_line
-    from gapkd.study import results_note, results_table
-    from gapkd.sweep import REFERENCES, read_results, read_table, sweep_note
+    from gapkd.training.plan import GrowthConfig, show_growth
 
     def stored(name: str) -> dict:
         return json.loads((ROOT / "data" / "results" / f"{name}.json").read_text())
@@ -266,7 +266,7 @@ def execute(name: str) -> float:
     import nbformat
     from nbclient import NotebookClient
 
-    from gapkd.runs import hardware
+    from gapkd.training.runs import hardware
 
     file = find_notebook(name)
     notebook = nbformat.read(file, as_version=4)

@@ -20,14 +20,14 @@ import tyro
 from gapkd import parallel
 from gapkd.benchmark import BenchmarkConfig
 from gapkd.card import EmbedConfig
-from gapkd.demo import DemoConfig
-from gapkd.export import ExportConfig
-from gapkd.judge import JudgeConfig
-from gapkd.plan import GrowthConfig, PlanConfig
+from gapkd.experiments.study import StudyConfig
+from gapkd.experiments.sweep import SweepConfig
+from gapkd.metrics.judge import JudgeConfig
 from gapkd.report import ReportConfig
 from gapkd.settings import RECIPES, DistillConfig, TrainConfig
-from gapkd.study import StudyConfig
-from gapkd.sweep import SweepConfig
+from gapkd.sharing.export import ExportConfig
+from gapkd.sharing.web import DemoConfig
+from gapkd.training.plan import GrowthConfig, PlanConfig
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,8 @@ class ChapterConfig:
 
 
 def evaluate(config: EvaluateConfig) -> None:
-    from gapkd.checkpoints import write_atomically
-    from gapkd.evaluation import format_table
+    from gapkd.files.checkpoints import write_atomically
+    from gapkd.metrics.evaluation import format_table
 
     record = measure(config)
     _say(format_table(record["rows"]))
@@ -174,12 +174,12 @@ def evaluate(config: EvaluateConfig) -> None:
 
 def measure(config: EvaluateConfig) -> dict:
     """The table's rows, and what they were measured with, where and when."""
-    from gapkd.checkpoints import load_generator
-    from gapkd.datasets import open_dataset
-    from gapkd.evaluation import evaluation_table
-    from gapkd.features import InceptionNetwork, reader
-    from gapkd.runs import provenance
-    from gapkd.trainer import choose_device
+    from gapkd.data.datasets import open_dataset
+    from gapkd.files.checkpoints import load_generator
+    from gapkd.metrics.evaluation import evaluation_table
+    from gapkd.metrics.features import InceptionNetwork, reader
+    from gapkd.training.runs import provenance
+    from gapkd.training.trainer import choose_device
 
     if config.samples < 2 or config.seed < 0:
         raise ValueError(f"samples must be at least 2 and seed at least 0, not {config.samples} and {config.seed}")
@@ -198,9 +198,9 @@ def measure(config: EvaluateConfig) -> dict:
 
 
 def sample(config: SampleConfig) -> None:
-    from gapkd.checkpoints import load_generator
-    from gapkd.evaluation import draw_sheet
-    from gapkd.images import save_png
+    from gapkd.data.images import save_png
+    from gapkd.files.checkpoints import load_generator
+    from gapkd.metrics.evaluation import draw_sheet
 
     if not 0 <= config.seed < 2**63:
         raise ValueError(f"seed must lie between 0 and 2^63 - 1, not {config.seed}")
@@ -225,8 +225,8 @@ def convert(config: ConvertConfig) -> None:
 
     import torch
 
-    from gapkd.checkpoints import load_generator, read_metadata, save_network, sha256, write_atomically
-    from gapkd.foreign import to_rosinality
+    from gapkd.files.checkpoints import load_generator, read_metadata, save_network, sha256, write_atomically
+    from gapkd.files.foreign import to_rosinality
 
     out = Path(config.out)
     if out.suffix not in (".safetensors", ".pt"):
@@ -246,9 +246,9 @@ def convert(config: ConvertConfig) -> None:
 
 
 def directions(config: DirectionsConfig) -> None:
-    from gapkd.checkpoints import load_generator
-    from gapkd.editing import factor_directions, save_directions, sefa
-    from gapkd.features import reader
+    from gapkd.files.checkpoints import load_generator
+    from gapkd.metrics.editing import factor_directions, save_directions, sefa
+    from gapkd.metrics.features import reader
 
     out = Path(config.out)
     if out.suffix != ".safetensors":
@@ -268,7 +268,7 @@ def directions(config: DirectionsConfig) -> None:
 
 
 def export(config: ExportConfig) -> None:
-    from gapkd.export import export
+    from gapkd.sharing.export import export
 
     print("\n".join(map(str, export(config))))
 
@@ -276,9 +276,9 @@ def export(config: ExportConfig) -> None:
 def share(config: ShareConfig) -> None:
     import shlex
 
-    from gapkd.checkpoints import load_generator
-    from gapkd.origins import provenance_of
-    from gapkd.sharing import ready, save_pretrained
+    from gapkd.files.checkpoints import load_generator
+    from gapkd.sharing.hub import ready, save_pretrained
+    from gapkd.sharing.origins import provenance_of
 
     measuring = {name: getattr(config, name) for name in ("samples", "data", "features", "seed", "device")}
     for name, value in measuring.items():
@@ -297,26 +297,26 @@ def share(config: ShareConfig) -> None:
 
 
 def demo(config: DemoConfig) -> None:
-    from gapkd.demo import write_demo
+    from gapkd.sharing.web import write_demo
 
     out = write_demo(config)
     print(f"written to {out}: run python -m http.server --directory {out}, and open the address that it prints")
 
 
 def teacher(config: TrainConfig) -> None:
-    from gapkd.training import train_gan
+    from gapkd.training.loop import train_gan
 
     _say(f"teacher written to {train_gan(config).checkpoint}")
 
 
 def distill(config: DistillConfig) -> None:
-    from gapkd.training import distill as run
+    from gapkd.training.loop import distill as run
 
     _say(f"student written to {run(config).checkpoint}")
 
 
 def resume(config: ResumeConfig) -> None:
-    from gapkd.training import resume_run
+    from gapkd.training.loop import resume_run
 
     _say(f"written to {resume_run(config.run, config.images, config.device, config.progress).checkpoint}")
 
@@ -327,7 +327,7 @@ def _say(text: str) -> None:
 
 
 def judge(config: JudgeConfig) -> None:
-    from gapkd.judge import train_judge
+    from gapkd.metrics.judge import train_judge
 
     scores = train_judge(config)
     print("on images held out: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
@@ -335,13 +335,13 @@ def judge(config: JudgeConfig) -> None:
 
 
 def study(config: StudyConfig) -> None:
-    from gapkd.study import run_study
+    from gapkd.experiments.study import run_study
 
     print(f"{len(run_study(config))} runs in {config.results}")
 
 
 def sweep(config: SweepConfig) -> None:
-    from gapkd.sweep import run_sweep
+    from gapkd.experiments.sweep import run_sweep
 
     run_sweep(config)
 
@@ -360,13 +360,13 @@ def report(config: ReportConfig) -> None:
 
 def plan(config: PlanConfig) -> None:
     from gapkd.benchmark import show
-    from gapkd.plan import make_plan
+    from gapkd.training.plan import make_plan
 
     print(show(make_plan(config)))
 
 
 def growth(config: GrowthConfig) -> None:
-    from gapkd.plan import measure_growth, show_growth
+    from gapkd.training.plan import measure_growth, show_growth
 
     print(show_growth(measure_growth(config)))
 

@@ -12,9 +12,9 @@ from typing import Annotated
 
 import tyro
 
-from gapkd import figures
-from gapkd.checkpoints import write_atomically
+from gapkd.files.checkpoints import write_atomically
 from gapkd.settings import DistillConfig, RunConfig, TrainConfig
+from gapkd.viewing import figures
 
 CONFIGS: dict[str, type[RunConfig]] = {"teacher": TrainConfig, "distill": DistillConfig}
 PANELS = {

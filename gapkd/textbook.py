@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gapkd import layers, stylegan2, stylegan3
-from gapkd.layers import SQRT2
+from gapkd.networks import layers, stylegan2, stylegan3
+from gapkd.networks.layers import SQRT2
 
 Network = TypeVar("Network", bound=nn.Module)
 

@@ -7,10 +7,10 @@ import torch
 from browser import chromium
 from recorded import arrays
 
-from gapkd.checkpoints import save_network
-from gapkd.editing import EditAgreement
-from gapkd.evaluation import measure_latent_space
-from gapkd.stylegan2 import Generator
+from gapkd.files.checkpoints import save_network
+from gapkd.metrics.editing import EditAgreement
+from gapkd.metrics.evaluation import measure_latent_space
+from gapkd.networks.stylegan2 import Generator
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +43,13 @@ def stylekd():
 @pytest.fixture
 def quick_latent_space(monkeypatch):
     """Path length, projection and edits with a handful of latents and steps."""
-    monkeypatch.setattr("gapkd.study.EditAgreement", partial(EditAgreement, samples=4, looked_at=40))
-    monkeypatch.setattr("gapkd.study.measure_latent_space",
+    monkeypatch.setattr("gapkd.experiments.study.EditAgreement", partial(EditAgreement, samples=4, looked_at=40))
+    monkeypatch.setattr("gapkd.experiments.study.measure_latent_space",
                         lambda G, net, targets: measure_latent_space(G, net, targets[:4], samples=20, steps=2))
 
 
 @pytest.fixture
 def fake_distance(monkeypatch):
     """Squared difference in place of the attribute network, which most tests of the loop do not need."""
-    monkeypatch.setattr("gapkd.distillation.distance_for",
+    monkeypatch.setattr("gapkd.distillation.distiller.distance_for",
                         lambda name, device: lambda a, b: (a - b).square().mean((1, 2, 3)))

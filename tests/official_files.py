@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gapkd.stylegan2 import Discriminator, Generator
+from gapkd.networks.stylegan2 import Discriminator, Generator
 
 TRACE = "trace"  # the environment variable that the source text below would set if it were executed
 SOURCE = f"import os\nos.environ[{TRACE!r}] = 'the source text was executed'\n"

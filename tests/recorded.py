@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from official_files import torch_bytes
 
-from gapkd.checkpoints import load_generator
-from gapkd.stylegan2 import Generator
+from gapkd.files.checkpoints import load_generator
+from gapkd.networks.stylegan2 import Generator
 
 GOLDEN = Path(__file__).parent / "golden"
 STYLEKD = ("teacher", "student", "student_k1")

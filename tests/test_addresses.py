@@ -12,9 +12,9 @@ import threading
 import pytest
 import torch
 
-from gapkd.addresses import AddressError, cache_folder, fetch, is_address
-from gapkd.checkpoints import CheckpointError, load_generator, save_network
-from gapkd.stylegan2 import Generator
+from gapkd.files.checkpoints import CheckpointError, load_generator, save_network
+from gapkd.files.download import AddressError, cache_folder, fetch, is_address
+from gapkd.networks.stylegan2 import Generator
 
 CONTENT = bytes(range(256)) * 5000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -143,7 +143,7 @@ def test_a_cache_that_is_only_read(server, monkeypatch):
     def no_lock(path):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr("gapkd.addresses.FileLock", no_lock)  # the rights of a folder do not bind root
+    monkeypatch.setattr("gapkd.files.download.FileLock", no_lock)  # the rights of a folder do not bind root
     assert fetch(address, progress=False) == file
     for wanted in (f"{server.address}#sha256={WRONG}", address.replace("net", "other")):
         with pytest.raises(AddressError, match="could not be stored in .*cache .*not writable.* set GAPKD_CACHE"):

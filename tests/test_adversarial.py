@@ -8,10 +8,10 @@ import pytest
 import torch
 from tiny import config
 
-from gapkd import losses
-from gapkd.stylegan2 import Discriminator
-from gapkd.trainer import Trainer
-from gapkd.training import fresh_generator
+from gapkd.distillation import losses
+from gapkd.networks.stylegan2 import Discriminator
+from gapkd.training.loop import fresh_generator
+from gapkd.training.trainer import Trainer
 
 
 def trainer(tmp_path, **changes) -> Trainer:

@@ -6,18 +6,18 @@ import pytest
 import torch
 from tiny import distill_config, equal
 
-from gapkd import losses
-from gapkd.checkpoints import CheckpointError, load_discriminator, load_generator, save_network
-from gapkd.distillation import Guide, make_regressors
-from gapkd.features import head_mask, load_attribute_network
-from gapkd.pruning import readers
-from gapkd.slimming import looking_at, slim
-from gapkd.students import make_student
-from gapkd.stylegan2 import Discriminator, Generator
-from gapkd.stylegan3 import AliasFreeGenerator
-from gapkd.toyfaces import face_mask, toy_faces
-from gapkd.trainer import Trainer
-from gapkd.training import distill
+from gapkd.data.toyfaces import face_mask, toy_faces
+from gapkd.distillation import losses
+from gapkd.distillation.distiller import Guide, make_regressors
+from gapkd.distillation.pruning import readers
+from gapkd.distillation.slimming import looking_at, slim
+from gapkd.distillation.students import make_student
+from gapkd.files.checkpoints import CheckpointError, load_discriminator, load_generator, save_network
+from gapkd.metrics.features import head_mask, load_attribute_network
+from gapkd.networks.stylegan2 import Discriminator, Generator
+from gapkd.networks.stylegan3 import AliasFreeGenerator
+from gapkd.training.loop import distill
+from gapkd.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_content_is_the_mask_of_losses_and_scores(tmp_path, teacher_file, fake_d
         seen.append(tuple(images.shape))
         return torch.zeros_like(images[:, :1])
 
-    monkeypatch.setattr("gapkd.training.head_mask", mask)
+    monkeypatch.setattr("gapkd.training.loop.head_mask", mask)
     settings = distill_config(tmp_path / "r", teacher_file, images=8, content="toyfaces", synthesis="pruned-content")
     log = distill(settings).log
     assert seen[:25] == [(16, 3, 32, 32)] * 25 and seen[25:] == [(4, 3, 32, 32)] * 2  # 400 for the scores, two steps

@@ -10,9 +10,9 @@ import torch
 
 from gapkd import benchmark
 from gapkd.benchmark import BenchmarkConfig, run_benchmark, show, show_alias_free, show_comparison
-from gapkd.checkpoints import save_network
-from gapkd.stylegan2 import Discriminator, Generator
-from gapkd.stylegan3 import AliasFreeGenerator
+from gapkd.files.checkpoints import save_network
+from gapkd.networks.stylegan2 import Discriminator, Generator
+from gapkd.networks.stylegan3 import AliasFreeGenerator
 
 CPU = torch.device("cpu")
 

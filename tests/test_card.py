@@ -9,8 +9,8 @@ import pytest
 import tyro
 
 from gapkd.card import DATA, check_sums, write_card
-from gapkd.checkpoints import load_discriminator, load_generator, read_metadata
-from gapkd.features import load_attribute_network
+from gapkd.files.checkpoints import load_discriminator, load_generator, read_metadata
+from gapkd.metrics.features import load_attribute_network
 from gapkd.settings import TrainConfig, command_line, to_dict
 
 FILES = sorted(DATA.glob("*.safetensors"))

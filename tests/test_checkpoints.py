@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gapkd.checkpoints import (
+from gapkd.files.checkpoints import (
     CheckpointError,
     load_discriminator,
     load_generator,
@@ -16,7 +16,7 @@ from gapkd.checkpoints import (
     save_network,
     write_atomically,
 )
-from gapkd.stylegan2 import Discriminator, Generator
+from gapkd.networks.stylegan2 import Discriminator, Generator
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("gapkd.checkpoints.os.replace", full)
+    monkeypatch.setattr("gapkd.files.checkpoints.os.replace", full)
     with pytest.raises(OSError, match="untouched"):
         write_atomically(file, b"new")
     assert file.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["x"]

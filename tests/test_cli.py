@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from gapkd.checkpoints import load_generator, read_metadata, save_network
 from gapkd.cli import main
-from gapkd.stylegan2 import Generator
+from gapkd.files.checkpoints import load_generator, read_metadata, save_network
+from gapkd.networks.stylegan2 import Generator
 
 SMALL = ["--batch", "4", "--images", "8", "--no-progress", "--precision", "float32", "--d-channels", "4"]
 

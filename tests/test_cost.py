@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gapkd.cost import (
+from gapkd.metrics.cost import (
     _LiveTensors,
     images_per_second,
     macs,
@@ -14,7 +14,7 @@ from gapkd.cost import (
     speed_ratio,
     working_memory,
 )
-from gapkd.stylegan2 import Generator, config_f_channels
+from gapkd.networks.stylegan2 import Generator, config_f_channels
 
 
 def build(resolution: int, keep: float = 1.0, kernel: int = 3) -> Generator:

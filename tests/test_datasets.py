@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from gapkd.datasets import (
+from gapkd.data.datasets import (
     Ahead,
     ImageFolder,
     ImageZip,
@@ -156,7 +156,7 @@ def test_values_are_exact(six):
 
 def test_cache_changes_nothing_but_the_work(six, monkeypatch):
     _, path = six
-    monkeypatch.setattr("gapkd.datasets.AT_ONCE_PIXELS", 0)
+    monkeypatch.setattr("gapkd.data.datasets.AT_ONCE_PIXELS", 0)
     decoded, decode = [], ImageFolder._decode
     monkeypatch.setattr(ImageFolder, "_decode", lambda self, name: decoded.append(name) or decode(self, name))
     order = torch.tensor([3, 0, 3, 5])
@@ -349,7 +349,7 @@ def test_a_small_set_is_checked_to_the_last_pixel_when_opened(six):
 
 
 def test_a_large_set_names_damage_when_it_is_met(six, monkeypatch):
-    monkeypatch.setattr("gapkd.datasets.AT_ONCE_PIXELS", 0)
+    monkeypatch.setattr("gapkd.data.datasets.AT_ONCE_PIXELS", 0)
     _, path = six
     (path / "00001/img3.png").write_bytes((path / "00001/img3.png").read_bytes()[:50])
     dataset = open_dataset(path, 16)
@@ -384,7 +384,7 @@ def test_enormous_images_are_refused(six, monkeypatch):
 
 
 def test_zip_bombs_are_refused(six, tmp_path, monkeypatch):
-    monkeypatch.setattr("gapkd.datasets.ENTRY_BYTES", 50)
+    monkeypatch.setattr("gapkd.data.datasets.ENTRY_BYTES", 50)
     fails("img0.png in .* is refused", zip_of(tmp_path / "six.zip", six[0]))
 
 

@@ -23,8 +23,8 @@ import handmade  # noqa: E402
 
 from gapkd import demo, webruntime  # noqa: E402
 from gapkd.cli import main  # noqa: E402
-from gapkd.demo import DemoConfig, DemoError, draw, latent, mulberry32, open_network, write_demo  # noqa: E402
-from gapkd.webruntime import SCRIPT, VERSION, WASM, WebRuntimeError, fetch_runtime  # noqa: E402
+from gapkd.sharing.web import DemoConfig, DemoError, draw, latent, mulberry32, open_network, write_demo  # noqa: E402
+from gapkd.sharing.webruntime import SCRIPT, VERSION, WASM, WebRuntimeError, fetch_runtime  # noqa: E402
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_every_file_that_the_page_names_is_there(written):
 
 
 def test_the_pages_networks_ask_for_nothing_optional_and_draw_the_same(written, files):
-    from gapkd.export import session
+    from gapkd.sharing.export import session
 
     z = latent(5, 6)[None]
     for name, file in (("student", files[0]), ("teacher", files[1])):

@@ -18,13 +18,13 @@ pytest.importorskip("onnxruntime", reason="needs the extra `export`")
 
 import handmade  # noqa: E402
 
-from gapkd.checkpoints import save_network  # noqa: E402
-from gapkd.demo import DemoConfig, latent, write_demo  # noqa: E402
-from gapkd.editing import Directions, save_directions  # noqa: E402
-from gapkd.export import ExportConfig, export  # noqa: E402
-from gapkd.images import to_uint8  # noqa: E402
-from gapkd.stylegan2 import Generator, mix_styles  # noqa: E402
-from gapkd.webruntime import WebRuntimeError, fetch_runtime  # noqa: E402
+from gapkd.data.images import to_uint8  # noqa: E402
+from gapkd.files.checkpoints import save_network  # noqa: E402
+from gapkd.metrics.editing import Directions, save_directions  # noqa: E402
+from gapkd.networks.stylegan2 import Generator, mix_styles  # noqa: E402
+from gapkd.sharing.export import ExportConfig, export  # noqa: E402
+from gapkd.sharing.web import DemoConfig, latent, write_demo  # noqa: E402
+from gapkd.sharing.webruntime import WebRuntimeError, fetch_runtime  # noqa: E402
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 NAMES = ("smile", "hair_style: long", "yaw", "glasses", "beard", "gaze", "eye_size")  # one more than are shown at first

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gapkd.cli import main
-from gapkd.editing import (
+from gapkd.metrics.editing import (
     Directions,
     EditAgreement,
     _least_squares,
@@ -22,8 +22,8 @@ from gapkd.editing import (
     save_directions,
     sefa,
 )
-from gapkd.features import load_attribute_network
-from gapkd.stylegan2 import Generator, SynthesisOutput
+from gapkd.metrics.features import load_attribute_network
+from gapkd.networks.stylegan2 import Generator, SynthesisOutput
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,8 @@ def test_changes_of_all_factors_are_measured():
 
 
 def test_edit_agreement_is_1_for_the_teacher_and_falls_for_others(monkeypatch):
-    monkeypatch.setattr("gapkd.editing.sefa", lambda G: Directions(("SeFa 1",), torch.eye(6)[1:2], torch.ones(1)))
+    monkeypatch.setattr("gapkd.metrics.editing.sefa",
+                        lambda G: Directions(("SeFa 1",), torch.eye(6)[1:2], torch.ones(1)))
     teacher, net = Known(), Reader()
     agreement = EditAgreement(teacher, net, samples=200, looked_at=2000)
     assert agreement(Known()) == pytest.approx(1, abs=1e-6)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from gapkd.equivariance import equivariance, inner, motion, moved, resample
-from gapkd.stylegan2 import Generator
-from gapkd.stylegan3 import AliasFreeGenerator
+from gapkd.metrics.equivariance import equivariance, inner, motion, moved, resample
+from gapkd.networks.stylegan2 import Generator
+from gapkd.networks.stylegan3 import AliasFreeGenerator
 
 
 def waves(points: torch.Tensor) -> torch.Tensor:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from test_metrics import pictures, tiny_network
 
-from gapkd.evaluation import draw_latents, evaluate_generator, evaluation_table, format_table, sample_images
-from gapkd.metrics import collect
-from gapkd.stylegan2 import Generator
+from gapkd.metrics.distribution import collect
+from gapkd.metrics.evaluation import draw_latents, evaluate_generator, evaluation_table, format_table, sample_images
+from gapkd.networks.stylegan2 import Generator
 
 
 def tiny_generator(seed: int) -> Generator:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from gapkd.editing import Directions
-from gapkd.explore import Explorer, StyleMixer
-from gapkd.stylegan2 import Generator
-from gapkd.stylegan3 import AliasFreeGenerator
+from gapkd.metrics.editing import Directions
+from gapkd.networks.stylegan2 import Generator
+from gapkd.networks.stylegan3 import AliasFreeGenerator
+from gapkd.viewing.explore import Explorer, StyleMixer
 
 NAMED = Directions(("smile", "glasses"), torch.eye(8)[2:4], torch.tensor([3.0, 5.0]))
 

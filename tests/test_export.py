@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from gapkd import export as module
-from gapkd.checkpoints import save_network
 from gapkd.cli import main
-from gapkd.editing import Directions, save_directions, sefa
-from gapkd.export import Drawing, ExportConfig, ExportError, compare, export, read_onnx_facts, session, to_onnx
-from gapkd.stylegan2 import Generator
-from gapkd.stylegan3 import AliasFreeGenerator
+from gapkd.files.checkpoints import save_network
+from gapkd.metrics.editing import Directions, save_directions, sefa
+from gapkd.networks.stylegan2 import Generator
+from gapkd.networks.stylegan3 import AliasFreeGenerator
+from gapkd.sharing.export import Drawing, ExportConfig, ExportError, compare, export, read_onnx_facts, session, to_onnx
 
 pytest.importorskip("onnxruntime", reason="needs the extra `export`")
 
@@ -234,5 +234,5 @@ def test_foreign_files_are_no_onnx_of_ours(tmp_path, folder):
 
 def test_a_missing_extra_is_named(G, monkeypatch):
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ExportError, match="onnx and onnxscript are missing: pip install 'gapkd.export.'"):
+    with pytest.raises(ExportError, match="onnx and onnxscript are missing: pip install 'gapkd.sharing.export.'"):
         to_onnx(G)

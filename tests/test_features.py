@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from gapkd import features
-from gapkd.checkpoints import CheckpointError, read_metadata
-from gapkd.features import (
+from gapkd.data.toyfaces import CATEGORICAL, CONTINUOUS, toy_faces
+from gapkd.files.checkpoints import CheckpointError, read_metadata
+from gapkd.metrics import features
+from gapkd.metrics.features import (
     AttributeNetwork,
     load_attribute_network,
     perceptual_distance,
     save_attribute_network,
 )
-from gapkd.toyfaces import CATEGORICAL, CONTINUOUS, toy_faces
 
 FACTORS = {"categorical": {"hat": ("none", "cap", "crown"), "glasses": ("no", "yes")},
            "continuous": {"yaw": (-30.0, 30.0)}}

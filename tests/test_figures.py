@@ -14,8 +14,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 from PIL import Image
 
-from gapkd import figures
-from gapkd.metrics import Agreement
+from gapkd.metrics.distribution import Agreement
+from gapkd.viewing import figures
 
 
 def pixels_of(figure) -> np.ndarray:

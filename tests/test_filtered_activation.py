@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gapkd import stylegan3
-from gapkd.stylegan3 import FilteredActivation, LowPass, low_pass
+from gapkd.networks import stylegan3
+from gapkd.networks.stylegan3 import FilteredActivation, LowPass, low_pass
 
 
 def layer(size: int = 9, up: int = 2, down: int = 2, padding: tuple[int, int] = (9, 8), radial: bool = False,

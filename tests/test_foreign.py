@@ -12,10 +12,10 @@ from official_files import TRACE, named_like_nvidia, nvidia_pickle, torch_bytes
 from recorded import arrays, under
 
 import gapkd
-from gapkd.checkpoints import CheckpointError, load_discriminator, load_generator, read_metadata
 from gapkd.cli import main
-from gapkd.foreign import ForeignError, to_rosinality
-from gapkd.stylegan2 import Discriminator, Generator
+from gapkd.files.checkpoints import CheckpointError, load_discriminator, load_generator, read_metadata
+from gapkd.files.foreign import ForeignError, to_rosinality
+from gapkd.networks.stylegan2 import Discriminator, Generator
 
 
 def write(path: Path, content: bytes) -> Path:

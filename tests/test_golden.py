@@ -7,7 +7,7 @@ import torch
 from official_files import nvidia_pickle
 from recorded import STYLEKD, stylekd_network, under
 
-from gapkd.checkpoints import load_discriminator, load_generator
+from gapkd.files.checkpoints import load_discriminator, load_generator
 
 
 @pytest.fixture(scope="module")

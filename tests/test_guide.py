@@ -6,12 +6,12 @@ import pytest
 import torch
 from tiny import distill_config
 
-from gapkd import losses
-from gapkd.checkpoints import load_generator
-from gapkd.directions import sefa_directions
-from gapkd.distillation import Guide
+from gapkd.distillation import losses
+from gapkd.distillation.directions import sefa_directions
+from gapkd.distillation.distiller import Guide
+from gapkd.distillation.students import make_student
+from gapkd.files.checkpoints import load_generator
 from gapkd.settings import DistillConfig
-from gapkd.students import make_student
 
 
 @pytest.fixture

@@ -25,10 +25,10 @@ import torch
 from official_files import TRACE, named_like_nvidia, nvidia_pickle, shared_modules, torch_bytes
 from safetensors.torch import save as safetensors_bytes
 
-from gapkd.checkpoints import CheckpointError, load_discriminator, load_generator, save_network
-from gapkd.foreign import PERSISTENT, ForeignError, find_network, to_rosinality
-from gapkd.pickles import LEGACY_MAGIC, Record, UnreadableError, read_pickle, read_torch
-from gapkd.stylegan2 import Discriminator, Generator
+from gapkd.files.checkpoints import CheckpointError, load_discriminator, load_generator, save_network
+from gapkd.files.foreign import PERSISTENT, ForeignError, find_network, to_rosinality
+from gapkd.files.pickles import LEGACY_MAGIC, Record, UnreadableError, read_pickle, read_torch
+from gapkd.networks.stylegan2 import Discriminator, Generator
 
 
 class Call:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gapkd.images import save_gif, tile, untile
+from gapkd.data.images import save_gif, tile, untile
 
 
 @pytest.mark.parametrize("resolution", [8, 32, 64])

@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 from tiny import distill_config
 
-from gapkd.checkpoints import CheckpointError, read_metadata
 from gapkd.cli import main
-from gapkd.datasets import ImageFolder
-from gapkd.features import load_attribute_network
-from gapkd.judge import JudgeConfig, factors_of, train_judge
+from gapkd.data.datasets import ImageFolder
+from gapkd.experiments.study import StudyConfig, results_note, results_table, run_study
+from gapkd.files.checkpoints import CheckpointError, read_metadata
+from gapkd.metrics.features import load_attribute_network
+from gapkd.metrics.judge import JudgeConfig, factors_of, train_judge
 from gapkd.settings import DistillConfig
-from gapkd.study import StudyConfig, results_note, results_table, run_study
-from gapkd.training import distill
+from gapkd.training.loop import distill
 
 
 def labelled(folder, labels: list) -> str:
@@ -81,7 +81,7 @@ def test_evaluate_and_study_take_it(judged, tmp_path, teacher_file, monkeypatch,
     assert main(["evaluate", "--generator", str(teacher_file), "--teacher", str(teacher_file), "--data", data,
                  "--features", file, "--samples", "20"]) == 0
     assert "fid_halves_20" in capsys.readouterr().out
-    monkeypatch.setattr("gapkd.study.from_dict", lambda cls, values: DistillConfig(
+    monkeypatch.setattr("gapkd.experiments.study.from_dict", lambda cls, values: DistillConfig(
         **values | {"batch": 8, "d_channels": (4,), "keep": 0.5, "precision": "float32", "grid_every": 0}))
     study = StudyConfig(arms=("full",), seeds=(0, 1), teacher=str(teacher_file), data=data, judge=file, images=16,
                         samples=40, results=str(tmp_path / "r.json"), folder=str(tmp_path / "runs"), progress=False)

@@ -22,7 +22,7 @@ import pytest
 CELL = """\
 import torch
 from gapkd import Generator
-from gapkd.explore import Explorer
+from gapkd.viewing.explore import Explorer
 
 torch.manual_seed(0)
 networks = {name: Generator(16, 8, 8, 8, mapping_layers=2).eval() for name in ("teacher", "student")}

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from recorded import STYLEKD, arrays, stylekd_network
 
-from gapkd import losses
-from gapkd.directions import draw_offsets, sefa_directions
+from gapkd.distillation import losses
+from gapkd.distillation.directions import draw_offsets, sefa_directions
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 
-from gapkd.features import AttributeNetwork
-from gapkd.metrics import (
+from gapkd.metrics.distribution import (
     Agreement,
     compare_readings,
     frechet_distance,
@@ -18,6 +17,7 @@ from gapkd.metrics import (
     same_z_distance,
     semantic_agreement,
 )
+from gapkd.metrics.features import AttributeNetwork
 
 
 def normal(n: int, width: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> torch.Tensor:

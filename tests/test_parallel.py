@@ -19,12 +19,12 @@ import torch
 from tiny import config, distill_config
 
 from gapkd import parallel
-from gapkd.datasets import open_dataset
-from gapkd.evaluation import evaluate_generator, real_features
-from gapkd.features import load_attribute_network
+from gapkd.data.datasets import open_dataset
+from gapkd.metrics.evaluation import evaluate_generator, real_features
+from gapkd.metrics.features import load_attribute_network
+from gapkd.networks.stylegan2 import Generator, minibatch_std
 from gapkd.settings import RunConfig, TrainConfig
-from gapkd.stylegan2 import Generator, minibatch_std
-from gapkd.training import distill, train_gan
+from gapkd.training.loop import distill, train_gan
 
 
 def free_port() -> str:
@@ -46,7 +46,7 @@ def _member(rank: int, count: int, port: str, task, arguments: tuple, results) -
 def together(task, *arguments, count: int = 2) -> list:
     """What `task(*arguments)` returns, or raises, in each of `count` processes that train together."""
     processes, port = multiprocessing.get_context("forkserver"), free_port()
-    processes.set_forkserver_preload(["gapkd.training"])
+    processes.set_forkserver_preload(["gapkd.training.loop"])
     results = processes.Queue()
     members = [processes.Process(target=_member, args=(rank, count, port, task, arguments, results))
                for rank in range(count)]

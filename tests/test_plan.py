@@ -9,11 +9,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from gapkd import plan
 from gapkd.cli import main
-from gapkd.distillation import Guide
-from gapkd.features import AttributeNetwork
-from gapkd.plan import (
+from gapkd.distillation.distiller import Guide
+from gapkd.distillation.students import make_student
+from gapkd.metrics.features import AttributeNetwork
+from gapkd.networks.stylegan2 import Discriminator, Generator, config_f
+from gapkd.settings import DistillConfig
+from gapkd.training import plan
+from gapkd.training.plan import (
     GrowthConfig,
     PlanConfig,
     activation_memory,
@@ -30,10 +33,7 @@ from gapkd.plan import (
     vgg,
     weights_memory,
 )
-from gapkd.settings import DistillConfig
-from gapkd.students import make_student
-from gapkd.stylegan2 import Discriminator, Generator, config_f
-from gapkd.trainer import Trainer
+from gapkd.training.trainer import Trainer
 
 SMALL = {"resolution": 32, "z_dim": 16, "w_dim": 16, "channels": 32, "mapping_layers": 2}
 

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from gapkd.metrics import path_length
-from gapkd.projection import project, psnr
-from gapkd.stylegan2 import Generator, SynthesisOutput
-from gapkd.stylegan3 import AliasFreeGenerator
+from gapkd.metrics.distribution import path_length
+from gapkd.metrics.projection import project, psnr
+from gapkd.networks.stylegan2 import Generator, SynthesisOutput
+from gapkd.networks.stylegan3 import AliasFreeGenerator
 
 
 class Linear(torch.nn.Module):

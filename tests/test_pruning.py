@@ -8,10 +8,10 @@ import pytest
 import torch
 from recorded import arrays, stylekd_network
 
-from gapkd import pruning
-from gapkd.students import SYNTHESES, make_student
-from gapkd.stylegan2 import Generator
-from gapkd.stylegan3 import AliasFreeGenerator
+from gapkd.distillation import pruning
+from gapkd.distillation.students import SYNTHESES, make_student
+from gapkd.networks.stylegan2 import Generator
+from gapkd.networks.stylegan3 import AliasFreeGenerator
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from tiny import config
 
 from gapkd.cli import main
 from gapkd.report import MOST_GRIDS, ReportConfig, _thin, write_report
-from gapkd.training import train_gan
+from gapkd.training.loop import train_gan
 
 
 def pictures(page: str) -> list[Image.Image]:

@@ -15,11 +15,11 @@ import pytest
 import torch
 from tiny import config, distill_config, equal, newest
 
-from gapkd.checkpoints import CheckpointError, load_generator, read_metadata, save_network
 from gapkd.cli import main
-from gapkd.images import save_png
-from gapkd.stylegan2 import Generator
-from gapkd.training import best_record, distill, train_gan
+from gapkd.data.images import save_png
+from gapkd.files.checkpoints import CheckpointError, load_generator, read_metadata, save_network
+from gapkd.networks.stylegan2 import Generator
+from gapkd.training.loop import best_record, distill, train_gan
 
 
 def test_resume_is_exact(tmp_path):
@@ -50,7 +50,7 @@ def test_a_disk_that_fills_up_loses_nothing(tmp_path, monkeypatch):
         real(fd)
 
     with monkeypatch.context() as patch:
-        patch.setattr("gapkd.checkpoints.os.fsync", full)
+        patch.setattr("gapkd.files.checkpoints.os.fsync", full)
         with pytest.raises(OSError, match="could not write .*000000032.pt .No space left on device.: free some"):
             train_gan(config(out, resume=True))
     assert newest(out).read_bytes() == good
@@ -68,7 +68,7 @@ def test_trouble_with_the_machine_condemns_no_checkpoint(tmp_path, monkeypatch, 
     def load(*arguments, **options):
         raise error
 
-    monkeypatch.setattr("gapkd.runs.torch.load", load)
+    monkeypatch.setattr("gapkd.training.runs.torch.load", load)
     with pytest.raises(OSError, match=message):
         train_gan(config(out, resume=True))
     assert [f.suffix for f in (out / "checkpoints").iterdir()] == [".pt"]
@@ -122,7 +122,7 @@ def test_another_precision_is_said(tmp_path, monkeypatch):
     train_gan(config(tmp_path, images=16, precision="auto"))
     was = torch.load(newest(tmp_path), weights_only=True)["dtype"]
     other = torch.bfloat16 if was == "None" else None
-    monkeypatch.setattr("gapkd.trainer.autocast_dtype", lambda *_: other)
+    monkeypatch.setattr("gapkd.training.trainer.autocast_dtype", lambda *_: other)
     with pytest.warns(UserWarning, match="goes on in (bfloat16|float32), which is what precision=auto means"):
         train_gan(config(tmp_path, images=32, precision="auto", resume=True))
 
@@ -208,7 +208,7 @@ def test_the_newest_checkpoints_and_the_best_one_stay(tmp_path, monkeypatch):
         def __call__(self, G):
             return {"fid_fake_10": next(values)}
 
-    monkeypatch.setattr("gapkd.training.FidProbe", Judge)
+    monkeypatch.setattr("gapkd.training.loop.FidProbe", Judge)
     out = tmp_path / "run"
     log = train_gan(config(out, images=48, fid_every=8, checkpoint_every=8, keep_checkpoints=3)).log
     assert [int(f.stem) for f in sorted((out / "checkpoints").iterdir())] == [16, 32, 40, 48]
@@ -232,7 +232,7 @@ def _train_for_ever(out: str, begun) -> None:
 
 def test_a_run_killed_twenty_times_ends_like_one_that_was_not(tmp_path):
     processes, moments = multiprocessing.get_context("forkserver"), random.Random(0)
-    processes.set_forkserver_preload(["gapkd.training"])
+    processes.set_forkserver_preload(["gapkd.training.loop"])
     out = tmp_path / "killed"
     for kill in range(KILLS):
         begun, before = processes.Event(), set(out.glob("checkpoints/*.pt"))

@@ -21,17 +21,18 @@ from recorded import under
 from tiny import distill_config, equal
 
 import gapkd
-from gapkd import checkpoints, cli
-from gapkd.checkpoints import CheckpointError, load_generator, read_metadata, save_network, sha256
+from gapkd import cli
 from gapkd.cli import main
-from gapkd.modelcard import LESSONS
-from gapkd.origins import provenance_of
-from gapkd.plan import architecture_of
-from gapkd.sharing import save_pretrained
-from gapkd.study import StudyConfig, run_study
-from gapkd.stylegan2 import Discriminator, Generator
-from gapkd.stylegan3 import AliasFreeGenerator
-from gapkd.training import distill
+from gapkd.experiments.study import StudyConfig, run_study
+from gapkd.files import checkpoints
+from gapkd.files.checkpoints import CheckpointError, load_generator, read_metadata, save_network, sha256
+from gapkd.networks.stylegan2 import Discriminator, Generator
+from gapkd.networks.stylegan3 import AliasFreeGenerator
+from gapkd.sharing.hub import save_pretrained
+from gapkd.sharing.modelcard import LESSONS
+from gapkd.sharing.origins import provenance_of
+from gapkd.training.loop import distill
+from gapkd.training.plan import architecture_of
 
 FILES = ["README.md", "config.json", "model.safetensors", "samples.png"]
 DISTILLED = {"command": "distill", "images": 100_000, "seconds": 1254, "commit": "8b02f48d6152",
@@ -360,7 +361,7 @@ def test_a_disk_that_fails_leaves_nothing_behind(tmp_path, monkeypatch, capsys, 
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(*arguments)
 
-    monkeypatch.setattr(f"gapkd.checkpoints.os.{call}", full)
+    monkeypatch.setattr(f"gapkd.files.checkpoints.os.{call}", full)
     assert main(["share", file, "--out", str(tmp_path / "net")]) == 2
     err = capsys.readouterr().err
     assert f"could not write the folder {tmp_path / 'net'} (No space left on device)" in err and err.count("\n") == 1
@@ -391,7 +392,7 @@ def test_share_complains_before_it_measures(tmp_path, monkeypatch, capsys, optio
     monkeypatch.chdir(tmp_path)
     save_network(stylegan2(), "student.safetensors")
     Path("there").mkdir()
-    monkeypatch.setattr("gapkd.evaluation.evaluation_table", lambda *_, **__: pytest.fail("it measured"))
+    monkeypatch.setattr("gapkd.metrics.evaluation.evaluation_table", lambda *_, **__: pytest.fail("it measured"))
     out = [] if "--out" in options else ["--out", "net"]
     assert main(["share", "student.safetensors", *out, *options]) == 2
     err = capsys.readouterr().err

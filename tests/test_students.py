@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gapkd.pruning import magnitude_scores
-from gapkd.students import kept_channels, make_student
-from gapkd.stylegan2 import Generator
+from gapkd.distillation.pruning import magnitude_scores
+from gapkd.distillation.students import kept_channels, make_student
+from gapkd.networks.stylegan2 import Generator
 
 
 @pytest.fixture(scope="module")

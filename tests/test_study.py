@@ -11,10 +11,7 @@ import torch
 from PIL import Image
 from scipy.stats import ttest_ind
 
-from gapkd.checkpoints import load_generator, save_network
-from gapkd.equivariance import equivariance
-from gapkd.features import AttributeNetwork
-from gapkd.study import (
+from gapkd.experiments.study import (
     ARMS,
     SET_COLUMNS,
     StudyConfig,
@@ -25,17 +22,20 @@ from gapkd.study import (
     summary,
     welch_p,
 )
-from gapkd.stylegan2 import Generator
-from gapkd.stylegan3 import AliasFreeGenerator
+from gapkd.files.checkpoints import load_generator, save_network
+from gapkd.metrics.equivariance import equivariance
+from gapkd.metrics.features import AttributeNetwork
+from gapkd.networks.stylegan2 import Generator
+from gapkd.networks.stylegan3 import AliasFreeGenerator
 
 
 @pytest.fixture
 def study(tmp_path, monkeypatch, quick_latent_space):
     torch.manual_seed(0)
     net = AttributeNetwork(channels=(8, 8, 8, 8), hidden=8).eval()
-    monkeypatch.setattr("gapkd.features.load_attribute_network", lambda *_: net)
-    monkeypatch.setattr("gapkd.study.DistillConfig", _tiny)
-    monkeypatch.setattr("gapkd.study.from_dict", lambda cls, values: cls(**values))
+    monkeypatch.setattr("gapkd.metrics.features.load_attribute_network", lambda *_: net)
+    monkeypatch.setattr("gapkd.experiments.study.DistillConfig", _tiny)
+    monkeypatch.setattr("gapkd.experiments.study.from_dict", lambda cls, values: cls(**values))
     teacher = tmp_path / "teacher.safetensors"
     save_network(Generator(32, 8, 8, 8, mapping_layers=2), teacher)
     return StudyConfig(arms=("alone", "full"), seeds=(0, 1), teacher=str(teacher), images=16, samples=40,
@@ -61,7 +61,7 @@ def test_a_study_records_every_arm_and_seed_once(study, monkeypatch, tmp_path):
     assert {"l1", "perceptual", "agree_mean_accuracy", "fid_toyfaces_40", "coverage_toyfaces_40", "ppl_toyfaces_20",
             "projection_psnr"} <= first["final"].keys()
     assert first["settings"]["rgb_weight"] == 0 and "out" not in first["settings"] and first["commit"]
-    monkeypatch.setattr("gapkd.study.distill", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr("gapkd.experiments.study.distill", lambda *a: pytest.fail("trained again"))
     assert len(run_study(study)) == 4
 
 

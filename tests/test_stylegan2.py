@@ -6,8 +6,8 @@ import pytest
 import slow_reference
 import torch
 
-from gapkd.layers import blur, downsample2, fir_kernel, upsample2
-from gapkd.stylegan2 import Discriminator, Generator, config_f_channels, minibatch_std, mix_styles
+from gapkd.networks.layers import blur, downsample2, fir_kernel, upsample2
+from gapkd.networks.stylegan2 import Discriminator, Generator, config_f_channels, minibatch_std, mix_styles
 
 
 def tiny(**changes) -> Generator:

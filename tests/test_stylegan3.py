@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from recorded import arrays, under
 from tiny import config, distill_config, equal
 
-from gapkd.checkpoints import load_generator
-from gapkd.directions import sefa_directions
-from gapkd.students import make_student
-from gapkd.stylegan3 import (
+from gapkd.distillation.directions import sefa_directions
+from gapkd.distillation.students import make_student
+from gapkd.files.checkpoints import load_generator
+from gapkd.networks.stylegan3 import (
     AliasFreeGenerator,
     FilteredActivation,
     kaiser_beta,
@@ -23,7 +23,7 @@ from gapkd.stylegan3 import (
     plan_layers,
     stylegan3_channels,
 )
-from gapkd.training import distill, train_gan
+from gapkd.training.loop import distill, train_gan
 
 CONFIGURATIONS = {"t": (3, False), "r": (1, True)}
 

@@ -16,14 +16,14 @@ import torch
 import yaml
 from filelock import FileLock
 
-from gapkd import sweep
-from gapkd.checkpoints import load_generator
 from gapkd.cli import main
-from gapkd.evaluation import sample_images
-from gapkd.features import AttributeNetwork, save_attribute_network
+from gapkd.experiments import sweep
+from gapkd.experiments.sweep import SweepConfig, read_faces, read_results, read_table, run_sweep, sweep_note
+from gapkd.files.checkpoints import load_generator
+from gapkd.metrics.evaluation import sample_images
+from gapkd.metrics.features import AttributeNetwork, save_attribute_network
 from gapkd.settings import DistillConfig, from_dict
-from gapkd.sweep import SweepConfig, read_faces, read_results, read_table, run_sweep, sweep_note
-from gapkd.trainer import TrainingDiverged
+from gapkd.training.trainer import TrainingDiverged
 
 SMALL = {"images": 16, "batch": 8, "d_channels": [4], "keep": 0.5, "precision": "float32", "probe_every": 8,
          "grid_every": 0, "fid_every": 8, "fid_samples": 40}

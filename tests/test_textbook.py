@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from gapkd import textbook
-from gapkd.losses import r1_penalty
-from gapkd.stylegan2 import Discriminator, Generator
-from gapkd.stylegan3 import AliasFreeGenerator
+from gapkd.distillation.losses import r1_penalty
+from gapkd.networks.stylegan2 import Discriminator, Generator
+from gapkd.networks.stylegan3 import AliasFreeGenerator
 
 
 @pytest.mark.parametrize("kernel", [3, 1])

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gapkd.toyfaces import CATEGORICAL, CONTINUOUS, FREQUENCIES, draw_factors, face_mask, render, toy_faces
+from gapkd.data.toyfaces import CATEGORICAL, CONTINUOUS, FREQUENCIES, draw_factors, face_mask, render, toy_faces
 
 
 def test_a_face_depends_on_seed_and_number_alone():

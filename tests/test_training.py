@@ -12,19 +12,19 @@ import pytest
 import torch
 from tiny import config, distill_config, equal, newest
 
-from gapkd import training
-from gapkd.checkpoints import CheckpointError, load_generator, read_metadata, save_network
 from gapkd.cli import main
-from gapkd.datasets import open_dataset
-from gapkd.distillation import Guide
-from gapkd.evaluation import evaluate_generator, real_features
-from gapkd.features import load_attribute_network
-from gapkd.images import save_png
-from gapkd.layers import fir_kernel, upsample2
+from gapkd.data.datasets import open_dataset
+from gapkd.data.images import save_png
+from gapkd.distillation.distiller import Guide
+from gapkd.files.checkpoints import CheckpointError, load_generator, read_metadata, save_network
+from gapkd.metrics.evaluation import evaluate_generator, real_features
+from gapkd.metrics.features import load_attribute_network
+from gapkd.networks.layers import fir_kernel, upsample2
+from gapkd.networks.stylegan2 import Discriminator, Generator
 from gapkd.settings import DistillConfig, TrainConfig, from_dict, to_dict, widths
-from gapkd.stylegan2 import Discriminator, Generator
-from gapkd.trainer import Trainer, TrainingDiverged, lazy_adam
-from gapkd.training import distill, train_gan
+from gapkd.training import loop as training
+from gapkd.training.loop import distill, train_gan
+from gapkd.training.trainer import Trainer, TrainingDiverged, lazy_adam
 
 
 def test_a_run_leaves_what_it_promises(tmp_path):
@@ -348,7 +348,7 @@ def test_the_fid_in_the_log_is_that_of_the_saved_generator(tmp_path):
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_freed_memory_stays_with_a_training_process():
     """Without it, a tensor of 200 MB goes back to the system as soon as it is freed."""
-    program = ("import torch; from gapkd.trainer import keep_memory; {call}\n"
+    program = ("import torch; from gapkd.training.trainer import keep_memory; {call}\n"
                "x = torch.ones(50_000_000); del x\n"
                "print([line.split()[1] for line in open('/proc/self/status') if line.startswith('VmRSS')][0])")
     kept, usual = (int(subprocess.run([sys.executable, "-c", program.format(call=call)], capture_output=True, text=True,

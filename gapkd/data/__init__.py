@@ -1,0 +1,1 @@
+"""Toy faces, folders and zips of images, and pictures on the disk."""

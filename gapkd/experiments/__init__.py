@@ -1,0 +1,1 @@
+"""Arms x seeds, their records, and what is read off them."""

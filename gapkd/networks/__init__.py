@@ -1,0 +1,1 @@
+"""The generators and discriminators, and their building blocks."""

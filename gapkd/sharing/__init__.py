@@ -1,0 +1,1 @@
+"""Export, the hub, the page in the browser."""
