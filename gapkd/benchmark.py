@@ -194,7 +194,7 @@ def prepare(case: Case, resolution: int, batch: int, device: torch.device, by_th
 
     def step() -> None:
         trainer.discriminator_step(reals)
-        trainer.generator_step()
+        trainer.generator_step(reals)
         trainer.average_weights()
 
     return {"run": step, "r1": lambda: trainer.r1_step(reals)}

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gapkd.networks import layers, stylegan2, stylegan3
+from gapkd.networks import filtered_lrelu, layers, stylegan2
 from gapkd.networks.layers import SQRT2
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -99,7 +99,7 @@ class SynthesisNetwork(stylegan2.SynthesisNetwork):
         return stylegan2.SynthesisOutput(image=image, features=features, rgbs=rgbs)
 
 
-class FilteredActivation(stylegan3.FilteredActivation):
+class FilteredLeakyReLU(filtered_lrelu.FilteredLeakyReLU):
     """Bias, zeros, padding, filter, non-linearity, filter, dropping; separable filters once along each axis."""
 
     def forward(self, x: Tensor, bias: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -126,4 +126,4 @@ class FilteredActivation(stylegan3.FilteredActivation):
 
 FORMS: dict[type, type] = {layers.ModulatedConv2d: ModulatedConv2d, layers.EqualConv2d: EqualConv2d,
                            stylegan2.StyledConv: StyledConv, stylegan2.SynthesisNetwork: SynthesisNetwork,
-                           stylegan3.FilteredActivation: FilteredActivation}
+                           filtered_lrelu.FilteredLeakyReLU: FilteredLeakyReLU}

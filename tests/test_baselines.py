@@ -9,8 +9,7 @@ from tiny import distill_config, equal
 from gapkd.data.toyfaces import face_mask, toy_faces
 from gapkd.distillation import losses
 from gapkd.distillation.distiller import Guide, make_regressors
-from gapkd.distillation.pruning import readers
-from gapkd.distillation.slimming import looking_at, slim
+from gapkd.distillation.pruning import slim, weights
 from gapkd.distillation.students import make_student
 from gapkd.files.checkpoints import CheckpointError, load_discriminator, load_generator, save_network
 from gapkd.metrics.features import head_mask, load_attribute_network
@@ -107,9 +106,9 @@ def test_content_is_the_mask_of_losses_and_scores(tmp_path, teacher_file, fake_d
 @pytest.mark.parametrize("kind", "23")
 def test_every_channel_is_scaled_wherever_it_is_looked_at(networks, kind):
     G = networks[kind]
-    groups = looking_at(G)
+    groups = G.readers()
     widths = [[len(layer.affine.bias) for layer in group] for group in groups]
-    assert [w[0] for w in widths] == [w.shape[1] for w in readers(G)] and all(len(set(w)) == 1 for w in widths)
+    assert [w[0] for w in widths] == [w.shape[1] for w in weights(G)] and all(len(set(w)) == 1 for w in widths)
     styled = [m for m in G.synthesis.modules() if hasattr(m, "affine") and m is not getattr(G.synthesis, "input", None)]
     assert {id(layer) for group in groups for layer in group} == {id(m) for m in styled}
 
@@ -122,7 +121,7 @@ def test_slimming_shrinks_scales_and_folds_them_in(networks, kind):
     # A copy draws the same images: in the first step nothing but the penalty moves the scales.
     assert all(torch.allclose(s, torch.full_like(s, 1 - 0.1 * 0.3), atol=1e-4) for s in scores)
     style = torch.randn(3, 12)
-    for group, scale, old in zip(looking_at(G), scores, looking_at(teacher), strict=True):
+    for group, scale, old in zip(G.readers(), scores, teacher.readers(), strict=True):
         for ours, theirs in zip(group, old, strict=True):
             torch.testing.assert_close(ours.affine(style), theirs.affine(style) * scale)
     with pytest.raises(ValueError, match="penalty=1000.0 switches a whole layer off"):

@@ -49,7 +49,7 @@ def test_scores_fit_the_layers_and_come_again(networks, kind, name):
     arguments = {} if name == "pruned" else {"samples": 6, "batch": 4}
     arguments |= {"directions": 3} if name == "pruned-diversity" else {}
     scores = score(G, **arguments)
-    assert [len(s) for s in scores] == [w.shape[1] for w in pruning.readers(G)]
+    assert [len(s) for s in scores] == [w.shape[1] for w in pruning.weights(G)]
     assert all(bool(s.isfinite().all()) and bool((s >= 0).all()) and bool(s.any()) for s in scores)
     assert all(map(torch.equal, scores, score(G, **arguments)))
     if name != "pruned":
@@ -60,10 +60,10 @@ def test_scores_fit_the_layers_and_come_again(networks, kind, name):
 def test_a_channel_that_is_always_silent_scores_nothing(networks):
     G = copy.deepcopy(networks["2"])
     with torch.no_grad():
-        pruning.readers(G)[-2][3] = 0  # nothing is written to channel 3 of the last convolution ...
+        pruning.weights(G)[-2][3] = 0  # nothing is written to channel 3 of the last convolution ...
         G.synthesis.convs[-1].bias[3] = 0
         G.synthesis.convs[-1].noise_strength.zero_()
-        pruning.readers(G)[-1][:, 3] = 0  # ... and toRGB does not read it
+        pruning.weights(G)[-1][:, 3] = 0  # ... and toRGB does not read it
     assert pruning.magnitude_scores(G)[-1][3] == 0
     for score in (pruning.content_scores, pruning.diversity_scores):
         assert score(G, samples=4, batch=4)[-1][3] == 0
@@ -80,7 +80,7 @@ def test_content_scores_look_only_at_the_content(networks):
 def test_diversity_is_the_squared_deviation_over_directions(networks, monkeypatch):
     fake = iter([[torch.tensor([float(v)])] for v in (1, 2, 6)] * 2)
     monkeypatch.setattr(pruning, "gradient_scores", lambda *_: next(fake))
-    monkeypatch.setattr(pruning, "readers", lambda G: [torch.zeros(1, 1, 1, 1)])
+    monkeypatch.setattr(pruning, "weights", lambda G: [torch.zeros(1, 1, 1, 1)])
     (score,) = pruning.diversity_scores(networks["2"], samples=8, directions=3, batch=4)
     assert score.item() == pytest.approx(2 * (4 + 1 + 9))
     with pytest.raises(ValueError, match="directions must be at least 2"):
@@ -113,7 +113,7 @@ def test_diversity_scores_step_by_step(networks, monkeypatch):
             target = G.synthesis(w + 3.0 * axis).image.detach()
             (G.synthesis(w).image - target).abs().sum().backward()
             rows.append([torch.stack([weight.grad[:, c].abs().mean() for c in range(weight.shape[1])])
-                         for weight in pruning.readers(G)])
+                         for weight in pruning.weights(G)])
         for total, found in zip(expected, zip(*rows, strict=True), strict=True):
             total += 4 * torch.stack(found).var(dim=0, unbiased=False)
     for score, by_hand in zip(scores, expected, strict=True):
@@ -124,10 +124,10 @@ def test_diversity_scores_step_by_step(networks, monkeypatch):
 @pytest.mark.parametrize("name", pruning.SCORES)
 def test_a_student_starts_from_the_channels_of_highest_score(networks, kind, name, monkeypatch):
     G = networks[kind]
-    rising = lambda G, **options: [torch.arange(w.shape[1]).float() for w in pruning.readers(G)]  # noqa: E731
+    rising = lambda G, **options: [torch.arange(w.shape[1]).float() for w in pruning.weights(G)]  # noqa: E731
     monkeypatch.setitem(pruning.SCORES, name, rising)
     student = make_student(G, keep=0.5, synthesis=name)
-    ours, theirs = pruning.readers(student), pruning.readers(G)
+    ours, theirs = pruning.weights(student), pruning.weights(G)
     width = ours[1].shape[1]
     assert torch.equal(ours[1], theirs[1][-ours[1].shape[0]:][:, -width:])  # the last channels score highest
     assert {"random", *pruning.SCORES, "slimmed"} == set(SYNTHESES)

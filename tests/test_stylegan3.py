@@ -15,14 +15,8 @@ from tiny import config, distill_config, equal
 from gapkd.distillation.directions import sefa_directions
 from gapkd.distillation.students import make_student
 from gapkd.files.checkpoints import load_generator
-from gapkd.networks.stylegan3 import (
-    AliasFreeGenerator,
-    FilteredActivation,
-    kaiser_beta,
-    low_pass,
-    plan_layers,
-    stylegan3_channels,
-)
+from gapkd.networks.filtered_lrelu import FilteredLeakyReLU, kaiser_beta, low_pass
+from gapkd.networks.stylegan3 import AliasFreeGenerator, plan_layers, stylegan3_channels
 from gapkd.training.loop import distill, train_gan
 
 CONFIGURATIONS = {"t": (3, False), "r": (1, True)}
@@ -106,7 +100,7 @@ def test_the_filtered_nonlinearity_equals_the_slow_one(size, up, down, padding, 
     try:
         f_up = low_pass(6 * up if up > 1 else 1, 4.0, 3.0, 32.0)
         f_down = low_pass(6 * down if down > 1 else 1, 5.0, 4.0, 32.0, radial)
-        layer = FilteredActivation(size, f_up, f_down, up, down, padding, 0.2, math.sqrt(2))
+        layer = FilteredLeakyReLU(size, f_up, f_down, up, down, padding, 0.2, math.sqrt(2))
         x = torch.randn(2, 3, size, size, requires_grad=True)
         bias = torch.randn(3, requires_grad=True)
         ours, theirs = layer(x, bias), slow(x, bias, f_up, f_down, up, down, padding, 0.2, math.sqrt(2))

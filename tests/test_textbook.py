@@ -52,7 +52,7 @@ def test_alias_free_generator(kernel, radial, clamp):
     try:
         G = AliasFreeGenerator(32, 8, 8, [6, 6, 5, 4, 4], kernel, radial, clamp=clamp).eval()
         slow = textbook.textbook(G)
-        assert any(type(m) is textbook.FilteredActivation for m in slow.modules())
+        assert any(type(m) is textbook.FilteredLeakyReLU for m in slow.modules())
         z = torch.randn(2, 8)
         torch.testing.assert_close(slow(z), G(z), rtol=1e-10, atol=1e-10)
         for network in (G, slow):

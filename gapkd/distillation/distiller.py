@@ -12,11 +12,9 @@ from torch import Tensor, nn
 from gapkd import parallel
 from gapkd.distillation import losses
 from gapkd.distillation.directions import draw_offsets, sefa_directions
-from gapkd.distillation.students import AnyGenerator
 from gapkd.files.checkpoints import load_discriminator, read_metadata
 from gapkd.metrics import features
-from gapkd.networks.stylegan2 import Generator
-from gapkd.networks.stylegan3 import AliasFreeGenerator
+from gapkd.networks.base import StyleGenerator
 from gapkd.settings import DistillConfig
 
 
@@ -29,15 +27,11 @@ def distance_for(name: str, device: torch.device) -> Callable[[Tensor, Tensor], 
     return lambda a, b: features.perceptual_distance(network, a, b)
 
 
-def feature_widths(G: AnyGenerator) -> list[int]:
-    """Channels of every block's features."""
-    return list(G.channels) if isinstance(G, AliasFreeGenerator) else [pair[1] for pair in G.channels]
-
-
-def make_regressors(student: AnyGenerator, teacher: AnyGenerator, blocks: Sequence[int], seed: int) -> nn.ModuleList:
+def make_regressors(student: StyleGenerator, teacher: StyleGenerator, blocks: Sequence[int],
+                    seed: int) -> nn.ModuleList:
     """One 1x1 convolution a block, from the student's feature channels to the teacher's (FitNets). They are trained
     with the student and not kept."""
-    ours, theirs = feature_widths(student), feature_widths(teacher)
+    ours, theirs = student.feature_widths(), teacher.feature_widths()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return nn.ModuleList(nn.Conv2d(ours[b], theirs[b], 1) for b in blocks)
@@ -53,8 +47,8 @@ class Guide:
         student: for the regressors of `feature_weight`, which fit no other one.
     """
 
-    def __init__(self, config: DistillConfig, teacher: AnyGenerator, content_mask: Callable | None = None,
-                 student: AnyGenerator | None = None):
+    def __init__(self, config: DistillConfig, teacher: StyleGenerator, content_mask: Callable | None = None,
+                 student: StyleGenerator | None = None):
         self.config, self.gan_weight, self.content_mask = config, config.gan_weight, content_mask
         self.teacher = teacher.eval().requires_grad_(False)
         last = len(teacher.synthesis.blocks) - 1
@@ -85,7 +79,7 @@ class Guide:
             return None
         return draw_offsets(n, self.teacher.w_dim, c.ld_strength, rng, self.directions)
 
-    def compare(self, student: Generator, ws: Tensor, teacher_ws: Tensor, noise: list[Tensor],
+    def compare(self, student: StyleGenerator, ws: Tensor, teacher_ws: Tensor, noise: list[Tensor],
                 offsets: Tensor | None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Run both networks on the same latents and noise maps.
 

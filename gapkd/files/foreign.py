@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from gapkd.files.pickles import Budget, Record
+from gapkd.networks.filtered_lrelu import low_pass
 from gapkd.networks.layers import fir_kernel
 from gapkd.networks.stylegan2 import Generator, MappingNetwork
-from gapkd.networks.stylegan3 import AliasFreeSynthesis, low_pass
+from gapkd.networks.stylegan3 import AliasFreeSynthesis
 
 State = dict[str, Tensor]
 PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"

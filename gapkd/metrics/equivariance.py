@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from gapkd.metrics.evaluation import draw_latents
-from gapkd.networks.stylegan3 import AliasFreeGenerator, kaiser_beta
+from gapkd.networks.filtered_lrelu import kaiser_beta
+from gapkd.networks.stylegan3 import AliasFreeGenerator
 
 REACH = 6  # px: radius of the kernel by which images are resampled
 CUTOFF = 0.33  # of that kernel, in cycles a pixel: below half a cycle, so that turned pixel grids do not matter

@@ -1,7 +1,7 @@
 """The building blocks of StyleGAN2: equalised layers, the modulated convolution, FIR resampling.
 
-Everything is plain PyTorch: no compiled extension, CPU and GPU, double-differentiable (R1 and path-length
-regularisation differentiate twice), and exportable with a dynamic batch.
+Everything is plain PyTorch: no compiled extension, CPU and GPU, double-differentiable (R1 and
+path-length regularisation differentiate twice), and exportable with a dynamic batch.
 
 Source: Karras et al., *Analyzing and Improving the Image Quality of StyleGAN* (CVPR 2020).
 """
@@ -20,12 +20,13 @@ HALF_CLAMP = 256.0  # largest activation in float16
 
 
 def leaky_relu(x: Tensor, clamp: float | None = None) -> Tensor:
-    """Leaky ReLU with slope 0.2, in place. The gain sqrt(2) that keeps unit variance is folded into what comes
-    before: the function is positively homogeneous, so lrelu(sqrt(2) x) = sqrt(2) lrelu(x) and one pass is saved.
+    """Leaky ReLU with slope 0.2, in place. The gain sqrt(2) that keeps unit variance is folded into
+    what comes before: the function is positively homogeneous, so lrelu(sqrt(2) x) = sqrt(2)
+    lrelu(x) and one pass is saved.
 
     Args:
-        clamp: largest magnitude of the result. In float16, which ends at 65,504, it is 256 at most (StyleGAN2-ADA's
-            precaution).
+        clamp: largest magnitude of the result. In float16, which ends at 65,504, it is 256 at most
+            (StyleGAN2-ADA's precaution).
     """
     x = F.leaky_relu(x, 0.2, inplace=True)
     if x.dtype == torch.float16:
@@ -34,7 +35,8 @@ def leaky_relu(x: Tensor, clamp: float | None = None) -> Tensor:
 
 
 def full_precision(x: Tensor):
-    """Autocast off within the block (the meta device, where only shapes are computed, knows no autocast)."""
+    """Autocast off within the block (the meta device, where only shapes are computed, knows no
+    autocast)."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
@@ -46,7 +48,8 @@ def in_float16(x: Tensor) -> bool:
 
 
 class EqualLinear(nn.Module):
-    """Linear layer with an equalised learning rate: weights are stored with unit variance and scaled when used.
+    """Linear layer with an equalised learning rate: weights are stored with unit variance and
+    scaled when used.
 
     Args:
         in_features, out_features: widths.
@@ -79,14 +82,17 @@ def fir_kernel(gain: float = 1.0, taps: tuple[float, ...] = (1.0, 3.0, 3.0, 1.0)
 
 
 class _FixedFilter(torch.autograd.Function):
-    """Depthwise convolution with a fixed kernel, or its transpose; the gradient of each is the other.
+    """Depthwise convolution with a fixed kernel, or its transpose; the gradient of each is the
+    other.
 
-    Double backward through an ordinary convolution also computes a gradient of the kernel, one channel at a time, which
-    nobody asks for here. Leaving it out takes a quarter off an R1 step. The kernel is symmetric and needs no flip.
+    Double backward through an ordinary convolution also computes a gradient of the kernel, one
+    channel at a time, which nobody asks for here. Leaving it out takes a quarter off an R1 step.
+    The kernel is symmetric and needs no flip.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, kernel: Tensor, stride: int, padding: int, transposed: bool) -> Tensor:
+    def forward(ctx, x: Tensor, kernel: Tensor, stride: int, padding: int,
+                transposed: bool) -> Tensor:
         ctx.save_for_backward(kernel)
         ctx.stride, ctx.padding, ctx.transposed = stride, padding, transposed
         return _filter(x, kernel, stride, padding, transposed)
@@ -94,39 +100,47 @@ class _FixedFilter(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor):
         (kernel,) = ctx.saved_tensors
-        return (_FixedFilter.apply(gradient, kernel, ctx.stride, ctx.padding, not ctx.transposed), *[None] * 4)
+        back = _FixedFilter.apply(gradient, kernel, ctx.stride, ctx.padding, not ctx.transposed)
+        return back, None, None, None, None
 
 
 def _filter(x: Tensor, kernel: Tensor, stride: int, padding: int, transposed: bool) -> Tensor:
-    if transposed and stride == 1:  # the same numbers from an ordinary convolution, which is faster
+    if transposed and stride == 1:  # an ordinary convolution gives the same numbers, faster
         transposed, padding = False, kernel.shape[-1] - 1 - padding
-    # On CPUs a strided transposed depthwise convolution in bfloat16 takes tens of times as long as in float32 (torch
-    # 2.13, processors of Intel and AMD), so that one runs in float32.
-    dtype = torch.float32 if transposed and x.device.type == "cpu" and x.dtype == torch.bfloat16 else x.dtype
+    # On CPUs a strided transposed depthwise convolution in bfloat16 takes tens of times as long as
+    # in float32 (torch 2.13, processors of Intel and AMD), so that one runs in float32.
+    slow = transposed and x.device.type == "cpu" and x.dtype == torch.bfloat16
+    dtype = torch.float32 if slow else x.dtype
     convolve = F.conv_transpose2d if transposed else F.conv2d
     with full_precision(x):
         kernel = kernel.to(dtype).expand(x.shape[1], 1, -1, -1)
-        return convolve(x.to(dtype), kernel, stride=stride, padding=padding, groups=x.shape[1]).to(x.dtype)
+        y = convolve(x.to(dtype), kernel, stride=stride, padding=padding, groups=x.shape[1])
+        return y.to(x.dtype)
 
 
-def _resample(x: Tensor, kernel: Tensor, stride: int, padding: int, transposed: bool = False) -> Tensor:
+def _resample(x: Tensor, kernel: Tensor, stride: int, padding: int,
+              transposed: bool = False) -> Tensor:
     differentiate = torch.is_grad_enabled() and x.requires_grad
-    return (_FixedFilter.apply if differentiate else _filter)(x, kernel, stride, padding, transposed)
+    resample = _FixedFilter.apply if differentiate else _filter
+    return resample(x, kernel, stride, padding, transposed)
 
 
 def upsample2(x: Tensor, kernel: Tensor) -> Tensor:
     """(N, C, H, W) -> (N, C, 2H, 2W): insert zeros, then low-pass, as one transposed convolution.
-    `kernel` is `fir_kernel(gain=4)`: the zeros take three quarters of the energy, the gain gives it back."""
+    `kernel` is `fir_kernel(gain=4)`: the zeros take three quarters of the energy, the gain gives it
+    back."""
     return _resample(x, kernel, stride=2, padding=1, transposed=True)
 
 
 def blur(x: Tensor, kernel: Tensor, padding: int) -> Tensor:
-    """Low-pass filter with zero padding on every side: (N, C, H, W) -> (N, C, H + 2 padding - 3, ...)."""
+    """Low-pass filter with zero padding on every side: (N, C, H, W) -> (N, C, H + 2 padding - 3,
+    ...)."""
     return _resample(x, kernel, stride=1, padding=padding)
 
 
 def downsample2(x: Tensor, kernel: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, C, H/2, W/2): low-pass, then keep every second pixel (only those are computed)."""
+    """(N, C, H, W) -> (N, C, H/2, W/2): low-pass, then keep every second pixel (only those are
+    computed)."""
     return _resample(x, kernel, stride=2, padding=1)
 
 
@@ -137,13 +151,14 @@ class EqualConv2d(nn.Module):
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, bias: bool = True,
-                 down: bool = False, activate: bool = False, gain: float = 1.0):
+                 down: bool = False, activate: bool = False, gain: float = 1.0,
+                 clamp: float | None = None):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         self.scale = 1.0 / math.sqrt(in_channels * kernel**2)
         self.kernel, self.down, self.activate, self.gain = kernel, down, activate, gain
-        self.clamp: float | None = None
+        self.clamp = clamp
         if down:
             self.register_buffer("fir", fir_kernel(), persistent=False)
 
@@ -166,20 +181,23 @@ class EqualConv2d(nn.Module):
 class ModulatedConv2d(nn.Module):
     """Convolution whose weight is scaled per sample by a style, then renormalised (demodulation).
 
-    Written in the scale-input form. The textbook builds one weight per sample, w' = s_i w / |s w|, and runs a
-    grouped convolution; because scaling the weight's input channels equals scaling the input, and scaling its
-    output channels equals scaling the output, the same numbers come from ONE convolution with the shared weight:
+    Written in the scale-input form. The textbook builds one weight per sample, w' = s_i w / |s w|,
+    and runs a grouped convolution; because scaling the weight's input channels equals scaling the
+    input, and scaling its output channels equals scaling the output, the same numbers come from ONE
+    convolution with the shared weight:
 
         y = conv(x * s, w) * d,      d_o = 1 / sqrt( sum_i s_i^2 sum_k w_oik^2 + 1e-8 )
 
     Args:
         demodulate: divide by the norm (off in toRGB).
         up: upsample by 2: a transposed convolution followed by the FIR filter.
-    Shape: x (N, I, H, W), style (N, I) -> (N, O, H, W) or (N, O, 2H, 2W), and the output scale (N, O, 1, 1) still
-        to be applied, so that the caller can fuse it with the bias. It is None without demodulation.
+    Shape: x (N, I, H, W), style (N, I) -> (N, O, H, W) or (N, O, 2H, 2W), and the output scale (N,
+        O, 1, 1) still to be applied, so that the caller can fuse it with the bias. It is None
+        without demodulation.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, demodulate: bool = True, up: bool = False):
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, demodulate: bool = True,
+                 up: bool = False):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel))
         self.scale = 1.0 / math.sqrt(in_channels * kernel**2)
@@ -188,23 +206,28 @@ class ModulatedConv2d(nn.Module):
             self.register_buffer("fir", fir_kernel(gain=4.0), persistent=False)
 
     def forward(self, x: Tensor, style: Tensor) -> tuple[Tensor, Tensor | None]:
-        style = style * self.scale  # the equalised-learning-rate gain rides on the style: one small multiplication
-        if self.demodulate and in_float16(x):  # demodulation undoes any factor, so take one that cannot overflow
-            style = style / style.abs().amax(dim=1, keepdim=True).clamp(min=1e-8) * (self.kernel**2 * x.shape[1])**-0.5
-        if self.kernel == 1 and not (self.demodulate or self.up):  # toRGB: a small matrix a sample beats scaling x
+        style = style * self.scale  # the equalised gain rides on the style: one small product
+        if self.demodulate and in_float16(x):
+            # Demodulation undoes any factor, so take one that cannot overflow.
+            largest = style.abs().amax(dim=1, keepdim=True).clamp(min=1e-8)
+            style = style / largest * (self.kernel**2 * x.shape[1]) ** -0.5
+        if self.kernel == 1 and not (self.demodulate or self.up):
+            # toRGB: a small matrix a sample costs less than scaling x.
             matrices = (style[:, :, None] * self.weight[:, :, 0, 0].t()).to(x.dtype)  # (N, I, O)
             pixels = torch.bmm(x.permute(0, 2, 3, 1).flatten(1, 2), matrices)         # (N, H W, O)
             return pixels.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2), None
         scale = None
         if self.demodulate:
             with full_precision(x):  # a sum of squares deserves float32
-                energy = self.weight.square().sum(dim=(2, 3))                     # (O, I)
-                scale = (style.square() @ energy.t() + 1e-8).rsqrt()[:, :, None, None]
+                energy = self.weight.square().sum(dim=(2, 3))            # (O, I)
+                scale = (style.square() @ energy.t() + 1e-8).rsqrt()     # (N, O)
+                scale = scale[:, :, None, None]
         x = x * style[:, :, None, None].to(x.dtype)
         if not self.up:
             x = F.conv2d(x, self.weight, padding=self.kernel // 2)
-        elif self.kernel == 1:  # a pointwise convolution commutes with the filter: run it on the small grid
+        elif self.kernel == 1:  # commutes with the filter, so it runs on the small grid
             x = upsample2(F.conv2d(x, self.weight), self.fir)
         else:
-            x = blur(F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2), self.fir, padding=1)
+            x = F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2)
+            x = blur(x, self.fir, padding=1)
         return x, scale

@@ -26,17 +26,18 @@ from tqdm.auto import tqdm
 
 from gapkd import parallel
 from gapkd.distillation.distiller import Guide
-from gapkd.distillation.students import AnyGenerator, make_student
+from gapkd.distillation.students import make_student
 from gapkd.files.checkpoints import find_checkpoint, load_discriminator, load_generator, read_metadata, sha256
 from gapkd.metrics.evaluation import FidProbe
 from gapkd.metrics.features import head_mask, reader
+from gapkd.networks.base import StyleGenerator
 from gapkd.networks.stylegan2 import Discriminator, Generator
 from gapkd.networks.stylegan3 import AliasFreeGenerator, stylegan3_channels
 from gapkd.settings import DistillConfig, RunConfig, TrainConfig, from_dict, to_dict, widths
 from gapkd.training.runs import RunFolder, belongs_to_this_job, job, provenance
 from gapkd.training.trainer import Trainer, TrainingDiverged, choose_device, keep_memory
 
-Probe = Callable[[AnyGenerator], dict]
+Probe = Callable[[StyleGenerator], dict]
 AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
 
 
@@ -52,7 +53,7 @@ class OutOfMemory(RuntimeError):
 class RunResult:
     """generator: the weight average (EMA), eval mode. log: the records of log.jsonl. folder: where all lies."""
 
-    generator: AnyGenerator
+    generator: StyleGenerator
     discriminator: Discriminator
     log: list[dict]
     folder: Path
@@ -242,11 +243,11 @@ def train_gan(config: TrainConfig, probe: Probe | None = None) -> RunResult:
     if config.start_from and not config.resume:
         start_from(G, D, config.start_from)
     if not config.noise:
-        silence(G)
+        G.silence()
     return fit(Trainer(config, G, D), "teacher", probe)
 
 
-def fresh_generator(config: TrainConfig) -> AnyGenerator:
+def fresh_generator(config: TrainConfig) -> StyleGenerator:
     """The generator that the settings ask for."""
     common = {"z_dim": config.z_dim, "w_dim": config.w_dim, "mapping_layers": config.mapping_layers}
     if config.architecture == "stylegan2":
@@ -256,13 +257,6 @@ def fresh_generator(config: TrainConfig) -> AnyGenerator:
     rotation = config.architecture == "stylegan3-r"
     return AliasFreeGenerator(config.resolution, channels=channels, kernel=1 if rotation else 3, radial=rotation,
                               margin=config.margin, **common)
-
-
-def silence(G: AnyGenerator) -> None:
-    """Take the noise out of a generator for good (a StyleGAN3 has none)."""
-    if isinstance(G, Generator):
-        for conv in G.synthesis.convs:
-            conv.noise_strength.requires_grad_(False).zero_()
 
 
 def resume_run(folder: str | Path, images: int = 0, device: str = "", progress: bool = True) -> RunResult:
@@ -371,7 +365,7 @@ def distill(config: DistillConfig, probe: Probe | None = None,
     if parallel.count() > 1:
         student.load_state_dict(parallel.from_first(lambda: {k: v.cpu() for k, v in student.state_dict().items()}))
     if not config.noise:
-        silence(student)
+        student.silence()
     if config.discriminator:
         D = load_discriminator(config.discriminator).requires_grad_(True)
         if D.resolution != teacher.resolution:

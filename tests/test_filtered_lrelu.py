@@ -1,20 +1,18 @@
-"""StyleGAN3's filtered non-linearity: derivatives, pieces, precisions. Its numbers are tested in test_stylegan3.py."""
+"""StyleGAN3's filtered non-linearity: derivatives, pieces, precisions. Its numbers: test_stylegan3."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from gapkd.networks import stylegan3
-from gapkd.networks.stylegan3 import FilteredActivation, LowPass, low_pass
+from gapkd.networks import filtered_lrelu
+from gapkd.networks.filtered_lrelu import FilteredLeakyReLU, LowPass, low_pass
 
 
 def layer(size: int = 9, up: int = 2, down: int = 2, padding: tuple[int, int] = (9, 8), radial: bool = False,
-          clamp: float | None = None) -> FilteredActivation:
+          clamp: float | None = None) -> FilteredLeakyReLU:
     up_filter, down_filter = low_pass(6 * up, 4.0, 3.0, 32.0), low_pass(6 * down, 5.0, 4.0, 32.0, radial)
-    act = FilteredActivation(size, up_filter, down_filter, up, down, padding, 0.2, 2**0.5)
-    act.clamp = clamp
-    return act
+    return FilteredLeakyReLU(size, up_filter, down_filter, up, down, padding, 0.2, 2**0.5, clamp)
 
 
 @pytest.fixture
@@ -50,7 +48,7 @@ def test_pieces_of_any_size_make_the_same_image(float64, radial, monkeypatch):
     x, bias = torch.randn(5, 40, act.size, act.size, requires_grad=True), torch.randn(40)
     found = []
     for piece in (1, 20 * act.fine**2, 100 * act.fine**2, 10**9):  # one sample of 16 channels; of 16; two whole; all
-        monkeypatch.setattr(stylegan3, "PIECE", piece)
+        monkeypatch.setattr(filtered_lrelu, "PIECE", piece)
         y = act(x, bias)
         found.append((y, *torch.autograd.grad(y.square().sum(), x)))
     for y, gradient in found[1:]:

@@ -1,0 +1,161 @@
+"""What every family of generators answers, whatever its layers are.
+
+A family is one module with one subclass of `StyleGenerator`, and one line in families.py. The rest
+of the package asks the methods below and never which class it has before it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from gapkd.networks.mapping import MappingNetwork
+
+Noise = str | list[Tensor]
+
+
+def check_resolution(resolution: int, least: int = 8) -> None:
+    """Raise ValueError unless `resolution` is a power of two of at least `least`."""
+    if resolution < least or resolution & (resolution - 1):
+        raise ValueError(f"resolution must be a power of two of at least {least}, not {resolution}")
+
+
+def kept_channels(channels: int, keep: float) -> int:
+    """The paper's rule: remove floor((1 - keep) c) channels. keep 0.3: 512 -> 154, 64 -> 20."""
+    removed = round((1 - keep) * channels, 6)  # 0.7 * 10 is 7.000000000000001
+    return channels - int(removed)
+
+
+@dataclass
+class SynthesisOutput:
+    """What a synthesis network makes of ws.
+
+    image: (N, 3, R, R), float32, about [-1, 1], not clamped. features: output of every block, (N,
+    C_i, r_i, r_i); StyleGAN2: r_i = 4, 8, ... R, block 0 is
+        the 4x4 one.
+    rgbs: the images on the way, (N, 3, r_i, r_i); the last one is `image`.
+    """
+
+    image: Tensor
+    features: list[Tensor]
+    rgbs: list[Tensor]
+
+
+class StyledNetwork(nn.Module):
+    """What synthesis networks share: one w for each of num_ws layers."""
+
+    num_ws: int
+    w_dim: int
+
+    def expand_ws(self, ws: Tensor) -> Tensor:
+        """(N, w_dim) or (N, num_ws, w_dim) -> (N, num_ws, w_dim), checked."""
+        if ws.ndim == 2:
+            ws = ws[:, None].expand(-1, self.num_ws, -1)
+        if ws.ndim != 3 or ws.shape[1:] != (self.num_ws, self.w_dim):
+            raise ValueError(
+                f"ws must have shape (N, {self.w_dim}) or (N, {self.num_ws}, {self.w_dim}), "
+                f"not {tuple(ws.shape)}")
+        return ws
+
+
+class StyleGenerator(nn.Module):
+    """A mapping network f: Z -> W and a synthesis network g: W -> image.
+
+    Subclasses build `synthesis`, whose forward takes (ws, noise, generator), and answer the
+    questions that are left open here.
+
+    Args:
+        mapping: the mapping network.
+        synthesis: the synthesis network; it knows its resolution and num_ws.
+    Shape: z (N, z_dim) -> image (N, 3, R, R), about [-1, 1], not clamped.
+    """
+
+    kind: ClassVar[str]
+    """The family's name in files."""
+    mixes_styles: ClassVar[bool] = True
+    """Whether two latents may rule one image in training."""
+    movable: ClassVar[bool] = False
+    """Whether `synthesis.input.transform` shifts and turns the image (StyleGAN3)."""
+
+    def __init__(self, mapping: MappingNetwork, synthesis: StyledNetwork):
+        super().__init__()
+        self.mapping, self.synthesis = mapping, synthesis
+        self.z_dim, self.w_dim, self.c_dim = mapping.z_dim, mapping.w_dim, mapping.c_dim
+        self.resolution, self.num_ws = synthesis.resolution, synthesis.num_ws
+
+    # ------------------------------------------------------------------------------- drawing
+
+    def truncate(self, w: Tensor, truncation: float) -> Tensor:
+        """Pull w towards its average: w_avg + psi (w - w_avg). Any shape (..., w_dim)."""
+        if truncation == 1.0:
+            return w
+        return self.mapping.w_avg.lerp(w, truncation)
+
+    def forward(self, z: Tensor, c: Tensor | None = None, truncation: float = 1.0,
+                noise: Noise = "const", generator: torch.Generator | None = None) -> Tensor:
+        """Draw images.
+
+        Args:
+            z: (N, z_dim), standard normal.
+            c: one-hot labels (N, c_dim), for a conditional network.
+            truncation: 1 none, 0 the average image.
+            noise: "const" (the stored maps), "random" (needs `generator`), "none", or a list of
+                maps.
+        Returns: (N, 3, R, R), float32, about [-1, 1], not clamped.
+        """
+        w = self.truncate(self.mapping(z, c), truncation)
+        return self.synthesis(w, noise=noise, generator=generator).image
+
+    # ------------------------------------------------------------------------------- the family
+
+    def architecture(self) -> dict:
+        """The constructor's arguments, as JSON can hold them: type(G)(**G.architecture()) has G's
+        shape."""
+        raise NotImplementedError
+
+    @classmethod
+    def student_of(cls, teacher: StyleGenerator, keep: float, kernel: int = 3) -> dict:
+        """The constructor's arguments of a student of this family, with `keep` of the teacher's
+        channels in every layer. Raises ValueError for a teacher that cannot have one."""
+        raise NotImplementedError
+
+    def feature_widths(self) -> list[int]:
+        """Channels of every block's features, in the order of `SynthesisOutput.features`."""
+        raise NotImplementedError
+
+    def readers(self) -> list[list[nn.Module]]:
+        """For every group of channels, input side first, the layers that read it: each has `affine`
+        (w -> one style a channel) and `weight` (O, C, k, k), and the first one's weight decides on
+        the channels when they are scored."""
+        raise NotImplementedError
+
+    def copy_channels(self, teacher: StyleGenerator, kept: list[Tensor]) -> None:
+        """Copy a wider network's synthesis weights, in place.
+
+        Args:
+            teacher: of the same family and resolution.
+            kept: for each of its groups of channels (`readers`) the numbers of those that stay
+                here.
+        """
+        raise NotImplementedError
+
+    def copy_noise(self, teacher: StyleGenerator) -> None:
+        """Take over the stored noise maps, so that both can be compared at the same noise. Nothing
+        to do where there are none."""
+
+    def silence(self) -> None:
+        """Take the noise out for good. Nothing to do where there is none."""
+
+
+def copy_affine(ours: nn.Module, theirs: nn.Module, rows: Tensor) -> None:
+    """The styles of the channels that stay: rows of a style affine."""
+    ours.weight.copy_(theirs.weight[rows])
+    ours.bias.copy_(theirs.bias[rows])
+
+
+def if_set(**arguments: object) -> dict:
+    """The arguments that are not None: files that were written before one existed stay the same."""
+    return {name: value for name, value in arguments.items() if value is not None}

@@ -1,0 +1,73 @@
+"""The mapping network f: Z -> W, which every family shares: it decides the semantics of the image,
+and the paper's student inherits it whole (section 3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from gapkd.networks.layers import EqualLinear, full_precision
+
+
+def normalise(x: Tensor) -> Tensor:
+    """Scale each row to unit mean square. (N, C) -> (N, C)."""
+    return x * (x.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
+
+
+class MappingNetwork(nn.Module):
+    """An MLP with learning-rate multiplier 0.01.
+
+    Args:
+        z_dim: width of z; 0 for a network fed by the label alone (in a conditional discriminator).
+        w_dim: width of w.
+        layers: depth.
+        c_dim: number of classes, 0 for none; labels are one-hot rows (N, c_dim).
+        lr_multiplier: relative learning rate of its layers.
+    Shape: z (N, z_dim), c (N, c_dim) -> w (N, w_dim).
+    """
+
+    def __init__(self, z_dim: int, w_dim: int, layers: int = 8, c_dim: int = 0,
+                 lr_multiplier: float = 0.01):
+        super().__init__()
+        self.z_dim, self.w_dim, self.c_dim = z_dim, w_dim, c_dim
+        self.embed = EqualLinear(c_dim, w_dim) if c_dim else None
+        widths = [z_dim + (w_dim if c_dim else 0)] + [w_dim] * layers
+        self.layers = nn.ModuleList(
+            EqualLinear(i, o, lr_multiplier=lr_multiplier, activate=True)
+            for i, o in zip(widths, widths[1:], strict=False))
+        self.register_buffer("w_avg", torch.zeros(w_dim))
+
+    def forward(self, z: Tensor | None, c: Tensor | None = None) -> Tensor:
+        parts = []
+        if self.z_dim:
+            if z is None or z.ndim != 2 or z.shape[1] != self.z_dim:
+                given = None if z is None else tuple(z.shape)
+                raise ValueError(f"z must have shape (N, {self.z_dim}), not {given}")
+            parts.append(normalise(z))
+        if self.embed is not None:
+            if c is None or c.ndim != 2 or c.shape[1] != self.c_dim:
+                raise ValueError("this network is conditional: give one-hot labels c of shape "
+                                 f"(N, {self.c_dim})")
+            parts.append(normalise(self.embed(c)))
+        with full_precision(parts[0]):  # small and sensitive: always full precision
+            x = torch.cat(parts, dim=1)  # (N, z_dim [+ w_dim])
+            for layer in self.layers:
+                x = layer(x)
+        return x  # (N, w_dim)
+
+    @torch.no_grad()
+    def track(self, w: Tensor, decay: float = 0.995) -> None:
+        """Move the running average w_avg towards the mean of w (N, w_dim); once a training step."""
+        self.w_avg.lerp_(w.detach().float().mean(dim=0), 1 - decay)
+
+
+def mix_styles(w_a: Tensor, w_b: Tensor, crossover: int, num_ws: int) -> Tensor:
+    """Coarse layers from w_a, layers `crossover` and finer from w_b.
+
+    Shape: (N, w_dim) twice -> (N, num_ws, w_dim).
+    """
+    if not 0 <= crossover <= num_ws:
+        raise ValueError(f"crossover must lie between 0 and num_ws = {num_ws}, not {crossover}")
+    coarse = w_a[:, None].expand(-1, crossover, -1)
+    fine = w_b[:, None].expand(-1, num_ws - crossover, -1)
+    return torch.cat([coarse, fine], dim=1)
