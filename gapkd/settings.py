@@ -1,16 +1,18 @@
 """The settings of a run: two dataclasses, the only place with defaults.
 
-The command line, the notebooks' parameter cells and the metadata of every saved network are derived from them.
-Where our value for small toy faces differs from the paper's (256 px, 450k iterations), the comment gives both.
+The command line, the notebooks' parameter cells and the metadata of every saved network are derived
+from them. Where our value for small toy faces differs from the paper's (256 px, 450k iterations),
+the comment gives both.
 """
 
 from __future__ import annotations
 
 import difflib
-import functools
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import PurePath
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import tyro
 
 
 @dataclass(frozen=True)
@@ -22,19 +24,23 @@ class RunConfig:
     data: str = "toyfaces"
     """"toyfaces", or the path of a folder or zip of images."""
     images: int = 100_000
-    """Length of the training in images shown to the discriminator. Paper: 450,000 steps of 16 = 7.2 million."""
+    """Length of the training in images shown to the discriminator. Paper: 450,000 steps of 16 = 7.2
+    million."""
     batch: int = 32
     """Images a step. Paper: 16."""
     seed: int = 0
     """Of initial weights, latents, noise and data order."""
     lr: float = 0.0025
-    """Adam's learning rate for both networks, before the lazy-regularisation correction. Paper: 0.002."""
+    """Adam's learning rate for both networks, before the lazy-regularisation correction. Paper:
+    0.002."""
     mapping_lr: float = 1.0
     """Factor on the learning rate of the mapping network, on top of its multiplier 0.01."""
     adversarial: Literal["logistic", "relativistic"] = "logistic"
-    """StyleGAN2's loss; or pairs of a real and a drawn image, with R1 on the real and R2 on the drawn ones (R3GAN)."""
+    """StyleGAN2's loss; or pairs of a real and a drawn image, with R1 on the real and R2 on the
+    drawn ones (R3GAN)."""
     lr_end: float = 1.0
-    """The learning rates fall along half a cosine, to this fraction of themselves at the last image; 1: they stay."""
+    """The learning rates fall along half a cosine, to this fraction of themselves at the last
+    image; 1: they stay."""
     r1_end: float = 1.0
     """So does r1_gamma, to this fraction."""
     r1_gamma: float = 0.5
@@ -45,8 +51,6 @@ class RunConfig:
     """Weight of path-length regularisation; 0 leaves it out. Paper: 2."""
     path_every: int = 4
     """Steps between two path-length steps."""
-    path_batch_shrink: int = 2
-    """The path-length batch is batch / path_batch_shrink."""
     style_mixing: float = 0.5
     """Probability that a batch mixes two styles (StyleGAN3: never). Paper: 0.9."""
     ema_half_life: float = 10_000
@@ -57,10 +61,9 @@ class RunConfig:
     """Mirror real images at random."""
     noise: bool = True
     """Learn how strong the noise maps are; off: no noise, for data in which nothing is random."""
-    precision: Literal["auto", "bf16", "fp16", "float32"] = "auto"
-    """Autocast of everything but the regularisers; auto: bf16 where the processor has it, else float32."""
-    tf32: bool = False
-    """On NVIDIA GPUs, multiply what is left in float32 with TF32's 10 bits of mantissa."""
+    precision: Literal["auto", "bf16", "fp16", "tf32", "float32"] = "auto"
+    """Autocast of everything but the regularisers; auto: bf16 where the processor has it, else
+    float32. tf32: no autocast, but NVIDIA's 10 bits of mantissa in products."""
     device: str = "auto"
     """"auto", "cpu", "cuda", "cuda:1"..."""
     log_every: int = 1_000
@@ -68,16 +71,15 @@ class RunConfig:
     grid_every: int = 10_000
     """Images between two sample grids; 0 for none."""
     checkpoint_every: int = 20_000
-    """Images between two checkpoints; 0: only at the end or when interrupted."""
-    keep_checkpoints: int = 2
-    """The newest checkpoints that stay on the disk; the one with the lowest FID stays too."""
+    """Images between two checkpoints; 0: only at the end or when interrupted. The newest two stay
+    on the disk, and the one with the lowest FID."""
     fid_every: int = 0
     """Images between two measurements of the FID, which also choose best.safetensors; 0: none."""
     fid_samples: int = 2000
     """Images a measurement of the FID."""
     fid_features: str = "toyfaces"
-    """Feature space of that FID: "toyfaces", the embedded attribute network; "inception" (extra `metrics`); or a file
-    that `gapkd judge` wrote."""
+    """Feature space of that FID: "toyfaces", the embedded attribute network; "inception" (extra
+    `metrics`); or a file that `gapkd judge` wrote."""
     tensorboard: bool = False
     """Write log and grids for TensorBoard too (extra `tensorboard`)."""
     probe_every: int = 5_000
@@ -90,32 +92,23 @@ class RunConfig:
     def __post_init__(self):
         for name, hint in get_type_hints(type(self)).items():
             _check_type(name, getattr(self, name), hint)
-        for name in ("images", "batch", "r1_every", "path_every", "path_batch_shrink", "log_every", "probe_every",
-                     "keep_checkpoints", "layers",
-                     "z_dim", "w_dim", "mapping_layers"):
-            _require(getattr(self, name, 1) >= 1, f"{name} must be at least 1, not {getattr(self, name, 1)}")
-        for name in ("lr_end", "r1_end"):
-            _require(0 < getattr(self, name) <= 1, f"{name} must lie in (0, 1], not {getattr(self, name)}: it is the "
-                                                   "fraction that is left at the end")
+        _at_least(self, 1, "images", "batch", "r1_every", "path_every", "log_every", "probe_every")
+        _at_least(self, 0, "seed", "r1_gamma", "path_weight", "grid_every", "checkpoint_every",
+                  "fid_every", "ema_rampup")
+        _at_least(self, 2, "fid_samples")
         for name in ("lr", "mapping_lr", "ema_half_life"):
-            _require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
-        for name in ("seed", "d_first", "margin", "r1_gamma", "path_weight", "grid_every", "checkpoint_every",
-                     "fid_every", "ema_rampup"):
-            _require(getattr(self, name, 0) >= 0, f"{name} must not be negative, but is {getattr(self, name, 0)}")
-        _require(0 <= self.style_mixing <= 1, f"style_mixing is a probability, not {self.style_mixing}")
-        for name in ("channels", "d_channels"):
-            _require(getattr(self, name, (1,)), f"{name} must name at least one width")
-        _require(getattr(self, "d_first", 0) < self.images,
-                 f"d_first must be below images={self.images}, or the generator would never be trained")
+            value = getattr(self, name)
+            _require(value > 0, f"{name} must be positive, not {value}")
+        for name in ("lr_end", "r1_end"):
+            value = getattr(self, name)
+            _require(0 < value <= 1, f"{name} must lie in (0, 1], not {value}: it is the fraction "
+                                     "that is left at the end")
+        _require(0 <= self.style_mixing <= 1,
+                 f"style_mixing is a probability, not {self.style_mixing}")
         _require(self.seed < 2**63, f"seed must be below 2^63, not {self.seed}")
-        _require(self.fid_samples >= 2, f"fid_samples must be at least 2, not {self.fid_samples}")
-        for name, known in (("fid_features", ("toyfaces", "inception")),
-                            ("perceptual", ("toyfaces", "lpips"))):
-            value = getattr(self, name, known[0])
-            file = value.endswith((".safetensors", "_discriminator") if name == "perceptual" else ".safetensors")
-            _require(value in known or file,
-                     f"{name} must be {', '.join(map(repr, known))} or the .safetensors file of a judge, not {value!r}")
-        _require(not (self.resume and not self.out), "resume needs out: name the folder of the run to go on with")
+        _network_or(self, "fid_features", ("toyfaces", "inception"), ".safetensors")
+        _require(not (self.resume and not self.out),
+                 "resume needs out: name the folder of the run to go on with")
 
 
 @dataclass(frozen=True)
@@ -133,74 +126,86 @@ class TrainConfig(RunConfig):
     mapping_layers: int = 8
     """Depth of the mapping network."""
     channels: tuple[int, ...] = (64,)
-    """Widths of the generator's finest blocks; the first one holds for all coarser blocks too. Paper: 512 ... 128.
-    StyleGAN3: the widest and the narrowest layer."""
+    """Widths of the generator's finest blocks; the first one holds for all coarser blocks too.
+    Paper: 512 ... 128. StyleGAN3: the widest and the narrowest layer."""
     layers: int = 10
     """StyleGAN3: layers of the synthesis network. Paper: 14."""
     margin: int = 10
-    """StyleGAN3: pixels computed beyond every border; with few the border is felt within the image. Paper: 10."""
+    """StyleGAN3: pixels computed beyond every border; with few the border is felt within the image.
+    Paper: 10."""
     d_channels: tuple[int, ...] = (64, 32)
-    """Widths of the discriminator, likewise: most of its work would lie in the finest block, hence the 32."""
+    """Widths of the discriminator, likewise: most of its work would lie in the finest block, hence
+    the 32."""
     start_from: str = ""
-    """Finished run (its folder, or an embedded teacher's name) to start from, at the same or half the resolution."""
+    """Finished run (its folder, or an embedded teacher's name) to start from, at the same or half
+    the resolution."""
     d_first: int = 0
-    """Images for which the discriminator trains alone: a fresh one would only spoil a generator that can draw."""
+    """Images for which the discriminator trains alone: a fresh one would only spoil a generator
+    that can draw."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        _at_least(self, 1, "layers", "z_dim", "w_dim", "mapping_layers")
+        _at_least(self, 0, "margin", "d_first")
+        for name in ("channels", "d_channels"):
+            _require(getattr(self, name), f"{name} must name at least one width")
+        _require(self.d_first < self.images, f"d_first must be below images={self.images}, or the "
+                                             "generator would never be trained")
 
 
+Synthesis = Literal["random", "pruned", "pruned-content", "pruned-diversity", "slimmed"]
 RECIPES: dict[str, dict[str, Any]] = {
-    "paper": {},
+    "paper": {"synthesis": "random", "lr": 0.002, "gan_weight": 1.0, "ld_weight": 30.0},
     "gapkd": {"synthesis": "pruned-diversity", "lr": 0.008, "gan_weight": 0.3, "ld_weight": 0.0},
 }
-"""What a named recipe changes in the defaults of DistillConfig. "paper" is the paper's method; "gapkd" was put together
-from what paid in sweeps/screening.yml, and chapter 6 compares it with the others at equal budget."""
+"""The settings of DistillConfig in which recipes differ, and what each recipe says of them.
+
+"paper" is the paper's method; "gapkd" was put together from what paid in sweeps/screening.yml, and
+chapter 6 compares it with the others at equal budget."""
 
 
-def _with_recipe(cls: type) -> type:
-    """Let settings that are not given come from the recipe that is."""
-    plain = cls.__init__
-
-    @functools.wraps(plain)
-    def init(self: object, **values: Any) -> None:
-        known = RECIPES.get(values.get("recipe", "paper"))
-        _require(known is not None, f"recipe must be one of {', '.join(map(repr, RECIPES))}, not "
-                                    f"{values.get('recipe')!r}")
-        plain(self, **known | values)
-
-    cls.__init__ = init
-    return cls
+def _by_recipe(name: str, metavar: str) -> Any:
+    """Mark of a setting that is the recipe's unless it is given; help shows what each recipe
+    says."""
+    values = ", ".join(f"{recipe}: {values[name]}" for recipe, values in RECIPES.items())
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default of recipe {values})")
 
 
-@_with_recipe
 @dataclass(frozen=True)
 class DistillConfig(RunConfig):
     """Distil a teacher into a student with the paper's total loss (section 4):
     gan_weight L_gan + rgb_weight L_rgb + perceptual_weight L_lpips + ld_weight L_ld."""
 
     recipe: Literal["paper", "gapkd"] = "paper"
-    """Where settings that are not given come from: the paper's method, or the recipe of chapter 6."""
+    """Where lr, synthesis, gan_weight and ld_weight come from unless they are given: the
+    paper's method, or the recipe of chapter 6."""
     teacher: str = "toyfaces32"
     """The teacher's file, or the name of an embedded one."""
-    lr: float = 0.002
+    lr: Annotated[float | None, _by_recipe("lr", "FLOAT")] = None
     """Adam's learning rate for student and discriminator."""
     keep: float = 0.3
     """Fraction of the teacher's channels that the student keeps in every layer."""
     kernel: Literal[3, 1] = 3
     """Kernel of every block's second convolution; 1 is the heterogeneous student."""
+    kind: Literal["same", "mobile"] = "same"
+    """The student's family: its teacher's, or MobileStyleGAN's wavelet-domain network."""
     mapping: Literal["inherit", "inherit-frozen", "random"] = "inherit"
     """What becomes of the teacher's mapping network."""
-    synthesis: Literal["random", "pruned", "pruned-content", "pruned-diversity", "slimmed"] = "random"
-    """Fresh synthesis weights, or the teacher's channels of largest magnitude, of most content (CAGAN), of most
-    diversity (DCP-GAN), or those that survive a penalty on their scales (GAN Slimming)."""
-    slimming_images: int = 20_000
-    """Images that "slimmed" spends on learning the scales; they count towards `images`."""
+    synthesis: Annotated[
+        Synthesis | None, _by_recipe("synthesis", "|".join(get_args(Synthesis)))
+    ] = None
+    """Fresh synthesis weights, or the teacher's channels of largest magnitude, of most content
+    (CAGAN), of most diversity (DCP-GAN), or those that survive a penalty on their scales (GAN
+    Slimming), on which a fifth of the images is spent."""
     content: Literal["", "toyfaces"] = ""
-    """What of the image counts: all, or (CAGAN) heads, as their factors are read and drawn; for the rgb and perceptual
-    losses and for "pruned-content"."""
+    """What of the image counts: all, or (CAGAN) heads, as their factors are read and drawn; for the
+    rgb and perceptual losses and for "pruned-content"."""
     discriminator: str = ""
     """File of a discriminator to start from (or an embedded name); empty: a fresh one."""
     d_channels: tuple[int, ...] = (64, 32)
-    """Widths of a fresh discriminator's finest blocks; the first one holds for all coarser blocks too."""
-    gan_weight: float = 1.0
+    """Widths of a fresh discriminator's finest blocks; the first one holds for all coarser blocks
+    too."""
+    gan_weight: Annotated[float | None, _by_recipe("gan_weight", "FLOAT")] = None
     """Weight of the adversarial loss."""
     rgb_weight: float = 3.0
     """Weight of the mean absolute image difference."""
@@ -209,16 +214,18 @@ class DistillConfig(RunConfig):
     perceptual_weight: float = 3.0
     """Weight of the perceptual distance."""
     perceptual: str = "toyfaces"
-    """"toyfaces", the embedded attribute network; "lpips", LPIPS-VGG through the `metrics` extra; a file that
-    `gapkd judge` wrote; or a discriminator, file or embedded name, whose features are compared (DCD)."""
+    """"toyfaces", the embedded attribute network; "lpips", LPIPS-VGG through the `metrics` extra; a
+    file that `gapkd judge` wrote; or a discriminator, file or embedded name, whose features are
+    compared (DCD)."""
     feature_weight: float = 0.0
     """Weight of the feature regression (FitNets), which is no part of the paper's loss."""
     feature_blocks: tuple[int, ...] = (2, 3)
     """Blocks whose features are regressed."""
-    ld_weight: float = 30.0
+    ld_weight: Annotated[float | None, _by_recipe("ld_weight", "FLOAT")] = None
     """Weight of the latent-direction loss."""
     ld_blocks: tuple[int, ...] = (2, 3)
-    """Blocks whose features are compared; block 1 is 8x8. Paper: 2, 3, 4, 5, that is 16 to 128 px of 256."""
+    """Blocks whose features are compared; block 1 is 8x8. Paper: 2, 3, 4, 5, that is 16 to 128 px
+    of 256."""
     ld_kind: Literal["kl", "mse"] = "kl"
     """Divergence between the relation matrices."""
     ld_views: Literal[2, 1] = 2
@@ -227,48 +234,56 @@ class DistillConfig(RunConfig):
     """SeFa directions a block, SeFa directions of all blocks together, or random directions."""
     ld_strength: float = 5.0
     """Length of an offset, times N(0, 1)."""
-    ld_eigenvalues: bool = False
-    """Longer offsets along SeFa directions that the styles amplify more, as the roots of their eigenvalues; ld_strength
-    is then their root mean square. Not in the paper."""
-    ld_balance: float = 0.0
-    """In place of ld_weight, if not 0: at the features that the loss compares, its gradient is this many times as
-    strong as that of rgb_weight times the rgb loss. Not in the paper."""
-    ld_queue: int = 0
-    """Batches before this one to whose moved images each image is related as well. Their features, the student's and
-    the teacher's, stay in memory and in every checkpoint: some 36 MB an image for a StyleGAN2 of the official size at
-    256 px. Not in the paper."""
 
     @property
-    def compares_directions(self) -> bool:
-        """Whether there is a latent-direction loss at all."""
-        return bool(self.ld_weight or self.ld_balance)
+    def slimming_images(self) -> int:
+        """What "slimmed" spends of `images` on learning which channels to keep."""
+        return self.images // 5 if self.synthesis == "slimmed" else 0
 
     def __post_init__(self):
+        _require(self.recipe in RECIPES,
+                 f"recipe must be one of {', '.join(map(repr, RECIPES))}, not {self.recipe!r}")
+        for name, value in RECIPES[self.recipe].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)  # the way to finish a frozen dataclass
         super().__post_init__()
-        _require(0 < self.keep <= 1,
-                 f"keep must lie in (0, 1], not {self.keep}: it is the fraction of channels that stay")
+        _require(0 < self.keep <= 1, f"keep must lie in (0, 1], not {self.keep}: it is the "
+                                     "fraction of channels that stay")
+        _require(self.d_channels, "d_channels must name at least one width")
         weights = ("gan_weight", "rgb_weight", "perceptual_weight", "feature_weight", "ld_weight")
-        for name in (*weights, "ld_strength", "ld_balance", "ld_queue"):
-            _require(getattr(self, name) >= 0, f"{name} must not be negative, but is {getattr(self, name)}")
+        _at_least(self, 0, *weights, "ld_strength")
         _require(any(getattr(self, name) for name in weights),
-                 f"{', '.join(weights[:-1])} and {weights[-1]} are all 0: give one of them a weight")
-        for kind, used in (("feature", self.feature_weight), ("ld", self.compares_directions)):
-            _require(getattr(self, f"{kind}_blocks") or not used, f"{kind}_blocks must name at least one block")
-        _require(self.compares_directions or not (self.ld_queue or self.ld_eigenvalues),
-                 "ld_queue and ld_eigenvalues change the latent-direction loss: give it a weight")
-        _require(not self.ld_eigenvalues or (self.ld_views == 2 and self.ld_offsets != "random"),
-                 "ld_eigenvalues needs steps along SeFa directions: ld_views 2 and ld_offsets split or global")
-        _require(self.rgb_weight or not self.ld_balance,
-                 "ld_balance ties the latent-direction loss to the rgb loss: give that a weight")
-        _require(self.synthesis != "slimmed" or 0 < self.slimming_images < self.images,
-                 f"slimming_images must lie between 0 and images={self.images}, not {self.slimming_images}: they are a "
-                 "part of them")
+                 f"{', '.join(weights[:-1])} and {weights[-1]} are all 0: give one of them a "
+                 "weight")
+        for kind in ("feature", "ld"):
+            used = getattr(self, f"{kind}_weight")
+            _require(getattr(self, f"{kind}_blocks") or not used,
+                     f"{kind}_blocks must name at least one block")
+        _network_or(self, "perceptual", ("toyfaces", "lpips"), (".safetensors", "_discriminator"))
+
+
+def _at_least(config: object, least: int, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        bound = f"be at least {least}, not" if least else "not be negative, but is"
+        _require(value >= least, f"{name} must {bound} {value}")
+
+
+def _network_or(config: object, name: str, known: tuple[str, ...],
+                endings: str | tuple[str, ...]) -> None:
+    value = getattr(config, name)
+    _require(value in known or value.endswith(endings),
+             f"{name} must be {', '.join(map(repr, known))} or the .safetensors file of a judge, "
+             f"not {value!r}")
 
 
 def _check_type(name: str, value: object, hint: Any) -> None:
+    if type(None) in get_args(hint):  # X | None: by now the recipe has filled it in
+        hint = get_args(hint)[0]
     if get_origin(hint) is Literal:
         allowed = get_args(hint)
-        _require(value in allowed, f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
+        _require(value in allowed,
+                 f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
         return
     accepted = {int: int, float: (int, float), str: str, bool: bool}.get(hint, tuple)
     right = isinstance(value, accepted) and (hint is bool or not isinstance(value, bool))
@@ -284,24 +299,25 @@ def _require(condition: object, message: str) -> None:
 
 
 def from_dict(cls: type, values: dict[str, Any]):
-    """Build a settings dataclass from a plain dict (JSON, notebook parameters), naming an unknown field."""
+    """Build a settings dataclass from a plain dict (JSON, notebook parameters), naming an unknown
+    field."""
     known = [f.name for f in fields(cls)]
     for name in values:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
             raise ValueError(f"{cls.__name__} has no setting {name}{hint}")
-    tuples = {f.name for f in fields(cls) if f.default is not MISSING and isinstance(f.default, tuple)}
-    def as_field(name: str, value: Any) -> Any:
-        if name in tuples and isinstance(value, (list, int)):
-            return tuple(value) if isinstance(value, list) else (value,)
-        return value
-
-    return cls(**{name: as_field(name, value) for name, value in values.items()})
+    values = dict(values)
+    for field in fields(cls):
+        value = values.get(field.name)
+        if isinstance(field.default, tuple) and isinstance(value, (list, int)):
+            values[field.name] = tuple(value) if isinstance(value, list) else (value,)
+    return cls(**values)
 
 
 def widths(channels: tuple[int, ...], resolution: int) -> list[int]:
-    """One width a block, 4x4 first, from the finest blocks' widths: (64, 32) at 32 px is [64, 64, 64, 32]."""
+    """One width a block, 4x4 first, from the finest blocks' widths: (64, 32) at 32 px is [64, 64,
+    64, 32]."""
     blocks = resolution.bit_length() - 2
     return [channels[0]] * (blocks - len(channels)) + list(channels)
 
@@ -311,8 +327,8 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
     return _plain(asdict(config))
 
 
-MINE = ("out", "resume", "progress", "device", "log_every", "grid_every", "checkpoint_every", "keep_checkpoints",
-        "tensorboard", "plot")
+MINE = ("out", "resume", "progress", "device", "log_every", "grid_every", "checkpoint_every",
+        "keep_checkpoints", "tensorboard", "plot")
 """Settings that say nothing about the weights."""
 FILES = ("data", "teacher", "discriminator", "start_from", "perceptual", "fid_features", "judge")
 """Settings that may name a file."""
@@ -323,11 +339,19 @@ def shareable(settings: dict[str, Any]) -> dict[str, Any]:
     return {k: PurePath(v).name if k in FILES else v for k, v in settings.items() if k not in MINE}
 
 
+def defaults(cls: type, recipe: str | None = "paper") -> dict[str, Any]:
+    """What a settings dataclass holds if nothing but the recipe is given: field -> default."""
+    found = {field.name: field.default for field in fields(cls)}
+    if cls is DistillConfig:
+        found |= RECIPES.get(recipe, RECIPES["paper"])
+    return found
+
+
 def command_line(command: str, cls: type, values: dict[str, Any]) -> str:
-    """The command that gives a settings dataclass these values: whatever differs from today's defaults."""
+    """The command that gives a settings dataclass these values: whatever differs from today's
+    defaults."""
     words, values = [command], _plain(values)
-    defaults = {f.name: f.default for f in fields(cls)} | RECIPES.get(values.get("recipe"), {})
-    for field, default in _plain(defaults).items():
+    for field, default in _plain(defaults(cls, values.get("recipe"))).items():
         value, option = values.get(field, default), field.replace("_", "-")
         if value == default:
             continue

@@ -1,4 +1,4 @@
-"""Channel scores: equal to the recorded ones, by hand on a tiny network, and what a student keeps of them."""
+"""Which channels stay: scores as recorded and written out, and what a penalty leaves of them."""
 
 from __future__ import annotations
 
@@ -6,28 +6,20 @@ import copy
 
 import pytest
 import torch
-from recorded import arrays, stylekd_network
+from recorded import stylekd_network
 
 from gapkd.distillation import pruning
-from gapkd.distillation.students import SYNTHESES, make_student
 from gapkd.networks.stylegan2 import Generator
-from gapkd.networks.stylegan3 import AliasFreeGenerator
+
+KINDS = pytest.mark.parametrize("kind", ["stylegan2", "stylegan3"])
 
 
-@pytest.fixture(scope="module")
-def networks():
-    torch.manual_seed(0)
-    return {"2": Generator(16, 12, 12, [(10, 12), (14, 10), (8, 6)], mapping_layers=2).eval(),
-            "3": AliasFreeGenerator(32, 12, 12, [10, 12, 8, 6], mapping_layers=2, margin=2).eval()}
-
-
-def test_gradient_scores_are_the_recorded_ones():
-    data = arrays("stylekd")
-    G = stylekd_network(data, "teacher").requires_grad_(True)
-    scores = pruning.gradient_scores(G, G(data["z"]), data["score.noisy"])
+def test_gradient_scores_are_the_recorded_ones(stylekd):
+    G = stylekd_network(stylekd, "teacher").requires_grad_(True)
+    scores = pruning.gradient_scores(G, G(stylekd["z"]), stylekd["score.noisy"])
     assert len(scores) == 8
     for layer, score in enumerate(scores):
-        torch.testing.assert_close(score, data[f"score.layer{layer}"], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(score, stylekd[f"score.layer{layer}"], rtol=1e-3, atol=1e-4)
 
 
 def test_salt_and_pepper_is_black_or_white_inside_the_mask():
@@ -41,55 +33,53 @@ def test_salt_and_pepper_is_black_or_white_inside_the_mask():
     assert hit.sum().abs() < 0.2 * (hit != 0).sum()
 
 
-@pytest.mark.parametrize("kind", "23")
+@KINDS
 @pytest.mark.parametrize("name", pruning.SCORES)
 def test_scores_fit_the_layers_and_come_again(networks, kind, name):
-    G = networks[kind]
-    score = pruning.SCORES[name]
+    G, score = networks[kind], pruning.SCORES[name]
     arguments = {} if name == "pruned" else {"samples": 6, "batch": 4}
-    arguments |= {"directions": 3} if name == "pruned-diversity" else {}
     scores = score(G, **arguments)
     assert [len(s) for s in scores] == [w.shape[1] for w in pruning.weights(G)]
-    assert all(bool(s.isfinite().all()) and bool((s >= 0).all()) and bool(s.any()) for s in scores)
+    assert all(bool(s.isfinite().all() and (s >= 0).all() and s.any()) for s in scores)
     assert all(map(torch.equal, scores, score(G, **arguments)))
     if name != "pruned":
         assert not all(map(torch.equal, scores, score(G, **arguments, seed=1)))
-    assert all(p.grad is None for p in G.parameters())
 
 
-def test_a_channel_that_is_always_silent_scores_nothing(networks):
-    G = copy.deepcopy(networks["2"])
-    with torch.no_grad():
-        pruning.weights(G)[-2][3] = 0  # nothing is written to channel 3 of the last convolution ...
-        G.synthesis.convs[-1].bias[3] = 0
-        G.synthesis.convs[-1].noise_strength.zero_()
-        pruning.weights(G)[-1][:, 3] = 0  # ... and toRGB does not read it
-    assert pruning.magnitude_scores(G)[-1][3] == 0
-    for score in (pruning.content_scores, pruning.diversity_scores):
-        assert score(G, samples=4, batch=4)[-1][3] == 0
+def test_magnitude_scores_by_hand(networks):
+    scores = pruning.magnitude_scores(networks["stylegan2"])
+    weight = networks["stylegan2"].synthesis.convs[1].weight
+    assert scores[1][3].item() == pytest.approx(weight[:, 3].abs().mean().item())
 
 
-def test_content_scores_look_only_at_the_content(networks):
-    def nowhere(images):
-        return torch.zeros(len(images), 1, *images.shape[2:])
+def images_scores(G, w, target) -> list[torch.Tensor]:
+    """Of sum |G(w) - target|, the mean absolute gradient channel by channel."""
+    G.zero_grad()
+    (G.synthesis(w).image - target).abs().sum().backward()
+    return [weight.grad.abs().transpose(0, 1).flatten(1).mean(dim=1)
+            for weight in pruning.weights(G)]
 
-    scores = pruning.content_scores(networks["2"], samples=4, batch=4, content=nowhere)
-    assert all(not s.any() for s in scores)
 
-
-def test_diversity_is_the_squared_deviation_over_directions(networks, monkeypatch):
-    fake = iter([[torch.tensor([float(v)])] for v in (1, 2, 6)] * 2)
-    monkeypatch.setattr(pruning, "gradient_scores", lambda *_: next(fake))
-    monkeypatch.setattr(pruning, "weights", lambda G: [torch.zeros(1, 1, 1, 1)])
-    (score,) = pruning.diversity_scores(networks["2"], samples=8, directions=3, batch=4)
-    assert score.item() == pytest.approx(2 * (4 + 1 + 9))
-    with pytest.raises(ValueError, match="directions must be at least 2"):
-        pruning.diversity_scores(networks["2"], directions=1)
+def test_content_scores_step_by_step(networks):
+    G = copy.deepcopy(networks["stylegan2"]).requires_grad_(True)
+    content = lambda images: (images.mean(dim=1, keepdim=True) > 0).float()  # noqa: E731
+    scores = pruning.content_scores(G, samples=6, batch=4, seed=2, probability=0.3, content=content)
+    dice = torch.Generator().manual_seed(2)
+    expected = 0
+    for n in (4, 2):
+        w = G.mapping(torch.randn(n, 12, generator=dice)).detach()
+        images = G.synthesis(w).image.detach()
+        noisy = pruning.salt_and_pepper(images, 0.3, dice, content(images))
+        expected = expected + n / 6 * torch.cat(images_scores(G, w, noisy))
+    torch.testing.assert_close(torch.cat(scores), expected, rtol=1e-3, atol=1e-6)
+    nowhere = lambda images: torch.zeros_like(images[:, :1])  # noqa: E731
+    assert not any(map(torch.any, pruning.content_scores(G, 4, content=nowhere)))
 
 
 def test_diversity_scores_step_by_step(networks, monkeypatch):
-    """Directions drawn by the variance that they explain, and the score written out with backward() and variances."""
-    G, drawn, real = copy.deepcopy(networks["2"]).requires_grad_(True), [], torch.multinomial
+    """Directions drawn by the variance that they explain, and the score as a variance."""
+    G = copy.deepcopy(networks["stylegan2"]).requires_grad_(True)
+    drawn, real = [], torch.multinomial
 
     def watched(weights, *arguments, **options):
         drawn.append((weights, real(weights, *arguments, **options)))
@@ -98,36 +88,72 @@ def test_diversity_scores_step_by_step(networks, monkeypatch):
     monkeypatch.setattr(torch, "multinomial", watched)
     scores = pruning.diversity_scores(G, samples=6, directions=4, strength=3.0, seed=2, batch=4)
     dice = torch.Generator().manual_seed(2)
-    many = torch.cat(list(pruning.draw_ws(G, 10_000, 1_000, dice))).detach()
-    explained = torch.linalg.eigvalsh(torch.cov(many.T)).flip(0)
-    torch.testing.assert_close(drawn[0][0] / drawn[0][0].sum(), explained / explained.sum(), rtol=1e-3, atol=1e-6)
-    assert explained[0] > 3 * explained[-1], "axes that explain alike would not show how they are drawn"
-    axes = torch.linalg.svd(many - many.mean(dim=0), full_matrices=False).Vh
-    expected = [torch.zeros_like(score) for score in scores]
-    for start, (_, chosen) in zip((0, 4), drawn, strict=True):
-        w = next(pruning.draw_ws(G, min(4, 6 - start), 4, dice))
-        real(explained.clamp(min=0), 4, replacement=True, generator=dice)  # moves the dice on as the drawing did
-        rows = []
-        for axis in axes[chosen]:
-            G.zero_grad()
-            target = G.synthesis(w + 3.0 * axis).image.detach()
-            (G.synthesis(w).image - target).abs().sum().backward()
-            rows.append([torch.stack([weight.grad[:, c].abs().mean() for c in range(weight.shape[1])])
-                         for weight in pruning.weights(G)])
-        for total, found in zip(expected, zip(*rows, strict=True), strict=True):
-            total += 4 * torch.stack(found).var(dim=0, unbiased=False)
-    for score, by_hand in zip(scores, expected, strict=True):
-        torch.testing.assert_close(score, by_hand, rtol=1e-3, atol=1e-6)
+    many = torch.cat([G.mapping(torch.randn(1_000, 12, generator=dice)) for _ in range(10)])
+    explained = torch.linalg.eigvalsh(torch.cov(many.detach().T)).flip(0)
+    torch.testing.assert_close(drawn[0][0] / drawn[0][0].sum(), explained / explained.sum(),
+                               rtol=1e-3, atol=1e-6)
+    assert explained[0] > 3 * explained[-1]  # else it would not show how they are drawn
+    axes = torch.linalg.svd((many - many.mean(dim=0)).detach(), full_matrices=False).Vh
+    expected = 0
+    for n, (weights, chosen) in zip((4, 2), drawn, strict=True):
+        w = G.mapping(torch.randn(n, 12, generator=dice)).detach()
+        real(weights, 4, replacement=True, generator=dice)  # moves the dice on
+        moved = [G.synthesis(w + 3.0 * axis).image.detach() for axis in axes[chosen]]
+        rows = torch.stack([torch.cat(images_scores(G, w, target)) for target in moved])
+        expected = expected + 4 * rows.var(dim=0, unbiased=False)
+    torch.testing.assert_close(torch.cat(scores), expected, rtol=1e-3, atol=1e-6)
+    with pytest.raises(ValueError, match="directions must be at least 2, not 1"):
+        pruning.diversity_scores(G, directions=1)
 
 
-@pytest.mark.parametrize("kind", "23")
-@pytest.mark.parametrize("name", pruning.SCORES)
-def test_a_student_starts_from_the_channels_of_highest_score(networks, kind, name, monkeypatch):
-    G = networks[kind]
-    rising = lambda G, **options: [torch.arange(w.shape[1]).float() for w in pruning.weights(G)]  # noqa: E731
-    monkeypatch.setitem(pruning.SCORES, name, rising)
-    student = make_student(G, keep=0.5, synthesis=name)
-    ours, theirs = pruning.weights(student), pruning.weights(G)
-    width = ours[1].shape[1]
-    assert torch.equal(ours[1], theirs[1][-ours[1].shape[0]:][:, -width:])  # the last channels score highest
-    assert {"random", *pruning.SCORES, "slimmed"} == set(SYNTHESES)
+def test_classes_take_turns():
+    G = Generator(8, 4, 4, 4, mapping_layers=1, c_dim=3)
+    ws = torch.cat(list(pruning.draw_ws(G, 5, 2, torch.Generator().manual_seed(0))))
+    dice = torch.Generator().manual_seed(0)
+    z = torch.cat([torch.randn(n, 4, generator=dice) for n in (2, 2, 1)])
+    torch.testing.assert_close(ws, G.mapping(z, torch.eye(3)[[0, 1, 2, 0, 1]]).detach())
+    assert not ws.requires_grad
+
+
+# ------------------------------------------------------------------------------------- slimming
+
+
+@KINDS
+def test_every_layer_reads_one_group_of_channels(networks, kind):
+    groups = networks[kind].readers()
+    for group, weight in zip(groups, pruning.weights(networks[kind]), strict=True):
+        assert {len(layer.affine.bias) for layer in group} == {weight.shape[1]}
+    styled = [m for m in networks[kind].synthesis.modules()
+              if hasattr(m, "affine") and hasattr(m, "bias")]  # not StyleGAN3's input
+    assert sorted(id(layer) for group in groups for layer in group) == sorted(map(id, styled))
+
+
+@KINDS
+def test_slimming_shrinks_scales_and_folds_them_in(networks, kind):
+    teacher = networks[kind]
+    before = copy.deepcopy(teacher.state_dict())
+    G, scores = pruning.slim(teacher, images=8, batch=8, penalty=0.3, lr=1e-9, scale_lr=0.1)
+    # A copy draws the same images: in the first step only the penalty moves the scales.
+    for score in scores:
+        torch.testing.assert_close(score, torch.full_like(score, 1 - 0.1 * 0.3), rtol=0, atol=1e-4)
+    w = torch.randn(3, 12)
+    for ours, scale, theirs in zip(G.readers(), scores, teacher.readers(), strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a.affine(w), b.affine(w) * scale)
+    with pytest.raises(ValueError, match="penalty=1000.0 switches a whole layer off"):
+        pruning.slim(teacher, images=8, batch=8, penalty=1000.0)
+    assert all(map(torch.equal, before.values(), teacher.state_dict().values()))
+    assert not any(p.requires_grad for p in G.parameters())
+
+
+def test_the_images_hold_on_to_the_channels_that_they_need():
+    """Half of the channels that enter the last layers are read by nothing: their scales go."""
+    torch.manual_seed(3)
+    G = Generator(8, 8, 8, 16, mapping_layers=2).eval()
+    with torch.no_grad():
+        for readers in G.readers()[-2:]:
+            for layer in readers:
+                layer.weight[:, ::2] = 0
+    _, scores = pruning.slim(G, images=3200, batch=16, penalty=0.01, scale_lr=0.5, lr=1e-4)
+    for score in scores[-2:]:
+        assert score[::2].max() < 0.5 * score[1::2].min()

@@ -24,6 +24,19 @@ def distill_config(out: Path, teacher: Path, **changes) -> DistillConfig:
                                      "images": 16} | changes)
 
 
+def perturb(network: torch.nn.Module) -> torch.nn.Module:
+    """Make an untrained network look trained, in place: noise strengths, biases and w_avg are no longer 0."""
+    with torch.no_grad():
+        for name, value in network.named_parameters():
+            if name.endswith(("noise_strength", "bias")):
+                scale = 100.0 if "mapping" in name else 1.0  # stored biases of the mapping network are large
+                value.add_(0.3 * scale * torch.randn_like(value))
+        for name, value in network.named_buffers():
+            if name.endswith("w_avg"):
+                value.normal_()
+    return network
+
+
 def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 

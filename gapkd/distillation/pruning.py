@@ -32,7 +32,8 @@ def magnitude_scores(G: StyleGenerator) -> list[Tensor]:
 
 
 def gradient_scores(G: StyleGenerator, images: Tensor, target: Tensor) -> list[Tensor]:
-    """Mean absolute gradient of sum |images - target| with respect to the weights that read a channel.
+    """Mean absolute gradient of sum |images - target| with respect to the weights that read a
+    channel.
 
     Args:
         images: (N, 3, R, R), drawn by G with gradients.
@@ -83,8 +84,9 @@ def diversity_scores(G: StyleGenerator, samples: int = 400, directions: int = 10
     directions d.
 
     For every batch, `directions` principal axes of W are drawn, each with the probability of the
-    variance it explains; the score is the sum, over batches and directions, of the squared deviation
-    from the mean over that batch's directions. The moved image is a constant, as in the paper.
+    variance it explains; the score is the sum, over batches and directions, of the squared
+    deviation from the mean over that batch's directions. The moved image is a constant, as in the
+    paper.
 
     Source: Chung et al., *Diversity-aware Channel Pruning for StyleGAN Compression* (CVPR 2024),
     section 3.
@@ -123,10 +125,10 @@ def slim(teacher: StyleGenerator, images: int = 20_000, penalty: float = 0.006, 
          ) -> tuple[StyleGenerator, list[Tensor]]:
     """GAN Slimming: let a penalty decide which channels can go.
 
-    Every channel that enters a layer gets a scale, 1 at first. Weights and scales then learn to go on
-    drawing the teacher's images while an L1 penalty pulls all scales towards zero: those that the image
-    can do without get there first. The scale multiplies the features, not the style: demodulation would
-    undo a factor that all channels of a layer share.
+    Every channel that enters a layer gets a scale, 1 at first. Weights and scales then learn to go
+    on drawing the teacher's images while an L1 penalty pulls all scales towards zero: those that
+    the image can do without get there first. The scale multiplies the features, not the style:
+    demodulation would undo a factor that all channels of a layer share.
 
     Args:
         images: length of the training.
@@ -138,8 +140,8 @@ def slim(teacher: StyleGenerator, images: int = 20_000, penalty: float = 0.006, 
     Returns: a generator whose style affines hold the scales, and one tensor (C,) for each of its
         `readers`. (In a demodulated layer a scale within the style weighs the channels against each
         other as before, but the layer's output has its usual size again.)
-    Source: Wang et al., *GAN Slimming* (ECCV 2020); its quantisation is left out, and the adversarial
-        loss comes afterwards, with the distillation.
+    Source: Wang et al., *GAN Slimming* (ECCV 2020); its quantisation is left out, and the
+        adversarial loss comes afterwards, with the distillation.
     """
     device = next(teacher.parameters()).device
     G = copy.deepcopy(teacher).eval().requires_grad_(False)

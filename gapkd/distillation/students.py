@@ -13,9 +13,9 @@ from gapkd.networks.families import STUDENT_KINDS
 
 MAPPINGS = ("inherit", "inherit-frozen", "random")
 SYNTHESES = ("random", *SCORES, "slimmed")
-# Students draw from seeds of their own: with the teacher's seed, a "random" mapping network of the same
-# shape would be the one the teacher started from, and at its small learning rate (multiplier 0.01) that
-# is nearly the trained one.
+# Students draw from seeds of their own: with the teacher's seed, a "random" mapping network of the
+# same shape would be the one the teacher started from, and at its small learning rate (multiplier
+# 0.01) that is nearly the trained one.
 FIRST_STUDENT_SEED = 1_000_000
 
 
@@ -32,17 +32,17 @@ def make_student(teacher: StyleGenerator, keep: float = 0.3, kernel: int = 3,
             (A StyleGAN3 student has its teacher's kernels.)
         mapping: "inherit", the teacher's mapping network, weights and all (the paper's finding);
             "inherit-frozen", the same, not trained further; "random", fresh weights.
-        synthesis: "random", fresh weights (the paper); or the teacher's weights of the channels with
-            the highest score (pruning.py): "pruned", by magnitude; "pruned-content" (CAGAN);
-            "pruned-diversity" (DCP-GAN); or "slimmed", those of a copy of the teacher whose channels
-            learned to do without (GAN Slimming).
+        synthesis: "random", fresh weights (the paper); or the teacher's weights of the channels
+            with the highest score (pruning.py): "pruned", by magnitude; "pruned-content" (CAGAN);
+            "pruned-diversity" (DCP-GAN); or "slimmed", those of a copy of the teacher whose
+            channels learned to do without (GAN Slimming).
         seed: of the fresh weights; the caller's random state is left alone.
         content: for "pruned-content", maps images (N, 3, R, R) to masks (N, 1, R, R) in [0, 1] of
             what matters.
         slimming_images: for "slimmed", length of that training.
         kind: "same", the teacher's family; "mobile", MobileStyleGAN's wavelet-domain network.
-    Returns: a network in train mode. Constant noise maps are the teacher's, so that both networks can
-        be compared at the same noise.
+    Returns: a network in train mode. Constant noise maps are the teacher's, so that both networks
+        can be compared at the same noise.
     Raises ValueError, in one sentence, for a student that cannot be.
     """
     family, architecture = check_request(teacher, keep, kernel, mapping, synthesis, kind)
@@ -67,8 +67,8 @@ def check_request(teacher: StyleGenerator, keep: float, kernel: int, mapping: st
                   kind: str = "same") -> tuple[type[StyleGenerator], dict]:
     """The student's family and architecture. Raises the ValueError that `make_student` would."""
     if not 0 < keep <= 1:
-        raise ValueError(f"keep must lie in (0, 1], not {keep}: it is the fraction of channels that "
-                         "stay")
+        raise ValueError(f"keep must lie in (0, 1], not {keep}: it is the fraction of channels "
+                         "that stay")
     if mapping not in MAPPINGS:
         raise ValueError(f"mapping must be one of {', '.join(MAPPINGS)}, not {mapping!r}")
     if synthesis not in SYNTHESES:
@@ -77,12 +77,12 @@ def check_request(teacher: StyleGenerator, keep: float, kernel: int, mapping: st
         raise ValueError(f"kind must be one of {', '.join(STUDENT_KINDS)}, not {kind!r}")
     family = STUDENT_KINDS[kind] or type(teacher)
     if family is not type(teacher) and synthesis != "random":
-        raise ValueError(f'synthesis="{synthesis}" copies weights, which a student of another family '
-                         'cannot take over: choose synthesis="random", or kind="same"')
+        raise ValueError(f'synthesis="{synthesis}" copies weights, which a student of another '
+                         'family cannot take over: choose synthesis="random", or kind="same"')
     architecture = family.student_of(teacher, keep, kernel)
     if synthesis != "random" and architecture["kernel"] != teacher.kernel:
-        raise ValueError(f'synthesis="{synthesis}" copies weights, so kernel must be the teacher\'s '
-                         f"{teacher.kernel}, not {kernel}")
+        raise ValueError(f'synthesis="{synthesis}" copies weights, so kernel must be the '
+                         f"teacher's {teacher.kernel}, not {kernel}")
     return family, architecture
 
 

@@ -283,6 +283,7 @@ class AliasFreeGenerator(StyleGenerator):
 
     kind = "stylegan3-generator"
     mixes_styles = False  # StyleGAN3 is trained without style mixing
+    has_noise = False
     movable = True
 
     def __init__(self, resolution: int, z_dim: int = 512, w_dim: int = 512,
@@ -305,8 +306,8 @@ class AliasFreeGenerator(StyleGenerator):
     @classmethod
     def student_of(cls, teacher: AliasFreeGenerator, keep: float, kernel: int = 3) -> dict:
         if kernel not in (3, teacher.kernel):
-            raise ValueError(f"a StyleGAN3 student has its teacher's kernel {teacher.kernel}: leave "
-                             "kernel at its default")
+            raise ValueError("a StyleGAN3 student has its teacher's kernel "
+                             f"{teacher.kernel}: leave kernel at its default")
         channels = [kept_channels(c, keep) for c in teacher.channels]
         return teacher.architecture() | {"channels": channels}
 

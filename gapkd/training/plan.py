@@ -1,8 +1,8 @@
 """What a distillation will cost: multiply-accumulates, memory, hours, before it is started.
 
-Work and memory are counted, not guessed: the networks are built on PyTorch's meta device, where shapes are computed
-and nothing else. How fast a machine works through that is one number, measured (`measure_growth`) or taken from a run
-that somebody published.
+Work and memory are counted, not guessed: the networks are built on PyTorch's meta device, where
+shapes are computed and nothing else. How fast a machine works through that is one number, measured
+(`measure_growth`) or taken from a run that somebody published.
 """
 
 from __future__ import annotations
@@ -23,7 +23,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gapkd.benchmark import alternate, peak_memory, prepare, step_seconds
 from gapkd.distillation.students import kept_channels
-from gapkd.files.checkpoints import WEIGHTS, CheckpointError, find_checkpoint, read_metadata, write_atomically
+from gapkd.files.checkpoints import (
+    WEIGHTS,
+    CheckpointError,
+    find_checkpoint,
+    read_metadata,
+    write_atomically,
+)
 from gapkd.metrics.cost import macs
 from gapkd.metrics.features import AttributeNetwork
 from gapkd.networks.stylegan2 import Discriminator, Generator, config_f_channels
@@ -33,9 +39,11 @@ from gapkd.training.trainer import choose_device
 from gapkd.viewing import figures
 
 CAGAN_HOURS, CAGAN_GPUS, STEPS, BATCH = 131, 2, 450_000, 16
-"""The published time of CAGAN's retraining of a 256 px student on V100s, and the length of the paper's runs."""
+"""The published time of CAGAN's retraining of a 256 px student on V100s, and the length of the
+paper's runs."""
 PEAKS = {"t4": 8.1, "v100": 15.7, "a100": 19.5, "h100": 67.0}
-"""float32 peaks in 10^12 FLOP a second, from NVIDIA's data sheets (two FLOPs a multiply-accumulate)."""
+"""float32 peaks in 10^12 FLOP a second, from NVIDIA's data sheets (two FLOPs a
+multiply-accumulate)."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,8 @@ class PlanConfig:
     gpu: Literal["t4", "v100", "a100", "h100"] = "v100"
     """Which: its float32 peak is looked up."""
     rate: float = 0.0
-    """10^12 MACs a second that one of them really does; 0: the share of the peak of CAGAN's published run."""
+    """10^12 MACs a second that one of them really does; 0: the share of the peak of CAGAN's
+    published run."""
     perceptual: Literal["lpips", "toyfaces"] = "lpips"
     """Perceptual loss."""
 
@@ -69,7 +78,7 @@ class PlanConfig:
             raise ValueError(f"keep must lie in (0, 1] and rate must not be negative, not {self.keep}, {self.rate}")
 
 
-# ------------------------------------------------------------------------------------------- counting
+# ----------------------------------------------------------------------------------------- counting
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,8 @@ class Networks:
 
 def networks_for(architecture: dict, keep: float, d_channels: Sequence[int] | None = None,
                  perceptual: str = "lpips") -> Networks:
-    """Teacher of that architecture, student with `keep` of its channels, discriminator (by default as wide)."""
+    """Teacher of that architecture, student with `keep` of its channels, discriminator (by default
+    as wide)."""
     with torch.device("meta"):
         teacher = Generator(**architecture)
         pairs = [[kept_channels(c, keep) for c in pair] for pair in teacher.channels]
@@ -123,11 +133,12 @@ def image_macs(network: nn.Module, resolution: int) -> int:
 def step_macs(n: Networks, views: int = 2, r1_every: int = 16, path_every: int = 0) -> float:
     """Multiply-accumulates of a training step, per image.
 
-    A backward pass costs twice its forward pass (gradients of inputs and of weights), once where the weights stay.
-    Discriminator step: student forward, D forward and back on a real and a fake image. Generator step: student forward
-    and back and teacher forward on every view, D and the perceptual network forward and back to the image, the latter
-    forward on the teacher's image too. R1 differentiates a gradient: forward, back to the image, and three times as
-    much to go back through both.
+    A backward pass costs twice its forward pass (gradients of inputs and of weights), once where
+    the weights stay. Discriminator step: student forward, D forward and back on a real and a fake
+    image. Generator step: student forward and back and teacher forward on every view, D and the
+    perceptual network forward and back to the image, the latter forward on the teacher's image too.
+    R1 differentiates a gradient: forward, back to the image, and three times as much to go back
+    through both.
     """
     student, teacher, D = macs(n.student), macs(n.teacher), image_macs(n.D, n.D.resolution)
     d_step = student + 2 * 3 * D
@@ -138,8 +149,8 @@ def step_macs(n: Networks, views: int = 2, r1_every: int = 16, path_every: int =
 
 
 def weights_memory(n: Networks) -> int:
-    """Bytes that stay for the whole run: weights, gradients, Adam's two moments and the weight average; the teacher;
-    the perceptual network."""
+    """Bytes that stay for the whole run: weights, gradients, Adam's two moments and the weight
+    average; the teacher; the perceptual network."""
     student, D, teacher, judge = (sum(p.numel() for p in network.parameters())
                                   for network in (n.student, n.D, n.teacher, n.perceptual))
     return 4 * (5 * student + 4 * D + teacher + judge)
@@ -151,12 +162,14 @@ def activation_memory(n: Networks, views: int = 2) -> int:
     image = torch.empty(1, 3, n.D.resolution, n.D.resolution, device="meta", requires_grad=True)
     small = torch.empty(1, 3, n.looked_at, n.looked_at, device="meta", requires_grad=True)
     student, critic = saved_bytes(n.student.synthesis, w), saved_bytes(n.D, image)
-    judge = saved_bytes(copy.deepcopy(n.D).requires_grad_(False), image)  # only a way back to the image
+    # Only a way back to the image
+    judge = saved_bytes(copy.deepcopy(n.D).requires_grad_(False), image)
     return max(student + judge + saved_bytes(n.perceptual, small), 2 * critic)
 
 
 def saved_bytes(network: nn.Module, x: Tensor) -> int:
-    """Bytes of the tensors that autograd keeps of a forward pass; weights and what is kept twice count once."""
+    """Bytes of the tensors that autograd keeps of a forward pass; weights and what is kept twice
+    count once."""
     own = {p.untyped_storage()._cdata for p in network.parameters()}
     kept: dict[int, int] = {}
 
@@ -171,7 +184,7 @@ def saved_bytes(network: nn.Module, x: Tensor) -> int:
     return sum(kept.values())
 
 
-# ------------------------------------------------------------------------------------------- the plan
+# ----------------------------------------------------------------------------------------- the plan
 
 
 def architecture_of(name: str) -> dict:
@@ -196,10 +209,11 @@ def architecture_of(name: str) -> dict:
 
 
 def published_rate() -> tuple[float, float]:
-    """(10^12 MACs a second and GPU, share of the V100's float32 peak) at which CAGAN's retraining ran.
+    """(10^12 MACs a second and GPU, share of the V100's float32 peak) at which CAGAN's retraining
+    ran.
 
-    Its step is that of `step_macs` with one view (it has no latent-direction loss), LPIPS, and path-length
-    regularisation in every fourth step.
+    Its step is that of `step_macs` with one view (it has no latent-direction loss), LPIPS, and
+    path-length regularisation in every fourth step.
     """
     n = networks_for(architecture_of("ffhq256"), 0.3)
     rate = step_macs(n, views=1, path_every=4) * STEPS * BATCH / (CAGAN_HOURS * 3600 * CAGAN_GPUS) / 1e12
@@ -235,19 +249,22 @@ def make_plan(config: PlanConfig) -> list[tuple[str, str]]:
 GROWTH = {"resolution": ((32, 64, 16), (64, 64, 16), (128, 64, 16)),
           "channels": ((32, 16, 16), (32, 32, 16), (32, 64, 16), (32, 128, 16)),
           "batch": ((32, 64, 4), (32, 64, 8), (32, 64, 16), (32, 64, 32))}
-"""(resolution, channels, batch) of the teacher whose distillation step is measured: one of them grows at a time."""
+"""(resolution, channels, batch) of the teacher whose distillation step is measured: one of them
+grows at a time."""
 
 
 @dataclass(frozen=True)
 class GrowthConfig:
-    """Measure how time and memory of a distillation step grow with resolution, channels and batch."""
+    """Measure how time and memory of a distillation step grow with resolution, channels and
+    batch."""
 
     repeats: int = 5
     """Timed steps of each size."""
     device: str = "auto"
     """"auto", "cpu", "cuda", "cuda:1"..."""
     out: str = "runs/growth.json"
-    """JSON file for the measurements and the fitted lines, with commit and hardware; empty: none."""
+    """JSON file for the measurements and the fitted lines, with commit and hardware; empty:
+    none."""
     plot: str = "runs/growth.png"
     """Picture of them; empty: none."""
 
@@ -309,7 +326,8 @@ def show_growth(growth: dict) -> str:
 
 
 def fit_line(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
-    """y = offset + slope x, fitted to relative errors (sizes span decades); "error" is their typical size."""
+    """y = offset + slope x, fitted to relative errors (sizes span decades); "error" is their
+    typical size."""
     xs, ys = torch.tensor(x, dtype=torch.float64), torch.tensor(y, dtype=torch.float64)
     design = torch.stack([1 / ys, xs / ys], dim=1)
     offset, slope = torch.linalg.lstsq(design, torch.ones(len(ys), 1, dtype=torch.float64)).solution[:, 0].tolist()

@@ -1,4 +1,5 @@
-"""The folder of a run: settings.json, log.jsonl, grids/*.png, checkpoints/*.pt and, at the end, the networks."""
+"""The folder of a run: settings.json, log.jsonl, grids/*.png, checkpoints/*.pt and, at the end, the
+networks."""
 
 from __future__ import annotations
 
@@ -7,9 +8,6 @@ import hashlib
 import io
 import json
 import os
-import platform
-import subprocess
-import time
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -21,39 +19,24 @@ from torch import Tensor
 
 from gapkd import parallel
 from gapkd.data.images import save_png
-from gapkd.files.checkpoints import CheckpointError, save_network, write_atomically
-from gapkd.networks.stylegan2 import Discriminator, Generator
+from gapkd.files.checkpoints import CheckpointError, save_network
+from gapkd.files.provenance import provenance
+from gapkd.files.storage import write_atomically
+from gapkd.networks.base import StyleGenerator
+from gapkd.networks.stylegan2 import Discriminator
 from gapkd.settings import RunConfig, to_dict
 
-# What a resumed run may change: none of these alters a number that is still to be computed.
-FREE_ON_RESUME = {"out", "resume", "images", "progress", "log_every", "grid_every", "checkpoint_every", "probe_every",
-                  "keep_checkpoints", "fid_every", "fid_samples", "fid_features", "tensorboard", "device"}
+KEPT_CHECKPOINTS = 2
+"""The newest checkpoints that stay on the disk."""
 
 
-def provenance() -> dict:
-    """Where and when: commit (with + when the tree had changes), hardware, versions, date."""
-    def git(*arguments: str) -> str:
-        try:
-            return subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10,
-                                  cwd=Path(__file__).parent, check=True).stdout.strip()
-        except (OSError, subprocess.SubprocessError):
-            return ""
-
-    commit = git("rev-parse", "--short=12", "HEAD") or "unknown"
-    changed = "+" if git("status", "--porcelain", "--untracked-files=no") else ""
-    return {"commit": commit + changed, "hardware": hardware(), "threads": torch.get_num_threads(),
-            "torch": torch.__version__, "python": platform.python_version(), "date": time.strftime("%Y-%m-%d")}
-
-
-def hardware() -> str:
-    """Name of the GPU, or of the processor."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration, IndexError):
-        return platform.processor() or platform.machine()
+def free_on_resume(config: RunConfig) -> set[str]:
+    """What a resumed run may change: settings that alter no number that is still to be computed."""
+    free = {"out", "resume", "progress", "log_every", "grid_every", "checkpoint_every",
+            "probe_every", "fid_every", "fid_samples", "fid_features", "tensorboard", "device"}
+    if config.lr_end == config.r1_end == 1.0:  # else they fall along a curve that images stretches
+        free.add("images")
+    return free
 
 
 def next_run_folder(kind: str, root: str | Path = "runs") -> Path:
@@ -65,12 +48,14 @@ def next_run_folder(kind: str, root: str | Path = "runs") -> Path:
 
 
 class RunFolder:
-    """Reads and writes what a run leaves behind, in a with block. Of several processes, the first one alone does.
+    """Reads and writes what a run leaves behind, in a with block. Of several processes, the first
+    one alone does.
 
     Args:
-        inputs: sha256 of the files the run depends on throughout (the teacher), by the setting that names them.
-    Raises ValueError when the folder holds a run already (and resume is off), or when a resumed run's settings or
-    inputs differ.
+        inputs: sha256 of the files the run depends on throughout (the teacher), by the setting that
+            names them.
+    Raises ValueError when the folder holds a run already (and resume is off), or when a resumed
+    run's settings or inputs differ.
     """
 
     def __init__(self, config: RunConfig, kind: str, inputs: dict[str, str] | None = None):
@@ -99,7 +84,8 @@ class RunFolder:
         self.path = Path(config.out) if config.out else next_run_folder(self.kind)
         self._refuse_to_overwrite()
         if config.resume and not self.checkpoints():
-            raise ValueError(f"{self.path} holds no checkpoint to resume from: check out, or start without resume")
+            raise ValueError(f"{self.path} holds no checkpoint to resume from: check out, or start "
+                             "without resume")
         if config.resume:
             self._compare_settings()
         try:
@@ -108,7 +94,8 @@ class RunFolder:
             raise ValueError(f"cannot make the folder {self.path} for the run ({error.strerror}): "
                              "choose another out") from error
         self._keep_others_out()
-        if not config.resume:  # a run that died before its first checkpoint leaves a log: start it anew
+        # A run that died before its first checkpoint leaves a log: start it anew
+        if not config.resume:
             (self.path / "log.jsonl").unlink(missing_ok=True)
         write_atomically(self.path / "settings.json", json.dumps(
             self.before | {"kind": self.kind, "settings": to_dict(config), "inputs": self.inputs,
@@ -122,15 +109,16 @@ class RunFolder:
         if self.config.resume:
             return
         if self.checkpoints():
-            raise ValueError(f"{self.path} already holds a run: go on with it (`gapkd resume {self.path}`, or "
-                             "resume=True), or choose another out")
+            raise ValueError(f"{self.path} already holds a run: go on with it (`gapkd resume "
+                             f"{self.path}`, or resume=True), or choose another out")
         if any(self.path.glob("*.safetensors")):
             raise ValueError(f"{self.path} already holds networks: choose another out")
         if (self.path / "settings.json").exists() or (self.path / "log.jsonl").exists():
             try:
                 json.loads((self.path / "settings.json").read_text())["kind"]
             except (OSError, ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{self.path} holds files that no run of gapkd wrote: choose another out") from error
+                raise ValueError(f"{self.path} holds files that no run of gapkd wrote: choose "
+                                 "another out") from error
 
     def _keep_others_out(self) -> None:
         """Two trainings in one folder would spoil each other's files."""
@@ -138,8 +126,8 @@ class RunFolder:
         try:
             lock.acquire(blocking=False)
         except Timeout as error:
-            raise ValueError(f"another process is training into {self.path}: wait for it, stop it, or choose another "
-                             "out") from error
+            raise ValueError(f"another process is training into {self.path}: wait for it, stop it, "
+                             "or choose another out") from error
         except (OSError, NotImplementedError):  # a file system without locks
             return
         self.lock = lock
@@ -151,29 +139,38 @@ class RunFolder:
     def _compare_settings(self) -> None:
         try:
             self.before = json.loads((self.path / "settings.json").read_text())
-            kind, settings, inputs = (self.before[key] for key in ("kind", "settings", "inputs"))
+            kind, settings = self.before["kind"], self.before["settings"]
+            inputs = self.before["inputs"]
         except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"{self.path / 'settings.json'} cannot be read ({error}): "
-                             "this run cannot be resumed") from error
+            raise ValueError(f"{self.path / 'settings.json'} cannot be read ({error}): this run "
+                             "cannot be resumed") from error
         if kind != self.kind:
-            raise ValueError(f"{self.path} holds a {kind} run, not a {self.kind} run: choose another out")
-        differences = []
+            raise ValueError(f"{self.path} holds a {kind} run, not a {self.kind} run: choose "
+                             "another out")
+        free, differences = free_on_resume(self.config), []
         for name, value in to_dict(self.config).items():
             if name not in settings:
-                raise ValueError(f"cannot resume {self.path}: an older gapkd, without the setting {name}, started it; "
-                                 "start the run anew in another folder")
-            if name not in FREE_ON_RESUME and settings[name] != value:
+                raise ValueError(f"cannot resume {self.path}: an older gapkd, without the setting "
+                                 f"{name}, started it; start the run anew in another folder")
+            if name not in free and settings[name] != value:
                 differences.append(f"{name}={settings[name]!r}, not {value!r}")
         if differences:
-            raise ValueError(f"cannot resume {self.path}: it was started with {'; '.join(differences)}; "
-                             "give the old values, or choose another out")
+            raise ValueError(f"cannot resume {self.path}: it was started with "
+                             f"{'; '.join(differences)}; give the old values, or choose another "
+                             "out")
+        reached = int(self.checkpoints()[-1].stem)
+        if self.config.images <= reached - self.config.batch:
+            raise ValueError(f"the run in {self.path} is already at image {reached}: give images "
+                             "of at least that")
         for name, digest in self.inputs.items():
             if inputs.get(name) != digest:
-                raise ValueError(f"cannot resume {self.path}: {name}={settings[name]} is not what it was when the run "
-                                 "began; bring that back, or choose another out")
+                raise ValueError(f"cannot resume {self.path}: {name}={settings[name]} is not what "
+                                 "it was when the run began; bring that back, or choose another "
+                                 "out")
 
     def remember(self, name: str, find: Callable[[], dict]) -> dict:
-        """What `find` gave when the run began: kept in settings.json, so that a resumed run asks no more."""
+        """What `find` gave when the run began: kept in settings.json, so that a resumed run asks no
+        more."""
         if not self.writes:
             return {}
         file = self.path / "settings.json"
@@ -191,8 +188,9 @@ class RunFolder:
             with open(self.path / "log.jsonl", "a") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
-            raise OSError(error.errno, f"could not write {self.path / 'log.jsonl'} ({error.strerror}): free some space "
-                                       "or make the folder writable, and resume the run") from error
+            raise OSError(error.errno, f"could not write {self.path / 'log.jsonl'} "
+                                       f"({error.strerror}): free some space or make the folder "
+                                       "writable, and resume the run") from error
         if self.board:
             for name, value in record.items():
                 if name != "images" and isinstance(value, (int, float)):
@@ -210,10 +208,12 @@ class RunFolder:
         return records
 
     def cut_log(self, images: int) -> list[dict]:
-        """Drop records later than `images` (written after the checkpoint that is resumed); returns what stays."""
+        """Drop records later than `images` (written after the checkpoint that is resumed); returns
+        what stays."""
         kept = [r for r in self.read_log() if r["images"] <= images]
         if self.writes:
-            write_atomically(self.path / "log.jsonl", "".join(json.dumps(r) + "\n" for r in kept).encode())
+            text = "".join(json.dumps(record) + "\n" for record in kept)
+            write_atomically(self.path / "log.jsonl", text.encode())
         return kept
 
     def save_grid(self, images: Tensor, count: int) -> None:
@@ -223,37 +223,42 @@ class RunFolder:
         if self.board:
             self.board.add_images("samples", images.clamp(-1, 1) / 2 + 0.5, count)
 
-    def save_network(self, network: Generator | Discriminator, name: str, card: dict) -> None:
+    def save_network(self, network: StyleGenerator | Discriminator, name: str,
+                     card: dict) -> None:
         """Write <name>.safetensors."""
         if self.writes:
             save_network(network, self.path / f"{name}.safetensors", card)
 
-    def save_state(self, state: dict, keep: int, best: int | None = None) -> None:
-        """Write checkpoints/<images>.pt, whole or not at all; then remove all but the newest `keep` and the one of
-        `best` images."""
+    def save_state(self, state: dict, best: int | None = None) -> None:
+        """Write checkpoints/<images>.pt, whole or not at all; then remove all but the newest
+        two and the one of `best` images."""
         if not self.writes:
             return
         buffer = io.BytesIO()
         torch.save(state | {"run": self.identity()}, buffer)
         write_atomically(self.path / "checkpoints" / f"{state['images']:09d}.pt", buffer.getvalue())
-        for file in self.checkpoints()[:-keep]:
+        for file in self.checkpoints()[:-KEPT_CHECKPOINTS]:
             if best is None or file.stem != f"{best:09d}":
                 file.unlink(missing_ok=True)
 
     def identity(self) -> str:
         """A digest of what decides the numbers of this run: its kind, settings and inputs."""
-        deciding = {k: v for k, v in to_dict(self.config).items() if k not in FREE_ON_RESUME}
-        return hashlib.sha256(json.dumps([self.kind, deciding, self.inputs], sort_keys=True).encode()).hexdigest()
+        settings, free = to_dict(self.config), free_on_resume(self.config)
+        deciding = {name: value for name, value in settings.items() if name not in free}
+        text = json.dumps([self.kind, deciding, self.inputs], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def load_state(self) -> dict:
-        """The newest whole checkpoint; nothing in it is executed. A damaged one is put aside, and said so.
+        """The newest whole checkpoint; nothing in it is executed. A damaged one is put aside, and
+        said so.
 
         Raises CheckpointError when none is whole, or when it belongs to another run.
         """
         state = parallel.from_first(self._newest_state)
         if not isinstance(state, dict) or state.get("run") != self.identity():
-            raise CheckpointError(f"the newest checkpoint in {self.path / 'checkpoints'} belongs to another run or an "
-                                  "older gapkd: bring this run's own ones back, or start it anew in another folder")
+            raise CheckpointError(f"the newest checkpoint in {self.path / 'checkpoints'} belongs "
+                                  "to another run or an older gapkd: bring this run's own ones "
+                                  "back, or start it anew in another folder")
         return state
 
     def _newest_state(self) -> dict:
@@ -264,16 +269,17 @@ class RunFolder:
             except CheckpointError as error:
                 damaged = error
                 file.rename(file.with_suffix(".damaged"))
-                warnings.warn(f"{error}; it is put aside as {file.with_suffix('.damaged').name}, and the one before it "
-                              "is used", stacklevel=2)
+                warnings.warn(f"{error}; it is put aside as {file.with_suffix('.damaged').name}, "
+                              "and the one before it is used", stacklevel=2)
             else:
                 return state
-        raise CheckpointError(f"no checkpoint in {self.path / 'checkpoints'} is whole: start the run anew in another "
-                              "folder") from damaged
+        raise CheckpointError(f"no checkpoint in {self.path / 'checkpoints'} is whole: start the "
+                              "run anew in another folder") from damaged
 
 
 def read_state(file: Path) -> dict:
-    """What a checkpoint holds, on the CPU; nothing in it is executed. Raises CheckpointError unless it is whole."""
+    """What a checkpoint holds, on the CPU; nothing in it is executed. Raises CheckpointError unless
+    it is whole."""
     try:
         with zipfile.ZipFile(file) as archive:  # torch.load does not compare the check sums
             if damaged := archive.testzip():
@@ -281,11 +287,15 @@ def read_state(file: Path) -> dict:
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise almost anything
         if isinstance(error, MemoryError) or "allocate memory" in str(error):
-            raise OSError(errno.ENOMEM, f"there is too little memory to read {file}: close other programs") from error
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: offsets before its start
-            raise OSError(error.errno, f"cannot read {file} ({error.strerror}): the run is left as it is") from error
-        raise CheckpointError(f"{file} is not a whole checkpoint of a run ({type(error).__name__}): it is truncated, "
-                              "damaged or of another kind") from error
+            raise OSError(errno.ENOMEM, f"there is too little memory to read {file}: close other "
+                                        "programs") from error
+        # EINVAL: offsets before its start
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise OSError(error.errno, f"cannot read {file} ({error.strerror}): the run is left as "
+                                       "it is") from error
+        raise CheckpointError(f"{file} is not a whole checkpoint of a run "
+                              f"({type(error).__name__}): it is truncated, damaged or of another "
+                              "kind") from error
 
 
 def job() -> str:
@@ -305,5 +315,6 @@ def _summary_writer() -> type:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ValueError("tensorboard=True needs the extra `tensorboard`: pip install -e '.[tensorboard]'") from error
+        raise ValueError("tensorboard=True needs the extra `tensorboard`: pip install -e "
+                         "'.[tensorboard]'") from error
     return SummaryWriter

@@ -1,0 +1,58 @@
+"""Settings: bad ones are named, good ones survive a file."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from gapkd.networks.stylegan2 import Discriminator
+from gapkd.settings import DistillConfig, TrainConfig, from_dict, to_dict, widths
+
+NO_LOSS = {"gan_weight": 0.0, "rgb_weight": 0, "perceptual_weight": 0, "ld_weight": 0}
+
+
+@pytest.mark.parametrize("cls, values, message", [
+    (TrainConfig, {"bach": 4}, "no setting bach; did you mean batch"),
+    (TrainConfig, {"batch": 0}, "batch must be at least 1"),
+    (TrainConfig, {"batch": "x"}, "batch must be of type int"),
+    (TrainConfig, {"batch": True}, "batch must be of type int"),
+    (TrainConfig, {"lr": 0.0}, "lr must be positive"),
+    (TrainConfig, {"lr_end": 1.5}, r"lr_end must lie in \(0, 1\]"),
+    (TrainConfig, {"style_mixing": 2.0}, "probability"),
+    (TrainConfig, {"seed": -1}, "seed must not be negative"),
+    (TrainConfig, {"d_first": 100_000}, "d_first must be below images"),
+    (TrainConfig, {"z_dim": 0}, "z_dim must be at least 1"),
+    (TrainConfig, {"channels": []}, "channels must name at least one width"),
+    (TrainConfig, {"resume": True}, "resume needs out"),
+    (TrainConfig, {"fid_features": "vgg"}, "fid_features must be 'toyfaces', 'inception' or the"),
+    (DistillConfig, {"keep": 0.0}, r"keep must lie in \(0, 1\]"),
+    (DistillConfig, {"mapping": "copy"}, "mapping must be one of"),
+    (DistillConfig, {"content": "photos"}, "content must be one of '', 'toyfaces'"),
+    (DistillConfig, {"ld_blocks": "2,3"}, "ld_blocks must be a tuple of int"),
+    (DistillConfig, {"ld_blocks": ["2"]}, "ld_blocks must be a tuple of int"),
+    (DistillConfig, {"ld_blocks": ()}, "ld_blocks must name at least one"),
+    (DistillConfig, {"ld_views": 3}, "ld_views must be one of"),
+    (DistillConfig, {"feature_weight": -1.0}, "feature_weight must not be negative"),
+    (DistillConfig, {"feature_weight": 1.0, "feature_blocks": ()}, "feature_blocks must name"),
+    (DistillConfig, NO_LOSS, "feature_weight and ld_weight are all 0: give one of them a weight")])
+def test_bad_settings(cls, values, message):
+    with pytest.raises(ValueError, match=message):
+        from_dict(cls, values)
+
+
+def test_settings_survive_json():
+    settings = DistillConfig(ld_blocks=(1, 2), d_channels=(8, 4))
+    assert from_dict(DistillConfig, json.loads(json.dumps(to_dict(settings)))) == settings
+
+
+def test_a_fifth_of_the_images_goes_into_slimming():
+    assert DistillConfig(images=105, synthesis="slimmed").slimming_images == 21
+    assert DistillConfig(images=105).slimming_images == 0
+
+
+def test_widths_name_the_finest_blocks():
+    assert widths((64, 32), 32) == [64, 64, 64, 32] and widths((64,), 16) == [64, 64, 64]
+    assert widths((8, 6, 4, 2), 32) == [8, 6, 4, 2]
+    with pytest.raises(ValueError, match="channels names 3 blocks, but a 8 px network has 2"):
+        Discriminator(8, widths((8, 8, 8), 8))
