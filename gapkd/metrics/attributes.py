@@ -1,9 +1,9 @@
 """The attribute network: what does an image show?
 
 A small convolutional network that reads the factors of faces. It plays the part that two large
-downloads play elsewhere: its feature maps give the perceptual distance (as VGG does in LPIPS), its
-pooled features give FID, KID and precision and recall (as Inception does), and its heads say what a
-face shows. The embedded one knows toy faces; `gapkd judge` trains one on the labels of other images.
+downloads play elsewhere: its feature maps give the perceptual distance (as VGG in LPIPS), its
+pooled features give FID, KID, precision and recall (as Inception), and its heads say what a face
+shows. The embedded one knows toy faces; `gapkd judge` trains one on the labels of other images.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -177,15 +176,17 @@ def load_attribute_network(path: str | Path = "attributes") -> AttributeNetwork:
     file = find_checkpoint(path)
     metadata = read_metadata(file)
     if metadata["kind"] != KIND:
-        raise CheckpointError(f"{file.name} holds a {metadata['kind']}, but an {KIND} was asked for")
+        raise CheckpointError(f"{file.name} holds a {metadata['kind']}, but an {KIND} was asked "
+                              "for")
     try:
         with torch.device("meta"):  # a hostile size costs nothing before the weights confirm it
             net = AttributeNetwork(**metadata["architecture"])
         net.load_state_dict(load_file(file), assign=True)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"the weights in {file.name} do not fit the architecture its metadata "
-                              f"names ({first}): the file is damaged or was edited") from error
+        raise CheckpointError(f"the weights in {file.name} do not fit the architecture its "
+                              f"metadata names ({first}): the file is damaged or was edited"
+                              ) from error
     return net.eval().requires_grad_(False)
 
 
@@ -231,85 +232,69 @@ class AttributeConfig:
             raise ValueError(f"{self.out} must end in .safetensors: that is what is written")
 
 
-class Lesson(NamedTuple):
-    """What a network can learn from a dataset, categorical and continuous factors as it takes them.
-
-    examples: step -> a batch. held_out: batches that training does not see, of `unseen` images.
-    baseline: scores of always naming the most frequent class.
-    """
-
-    name: str
-    categorical: Mapping[str, Sequence[str]]
-    continuous: Mapping[str, Sequence[float]]
-    examples: Callable[[int], Example]
-    held_out: Iterable[Example]
-    unseen: int
-    baseline: Mapping[str, float]
-
-
 def train_attribute_network(config: AttributeConfig) -> dict[str, float]:
-    """Train and save an attribute network.
+    """Train and save an attribute network; returns its `reading_scores` on the images held out.
 
-    Returns: its scores on the images held out: accuracy or correlation of every factor and, for
-        labels, <factor>_majority, the accuracy of always naming the most frequent class.
-    Raises ValueError (see `labels_lesson`).
+    Raises ValueError for a file that exists, labels that teach nothing or too few images.
     """
     if Path(config.out).exists():
         raise ValueError(f"{config.out} exists already: remove it or choose another out")
     started = time.perf_counter()
-    lesson = _toy_lesson(config) if config.data == "toyfaces" else _labels_lesson(config)
+    lessons = _ToyLessons(config) if config.data == "toyfaces" else _LabelLessons(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        net = AttributeNetwork(lesson.categorical, lesson.continuous, name=lesson.name)
+        net = AttributeNetwork(lessons.categorical, lessons.continuous, name=lessons.name)
     steps = config.images // config.batch
-    fit_network(net, lesson.examples, steps, config.seed, config.progress)
-    scores = reading_scores(net, lesson.held_out) | lesson.baseline
-    settings = {"command": "judge", "data": lesson.name, "images": steps * config.batch,
+    fit_network(net, lessons.batch, steps, config.seed, config.progress)
+    scores = reading_scores(net, map(lessons.read, lessons.unseen.split(250)))
+    settings = {"command": "judge", "data": lessons.name, "images": steps * config.batch,
                 "batch": config.batch, "seed": config.seed,
                 "seconds": round(time.perf_counter() - started),
-                "held_out": {"images": lesson.unseen, "scores": scores}}
+                "held_out": {"images": len(lessons.unseen), "scores": scores}}
     save_attribute_network(net, config.out, provenance() | settings)
     return scores
 
 
-def _toy_lesson(config: AttributeConfig) -> Lesson:
-    """Toy faces know their factors: fresh ones at every step."""
-    def faces(start: int, count: int) -> Example:
-        return toy_faces(torch.arange(start, start + count), AttributeNetwork.size, config.seed)
+class _ToyLessons:
+    """Toy faces know their factors: fresh ones at every step, 5,000 far away are held out."""
 
-    unseen = 5000
-    held_out = (faces(HELD_OUT + start, 250) for start in range(0, unseen, 250))
-    return Lesson("toyfaces", CATEGORICAL, CONTINUOUS,
-                  lambda step: faces(step * config.batch, config.batch), held_out, unseen, {})
+    name, categorical, continuous = "toyfaces", CATEGORICAL, CONTINUOUS
+
+    def __init__(self, config: AttributeConfig):
+        self.config, self.unseen = config, torch.arange(HELD_OUT, HELD_OUT + 5000)
+
+    def read(self, rows: Tensor) -> Example:
+        return toy_faces(rows, AttributeNetwork.size, self.config.seed)
+
+    def batch(self, step: int) -> Example:
+        return self.read(torch.arange(step * self.config.batch, (step + 1) * self.config.batch))
 
 
-def _labels_lesson(config: AttributeConfig) -> Lesson:
-    """The labels of a folder or zip, some of whose images are held out. Raises ValueError when
-    there are too few images, and as `factors_of`."""
-    dataset = open_dataset(config.data, AttributeNetwork.size)
-    categorical, continuous, truth = factors_of(dataset)
-    order = ordered_indices(dataset.size, 0, dataset.size, config.seed)
-    kept = round(dataset.size * (1 - config.held_out))
-    seen, unseen = order[:kept], order[kept:]
-    if not len(seen) or not len(unseen):
-        raise ValueError(f"{dataset.path} holds {dataset.size} images, too few to hold "
-                         f"{config.held_out:.0%} out")
-    coins = torch.Generator().manual_seed(config.seed)
+class _LabelLessons:
+    """The labels of a folder or zip, some of whose images are held out; the others are mirrored at
+    random."""
 
-    def labelled(rows: Tensor) -> Example:
-        return dataset.load(rows), {name: values[rows] for name, values in truth.items()}
+    def __init__(self, config: AttributeConfig):
+        self.config, self.dataset = config, open_dataset(config.data, AttributeNetwork.size)
+        self.name, size = self.dataset.name, self.dataset.size
+        self.categorical, self.continuous, self.truth = factors_of(self.dataset)
+        order = ordered_indices(size, 0, size, config.seed)
+        kept = round(size * (1 - config.held_out))
+        self.seen, self.unseen = order[:kept], order[kept:]
+        if not len(self.seen) or not len(self.unseen):
+            raise ValueError(f"{self.dataset.path} holds {size} images, too few to hold "
+                             f"{config.held_out:.0%} out")
+        self.coins = torch.Generator().manual_seed(config.seed)
 
-    def examples(step: int) -> Example:
-        places = ordered_indices(len(seen), step * config.batch, config.batch, config.seed)
-        images, factors = labelled(seen[places])
-        return flip(images, torch.rand(config.batch, generator=coins)), factors
+    def read(self, rows: Tensor) -> Example:
+        factors = {name: values[rows] for name, values in self.truth.items()}
+        return self.dataset.load(rows), factors
 
-    baseline = {}
-    for name in categorical:
-        counts = truth[name][unseen].bincount()
-        baseline[f"{name}_majority"] = round((counts.max() / counts.sum()).item(), 4)
-    return Lesson(dataset.name, categorical, continuous, examples,
-                  map(labelled, unseen.split(250)), len(unseen), baseline)
+    def batch(self, step: int) -> Example:
+        count, seed = self.config.batch, self.config.seed
+        images, factors = self.read(
+            self.seen[ordered_indices(len(self.seen), step * count, count, seed)])
+        return flip(images, torch.rand(count, generator=self.coins)), factors
 
 
 def factors_of(dataset: ImageFiles) -> tuple[dict[str, list[str]], dict[str, list[float]],
@@ -373,8 +358,8 @@ def fit_network(net: AttributeNetwork, examples: Callable[[int], Example], steps
     """
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=3e-3, total_steps=max(steps, 2),
-                                                   pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, max_lr=3e-3, total_steps=max(steps, 2), pct_start=0.1)
     bar = tqdm(range(steps), unit="step", desc="attributes", leave=False, disable=not progress)
     for step in bar:
         images, factors = examples(step)
@@ -390,19 +375,19 @@ def fit_network(net: AttributeNetwork, examples: Callable[[int], Example], steps
 
 @torch.no_grad()
 def reading_scores(net: AttributeNetwork, examples: Iterable[Example]) -> dict[str, float]:
-    """Accuracy per categorical factor and correlation per continuous one."""
-    names = [*net.categorical, *net.continuous]
-    read, true = ({name: [] for name in names} for _ in range(2))
+    """Accuracy per categorical factor, beside it <factor>_majority, the accuracy of always naming
+    the most frequent class, and correlation per continuous factor."""
+    read, true = [], []
     for images, factors in examples:
-        for name, value in net.factors(images).items():
-            read[name].append(value.argmax(dim=1) if name in net.categorical else value.double())
-            true[name].append(factors[name])
+        read.append(net.factors(images))
+        true.append(factors)
     scores = {}
-    for name in names:
-        value, truth = torch.cat(read[name]), torch.cat(true[name])
+    for name in [*net.categorical, *net.continuous]:
+        value = torch.cat([part[name] for part in read])
+        truth = torch.cat([part[name] for part in true])
         if name in net.categorical:
-            score = (value == truth).float().mean()
+            scores[name] = (value.argmax(dim=1) == truth).double().mean()
+            scores[f"{name}_majority"] = truth.bincount().max() / len(truth)
         else:
-            score = torch.corrcoef(torch.stack([value, truth.double()]))[0, 1]
-        scores[name] = round(score.item(), 4)
-    return scores
+            scores[name] = torch.corrcoef(torch.stack([value.double(), truth.double()]))[0, 1]
+    return {name: round(score.item(), 4) for name, score in scores.items()}

@@ -1,7 +1,7 @@
 """How different do two images look? The perceptual distance, and the networks of the papers.
 
 Every feature network has `name`, which goes into the names of metrics, and `embed(images) -> (N,
-F)`: the attribute network (gapkd.metrics.attributes) offline, Inception where its weights are there.
+F)`: the attribute network (gapkd.metrics.attributes), and Inception where its weights are there.
 """
 
 from __future__ import annotations
@@ -80,9 +80,9 @@ class InceptionNetwork:
             self.network = FeatureExtractorInceptionV3(
                 "inception-v3-compat", ["2048"], feature_extractor_weights_path=path).to(device)
         except (OSError, RuntimeError) as error:
-            raise MissingExtraError("the Inception weights (pt_inception-2015-12-05) are neither at "
-                                    "hand nor could they be downloaded: pass weights=path to a "
-                                    "local copy") from error
+            raise MissingExtraError("the Inception weights (pt_inception-2015-12-05) are neither "
+                                    "at hand nor could they be downloaded: pass weights=path to "
+                                    "a local copy") from error
         self.device = torch.device(device)
 
     @torch.no_grad()
