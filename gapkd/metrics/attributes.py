@@ -358,8 +358,9 @@ def fit_network(net: AttributeNetwork, examples: Callable[[int], Example], steps
     """
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.01)
+    total = max(steps, 3)  # the schedule divides by the length of either phase, less 1
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, max_lr=3e-3, total_steps=max(steps, 2), pct_start=0.1)
+        optimiser, max_lr=3e-3, total_steps=total, pct_start=max(0.1, 2 / total))
     bar = tqdm(range(steps), unit="step", desc="attributes", leave=False, disable=not progress)
     for step in bar:
         images, factors = examples(step)
