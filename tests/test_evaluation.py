@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_metrics import pictures, tiny_network
+from tiny import attribute_network, generator, pictures
 
 from gapkd.metrics.distribution import collect
-from gapkd.metrics.evaluation import draw_latents, evaluate_generator, evaluation_table, format_table, sample_images
+from gapkd.metrics.evaluation import (
+    FidProbe,
+    evaluate_generator,
+    evaluation_table,
+    format_table,
+    real_features,
+)
+from gapkd.metrics.sampling import draw_latents, draw_sheet, draw_w, sample_images, share
 from gapkd.networks.stylegan2 import Generator
-
-
-def tiny_generator(seed: int) -> Generator:
-    torch.manual_seed(seed)
-    return Generator(32, 8, 8, 8, mapping_layers=2).eval().requires_grad_(False)
 
 
 class Pictures:
@@ -25,73 +27,103 @@ class Pictures:
         return pictures(80, 5)[indices]
 
 
+class Colours:
+    """A feature space of three numbers."""
+
+    name = "colours"
+
+    def embed(self, images):
+        return images.mean(dim=(2, 3))
+
+
+@pytest.fixture(scope="module")
+def conditional():
+    torch.manual_seed(0)
+    return Generator(8, 4, 4, 4, mapping_layers=1, c_dim=3).eval()
+
+
+def test_latents_are_those_of_the_seed_for_every_batch_size(conditional):
+    G = generator(0)
+    (z, c), (other, _) = draw_latents(G, 5, 1), draw_latents(G, 5, 2)
+    assert c is None and torch.equal(z, draw_latents(G, 5, 1)[0]) and not torch.equal(z, other)
+    torch.testing.assert_close(draw_w(G, 5, 1), G.mapping(z))
+    whole = torch.cat(list(sample_images(G, 20, 1, batch=20)))
+    parts = [image for i in range(2) for image in sample_images(G, 20, 1, 3, part=(i, 2))]
+    torch.testing.assert_close(torch.cat(parts), whole, atol=1e-5, rtol=0)
+    _, labels = draw_latents(conditional, 50, 0)
+    assert labels.shape == (50, 3) and set(labels.sum(dim=1).tolist()) == {1.0}
+    assert labels.sum(dim=0).min() > 5 and draw_w(conditional, 50, 0).shape == (50, 4)
+
+
+@pytest.mark.parametrize("of", [1, 2, 3, 7])
+def test_work_is_dealt_out_evenly(of):
+    parts = [share(range(20), (number, of)) for number in range(of)]
+    assert [i for part in parts for i in part] == list(range(20))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_a_sheet_shows_all_classes_in_turn_or_one(conditional):
+    sheet, alone = draw_sheet(conditional, 6, 4), draw_sheet(conditional, 6, 4, label=1)
+    assert torch.equal(sheet[[1, 4]], alone[[1, 4]])
+    assert (sheet[[0, 2, 3, 5]] - alone[[0, 2, 3, 5]]).abs().amax(dim=(1, 2, 3)).min() > 0
+    average = draw_sheet(conditional, 2, 4, truncation=0.0)
+    torch.testing.assert_close(average[0], average[1])
+
+
 def test_batch_size_changes_nothing():
-    net, G, T = tiny_network(), tiny_generator(0), tiny_generator(1)
+    net, G, T = attribute_network(), generator(0), generator(1)
     real = collect(net, pictures(60, 3))
-    whole = evaluate_generator(G, net, 60, seed=4, teacher=T, real=real, batch=60)
-    parts = evaluate_generator(G, net, 60, seed=4, teacher=T, real=real, batch=17)
+    whole, parts = (evaluate_generator(G, net, 60, seed=4, teacher=T, real=real, batch=batch)
+                    for batch in (60, 17))
     assert whole.keys() == parts.keys()
     for name, value in whole.items():
         assert value == pytest.approx(parts[name], rel=1e-3, abs=1e-6), name
-    torch.testing.assert_close(torch.cat(list(sample_images(G, 20, 1, batch=20))),
-                               torch.cat(list(sample_images(G, 20, 1, batch=3))), atol=1e-5, rtol=0)
 
 
 def test_a_generator_agrees_with_itself_and_names_are_complete():
-    net, G = tiny_network(), tiny_generator(0)
+    net, G = attribute_network(), generator(0)
     result = evaluate_generator(G, net, 40, teacher=G, real=collect(net, pictures(40, 3)))
-    assert (
-        result["agree_hat"] == result["agree_mean_accuracy"] == 1 and result["l1"] == 0 < result["l1_chance"]
-    )
+    assert result["agree_hat"] == result["agree_mean_accuracy"] == 1
+    assert result["l1"] == 0 < result["l1_chance"]
     assert result["fid_to_teacher_toyfaces_40"] < 1e-6 < result["fid_toyfaces_40"]
-    assert {
-        "kid_toyfaces_40",
-        "precision_toyfaces_40",
-        "recall_toyfaces_40",
-        "agree_yaw_chance",
-    } <= result.keys()
+    assert {"kid_toyfaces_40", "precision_toyfaces_40", "agree_yaw_chance"} <= result.keys()
     assert all(type(value) is float for value in result.values())
 
 
-def test_seeds_decide_the_latents():
-    G = tiny_generator(0)
-    assert torch.equal(draw_latents(G, 5, 1)[0], draw_latents(G, 5, 1)[0])
-    assert not torch.equal(draw_latents(G, 5, 1)[0], draw_latents(G, 5, 2)[0])
-
-
 def test_generators_that_cannot_be_compared_are_refused():
-    torch.manual_seed(0)
-    other = Generator(32, 9, 8, 8, mapping_layers=2)
     with pytest.raises(ValueError, match="z_dim 8 and 9"):
-        evaluate_generator(tiny_generator(0), tiny_network(), 10, teacher=other)
+        evaluate_generator(generator(0), attribute_network(), 10, teacher=generator(0, z_dim=9))
 
 
 def test_every_table_has_a_real_and_a_teacher_row():
-    net, T, S = tiny_network(), tiny_generator(1), tiny_generator(0)
-    rows = evaluation_table({"student": S}, net, Pictures(), T, samples=40, seed=0)
+    net, T, students = attribute_network(), generator(1), {"student": generator(0)}
+    rows = evaluation_table(students, net, Pictures(), T, samples=40, seed=0)
     assert [row["name"] for row in rows] == ["real", "teacher", "student"]
-    assert rows[0]["fid_toyfaces_40"] < rows[1]["fid_toyfaces_40"]  # an untrained generator is no camera
+    assert rows[0]["fid_toyfaces_40"] < rows[1]["fid_toyfaces_40"]  # untrained: no camera
     assert rows[1]["agree_hat"] == 1 and "agree_hat" not in rows[0]
-    text = format_table(rows)
-    assert text.splitlines()[0].startswith("| | fid_toyfaces_40 |") and len(text.splitlines()) == 5
+    text = format_table(rows).splitlines()
+    assert text[0].startswith("| | fid_toyfaces_40 |") and len(text) == 5
+    assert "agree_hat |" not in text[0] and "agree_mean_accuracy |" in text[0]
+    assert format_table(rows, ["l1"], digits=1).splitlines()[2:4] == ["| real | - |",
+                                                                       "| teacher | 0.0 |"]
     with pytest.raises(ValueError, match="samples=40 or fewer"):
         evaluation_table({}, net, Pictures(), T, samples=41)
 
 
-def test_another_feature_space_names_its_figures():
-    class Colours:
-        name = "colours"
-
-        def embed(self, images):
-            return images.mean(dim=(2, 3))
-
-    rows = evaluation_table({"student": tiny_generator(0)}, tiny_network(), Pictures(), tiny_generator(1), samples=40,
+def test_another_feature_space_names_its_metrics_and_no_teacher_is_called_one():
+    net = attribute_network()
+    rows = evaluation_table({"student": generator(0)}, net, Pictures(), generator(1), samples=40,
                             space=Colours())
     assert {"fid_colours_40", "fid_to_teacher_colours_40", "agree_hat", "l1"} <= rows[2].keys()
     assert not any("toyfaces" in name for row in rows for name in row)
-
-
-def test_without_a_teacher_nothing_is_called_one():
-    rows = evaluation_table({"mine": tiny_generator(0)}, tiny_network(), Pictures(), None, samples=40)
+    rows = evaluation_table({"mine": generator(0)}, net, Pictures(), None, samples=40)
     assert [row["name"] for row in rows] == ["real", "mine"]
     assert not any(name.startswith(("agree", "l1", "fid_to_teacher")) for name in rows[1])
+
+
+def test_the_fid_of_a_training_is_that_of_its_generator(monkeypatch):
+    monkeypatch.setattr("gapkd.metrics.evaluation.reader", lambda name, device: Colours())
+    probe, G = FidProbe(Pictures(), "toyfaces", 500, torch.device("cpu")), generator(0)
+    real = real_features(Colours(), Pictures(), 80)  # no more than there are
+    result = evaluate_generator(G, attribute_network(), 80, 30_000, real=real, space=Colours())
+    assert probe(G) == {"fid_colours_80": pytest.approx(result["fid_colours_80"], rel=1e-5)}

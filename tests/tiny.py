@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from gapkd.metrics.attributes import AttributeNetwork
+from gapkd.networks.stylegan2 import Generator
 from gapkd.settings import DistillConfig, TrainConfig
 
 TINY = {"resolution": 8, "z_dim": 8, "w_dim": 8, "mapping_layers": 2, "channels": (8,), "d_channels": (8,), "batch": 4,
@@ -44,3 +46,24 @@ def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 def newest(run: Path) -> Path:
     """The run's newest checkpoint."""
     return max((run / "checkpoints").glob("*.pt"))
+
+
+def generator(seed: int, z_dim: int = 8) -> Generator:
+    """A small untrained 32 px generator."""
+    torch.manual_seed(seed)
+    return Generator(32, z_dim, 8, 8, mapping_layers=2).eval().requires_grad_(False)
+
+
+def attribute_network() -> AttributeNetwork:
+    """Small and untrained, with factors of its own."""
+    torch.manual_seed(0)
+    categorical = {"hat": ("none", "cap", "crown"), "glasses": ("no", "yes")}
+    continuous = {"yaw": (-30.0, 30.0), "size": (0.0, 1.0)}
+    net = AttributeNetwork(categorical, continuous, channels=(8, 8, 16, 16), hidden=16)
+    return net.eval().requires_grad_(False)
+
+
+def pictures(n: int, seed: int, resolution: int = 32) -> torch.Tensor:
+    """Blobs, (n, 3, R, R): the network sees differences in them."""
+    coarse = torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return torch.nn.functional.interpolate(coarse, size=resolution, mode="nearest")

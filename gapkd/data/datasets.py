@@ -1,11 +1,12 @@
 """Images to train on: toy faces without end, or a folder or zip of real images.
 
-A dataset turns indices into images, nothing more; which indices come when is `ordered_indices`' affair.
-So a run that resumes at image 100,000 sees what it would have seen without the pause, and two runs that
-share a seed see the same images in the same order.
+A dataset turns indices into images, nothing more; which indices come when is `ordered_indices`'
+affair. So a run that resumes at image 100,000 sees what it would have seen without the pause, and
+two runs that share a seed see the same images in the same order.
 
-Reading a file executes nothing: Pillow decodes a fixed list of formats (its PostScript reader, which calls
-another program, is not among them), and entries of a zip are read in memory and never unpacked.
+Reading a file executes nothing: Pillow decodes a fixed list of formats (its PostScript reader,
+which calls another program, is not among them), and entries of a zip are read in memory and never
+unpacked.
 """
 
 from __future__ import annotations
@@ -14,31 +15,33 @@ import json
 import os
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from gapkd.data.toyfaces import toy_faces
-from gapkd.networks.stylegan2 import check_resolution
+from gapkd.data.toyfaces import check_resolution, toy_faces
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
 CACHE_BYTES = 2**30
-ENTRY_BYTES = 2**28  # a zip entry that unpacks to more than this is no image that anybody trains on
-AT_ONCE_PIXELS = 10**8  # what is decoded within seconds is decoded, and so checked, when a dataset is opened
+ENTRY_BYTES = 2**28  # a zip entry that unpacks to more is no image that anybody trains on
+AT_ONCE_PIXELS = 10**8  # so much is decoded within seconds: when a dataset is opened
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 class Dataset(Protocol):
     """What training and metrics need of a dataset.
 
-    name: for logs and file names. resolution: R. size: number of images, None when there is no end.
+    name: for logs and file names. resolution: R. size: number of images, None: there is no end.
     load: indices, int64 (N,) -> images, float32 (N, 3, R, R) in [-1, 1].
     """
 
@@ -50,7 +53,7 @@ class Dataset(Protocol):
 
 
 class ToyFaces:
-    """Rendered faces, endless: index i is always the same face for the same seed, at any resolution."""
+    """Rendered faces, endless: index i is the same face for the same seed, at any resolution."""
 
     name = "toyfaces"
     size = None
@@ -66,27 +69,30 @@ class ToyFaces:
 
 
 class ImageFiles:
-    """What a folder and a zip have in common: named files that become square RGB images of one size.
+    """What a folder and a zip share: named files that become square RGB images of one size.
 
-    Every header is read at once, so that what is no image or too small is named before training starts.
-    Pixels are kept as uint8 if the whole set fits into `cache_bytes`. They are decoded when asked for, and
-    already here if that takes seconds: then a damaged file, too, is named before training starts.
+    Every header is read at once, so that what is no image or too small is named before training
+    starts. Pixels are kept as uint8 if the whole set fits into `cache_bytes`. They are decoded when
+    asked for; where all of that takes seconds, here, so that a damaged file is named here, too.
 
     Args:
         path: of the folder or zip.
-        resolution: R, a power of two. An image of another size is cut to its central square and resized.
+        resolution: R, a power of two. Other images are cut to their central square and resized.
         cache_bytes: memory that decoded images may take; 0 decodes every time.
+        only: name of the one image to read; empty: all of them.
     Attributes:
         names: paths inside the folder or zip, sorted; index i is names[i].
-        labels: from dataset.json in StyleGAN's format: int64 (size,), float32 (size, c_dim), or None.
-    Errors: ValueError for no image, a broken, huge or too small image, or an unusable dataset.json.
+        labels: from a dataset.json in StyleGAN's format: int64 (size,), float32 (size, c_dim) or
+            None.
+    Raises ValueError for no image, a broken, huge or too small image, an unusable dataset.json.
     """
 
-    def __init__(self, path: str | Path, resolution: int, cache_bytes: int = CACHE_BYTES):
+    def __init__(self, path: str | Path, resolution: int, cache_bytes: int = CACHE_BYTES,
+                 only: str = ""):
         check_resolution(resolution)
         self.path, self.resolution = Path(path), resolution
         self.name = self.path.resolve().stem
-        everything = self._list()
+        everything = [only] if only else self._list()
         self.names = sorted(name for name in everything if _is_image_name(name))
         if not self.names:
             raise ValueError(f"there is no image in {self.path}: "
@@ -94,24 +100,23 @@ class ImageFiles:
         self.size = len(self.names)
         self.labels = self._read_labels() if "dataset.json" in everything else None
         self._cached = self.size * 3 * resolution**2 <= cache_bytes
-        self._pixels: Tensor | None = None
-        self._decoded: Tensor | None = None
-        stored_pixels = self._check_headers()
-        if self._cached and stored_pixels <= AT_ONCE_PIXELS:
-            self._fill_cache(torch.arange(self.size))
+        self._kept: dict[int, Tensor] = {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            sizes = _try_all(self._image_size, self.names)
+        others = sum(size != (resolution, resolution) for size in sizes)
+        if others and not only:
+            warnings.warn(f"{others:,} of the {self.size:,} images in {self.path.name} are not "
+                          f"{resolution}x{resolution}: they are cut to their central square and "
+                          "resized", stacklevel=3)
+        if self._cached and sum(width * height for width, height in sizes) <= AT_ONCE_PIXELS:
+            _try_all(self._pixels, range(self.size))
 
     def load(self, indices: Tensor) -> Tensor:
-        """Indices, int64 (N,) -> images, float32 (N, 3, R, R) in [-1, 1]. ValueError names a broken image."""
-        if self._cached:
-            self._fill_cache(indices)
-            pixels = self._pixels[indices]
-        else:
-            pixels = torch.stack([self._decode(self.names[i]) for i in indices.tolist()])
+        """Indices, int64 (N,) -> images, float32 (N, 3, R, R) in [-1, 1]. ValueError names a broken
+        image."""
+        pixels = torch.stack([self._pixels(i) for i in indices.tolist()])
         return pixels.float().div_(127.5).sub_(1.0)
-
-    def __getstate__(self) -> dict:
-        # A worker process gets the list of names; it decodes for itself.
-        return {**self.__dict__, "_pixels": None, "_decoded": None}
 
     def _list(self) -> list[str]:
         raise NotImplementedError
@@ -119,73 +124,48 @@ class ImageFiles:
     def _open(self, name: str) -> BinaryIO:
         raise NotImplementedError
 
-    def _fill_cache(self, indices: Tensor) -> None:
-        if self._pixels is None:
-            self._pixels = torch.empty(self.size, 3, self.resolution, self.resolution, dtype=torch.uint8)
-            self._decoded = torch.zeros(self.size, dtype=torch.bool)
-        problems = []
-        for i in indices[~self._decoded[indices]].unique().tolist():
-            try:
-                self._pixels[i] = self._decode(self.names[i])
-                self._decoded[i] = True
-            except ValueError as error:
-                problems.append(error)
-        _raise_first(problems)
-
-    def _broken(self, name: str, error: Exception) -> ValueError:
-        if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning | _TooMuchError):
-            return ValueError(f"{name} in {self.path} is refused, it would unpack to an enormous image "
-                              f"({error}): remove it or make it smaller")
-        return ValueError(f"{name} in {self.path} cannot be read as an image ({error}): remove or replace it")
-
-    def _check_headers(self) -> int:
-        """Read the size of every image, say once if some have to be resized -> pixels of all together."""
-        others, pixels, problems = 0, 0, []
-        for name in self.names:
-            try:
-                width, height = self._image_size(name)
-            except ValueError as error:
-                problems.append(error)
-                continue
-            if min(width, height) < self.resolution:
-                fitting = 1 << (min(width, height).bit_length() - 1)
-                problems.append(ValueError(
-                    f"{name} in {self.path} is {width}x{height}, smaller than the resolution "
-                    f"{self.resolution}: remove it, or ask for a resolution of at most {fitting}"))
-            others += (width, height) != (self.resolution, self.resolution)
-            pixels += width * height
-        _raise_first(problems)
-        if others:
-            wanted = f"{self.resolution}x{self.resolution}"
-            warnings.warn(f"{others:,} of the {self.size:,} images in {self.path.name} are not {wanted}: "
-                          "they are cut to their central square and resized", stacklevel=4)
-        return pixels
-
-    def _image_size(self, name: str) -> tuple[int, int]:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with self._open(name) as file, Image.open(file, formats=FORMATS) as image:
-                    return image.size
-        except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error, ...
-            raise self._broken(name, error) from error
-
-    def _decode(self, name: str) -> Tensor:
-        """Name -> uint8 (3, R, R)."""
+    @contextmanager
+    def _image(self, name: str) -> Iterator[Image.Image]:
+        """The opened image; whatever goes wrong with it names it."""
+        bombs = Image.DecompressionBombError, Image.DecompressionBombWarning, _TooMuchError
         try:
             with self._open(name) as file, Image.open(file, formats=FORMATS) as image:
-                image.load()
-                ImageOps.exif_transpose(image, in_place=True)
-                image = to_rgb(image)
-        except Exception as error:
-            raise self._broken(name, error) from error
-        if image.size != (self.resolution, self.resolution):
-            side = min(image.size)
-            left, top = (image.width - side) // 2, (image.height - side) // 2
+                yield image
+        except bombs as error:
+            raise ValueError(f"{name} in {self.path} is refused, it would unpack to an enormous "
+                             f"image ({error}): remove it or make it smaller") from error
+        except Exception as error:  # decoders raise what they like: OSError, struct.error, ...
+            raise ValueError(f"{name} in {self.path} cannot be read as an image ({error}): remove "
+                             "or replace it") from error
+
+    def _image_size(self, name: str) -> tuple[int, int]:
+        with self._image(name) as image:
+            width, height = image.size
+        if min(width, height) < self.resolution:
+            fitting = 1 << (min(width, height).bit_length() - 1)
+            raise ValueError(
+                f"{name} in {self.path} is {width}x{height}, smaller than the resolution "
+                f"{self.resolution}: remove it, or ask for a resolution of at most {fitting}")
+        return width, height
+
+    def _pixels(self, i: int) -> Tensor:
+        """Image i, uint8 (3, R, R)."""
+        if i in self._kept:
+            return self._kept[i]
+        with self._image(self.names[i]) as image:
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            square = to_rgb(image)
+        if square.size != (self.resolution, self.resolution):
+            side = min(square.size)
+            left, top = (square.width - side) // 2, (square.height - side) // 2
             # cropped first, not by resize(box=...): the filter would reach beyond the box
-            image = image.crop((left, top, left + side, top + side))
-            image = image.resize((self.resolution, self.resolution), Image.Resampling.LANCZOS)
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+            square = square.crop((left, top, left + side, top + side))
+            square = square.resize((self.resolution, self.resolution), Image.Resampling.LANCZOS)
+        pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+        if self._cached:
+            self._kept[i] = pixels
+        return pixels
 
     def _read_labels(self) -> Tensor | None:
         try:
@@ -198,12 +178,12 @@ class ImageFiles:
             if labels.ndim > 2 or (labels.ndim == 1 and labels.is_floating_point()):
                 raise ValueError("a label is a whole number or a vector")
         except KeyError as error:
-            raise ValueError(f"dataset.json in {self.path} has no label for {error.args[0]}: "
-                             "add it, or remove dataset.json to train without labels") from error
+            raise ValueError(f"dataset.json in {self.path} has no label for {error.args[0]}: add "
+                             "it, or remove dataset.json to train without labels") from error
         except (ValueError, TypeError, AttributeError, RecursionError, OSError, RuntimeError,
                 zipfile.BadZipFile) as error:
             raise ValueError(f"dataset.json in {self.path} is not in StyleGAN's format, "
-                             f'{{"labels": [["name.png", 3], ...]}}: mend or remove it') from error
+                             '{"labels": [["name.png", 3], ...]}: mend or remove it') from error
         return labels.float() if labels.ndim == 2 else labels.long()
 
 
@@ -218,54 +198,22 @@ class ImageFolder(ImageFiles):
         return open(self.path / name, "rb")
 
 
-class _OneImage(ImageFolder):
-    def _list(self) -> list[str]:
-        return [self.path.name]
-
-    def _open(self, name: str) -> BinaryIO:
-        return open(self.path, "rb")
-
-
-def load_image(path: str | Path, resolution: int) -> Tensor:
-    """One image file, cut to its central square and resized: (1, 3, R, R) in [-1, 1]. Errors as for ImageFiles."""
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"there is no image {path}: give the path of a picture")
-    if not _is_image_name(path.name):
-        raise ValueError(f"{path} is no image by its name: it should end in {', '.join(SUFFIXES)}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that it is resized is what was asked for
-        return _OneImage(path, resolution).load(torch.zeros(1, dtype=torch.int64))
-
-
 class ImageZip(ImageFiles):
-    """Images in a zip, for instance one made for StyleGAN. Arguments and errors as for ImageFiles."""
-
-    def __init__(self, path: str | Path, resolution: int, cache_bytes: int = CACHE_BYTES):
-        self._zip, self._process = None, 0
-        super().__init__(path, resolution, cache_bytes)
-
-    def __getstate__(self) -> dict:
-        return {**super().__getstate__(), "_zip": None, "_process": 0}
-
-    def _archive(self) -> zipfile.ZipFile:
-        # A handle is a position in an open file: a forked process must not share it, a pickle cannot hold it.
-        if self._process != os.getpid():
-            try:
-                self._zip, self._process = zipfile.ZipFile(Path(self.path)), os.getpid()
-            except (zipfile.BadZipFile, NotImplementedError) as error:
-                raise ValueError(f"{self.path} cannot be read as a zip ({error}): "
-                                 "download or pack it again") from error
-        return self._zip
+    """Images in a zip, as one made for StyleGAN. Arguments and errors as for ImageFiles."""
 
     def _list(self) -> list[str]:
-        return [entry.filename for entry in self._archive().infolist() if not entry.is_dir()]
+        try:
+            self._zip = zipfile.ZipFile(self.path)
+        except (zipfile.BadZipFile, NotImplementedError) as error:
+            raise ValueError(f"{self.path} cannot be read as a zip ({error}): download or pack it "
+                             "again") from error
+        return [entry.filename for entry in self._zip.infolist() if not entry.is_dir()]
 
     def _open(self, name: str) -> BinaryIO:
-        entry = self._archive().getinfo(name)
+        entry = self._zip.getinfo(name)
         if entry.file_size > ENTRY_BYTES:
             raise _TooMuchError(f"{entry.file_size:,} bytes")
-        return self._archive().open(entry)
+        return self._zip.open(entry)
 
 
 class _TooMuchError(ValueError):
@@ -274,34 +222,55 @@ class _TooMuchError(ValueError):
 
 def _is_image_name(name: str) -> bool:
     # macOS puts "._photo.jpg", which is no image, beside photo.jpg, and "__MACOSX" into its zips.
-    parts = PurePosixPath(name).parts
-    return name.lower().endswith(SUFFIXES) and not any(p.startswith(".") or p == "__MACOSX" for p in parts)
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+    return name.lower().endswith(SUFFIXES) and not hidden
 
 
-def _raise_first(problems: list[ValueError]) -> None:
-    """Nobody wants to mend fifty files in fifty runs: name one in full and say how many there are."""
+def _try_all(read: Callable[[T], U], items: Iterable[T]) -> list[U]:
+    """`read` of every item. Nobody wants to mend fifty files in fifty runs: the first problem is
+    raised with the number of all."""
+    found, problems = [], []
+    for item in items:
+        try:
+            found.append(read(item))
+        except ValueError as error:
+            problems.append(error)
     if len(problems) > 1:
         raise ValueError(f"{problems[0]} ({len(problems):,} such files in all)") from problems[0]
     if problems:
         raise problems[0]
+    return found
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any 8- or 16-bit image -> RGB. 16 bits are scaled to 8; transparent parts become white.
 
-    Errors: ValueError for pixels without a known range (32-bit integers above 65,535, floats).
+    Raises ValueError for pixels without a known range (32-bit integers above 65,535, floats).
     """
     if image.mode.startswith("I"):
         values = np.asarray(image)
         if values.size and (values.min() < 0 or values.max() > 65535):
             raise ValueError("it has 32-bit pixels; 8 or 16 bits are understood")
-        image = Image.fromarray(((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
+        eight_bits = (values.astype(np.uint32) * 255 + 32767) // 65535
+        image = Image.fromarray(eight_bits.astype(np.uint8))
     elif image.mode == "F":
         raise ValueError("it has floating-point pixels; 8 or 16 bits are understood")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def load_image(path: str | Path, resolution: int) -> Tensor:
+    """One image file, cut to its central square and resized: (1, 3, R, R) in [-1, 1]. Raises as
+    ImageFiles."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no image {path}: give the path of a picture")
+    if not _is_image_name(path.name):
+        raise ValueError(f"{path} is no image by its name: it should end in {', '.join(SUFFIXES)}")
+    one = ImageFolder(path.parent, resolution, only=path.name)
+    return one.load(torch.zeros(1, dtype=torch.int64))
 
 
 def open_dataset(source: str | Path, resolution: int, seed: int = 0) -> Dataset:
@@ -311,7 +280,7 @@ def open_dataset(source: str | Path, resolution: int, seed: int = 0) -> Dataset:
         source: "toyfaces", or the path of a folder or zip of images.
         resolution: R, a power of two.
         seed: of the toy faces; real images are what they are.
-    Errors: ValueError when nothing is at the path, when it is neither folder nor zip, and as in ImageFiles.
+    Raises ValueError when nothing is there, when it is neither folder nor zip, and as ImageFiles.
     """
     if str(source) == "toyfaces":
         return ToyFaces(resolution, seed)
@@ -319,30 +288,32 @@ def open_dataset(source: str | Path, resolution: int, seed: int = 0) -> Dataset:
     if path.is_dir():
         return ImageFolder(path, resolution)
     if not path.exists():
-        raise ValueError(f'there is no folder or zip at {path}: give a path that exists, or "toyfaces"')
+        raise ValueError(f"there is no folder or zip at {path}: give a path that exists, or "
+                         '"toyfaces"')
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is neither a folder nor a zip: give a folder of images or a zip of images")
+        raise ValueError(f"{path} is neither a folder nor a zip: give a folder of images or a zip "
+                         "of images")
     return ImageZip(path, resolution)
 
 
 @lru_cache(maxsize=4)
 def _permutation(size: int, seed: int, epoch: int) -> Tensor:
-    # SeedSequence mixes the two numbers, so that (seed 0, epoch 1) and (seed 1, epoch 0) differ.
+    # SeedSequence mixes the two: (seed 0, epoch 1) and (seed 1, epoch 0) differ.
     (mixed,) = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)
     return torch.randperm(size, generator=torch.Generator().manual_seed(int(mixed) >> 1))
 
 
 def ordered_indices(dataset_size: int | None, start: int, count: int, seed: int) -> Tensor:
-    """Indices at positions start, ..., start + count - 1 of the endless stream of a run. int64 (count,)
+    """Indices at positions start, ..., start + count - 1 of a run's endless stream. int64 (count,)
 
-    A finite set comes in a fresh permutation every epoch, which depends on the seed and the epoch alone; a
-    set without end comes in order. A position gives the same index whatever the batch size.
-
-    Errors: ValueError for an empty set or a negative start, count or seed.
+    A finite set comes in a fresh permutation every epoch, which depends on the seed and the epoch
+    alone; a set without end comes in order. A position gives the same index whatever the batch
+    size. Raises ValueError for an empty set or a negative start, count or seed.
     """
     if (dataset_size is not None and dataset_size < 1) or min(start, count, seed) < 0:
-        raise ValueError("ordered_indices needs at least 1 image, and start, count and seed of at least 0, "
-                         f"not size {dataset_size}, start {start}, count {count}, seed {seed}")
+        raise ValueError("ordered_indices needs at least 1 image, and start, count and seed of at "
+                         f"least 0, not size {dataset_size}, start {start}, count {count}, "
+                         f"seed {seed}")
     if dataset_size is None:
         return torch.arange(start, start + count)
     parts = [torch.empty(0, dtype=torch.int64)]
@@ -355,8 +326,8 @@ def ordered_indices(dataset_size: int | None, start: int, count: int, seed: int)
     return torch.cat(parts)
 
 
-class Ahead:
-    """Loads what will be asked for next, while the caller works on what it has.
+class Prefetcher:
+    """Loads the batch that will be asked for next, while the caller works on the one it has.
 
     Args:
         load: position -> batch; what it raises is raised where the batch is asked for.
@@ -376,6 +347,9 @@ class Ahead:
         return begun.result() if begun else self.load(position)
 
 
+Ahead = Prefetcher  # the name that trainer.py still uses
+
+
 def flip(images: Tensor, coins: Tensor) -> Tensor:
-    """Mirror image i left to right where coins[i] < 1/2. images (N, 3, R, R), coins (N,) in [0, 1)."""
+    """Mirror image i left to right where coins[i] < 1/2. images (N, 3, R, R), coins (N,)."""
     return torch.where(coins[:, None, None, None] < 0.5, images.flip(3), images)

@@ -19,15 +19,16 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def tile(images: Tensor, columns: int = 8) -> Image.Image:
-    """Images (N, 3, R, R) side by side, row by row, on a white ground with a hairline between them."""
+    """Images (N, 3, R, R) row by row on a white ground, with a hairline between them."""
     pixels = to_uint8(images)
     n, r = len(pixels), pixels.shape[1]
     rows = -(-n // columns)
-    gap = max(1, r // 32)
-    sheet = torch.full((rows * (r + gap) - gap, columns * (r + gap) - gap, 3), 255, dtype=torch.uint8)
+    step = r + max(1, r // 32)
+    height, width = (count * step - (step - r) for count in (rows, columns))
+    sheet = torch.full((height, width, 3), 255, dtype=torch.uint8)
     for i, picture in enumerate(pixels):
         y, x = divmod(i, columns)
-        sheet[y * (r + gap):y * (r + gap) + r, x * (r + gap):x * (r + gap) + r] = picture
+        sheet[y * step:y * step + r, x * step:x * step + r] = picture
     return Image.fromarray(sheet.numpy())
 
 
@@ -51,7 +52,9 @@ def save_png(images: Tensor, path: str | Path, columns: int = 8) -> Path:
 
 def save_gif(frames: list[Image.Image], path: str | Path, milliseconds: int = 60) -> Path:
     """Write pictures of one size as an animation that starts again at its end."""
+    few_colours = {"colors": 64, "method": Image.Quantize.MEDIANCUT, "dither": Image.Dither.NONE}
+    first, *others = [frame.quantize(**few_colours) for frame in frames]
     buffer = io.BytesIO()
-    small = [frame.quantize(64, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE) for frame in frames]
-    small[0].save(buffer, format="gif", save_all=True, append_images=small[1:], duration=milliseconds, loop=0)
+    first.save(buffer, format="gif", save_all=True, append_images=others, duration=milliseconds,
+               loop=0)
     return write_atomically(path, buffer.getvalue())

@@ -1,10 +1,12 @@
 """Toy faces: an endless, seeded, vectorised renderer of cartoon portraits whose factors are known.
 
-A face is a dictionary of factors (yaw, hair style, smile, ...). The factors of face i depend on the seed and on i
-alone; `render` draws them at any resolution with antialiased signed-distance shapes, back to front. Known factors
-make the semantics of a generated image measurable (see gapkd.metrics.features and gapkd.metrics.distribution).
+A face is a dictionary of factors (yaw, hair style, smile, ...). The factors of face i depend on the
+seed and on i alone; `render` draws them at any resolution with antialiased signed-distance shapes,
+back to front. Known factors make the semantics of a generated image measurable (see
+gapkd.metrics.attributes and gapkd.metrics.agreement).
 
-Coordinates of the drawing: x to the right, y down, the head's centre near (0, 0), its half-height near 0.65.
+Coordinates of the drawing: x to the right, y down, the head's centre near (0, 0), its half-height
+near 0.65.
 """
 
 from __future__ import annotations
@@ -22,25 +24,33 @@ CATEGORICAL: dict[str, tuple[str, ...]] = {
     "beard": ("none", "stubble", "full"),
 }
 CONTINUOUS: dict[str, tuple[float, float]] = {
-    "yaw": (-1.0, 1.0), "pitch": (-1.0, 1.0), "face_width": (0.47, 0.58), "face_height": (0.60, 0.70),
-    "skin_tone": (0.0, 1.0), "eye_size": (0.8, 1.25), "eye_distance": (0.36, 0.48), "eye_openness": (0.5, 1.0),
-    "gaze": (-1.0, 1.0), "brow_angle": (-1.0, 1.0), "nose_size": (0.6, 1.5), "smile": (-1.0, 1.0),
-    "mouth_opening": (0.0, 1.0), "background_hue": (0.0, 0.8), "shirt_hue": (0.0, 0.8),  # red to violet: no wrap-round
+    "yaw": (-1.0, 1.0), "pitch": (-1.0, 1.0), "face_width": (0.47, 0.58),
+    "face_height": (0.60, 0.70), "skin_tone": (0.0, 1.0), "eye_size": (0.8, 1.25),
+    "eye_distance": (0.36, 0.48), "eye_openness": (0.5, 1.0), "gaze": (-1.0, 1.0),
+    "brow_angle": (-1.0, 1.0), "nose_size": (0.6, 1.5), "smile": (-1.0, 1.0),
+    "mouth_opening": (0.0, 1.0),
+    "background_hue": (0.0, 0.8), "shirt_hue": (0.0, 0.8),  # red to violet: no wrap-round
 }
 FREQUENCIES = {"hair_style": (0.2, 0.4, 0.4), "hair_colour": (0.25, 0.25, 0.15, 0.2, 0.15),
                "fringe": (0.4, 0.3, 0.3), "iris_colour": (0.4, 0.3, 0.3), "glasses": (0.7, 0.3),
                "beard": (0.6, 0.2, 0.2)}
 
-FRAME, RISE = 0.85, 0.02  # half the picture's side and its centre, in the units of the drawing: a tight crop
-HAIR = torch.tensor([[0.10, 0.09, 0.11], [0.36, 0.21, 0.12], [0.66, 0.27, 0.12], [0.88, 0.70, 0.36],
-                     [0.68, 0.68, 0.70]])
+FRAME, RISE = 0.85, 0.02  # half the picture's side and its centre, in drawing units: a tight crop
+HAIR = torch.tensor([[0.10, 0.09, 0.11], [0.36, 0.21, 0.12], [0.66, 0.27, 0.12],
+                     [0.88, 0.70, 0.36], [0.68, 0.68, 0.70]])
 IRIS = torch.tensor([[0.36, 0.20, 0.10], [0.20, 0.45, 0.80], [0.25, 0.55, 0.30]])
-SKIN = torch.tensor([[0.99, 0.86, 0.76], [0.94, 0.74, 0.58], [0.76, 0.53, 0.37], [0.55, 0.35, 0.23],
-                     [0.36, 0.22, 0.15]])
+SKIN = torch.tensor([[0.99, 0.86, 0.76], [0.94, 0.74, 0.58], [0.76, 0.53, 0.37],
+                     [0.55, 0.35, 0.23], [0.36, 0.22, 0.15]])
+
+
+def check_resolution(resolution: int) -> None:
+    """Raise ValueError unless `resolution` is a power of two of at least 8."""
+    if resolution < 8 or resolution & (resolution - 1):
+        raise ValueError(f"resolution must be a power of two of at least 8, not {resolution}")
 
 
 def _hash(indices: np.ndarray, seed: int, stream: int) -> np.ndarray:
-    """Uniform numbers in [0, 1), one an index, from splitmix64: no state, so any face can be drawn first."""
+    """Uniform numbers in [0, 1), one per index, by splitmix64: no state, in any order."""
     with np.errstate(over="ignore"):
         x = indices.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         x += np.uint64(seed % 2**64) * np.uint64(0xD1B54A32D192ED03)
@@ -59,7 +69,8 @@ def draw_factors(indices: Tensor, seed: int = 0) -> dict[str, Tensor]:
 
     Args:
         indices: (N,) int64, any non-negative numbers.
-    Returns: one (N,) tensor a factor: int64 class numbers for those in CATEGORICAL, float32 for those in CONTINUOUS.
+    Returns: one (N,) tensor per factor: int64 class numbers for those in CATEGORICAL, float32 for
+        those in CONTINUOUS.
     """
     numbers = indices.cpu().numpy()
     factors: dict[str, Tensor] = {}
@@ -71,12 +82,44 @@ def draw_factors(indices: Tensor, seed: int = 0) -> dict[str, Tensor]:
         else:
             low, high = CONTINUOUS[name]
             factors[name] = torch.from_numpy((low + (high - low) * u).astype(np.float32))
-    factors["fringe"] *= factors["hair_style"] != 0  # bald heads have none: what cannot be seen is no factor
+    # Bald heads have no fringe: what cannot be seen is no factor.
+    factors["fringe"] *= factors["hair_style"] != 0
     return {name: value.to(indices.device) for name, value in factors.items()}
+
+
+def render(factors: dict[str, Tensor], resolution: int = 32) -> Tensor:
+    """Draw faces.
+
+    Args:
+        factors: as `draw_factors` returns them.
+        resolution: pixels, a power of two, at least 8.
+    Returns: (N, 3, R, R) float32 in [-1, 1].
+    """
+    return _draw(factors, resolution)[0].mul_(2).sub_(1).clamp_(-1, 1)
+
+
+def face_mask(factors: dict[str, Tensor], resolution: int = 32) -> Tensor:
+    """The content of interest: head, hair and ears as a soft mask, 0 on background and shirt.
+    (N, 1, R, R) in [0, 1]."""
+    return _draw(factors, resolution)[1]
+
+
+def toy_faces(indices: Tensor | int, resolution: int = 32, seed: int = 0
+              ) -> tuple[Tensor, dict[str, Tensor]]:
+    """Images (N, 3, R, R) in [-1, 1] and their factors, for face numbers (N,) or for the first
+    `indices` ones."""
+    numbers = torch.arange(indices) if isinstance(indices, int) else indices
+    factors = draw_factors(numbers, seed)
+    return render(factors, resolution), factors
 
 
 def _column(value: Tensor) -> Tensor:
     return value.float()[:, None, None, None]
+
+
+def _rgb(red: float, green: float, blue: float, like: Tensor) -> Tensor:
+    """One colour, (1, 3, 1, 1), on the device of `like`."""
+    return torch.tensor([red, green, blue], device=like.device)[None, :, None, None]
 
 
 def _hsv(hue: Tensor, saturation: float, value: float) -> Tensor:
@@ -91,210 +134,231 @@ def _palette(colours: Tensor, index: Tensor) -> Tensor:
 
 
 def _skin(tone: Tensor) -> Tensor:
+    """(N,) tones in [0, 1], light to dark -> (N, 3, 1, 1) colours."""
     colours = SKIN.to(tone.device)
     place = tone.clamp(0, 1) * (len(colours) - 1)
     low = place.long().clamp(max=len(colours) - 2)
     return torch.lerp(colours[low], colours[low + 1], (place - low)[:, None])[:, :, None, None]
 
 
-class _Canvas:
-    """An image being painted, with the geometry that its shapes share."""
+def _smooth(x: Tensor, low: float, high: float) -> Tensor:
+    """A soft step: 0 below `low`, 1 above `high`."""
+    t = ((x - low) / (high - low)).clamp(0, 1)
+    return t * t * (3 - 2 * t)
 
-    def __init__(self, n: int, resolution: int, device: torch.device):
+
+class _Portrait:
+    """Faces being painted. Each method paints one thing; `_draw` calls them back to front.
+
+    Factors and places are (N, 1, 1, 1), colours (N, 3, 1, 1), distances and coverages (N, 1, R, R).
+    """
+
+    def __init__(self, factors: dict[str, Tensor], resolution: int):
+        check_resolution(resolution)
+        count, device = len(factors["glasses"]), factors["glasses"].device
         axis = ((torch.arange(resolution, device=device) + 0.5) * (2 / resolution) - 1) * FRAME
         self.x, self.y = axis[None, None, None, :], axis[None, None, :, None] + RISE
         self.pixel = 2 * FRAME / resolution
-        self.rgb = torch.empty(n, 3, resolution, resolution, device=device)
+        self.rgb = torch.empty(count, 3, resolution, resolution, device=device)
+        self.factors, self.f = factors, {name: _column(factors[name]) for name in CONTINUOUS}
+        self.skin = _skin(factors["skin_tone"])
+        self.shade = self.skin * _rgb(0.78, 0.70, 0.68, self.skin)
+        self.hair = _palette(HAIR, factors["hair_colour"])
+        self.dark_hair = self.hair * 0.72
+        self.bald, self.short_hair, self.long_hair = self.classes("hair_style")
+        # half the width, half the height and the centre's y of the head
+        self.w, self.h, self.centre = self.f["face_width"], self.f["face_height"], 0.06
+        self.angle, self.lift = 0.48 * self.f["yaw"], 0.07 * self.f["pitch"]
+        down = (self.y - self.centre) / self.h
+        narrowing = self.w * (1 - 0.20 * down.clamp(min=0).square())  # to the chin
+        radius = ((self.x / narrowing).square() + down.square()).sqrt_()
+        self.head_distance = radius.sub_(1).mul_(self.w)
+        self.head = self.inside(self.head_distance)
+        self.back_x = self.w * 0.10 * torch.sin(-self.angle)  # the back of the head
+        curtain = self.ellipse(self.back_x, self.centre + 0.05, self.w * 1.34, self.h * 1.30)
+        self.curtain = torch.maximum(curtain, self.y - 0.88)
+        self.eye_y = self.centre - 0.10 + self.lift
+        self.mouth_y = self.centre + 0.42 * self.h / 0.65 + self.lift * 0.8
+        self.middle, self.mouth_narrow = self.turned(torch.zeros_like(self.angle))
+        self.mouth_x = self.middle * 0.9
+
+    def classes(self, name: str) -> list[Tensor]:
+        """For every class of a categorical factor 1 where a face shows it, else 0."""
+        return [_column(self.factors[name] == i) for i in range(len(CATEGORICAL[name]))]
+
+    def turned(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """A point at u of half the head's width, on a cylinder that yaw turns: its x, and how much
+        it is foreshortened."""
+        a = torch.asin(u.clamp(-0.99, 0.99))
+        narrow = torch.cos(a + self.angle) / torch.cos(a)
+        return self.w * torch.sin(a + self.angle), narrow.clamp(0.25, 1.25)
 
     def inside(self, distance: Tensor) -> Tensor:
         """Signed distance -> coverage in [0, 1], antialiased over one pixel and a half."""
         return distance.mul(-1 / (1.5 * self.pixel)).add_(0.5).clamp_(0, 1)
 
-    def ellipse(self, cx, cy, a, b) -> Tensor:
-        """Signed distance (approximate) to an ellipse: exact at the boundary, of unit slope along the short axis."""
-        q = ((self.x - cx) / a).square() + ((self.y - cy) / b).square()
-        return q.sqrt_().sub_(1).mul_(torch.minimum(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else b)
+    def ellipse(self, x: Tensor | float, y: Tensor | float, a: Tensor, b: Tensor) -> Tensor:
+        """Signed distance (approximate) to an ellipse with half-axes a and b: exact at the
+        boundary, of unit slope along the short axis."""
+        q = ((self.x - x) / a).square() + ((self.y - y) / b).square()
+        return q.sqrt_().sub_(1).mul_(torch.minimum(a, b))
+
+    def oval(self, x: Tensor | float, y: Tensor | float, a: Tensor, b: Tensor) -> Tensor:
+        """Coverage of an ellipse."""
+        return self.inside(self.ellipse(x, y, a, b))
 
     def paint(self, coverage: Tensor, colour: Tensor) -> None:
         self.rgb.lerp_(colour.expand_as(self.rgb), coverage)
 
+    def paint_background(self) -> Tensor:
+        """A soft light behind the head, hair that falls behind the shoulders, whose coverage is
+        returned, neck and shirt."""
+        wall = _hsv(self.factors["background_hue"], 0.36, 0.86)
+        glow = (1.10 - 0.16 * (self.x.square() + (self.y + 0.2).square())).clamp(0.6, 1.1)
+        self.rgb.copy_(wall.expand_as(self.rgb)).mul_(glow)
+        behind = self.inside(self.curtain).mul_(self.long_hair)
+        self.paint(behind, self.dark_hair)
+        neck = (self.x - 0.02 * self.f["yaw"]).abs() - self.w * 0.46
+        self.paint(self.inside(torch.maximum(neck, -(self.y - 0.3))), self.shade)
+        shirt, one = _hsv(self.factors["shirt_hue"], 0.55, 0.72), torch.ones_like(self.w)
+        self.paint(self.oval(0.0, 1.20, one * 1.02, one * 0.56), shirt)
+        self.paint(self.oval(0.0, 0.72, self.w * 0.60, one * 0.15), shirt * 0.74)
+        self.paint(self.oval(0.0, 0.69, self.w * 0.50, one * 0.13), self.shade)
+        return behind
 
-def _smooth(x: Tensor, low: float, high: float) -> Tensor:
-    t = ((x - low) / (high - low)).clamp(0, 1)
-    return t * t * (3 - 2 * t)
+    def paint_ears(self) -> Tensor:
+        """The far one disappears behind the head; coverage of both."""
+        ears, y = torch.zeros_like(self.rgb[:, :1]), self.centre + 0.03 + 0.4 * self.lift
+        for side in (-1, 1):
+            x = side * self.w * torch.cos(self.angle) - 0.16 * self.w * torch.sin(self.angle)
+            ear = self.oval(x, y, self.w * 0.16, self.h * 0.17)
+            self.paint(ear, self.skin * 0.93)
+            self.paint(self.oval(x, y, self.w * 0.08, self.h * 0.09) * 0.6, self.shade)
+            ears = torch.maximum(ears, ear)
+        return ears
+
+    def paint_head(self) -> None:
+        """Lit from the upper left, with red cheeks and a beard along the jaw."""
+        across = 0.15 * (self.x + 0.10 * self.f["yaw"]) / self.w * 0.6
+        light = (0.96 - across - 0.10 * (self.y - self.centre) / self.h).clamp(0.72, 1.12)
+        rim = 1 - 0.14 * _smooth(self.head_distance / self.w, -0.35, 0.0)
+        self.paint(self.head, self.skin * (light * rim))
+        blush = self.skin * _rgb(1.02, 0.74, 0.70, self.skin)
+        level = ((self.y - self.centre - 0.22 - self.lift) / 0.13).square()
+        for side in (-1, 1):
+            x, narrow = self.turned(torch.full_like(self.w, 0.56 * side))
+            spot = torch.exp(-((self.x - x) / (0.17 * narrow)).square() - level)
+            self.paint(spot.mul_(0.45) * self.head, blush)
+        aside, below = self.x - self.mouth_x, self.y - self.mouth_y
+        jaw = _smooth(below + 0.16 - 0.22 * (aside / self.w).square(), -0.06, 0.10)
+        lips = 0.10 - (aside / 0.5).square() - (below + 0.27).abs()
+        jaw = jaw * (1 - _smooth(lips, -0.04, 0.04))
+        _, stubble, full = self.classes("beard")
+        colour = torch.lerp(self.dark_hair, self.shade, stubble * 0.3)
+        self.paint(jaw * self.head * (stubble * 0.48 + full * 0.95), colour)
+
+    def paint_nose(self) -> None:
+        """A shadow on the side away from the light, a soft tip."""
+        size, x, y = self.f["nose_size"], self.middle, self.centre + 0.15 + self.lift * 1.2
+        tip = x + 0.10 * torch.sin(self.angle)
+        aside = ((self.x - x * 0.5 - tip * 0.5 - 0.045) / (0.045 * size)).square()
+        bridge = torch.exp(-aside - ((self.y - y + 0.13) / 0.17).square())
+        self.paint(bridge.mul_(0.35), self.shade)
+        self.paint(self.oval(tip, y + 0.02, 0.115 * size, 0.086 * size) * 0.9, self.shade * 0.78)
+        bright = self.oval(tip - 0.012, y - 0.008, 0.098 * size, 0.070 * size)
+        self.paint(bright * 0.9, self.skin * 1.04)
+
+    def paint_mouth(self) -> None:
+        """An arc that opens; teeth show in an open smile."""
+        smile, opening, below = self.f["smile"], self.f["mouth_opening"], self.y - self.mouth_y
+        span = 0.225 * (1 + 0.12 * smile) * (1 - 0.18 * opening * (smile < 0))
+        span = span * self.mouth_narrow.clamp(0.6, 1.0)
+        u = (self.x - self.mouth_x) / span
+        arc = u.square().clamp(max=1.4)
+        bend = torch.where(smile > 0, 0.080 * smile, 0.045 * smile)  # corners up, corners down
+        below = below - bend * (1 - 2 * arc)
+        gap = (0.012 + 0.078 * opening) * (1 - 0.45 * (-smile).clamp(min=0))
+        gap = gap * (1 - arc).clamp(min=0)
+        away = below.abs() - gap
+        lips = self.inside(torch.maximum(away - 0.030, (u.abs() - 1.04) * span))
+        self.paint(lips, self.skin * _rgb(0.88, 0.52, 0.50, self.skin))
+        hollow = torch.maximum(away, (u.abs() - 0.94) * span)
+        opened = self.inside(hollow) * _smooth(opening, 0.05, 0.25)
+        self.paint(opened, _rgb(0.36, 0.09, 0.11, self.skin))
+        teeth = self.inside(torch.maximum(hollow + 0.008, below + gap - 0.060))
+        shown = teeth * _smooth(opening, 0.15, 0.4) * _smooth(smile, -0.3, 0.2)
+        self.paint(shown, _rgb(0.97, 0.97, 0.97, self.skin))
+
+    def paint_eyes(self) -> None:
+        """With their brows."""
+        size, y = self.f["eye_size"], self.eye_y
+        iris = _palette(IRIS, self.factors["iris_colour"])
+        black, white, glint = (_rgb(v, v, v, iris) for v in (0.05, 0.98, 1.0))
+        brow_colour = torch.lerp(self.dark_hair, self.hair * 0.6, self.bald)
+        for side in (-1, 1):
+            x, narrow = self.turned(side * self.f["eye_distance"])
+            a, b = 0.130 * size * narrow, 0.102 * size * self.f["eye_openness"]
+            lid = self.oval(x, y - 0.018, a * 1.12, b * 1.12 + 0.012) * self.head
+            self.paint(lid * 0.75, self.shade * 0.55)
+            ball = self.oval(x, y, a, b) * self.head
+            self.paint(ball, white)
+            look, r = x + 0.45 * a * self.f["gaze"], 0.074 * size
+            self.paint(self.oval(look, y, r * narrow, r) * ball, iris)
+            self.paint(self.oval(look, y, r * 0.52 * narrow, r * 0.52) * ball, black)
+            self.paint(self.oval(look - 0.02, y - 0.024, r * 0.3, r * 0.3) * ball, glint)
+            along = (self.x - x) * side / narrow
+            brow_y = y - 0.155 - 0.02 * size - 0.22 * self.f["brow_angle"] * along
+            away = (self.y - (brow_y + 0.9 * along.square())).abs()
+            brow = self.inside(torch.maximum(away - 0.024, along.abs() - 0.145))
+            self.paint(brow * self.head * 0.92, brow_colour)
+
+    def paint_glasses(self) -> None:
+        """Two rings and a bridge between them."""
+        places, rings = [], torch.zeros_like(self.rgb[:, :1])
+        for side in (-1, 1):
+            x, narrow = self.turned(side * self.f["eye_distance"])
+            a, b = 0.195 * narrow.clamp(min=0.5), torch.full_like(x, 0.178)
+            ring = self.ellipse(x, self.eye_y + 0.01, a, b).abs() - 0.017
+            rings = torch.maximum(rings, self.inside(ring))
+            places.append(x)
+        between = torch.maximum(places[0] + 0.17 - self.x, self.x - places[1] + 0.17)
+        bridge = torch.maximum((self.y - self.eye_y + 0.015).abs() - 0.014, between)
+        rings = torch.maximum(rings, self.inside(bridge)) * self.classes("glasses")[1]
+        self.paint(rings, _rgb(0.12, 0.12, 0.12, self.skin))
+
+    def paint_hair(self) -> Tensor:
+        """Hair over the forehead: the crown above a line that the fringe decides; its coverage."""
+        top, size = self.centre - 0.04, self.w * (1.10 + 0.08 * self.long_hair)
+        crown = self.ellipse(self.back_x, top, size, self.h * 1.12)
+        part = (self.x - self.w * torch.sin(self.angle) * 0.8) / self.w
+        bare, straight, side = self.classes("fringe")
+        line = bare * (self.centre - 0.44 * self.h / 0.65 + 0.20 * part.square())
+        line = line + straight * (self.centre - 0.315 * self.h / 0.65 + 0.05 * part.square())
+        slanted = 0.24 * (part + 0.15)
+        line = line + side * (self.centre - 0.40 * self.h / 0.65 + slanted + 0.10 * part.square())
+        temples = self.y - (self.centre - 0.02 + 0.10 * self.short_hair + 1.2 * self.long_hair)
+        inner = self.w * (0.93 - 0.02 * self.long_hair) - (self.x - self.back_x).abs()
+        sides = torch.maximum(inner - 0.02 * self.y, temples)
+        cap = torch.maximum(crown, torch.minimum(self.y - line - self.lift, sides))
+        strands = torch.maximum(self.curtain, self.w * 0.96 - (self.x - self.back_x * 0.5).abs())
+        falling = torch.minimum(cap, torch.maximum(strands, -(self.y + 0.2)))
+        cap = torch.where(self.long_hair > 0, falling, cap)
+        front = self.inside(cap) * (self.short_hair + self.long_hair)
+        gloss = 0.28 * torch.exp(-((self.y + 0.50 - 0.25 * part.square()) / 0.09).square())
+        gloss = 1.0 + gloss - 0.10 * (self.x * 0.8)
+        self.paint(front, (self.hair * gloss).clamp(0, 1))
+        return front
 
 
-def render(factors: dict[str, Tensor], resolution: int = 32) -> Tensor:
-    """Draw faces.
-
-    Args:
-        factors: as `draw_factors` returns them.
-        resolution: pixels, a power of two, at least 8.
-    Returns: (N, 3, R, R) float32 in [-1, 1].
-    """
-    return _draw(factors, resolution)[0].rgb.mul_(2).sub_(1).clamp_(-1, 1)
-
-
-def face_mask(factors: dict[str, Tensor], resolution: int = 32) -> Tensor:
-    """The content of interest: head, hair and ears as a soft mask, 0 on background and shirt.
-    (N, 1, R, R) in [0, 1]."""
-    return _draw(factors, resolution)[1]
-
-
-def toy_faces(indices: Tensor | int, resolution: int = 32, seed: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
-    """Images (N, 3, R, R) in [-1, 1] and their factors, for face numbers (N,) or for the first `indices` ones."""
-    numbers = torch.arange(indices) if isinstance(indices, int) else indices
-    factors = draw_factors(numbers, seed)
-    return render(factors, resolution), factors
-
-
-def _draw(factors: dict[str, Tensor], resolution: int) -> tuple[_Canvas, Tensor]:
-    if resolution < 8 or resolution & (resolution - 1):
-        raise ValueError(f"resolution must be a power of two of at least 8, not {resolution}")
-    f = {k: v if k in CATEGORICAL else _column(v) for k, v in factors.items()}
-    c = _Canvas(len(f["glasses"]), resolution, f["glasses"].device)
-    kind = {name: [_column(f[name] == i) for i in range(len(CATEGORICAL[name]))]
-            for name in ("hair_style", "fringe", "beard")}
-    hw, hh, cy = f["face_width"], f["face_height"], 0.06
-    angle = 0.48 * f["yaw"]
-    lift = 0.07 * f["pitch"]
-
-    def turned(u: float | Tensor, fallback: float = 0.0) -> tuple[Tensor, Tensor]:
-        """A point at u of half the head's width, on a turned cylinder: its x, and how much it is foreshortened."""
-        flat = u if isinstance(u, Tensor) else torch.full_like(hw, u)
-        a = torch.asin(flat.clamp(-0.99, 0.99))
-        return hw * torch.sin(a + angle), (torch.cos(a + angle) / torch.cos(a)).clamp(0.25, 1.25)
-
-    skin = _skin(factors["skin_tone"])
-    shade = skin * torch.tensor([0.78, 0.70, 0.68], device=skin.device)[None, :, None, None]
-    hair = _palette(HAIR, f["hair_colour"])
-    dark_hair = hair * 0.72
-
-    # background: a soft light behind the head
-    wall = _hsv(factors["background_hue"], 0.36, 0.86)
-    glow = (1.10 - 0.16 * (c.x.square() + (c.y + 0.2).square())).clamp(0.6, 1.1)
-    c.rgb.copy_(wall.expand_as(c.rgb)).mul_(glow)
-
-    # hair that falls behind the shoulders
-    long_hair, short_hair = kind["hair_style"][2], kind["hair_style"][1]
-    back_x = hw * 0.10 * torch.sin(-angle)
-    curtain = torch.maximum(c.ellipse(back_x, cy + 0.05, hw * 1.34, hh * 1.30), c.y - 0.88)
-    behind = c.inside(curtain).mul_(long_hair)
-    c.paint(behind, dark_hair)
-
-    # neck and shirt
-    neck = torch.maximum((c.x - 0.02 * f["yaw"]).abs() - hw * 0.46, -(c.y - 0.3))
-    c.paint(c.inside(neck), shade)
-    shirt = _hsv(factors["shirt_hue"], 0.55, 0.72)
-    centre, like = torch.zeros_like(hw), torch.full_like
-    c.paint(c.inside(c.ellipse(centre, 1.20, like(hw, 1.02), like(hw, 0.56))), shirt)
-    c.paint(c.inside(c.ellipse(centre, 0.72, hw * 0.60, like(hw, 0.15))), shirt * 0.74)
-    c.paint(c.inside(c.ellipse(centre, 0.69, hw * 0.50, like(hw, 0.13))), shade)
-
-    # ears: the far one disappears behind the head
-    ears = torch.zeros_like(c.rgb[:, :1])
-    for side in (-1, 1):
-        ear_x = side * hw * torch.cos(angle) * 1.0 - 0.16 * hw * torch.sin(angle) * 1.0
-        ear = c.inside(c.ellipse(ear_x, cy + 0.03 + 0.4 * lift, hw * 0.16, hh * 0.17))
-        ears = torch.maximum(ears, ear)
-        c.paint(ear, skin * 0.93)
-        c.paint(c.inside(c.ellipse(ear_x, cy + 0.03 + 0.4 * lift, hw * 0.08, hh * 0.09)) * 0.6, shade)
-
-    # head: an ellipse that narrows to the chin, lit from the upper left
-    below = (c.y - cy).clamp(min=0) / hh
-    width = hw * (1 - 0.20 * below.square())
-    head_sdf = ((c.x / width).square() + ((c.y - cy) / hh).square()).sqrt_().sub_(1).mul_(hw)
-    head = c.inside(head_sdf)
-    light = (0.96 - 0.15 * (c.x + 0.10 * f["yaw"]) / hw * 0.6 - 0.10 * (c.y - cy) / hh).clamp(0.72, 1.12)
-    rim = 1 - 0.14 * _smooth(head_sdf / hw, -0.35, 0.0)
-    c.rgb.lerp_(skin * (light * rim), head)
-
-    # cheeks
-    blush = skin * torch.tensor([1.02, 0.74, 0.70], device=skin.device)[None, :, None, None]
-    for side in (-1, 1):
-        x, narrow = turned(0.56 * side)
-        spot = torch.exp(-((c.x - x) / (0.17 * narrow)).square() - ((c.y - cy - 0.22 - lift) / 0.13).square())
-        c.paint(spot.mul_(0.45) * head, blush)
-
-    # beard: along the jaw and round the mouth
-    mouth_y = cy + 0.42 * hh / 0.65 + lift * 0.8
-    mouth_x, mouth_narrow = turned(0.0)
-    mouth_x = mouth_x * 0.9
-    jaw = _smooth(c.y - mouth_y + 0.16 - 0.22 * ((c.x - mouth_x) / hw).square(), -0.06, 0.10)
-    jaw = jaw * (1 - _smooth(0.10 - ((c.x - mouth_x) / 0.5).square() - (c.y - mouth_y + 0.27).abs(), -0.04, 0.04))
-    growth = kind["beard"][1] * 0.48 + kind["beard"][2] * 0.95
-    c.paint(jaw * head * growth, torch.lerp(dark_hair, shade, kind["beard"][1] * 0.3))
-
-    # nose: a shadow on the side away from the light, a soft tip
-    nose_x, _ = turned(0.0)
-    tip_x = nose_x + 0.10 * torch.sin(angle)
-    tip_y = cy + 0.15 + lift * 1.2
-    size = f["nose_size"]
-    bridge = torch.exp(-((c.x - nose_x * 0.5 - tip_x * 0.5 - 0.045) / (0.045 * size)).square()
-                       - ((c.y - tip_y + 0.13) / 0.17).square())
-    c.paint(bridge.mul_(0.35), shade)
-    c.paint(c.inside(c.ellipse(tip_x, tip_y + 0.02, 0.115 * size, 0.086 * size)) * 0.9, shade * 0.78)
-    c.paint(c.inside(c.ellipse(tip_x - 0.012, tip_y - 0.008, 0.098 * size, 0.070 * size)) * 0.9, skin * 1.04)
-
-    # mouth: an arc that opens; teeth show in an open smile
-    smile, opening = f["smile"], f["mouth_opening"]
-    span = 0.225 * (1 + 0.12 * smile) * (1 - 0.18 * opening * (smile < 0)) * mouth_narrow.clamp(0.6, 1.0)
-    u = (c.x - mouth_x) / span
-    arc = u.square().clamp(max=1.4)
-    bend = torch.where(smile > 0, 0.080 * smile, 0.045 * smile) * (1 - 2 * arc)  # corners up, corners down
-    gap = (0.012 + 0.078 * opening) * (1 - 0.45 * (-smile).clamp(min=0)) * (1 - arc).clamp(min=0)
-    away = (c.y - mouth_y - bend).abs() - gap
-    lip_colour = skin * torch.tensor([0.88, 0.52, 0.50], device=skin.device)[None, :, None, None]
-    c.paint(c.inside(torch.maximum(away - 0.030, (u.abs() - 1.04) * span)), lip_colour)
-    hollow = torch.maximum(away, (u.abs() - 0.94) * span)
-    c.paint(c.inside(hollow) * _smooth(opening, 0.05, 0.25), skin.new_tensor([0.36, 0.09, 0.11])[None, :, None, None])
-    teeth = torch.maximum(hollow + 0.008, c.y - mouth_y - bend + gap - 0.060)
-    c.paint(c.inside(teeth) * _smooth(opening, 0.15, 0.4) * _smooth(smile, -0.3, 0.2), torch.full_like(skin, 0.97))
-
-    # eyes and brows
-    iris = _palette(IRIS, f["iris_colour"])
-    eye_y = cy - 0.10 + lift
-    rings = torch.zeros_like(c.rgb[:, :1])
-    for side in (-1, 1):
-        x, narrow = turned(side * f["eye_distance"])
-        a, b = 0.130 * f["eye_size"] * narrow, 0.102 * f["eye_size"] * f["eye_openness"]
-        white = c.inside(c.ellipse(x, eye_y, a, b)) * head
-        lid = c.inside(c.ellipse(x, eye_y - 0.018, a * 1.12, b * 1.12 + 0.012)) * head
-        c.paint(lid * 0.75, shade * 0.55)
-        c.paint(white, torch.full_like(skin, 0.98))
-        look = x + 0.45 * a * f["gaze"]
-        r = 0.074 * f["eye_size"]
-        c.paint(c.inside(c.ellipse(look, eye_y, r * narrow, r)) * white, iris)
-        c.paint(c.inside(c.ellipse(look, eye_y, r * 0.52 * narrow, r * 0.52)) * white, torch.full_like(skin, 0.05))
-        c.paint(c.inside(c.ellipse(look - 0.02, eye_y - 0.024, r * 0.3, r * 0.3)) * white, torch.full_like(skin, 1.0))
-        along = (c.x - x) * side / narrow
-        brow_y = eye_y - 0.155 - 0.02 * f["eye_size"] - 0.22 * f["brow_angle"] * along + 0.9 * along.square()
-        brow = torch.maximum((c.y - brow_y).abs() - 0.024, along.abs() - 0.145)
-        bare = kind["hair_style"][0]
-        c.paint(c.inside(brow) * head * 0.92, torch.lerp(dark_hair, hair * 0.6, bare))
-        ring = (c.ellipse(x, eye_y + 0.01, 0.195 * narrow.clamp(min=0.5), torch.full_like(x, 0.178)).abs() - 0.017)
-        rings = torch.maximum(rings, c.inside(ring))
-    left, _ = turned(-f["eye_distance"])
-    right, _ = turned(f["eye_distance"])
-    bridge = torch.maximum((c.y - eye_y + 0.015).abs() - 0.014, torch.maximum(left + 0.17 - c.x, c.x - right + 0.17))
-    rings = torch.maximum(rings, c.inside(bridge)) * _column(f["glasses"])
-    c.paint(rings, torch.full_like(skin, 0.12))
-
-    # hair over the forehead: the crown above a hairline that the fringe decides
-    grown = short_hair + long_hair
-    crown = c.ellipse(back_x, cy - 0.04, hw * (1.10 + 0.08 * long_hair), hh * 1.12)
-    part = (c.x - hw * torch.sin(angle) * 0.8) / hw
-    bare_line = cy - 0.44 * hh / 0.65 + 0.20 * part.square()
-    straight_line = cy - 0.315 * hh / 0.65 + 0.05 * part.square()
-    side_line = cy - 0.40 * hh / 0.65 + 0.24 * (part + 0.15) + 0.10 * part.square()
-    line = kind["fringe"][0] * bare_line + kind["fringe"][1] * straight_line + kind["fringe"][2] * side_line
-    temples = c.y - (cy - 0.02 + 0.10 * short_hair + 1.2 * long_hair)
-    sides = torch.maximum(hw * (0.93 - 0.02 * long_hair) - (c.x - back_x).abs() - 0.02 * c.y, temples)
-    cap = torch.maximum(crown, torch.minimum(c.y - line - lift, sides))
-    strands = torch.maximum(curtain, hw * 0.96 - (c.x - back_x * 0.5).abs())
-    cap = torch.where(long_hair > 0, torch.minimum(cap, torch.maximum(strands, -(c.y + 0.2))), cap)
-    front = c.inside(cap) * grown
-    gloss = 1.0 + 0.28 * torch.exp(-((c.y + 0.50 - 0.25 * part.square()) / 0.09).square()) - 0.10 * (c.x * 0.8)
-    c.rgb.lerp_((hair * gloss).clamp(0, 1), front)
-    mask = torch.stack([head, front, behind, ears]).amax(dim=0)
-    return c, mask
+def _draw(factors: dict[str, Tensor], resolution: int) -> tuple[Tensor, Tensor]:
+    """Pictures (N, 3, R, R) in [0, 1], and what head, hair and ears cover of them, (N, 1, R, R)."""
+    face = _Portrait(factors, resolution)
+    behind = face.paint_background()
+    ears = face.paint_ears()
+    face.paint_head()
+    face.paint_nose()
+    face.paint_mouth()
+    face.paint_eyes()
+    face.paint_glasses()
+    front = face.paint_hair()
+    return face.rgb, torch.stack([face.head, front, behind, ears]).amax(dim=0)

@@ -1,13 +1,14 @@
-"""Editing: directions in W with a name, what a step along them does to the image, and what it should have left alone.
+"""Editing: directions in W with a name, what a step along them does to the image, and what it
+should have left alone.
 
-A student that has inherited the teacher's mapping network shares its W, so a direction that is found on one should work
-on the other.
+A student that has inherited the teacher's mapping network shares its W, so a direction that is
+found on one should work on the other.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +18,13 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from gapkd.distillation.directions import sefa_directions
-from gapkd.distillation.pruning import AnyGenerator
 from gapkd.files.checkpoints import write_atomically
-from gapkd.metrics.evaluation import draw_latents
-from gapkd.metrics.features import AttributeNetwork
+from gapkd.metrics.agreement import Reading, join_readings, name_classes
+from gapkd.metrics.attributes import AttributeNetwork
+from gapkd.metrics.sampling import draw_w
+from gapkd.networks.base import StyleGenerator
 
-Readings = tuple[Tensor, dict[str, Tensor]]  # w (N, w_dim), and what is read off the images drawn from them
+Readings = tuple[Tensor, Reading]  # w (N, w_dim), and what is read off the images drawn from them
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,12 @@ class Directions:
     """Named directions in W.
 
     Args:
-        names: one a direction, such as "smile".
+        names: one per direction, such as "smile".
         vectors: (K, w_dim), unit rows.
-        reach: (K,), a step that changes the image plainly, either way: how far sliders should go. An extrapolation:
-            along most directions w itself varies far less.
-        origin: (16, w_dim), w of sixteen fixed z, which tells whose W they belong to (`w_of_fixed_z`); None: not known.
+        reach: (K,), a step that changes the image plainly, either way: how far sliders should go.
+            An extrapolation: along most directions w itself varies far less.
+        origin: (16, w_dim), w of sixteen fixed z, which tells whose W they belong to
+            (`w_of_fixed_z`); None: not known.
     """
 
     names: tuple[str, ...]
@@ -43,8 +46,9 @@ class Directions:
     origin: Tensor | None = None
 
     def __post_init__(self):
-        if self.vectors.ndim != 2 or not len(self.names) == len(self.vectors) == len(self.reach) > 0:
-            raise ValueError(f"{len(self.names)} names, vectors of shape {tuple(self.vectors.shape)} and "
+        shape = tuple(self.vectors.shape)
+        if len(shape) != 2 or not len(self.names) == shape[0] == len(self.reach) > 0:
+            raise ValueError(f"{len(self.names)} names, vectors of shape {shape} and "
                              f"{len(self.reach)} reaches do not belong together")
 
     def __len__(self) -> int:
@@ -60,14 +64,14 @@ class Directions:
             raise ValueError(f"there is no direction {name!r}; there are: {', '.join(self.names)}")
         return self.names.index(name)
 
-    def pick(self, names: list[str] | tuple[str, ...]) -> Directions:
+    def pick(self, names: Sequence[str]) -> Directions:
         """Those directions, in that order."""
         rows = [self.index(name) for name in names]
         return Directions(tuple(names), self.vectors[rows], self.reach[rows], self.origin)
 
-    def belong_to(self, G: AnyGenerator) -> bool:
-        """Whether G's W is the one that they were found in, or near it, as that of a student which inherited the
-        mapping network; True where that is not known."""
+    def belong_to(self, G: StyleGenerator) -> bool:
+        """Whether G's W is the one that they were found in, or near it, as that of a student which
+        inherited the mapping network; True where that is not known."""
         if self.origin is None:
             return True
         if self.vectors.shape[1] != G.w_dim:
@@ -79,71 +83,94 @@ class Directions:
 def save_directions(directions: Directions, path: str | Path) -> Path:
     """Save as safetensors, the names in the metadata."""
     tensors = {"vectors": directions.vectors, "reach": directions.reach}
-    tensors |= {} if directions.origin is None else {"origin": directions.origin}
+    if directions.origin is not None:
+        tensors["origin"] = directions.origin
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    return write_atomically(path, to_bytes(tensors, {"gapkd": "1", "kind": "directions",
-                                                     "names": json.dumps(directions.names)}))
+    metadata = {"gapkd": "1", "kind": "directions", "names": json.dumps(directions.names)}
+    return write_atomically(path, to_bytes(tensors, metadata))
 
 
 def load_directions(path: str | Path) -> Directions:
     """Load what `save_directions` wrote. Raises ValueError for anything else."""
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"there is no file of directions {path}: write one with `gapkd directions`")
+        raise ValueError(f"there is no file of directions {path}: write one with "
+                         "`gapkd directions`")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("kind") != "directions":
-                raise ValueError(f"{path} holds no directions: write such a file with `gapkd directions`")
+                raise ValueError(f"{path} holds no directions: write such a file with "
+                                 "`gapkd directions`")
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
             names = tuple(map(str, json.loads(metadata["names"])))
-            origin = file.get_tensor("origin").float() if "origin" in file.keys() else None  # noqa: SIM118
-            return Directions(names, file.get_tensor("vectors").float(), file.get_tensor("reach").float(), origin)
+        return Directions(names, tensors["vectors"], tensors["reach"], tensors.get("origin"))
     except (SafetensorError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged or no file of directions ({error}): write it anew with "
-                         "`gapkd directions`") from error
+        raise ValueError(f"{path} is damaged or no file of directions ({error}): write it anew "
+                         "with `gapkd directions`") from error
 
 
-# -- finding directions --------------------------------------------------------------------------------------
+# -- finding directions --------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def reach_of(G: AnyGenerator, samples: int = 4000, seed: int = 0) -> float:
-    """Radius of W, the root mean square distance of w from its mean: a long step, since it lies along one direction
-    what w spreads over all of them."""
-    w = _draw_w(G, samples, seed)
+def w_of_fixed_z(G: StyleGenerator) -> Tensor:
+    """w (16, w_dim) of sixteen z that are always the same, on the CPU: what tells one W from
+    another."""
+    return draw_w(G, 16, seed=0).cpu()
+
+
+def reach_of(G: StyleGenerator, samples: int = 4000, seed: int = 0) -> float:
+    """Radius of W, the root mean square distance of w from its mean: a long step, since it lies
+    along one direction what w spreads over all of them."""
+    w = draw_w(G, samples, seed)
     return (w - w.mean(dim=0)).square().sum(dim=1).mean().sqrt().item()
 
 
-def sefa(G: AnyGenerator, count: int = 6) -> Directions:
-    """The leading SeFa directions of all layers together, which need no data and have no meaning for a name."""
-    vectors = sefa_directions(G, range(len(G.synthesis.blocks)), "global", per_block=count)[:count]
-    return Directions(tuple(f"SeFa {i + 1}" for i in range(len(vectors))), vectors,
-                      torch.full((len(vectors),), reach_of(G)), w_of_fixed_z(G))
+def _directions_in(G: StyleGenerator, names: Sequence[str], vectors: Tensor) -> Directions:
+    """As far as W is wide, and marked as G's."""
+    reach = torch.full((len(vectors),), reach_of(G))
+    return Directions(tuple(names), vectors, reach, w_of_fixed_z(G))
+
+
+def sefa(G: StyleGenerator, count: int = 6) -> Directions:
+    """The leading SeFa directions of all layers together, which need no data and have no meaning
+    for a name."""
+    blocks = range(len(G.synthesis.blocks))
+    vectors = sefa_directions(G, blocks, "global", per_block=count)[:count]
+    return _directions_in(G, [f"SeFa {i + 1}" for i in range(len(vectors))], vectors)
 
 
 @torch.no_grad()
-def read_factors(G: AnyGenerator, net: AttributeNetwork, samples: int = 5000, seed: int = 0, batch: int = 100
-                 ) -> Readings:
-    """w (samples, w_dim) and what the attribute network reads off the images drawn from them, on the CPU.
+def read_factors(G: StyleGenerator, net: AttributeNetwork, samples: int = 5000, seed: int = 0,
+                 batch: int = 100) -> Readings:
+    """w (samples, w_dim) and what the attribute network reads off the images drawn from them, on
+    the CPU.
 
     Returns: factor -> (samples,) values if continuous, class numbers if categorical.
     """
-    w, found = _draw_w(G, samples, seed), []
+    w = draw_w(G, samples, seed)
+    return w.cpu(), _read(G, net, w, batch)
+
+
+def _read(G: StyleGenerator, net: AttributeNetwork, w: Tensor, batch: int) -> Reading:
+    found = []
     for part in w.split(batch):
-        found.append(_read(net, G.synthesis(part).image))
-    return w.cpu(), {name: torch.cat([f[name] for f in found]).cpu() for name in found[0]}
+        images = G.synthesis(part).image.clamp(-1, 1)
+        found.append(name_classes(net, net.factors(images)))
+    return join_readings(found)
 
 
-def factor_directions(G: AnyGenerator, net: AttributeNetwork, wanted: Sequence[str] | None = None,
-                      alone: bool = True, samples: int = 5000, seed: int = 0, readings: Readings | None = None
-                      ) -> Directions:
+def factor_directions(G: StyleGenerator, net: AttributeNetwork, wanted: Sequence[str] | None = None,
+                      alone: bool = True, samples: int = 5000, seed: int = 0,
+                      readings: Readings | None = None) -> Directions:
     """One direction in W for every factor that the attribute network reads.
 
-    Each factor is explained by a linear function of w: a continuous one by ridge regression, a category by logistic
-    regression, one class against the rest. The gradient of that function is where the factor grows quickest (the normal
-    of Shen et al., *InterFaceGAN*, CVPR 2020), but other factors move along with it. So, if `alone`, the direction is
-    the shortest step that raises this function and leaves those of all other factors as they are: a column of the
-    pseudo-inverse of all gradients together.
+    Each factor is explained by a linear function of w: a continuous one by ridge regression, a
+    category by logistic regression, one class against the rest. The gradient of that function is
+    where the factor grows quickest (the normal of Shen et al., *InterFaceGAN*, CVPR 2020), but
+    other factors move along with it. So, if `alone`, the direction is the shortest step that raises
+    this function and leaves those of all other factors as they are: a column of the pseudo-inverse
+    of all gradients together.
 
     Args:
         wanted: names as in `direction_names`; None: all of them.
@@ -156,51 +183,55 @@ def factor_directions(G: AnyGenerator, net: AttributeNetwork, wanted: Sequence[s
     if unknown:
         raise ValueError(f"there is no factor {unknown[0]!r}; there are: {', '.join(names)}")
     w, factors = readings or read_factors(G, net, samples, seed)
-    centred = (w - w.mean(dim=0)).double()
+    w = (w - w.mean(dim=0)).double()
     gradients: dict[str, Tensor] = {}
     for name in names if alone or not wanted else wanted:
         target = _shown(net, factors, name).double()
         if target.std() < 1e-6:
             continue  # the same in all images: there is nothing to learn
-        continuous = name in net.continuous
-        fit = _least_squares if continuous else _logistic
-        gradients[name] = fit(centred, (target - target.mean()) / target.std() if continuous else target)
+        if name in net.continuous:
+            gradients[name] = _least_squares(w, (target - target.mean()) / target.std())
+        else:
+            gradients[name] = _logistic(w, target)
     missing = [name for name in wanted or () if name not in gradients]
     if missing:
-        raise ValueError(f"{missing[0]!r} is the same in all {len(w)} images: there is nothing to learn it from")
+        raise ValueError(f"{missing[0]!r} is the same in all {len(w)} images: there is nothing to "
+                         "learn it from")
     found = torch.stack(list(gradients.values()))                                    # (F, w_dim)
     if alone:
         found = torch.linalg.pinv(found).t()
     unit = torch.nn.functional.normalize(found, dim=1).float()
-    directions = Directions(tuple(gradients), unit, torch.full((len(unit),), reach_of(G)), w_of_fixed_z(G))
+    directions = _directions_in(G, list(gradients), unit)
     return directions.pick(wanted) if wanted else directions
 
 
 def linear_fit(net: AttributeNetwork, readings: Readings) -> dict[str, float]:
-    """How far each factor is a linear function of w at all: the share of its variance that the fit explains on a fifth
-    of the samples, which it has not seen; for a category, of the variance of showing the class. Readings: of
-    `read_factors`."""
+    """How far each factor is a linear function of w at all: the share of its variance that the fit
+    explains on a fifth of the samples, which it has not seen; for a category, of the variance of
+    showing the class. Readings: of `read_factors`."""
     w, factors = readings
     w, known = (w - w.mean(dim=0)).double(), len(w) - len(w) // 5
     explained = {}
     for name in direction_names(net):
         y = _shown(net, factors, name).double()
         y = y - y[:known].mean()
-        fit = w[known:] @ _least_squares(w[:known], y[:known])
-        explained[name] = 1 - ((y[known:] - fit).square().mean() / y[known:].var().clamp(min=1e-12)).item()
+        error = y[known:] - w[known:] @ _least_squares(w[:known], y[:known])
+        share = error.square().mean() / y[known:].var().clamp(min=1e-12)
+        explained[name] = 1 - share.item()
     return explained
 
 
 def direction_names(net: AttributeNetwork) -> list[str]:
-    """A name for each direction: the factor's, or "factor: class" where it has more than two classes."""
+    """A name for each direction: the factor's, or "factor: class" where it has more than two."""
     names = []
     for factor, classes in net.categorical.items():
         names += [factor] if len(classes) == 2 else [f"{factor}: {label}" for label in classes]
     return names + list(net.continuous)
 
 
-def _shown(net: AttributeNetwork, factors: Mapping[str, Tensor], name: str) -> Tensor:
-    """What a direction's name stands for, (N,): a continuous factor, or 1 where the image shows the class."""
+def _shown(net: AttributeNetwork, factors: Reading, name: str) -> Tensor:
+    """What a direction's name stands for, (N,): a continuous factor, or 1 where the image shows the
+    class."""
     factor, _, label = name.partition(": ")
     if factor in net.continuous:
         return factors[factor]
@@ -212,7 +243,8 @@ def _least_squares(x: Tensor, y: Tensor, ridge: float = 0.3) -> Tensor:
     """Gradient of the linear function of x (N, D) that explains y (N,).
 
     Args:
-        ridge: in units of the mean variance of x. Many dimensions of W hardly vary; without a ridge they take over.
+        ridge: in units of the mean variance of x. Many dimensions of W hardly vary; without a ridge
+            they take over.
     """
     penalty = ridge * x.square().mean() * torch.eye(x.shape[1], dtype=x.dtype)
     return torch.linalg.solve(x.t() @ x / len(x) + penalty, x.t() @ y / len(x))
@@ -235,7 +267,7 @@ def _logistic(x: Tensor, y: Tensor, ridge: float = 0.03, steps: int = 30) -> Ten
     return b[:width]
 
 
-# -- measuring edits -----------------------------------------------------------------------------------------
+# -- measuring edits -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -243,10 +275,13 @@ class EditEffect:
     """What steps along one direction do to the images of one generator, over many latents.
 
     name: of the direction.
-    moved: change of the factor that it is named after from one end to the other: in standard deviations of that factor
-        if it is continuous, in share of the images that show the class if it is a category.
-    kept: share of the other categories that stay as they were at the middle, at both ends; the mean over them.
-    drift: mean change of the other continuous factors, in absolute value, in their standard deviations.
+    moved: change of the factor that it is named after from one end to the other: in standard
+        deviations of that factor if it is continuous, in share of the images that show the class if
+        it is a category.
+    kept: share of the other categories that stay as they were at the middle, at both ends; the mean
+        over them.
+    drift: mean change of the other continuous factors, in absolute value, in their standard
+        deviations.
     """
 
     name: str
@@ -256,102 +291,98 @@ class EditEffect:
 
 
 @torch.no_grad()
-def measure_edits(G: AnyGenerator, net: AttributeNetwork, directions: Directions, share: float = 0.5,
-                  samples: int = 300, seed: int = 1, batch: int = 100, w: Tensor | None = None) -> list[EditEffect]:
-    """Move many w's by -share and +share of every direction's reach, and read what became of the images.
+def measure_edits(G: StyleGenerator, net: AttributeNetwork, directions: Directions,
+                  share: float = 0.5, samples: int = 300, seed: int = 1, batch: int = 100,
+                  w: Tensor | None = None) -> list[EditEffect]:
+    """Move many w's by -share and +share of every direction's reach, and read what became of the
+    images.
 
     Args:
         directions: named as `direction_names` does, found on this generator or on another.
         w: (N, w_dim), or ws (N, num_ws, w_dim), to be moved; None: those of `samples` random z.
     """
     effects = []
-    w = _draw_w(G, samples, seed) if w is None else w
+    w = draw_w(G, samples, seed) if w is None else w
     for name, low, middle, high in _walk(G, net, directions, share, w, batch):
-        factor = name.partition(": ")[0]
-        spread = {other: middle[other].std().clamp(min=1e-6) for other in net.continuous}
-        moved = (_shown(net, high, name) - _shown(net, low, name)).mean() / spread.get(factor, 1.0)
-        kept = [(end[other] == middle[other]).float().mean() for end in (low, high) for other in net.categorical
-                if other != factor]
-        drift = [(end[other] - middle[other]).abs().mean() / spread[other] for end in (low, high)
-                 for other in net.continuous if other != factor]
-        effects.append(EditEffect(name, moved.item(), *(torch.stack(part).mean().item() for part in (kept, drift))))
+        kept, drift = [], []
+        for factor in {**net.categorical, **net.continuous}:
+            if factor == name.partition(": ")[0]:
+                continue
+            for end in (low, high):
+                if factor in net.categorical:
+                    kept.append((end[factor] == middle[factor]).float().mean())
+                else:
+                    change = (end[factor] - middle[factor]).abs().mean()
+                    drift.append(change / _spread(middle[factor]))
+        means = (torch.stack(part).mean().item() for part in (kept, drift))
+        effects.append(EditEffect(name, _moved(net, name, low, middle, high), *means))
     return effects
 
 
 @torch.no_grad()
-def factor_changes(G: AnyGenerator, net: AttributeNetwork, directions: Directions, share: float = 0.5,
-                   samples: int = 300, seed: int = 1, batch: int = 100) -> Tensor:
-    """What steps along each direction do to every factor, on average over many latents, whatever its name says.
+def factor_changes(G: StyleGenerator, net: AttributeNetwork, directions: Directions,
+                   share: float = 0.5, samples: int = 300, seed: int = 1, batch: int = 100
+                   ) -> Tensor:
+    """What steps along each direction do to every factor, on average over many latents, whatever
+    its name says.
 
-    Returns: (K, F), factors as in `direction_names`: change from one end to the other, in standard deviations of the
-        factor if it is continuous, in share of the images if it is a class.
+    Returns: (K, F), factors as in `direction_names`: change from one end to the other, in standard
+        deviations of the factor if it is continuous, in share of the images if it is a class.
     """
     rows = []
-    for _, low, middle, high in _walk(G, net, directions, share, _draw_w(G, samples, seed), batch):
-        rows.append([((_shown(net, high, name) - _shown(net, low, name)).mean()
-                      / (middle[name].std().clamp(min=1e-6) if name in net.continuous else 1.0)).item()
-                     for name in direction_names(net)])
+    w = draw_w(G, samples, seed)
+    for _, low, middle, high in _walk(G, net, directions, share, w, batch):
+        rows.append([_moved(net, name, low, middle, high) for name in direction_names(net)])
     return torch.tensor(rows)
 
 
 class EditAgreement:
     """Whether a student does with the teacher's directions what the teacher does.
 
-    Called with a student, it returns the correlation, over all directions (SeFa's first, and one for every factor) and
-    all factors, of what a step does to the factor in the teacher and in the student. 1: the same up to scale; 0:
-    nothing of the teacher's directions is left. Factors are the continuous ones of the attribute network, or its
-    classes where it knows no others.
+    Called with a student, it returns the correlation, over all directions (SeFa's first, and one
+    for every factor) and all factors, of what a step does to the factor in the teacher and in the
+    student. 1: the same up to scale; 0: nothing of the teacher's directions is left. Factors are
+    the continuous ones of the attribute network, or its classes where it knows no others.
     """
 
-    def __init__(self, teacher: AnyGenerator, net: AttributeNetwork, samples: int = 200, looked_at: int = 5000):
+    def __init__(self, teacher: StyleGenerator, net: AttributeNetwork, samples: int = 200,
+                 looked_at: int = 5000):
         self.net, self.samples = net, samples
         names = direction_names(net)
-        self.factors = [i for i, name in enumerate(names) if name in net.continuous] or list(range(len(names)))
+        continuous = [i for i, name in enumerate(names) if name in net.continuous]
+        self.factors = continuous or list(range(len(names)))
         first, named = sefa(teacher), factor_directions(teacher, net, samples=looked_at)
-        named = named.pick([names[i] for i in self.factors if names[i] in named.names] or named.names)
+        asked = [names[i] for i in self.factors if names[i] in named.names]
+        named = named.pick(asked or named.names)
         vectors = torch.cat([first.vectors.to(named.vectors), named.vectors])
-        self.directions = Directions(first.names + named.names, vectors, torch.cat([first.reach, named.reach]))
+        reach = torch.cat([first.reach, named.reach])
+        self.directions = Directions(first.names + named.names, vectors, reach)
         self.wanted = self._changes(teacher)
 
-    def _changes(self, G: AnyGenerator) -> Tensor:
-        return factor_changes(G, self.net, self.directions, samples=self.samples)[:, self.factors].flatten()
+    def _changes(self, G: StyleGenerator) -> Tensor:
+        changes = factor_changes(G, self.net, self.directions, samples=self.samples)
+        return changes[:, self.factors].flatten()
 
-    def __call__(self, student: AnyGenerator) -> float:
+    def __call__(self, student: StyleGenerator) -> float:
         both = torch.stack([self.wanted, self._changes(student)])
         return torch.corrcoef(both)[0, 1].item() if (both.std(dim=1) > 0).all() else 0.0
 
 
-def _walk(G: AnyGenerator, net: AttributeNetwork, directions: Directions, share: float, w: Tensor, batch: int
-          ) -> Iterator[tuple[str, dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]]:
+def _walk(G: StyleGenerator, net: AttributeNetwork, directions: Directions, share: float, w: Tensor,
+          batch: int) -> Iterator[tuple[str, Reading, Reading, Reading]]:
     """For every direction its name, and what is read at -share, 0 and +share of its reach."""
-    middle = _read_all(G, net, w, batch)
-    for name, vector, reach in zip(directions.names, directions.vectors, directions.reach, strict=True):
+    middle = _read(G, net, w, batch)
+    rows = zip(directions.names, directions.vectors, directions.reach, strict=True)
+    for name, vector, reach in rows:
         step = share * reach * vector.to(w)
-        yield name, _read_all(G, net, w - step, batch), middle, _read_all(G, net, w + step, batch)
+        yield name, _read(G, net, w - step, batch), middle, _read(G, net, w + step, batch)
 
 
-def _read_all(G: AnyGenerator, net: AttributeNetwork, w: Tensor, batch: int) -> dict[str, Tensor]:
-    found = [_read(net, G.synthesis(part).image) for part in w.split(batch)]
-    return {name: torch.cat([f[name] for f in found]) for name in found[0]}
+def _moved(net: AttributeNetwork, name: str, low: Reading, middle: Reading, high: Reading) -> float:
+    """Change of what a direction's name stands for, from one end to the other."""
+    change = (_shown(net, high, name) - _shown(net, low, name)).mean()
+    return (change / (_spread(middle[name]) if name in net.continuous else 1.0)).item()
 
 
-def _read(net: AttributeNetwork, images: Tensor) -> dict[str, Tensor]:
-    """Factor -> (N,) value, or number of the class."""
-    read = net.factors(images.clamp(-1, 1))
-    return {name: read[name].argmax(dim=1) if name in net.categorical else read[name]
-            for name in (*net.categorical, *net.continuous)}
-
-
-def w_of_fixed_z(G: AnyGenerator) -> Tensor:
-    """w (16, w_dim) of sixteen z that are always the same, on the CPU: what tells one W from another."""
-    return _draw_w(G, 16, seed=0).cpu()
-
-
-@torch.no_grad()
-def _draw_w(G: AnyGenerator, samples: int, seed: int) -> Tensor:
-    z, c = draw_latents(G, samples, seed)
-    return G.mapping(z.to(_device(G)), None if c is None else c.to(_device(G)))
-
-
-def _device(G: AnyGenerator) -> torch.device:
-    return next(G.parameters()).device
+def _spread(values: Tensor) -> Tensor:
+    return values.std().clamp(min=1e-6)

@@ -1,8 +1,9 @@
 """Does the picture move as the input is moved? EQ-T and EQ-R of an alias-free generator, in dB.
 
-Source: Karras et al., *Alias-Free Generative Adversarial Networks* (NeurIPS 2021), section 2 and appendix E. A
-StyleGAN3 takes a rotation and translation of its input. If it is equivariant, the image is moved by just that; what
-differs is drawn elsewhere than it should be. Only alias-free generators have such an input.
+Source: Karras et al., *Alias-Free Generative Adversarial Networks* (NeurIPS 2021), section 2 and
+appendix E. A StyleGAN3 takes a rotation and translation of its input. If it is equivariant, the
+image is moved by just that; what differs is drawn elsewhere than it should be. Only alias-free
+generators have such an input.
 """
 
 from __future__ import annotations
@@ -14,108 +15,114 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from gapkd.metrics.evaluation import draw_latents
+from gapkd.metrics.sampling import device_of, draw_latents
+from gapkd.networks.base import StyleGenerator
 from gapkd.networks.filtered_lrelu import kaiser_beta
-from gapkd.networks.stylegan3 import AliasFreeGenerator
 
 REACH = 6  # px: radius of the kernel by which images are resampled
-CUTOFF = 0.33  # of that kernel, in cycles a pixel: below half a cycle, so that turned pixel grids do not matter
+CUTOFF = 0.33  # of that kernel, in cycles a pixel: below half, so that turned grids do not matter
 
 
 def motion(angle: float = 0.0, x: float = 0.0, y: float = 0.0) -> Tensor:
-    """Turn by `angle` radians (clockwise on the screen), then move by x to the right and y down, in widths of the
-    image: (3, 3), float64."""
+    """Turn by `angle` radians (clockwise on the screen), then move by x to the right and y down, in
+    widths of the image: (3, 3), float64."""
     c, s = math.cos(angle), math.sin(angle)
     return torch.tensor([[c, -s, x], [s, c, y], [0.0, 0.0, 1.0]], dtype=torch.float64)
 
 
 @contextmanager
-def moved(G: AliasFreeGenerator, by: Tensor) -> Iterator[None]:
-    """Within the block, G draws its images moved by `by` (see `motion`). Raises ValueError for a StyleGAN2."""
-    if not isinstance(G, AliasFreeGenerator):
+def moved(G: StyleGenerator, by: Tensor) -> Iterator[None]:
+    """Within the block, G draws its images moved by `by` (see `motion`). Raises ValueError for a
+    generator that cannot, as a StyleGAN2."""
+    if not G.movable:
         raise ValueError("only a StyleGAN3 has an input that can be moved: name one")
     transform = G.synthesis.input.transform
     before = transform.clone()
-    transform.copy_(before @ by.inverse().to(transform))  # the network looks up where each point came from
+    # the network looks up where each point came from
+    transform.copy_(before @ by.inverse().to(transform))
     try:
         yield
     finally:
         transform.copy_(before)
 
 
-def resample(images: Tensor, by: Tensor | None = None) -> Tensor:
-    """Images (N, C, R, R), moved by `by` about their centre, and low-pass filtered alike in all directions.
-
-    One radial kernel does both, so that filtering alone (by=None) treats an image as it does one that is moved as well.
-    Pixels nearer than `REACH` to a border are not right (see `inner`).
-    """
-    size = images.shape[-1]
+def _pixels(size: int) -> Tensor:
+    """Homogeneous places of all pixels, in widths of the image from its centre: (R, R, 3)."""
     place = (torch.arange(size, dtype=torch.float64) + 0.5) / size - 0.5
     y, x = torch.meshgrid(place, place, indexing="ij")
-    points = torch.stack([x, y, torch.ones_like(x)], dim=-1).flatten(0, 1)             # (P, 3), widths of the image
+    return torch.stack([x, y, torch.ones_like(x)], dim=-1)
+
+
+def resample(images: Tensor, by: Tensor | None = None) -> Tensor:
+    """Images (N, C, R, R), moved by `by` about their centre, and low-pass filtered alike in all
+    directions.
+
+    One radial kernel does both, so that filtering alone (by=None) treats an image as it does one
+    that is moved as well. Pixels nearer than `REACH` to a border are not right (see `inner`).
+    """
+    size = images.shape[-1]
+    points = _pixels(size).flatten(0, 1)                                     # (P, 3)
     if by is not None:
         points = points @ by.inverse().T
-    source = (points[:, :2] + 0.5) * size - 0.5                                        # (P, 2), pixels
-    near = source.floor()[:, None, None] + _neighbours()                               # (P, 2 a, 2 a, 2)
-    weights = _kernel((near - source[:, None, None]).norm(dim=-1)).flatten(1)          # (P, 4 a^2)
+    source = (points[:, None, None, :2] + 0.5) * size - 0.5                  # (P, 1, 1, 2), pixels
+    along = torch.arange(1 - REACH, REACH + 1, dtype=torch.float64)
+    around = torch.stack(torch.meshgrid(along, along, indexing="xy"), dim=-1)
+    near = source.floor() + around                                           # (P, 2 a, 2 a, 2)
+    weights = _kernel((near - source).norm(dim=-1)).flatten(1)               # (P, 4 a^2)
     weights = weights / weights.sum(dim=1, keepdim=True)
     column, row = near.long().clamp(0, size - 1).unbind(-1)
     taken = images.flatten(2)[:, :, (row * size + column).flatten().to(images.device)]
-    taken = taken.unflatten(2, weights.shape)
+    taken = taken.unflatten(2, weights.shape)                                # (N, C, P, 4 a^2)
     return (taken * weights.to(images)).sum(-1).view_as(images)
-
-
-def _neighbours() -> Tensor:
-    along = torch.arange(1 - REACH, REACH + 1, dtype=torch.float64)
-    return torch.stack(torch.meshgrid(along, along, indexing="xy"), dim=-1)
 
 
 def _kernel(distance: Tensor) -> Tensor:
     """A Kaiser-windowed radial low-pass of radius REACH, not normalised."""
     beta = torch.tensor(kaiser_beta(70.0), dtype=torch.float64)
-    window = torch.i0(beta * (1 - (distance / REACH).square()).clamp(min=0).sqrt()) * (distance < REACH)
+    fall = (1 - (distance / REACH).square()).clamp(min=0).sqrt()
+    window = torch.i0(beta * fall) * (distance < REACH)
     phase = 2 * math.pi * CUTOFF * distance.clamp(min=1e-9)
     return 2 * torch.special.bessel_j1(phase) / phase * window
 
 
 def inner(size: int, by: Tensor) -> Tensor:
     """Pixels (R, R) that lie far enough from the border before and after a motion, bool."""
-    place = (torch.arange(size, dtype=torch.float64) + 0.5) / size - 0.5
-    y, x = torch.meshgrid(place, place, indexing="ij")
-    points = torch.stack([x, y, torch.ones_like(x)], dim=-1)
-    limit = 0.5 - REACH / size
-    return (points.abs()[..., :2].amax(-1) <= limit) & ((points @ by.inverse().T).abs()[..., :2].amax(-1) <= limit)
+    here = _pixels(size)
+    before = here @ by.inverse().T
+    furthest = torch.stack([here, before])[..., :2].abs().amax(dim=(0, -1))
+    return furthest <= 0.5 - REACH / size
 
 
 @torch.no_grad()
-def equivariance(G: AliasFreeGenerator, kind: str, samples: int = 256, seed: int = 0, batch: int = 16,
+def equivariance(G: StyleGenerator, kind: str, samples: int = 256, seed: int = 0, batch: int = 16,
                  furthest: float = 1 / 8) -> float:
-    """EQ-T or EQ-R in dB: 10 log10(2^2 / mean squared error) between images drawn moved, and images moved afterwards.
+    """EQ-T or EQ-R in dB: 10 log10(2^2 / mean squared error) between images drawn moved, and images
+    moved afterwards.
 
     Args:
-        kind: "translation", by up to `furthest` image widths along both axes; "rotation", by any angle.
+        kind: "translation", by up to `furthest` image widths along both axes; "rotation", by any
+            angle.
         samples: latents. One motion is drawn for each batch of them.
-    Both images pass the low-pass filter of `resample`, and only pixels far from the border count: the principle is the
-    paper's, the resampling filter is ours, so that figures can be compared within this project.
-    Raises ValueError for another kind or a StyleGAN2.
+    Both images pass the low-pass filter of `resample`, and only pixels far from the border count:
+    the principle is the paper's, the resampling filter is ours, so that numbers can be compared
+    within this project. Raises ValueError for another kind or a StyleGAN2.
     """
     if kind not in ("translation", "rotation"):
         raise ValueError(f"kind must be 'translation' or 'rotation', not {kind!r}")
-    if not isinstance(G, AliasFreeGenerator):
-        raise ValueError("only a StyleGAN3 has an input that can be moved: name one")
-    device = next(G.parameters()).device
+    device = device_of(G)
     z, c = draw_latents(G, samples, seed)
     dice = torch.Generator().manual_seed(seed)
     error = count = 0.0
     for start in range(0, samples, batch):
         rows = slice(start, start + batch)
-        labels = None if c is None else c[rows].to(device)
+        latents = z[rows].to(device), None if c is None else c[rows].to(device)
         first, second = (torch.rand(2, generator=dice, dtype=torch.float64) * 2 - 1).tolist()
-        by = motion(angle=first * math.pi) if kind == "rotation" else motion(x=first * furthest, y=second * furthest)
-        still = G(z[rows].to(device), labels)
+        turn, shift = motion(angle=first * math.pi), motion(x=first * furthest, y=second * furthest)
+        by = turn if kind == "rotation" else shift
         with moved(G, by):
-            drawn = G(z[rows].to(device), labels)
-        seen = inner(G.resolution, by)
-        difference = (resample(drawn) - resample(still, by))[:, :, seen.to(device)].double()
-        error, count = error + difference.square().sum().item(), count + difference.numel()
+            drawn = G(*latents)
+        seen = inner(G.resolution, by).to(device)
+        difference = (resample(drawn) - resample(G(*latents), by))[:, :, seen].double()
+        error += difference.square().sum().item()
+        count += difference.numel()
     return 10 * math.log10(4 / max(error / count, 1e-20))

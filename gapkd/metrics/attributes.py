@@ -1,0 +1,394 @@
+"""The attribute network: what does an image show?
+
+A small convolutional network that reads the factors of faces. It plays the part that two large
+downloads play elsewhere: its feature maps give the perceptual distance (as VGG in LPIPS), its
+pooled features give FID, KID, precision and recall (as Inception), and its heads say what a face
+shows. The embedded one knows toy faces; `gapkd judge` trains one on the labels of other images.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from gapkd.data.datasets import ImageFiles, flip, open_dataset, ordered_indices
+from gapkd.data.toyfaces import CATEGORICAL, CONTINUOUS, face_mask, toy_faces
+from gapkd.files.checkpoints import (
+    CheckpointError,
+    find_checkpoint,
+    read_metadata,
+    write_atomically,
+)
+from gapkd.networks.layers import full_precision
+from gapkd.training.runs import provenance
+
+KIND = "attribute-network"
+HELD_OUT = 50_000_000  # held-out toy faces start here; training stays far below it
+Example = tuple[Tensor, Mapping[str, Tensor]]  # images (N, 3, R, R) and their factors, (N,) each
+
+
+def _block(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel, stride=2, padding=(kernel - 1) // 2),
+        nn.GroupNorm(8, out_channels), nn.LeakyReLU(0.2))
+
+
+class AttributeNetwork(nn.Module):
+    """Four strided convolution blocks, then one linear head for every factor.
+
+    Args:
+        categorical: factor -> names of its classes.
+        continuous: factor -> (low, high) in the renderer's units; the network's value for it is
+            (v - low) / (high - low).
+        channels: width of every block, each a multiple of 8.
+        hidden: width of the layer below the heads.
+        name: of the images that it was trained on; it goes into the names of metrics.
+    Images are (N, 3, R, R) in [-1, 1] with R >= 32; larger ones are averaged down to 32 px first.
+    """
+
+    size = 32  # px at which the network looks
+
+    def __init__(self, categorical: Mapping[str, Sequence[str]] = CATEGORICAL,
+                 continuous: Mapping[str, Sequence[float]] = CONTINUOUS,
+                 channels: Sequence[int] = (32, 64, 128, 192), hidden: int = 256,
+                 name: str = "toyfaces"):
+        super().__init__()
+        self.name = name
+        self.categorical = {factor: tuple(classes) for factor, classes in categorical.items()}
+        self.continuous = {factor: (float(a), float(b)) for factor, (a, b) in continuous.items()}
+        self.channels, self.hidden = tuple(channels), hidden
+        self.num_features = sum(channels)
+        # The first kernel is 4: at stride 2 a 3x3 one would weigh the pixels of a two-pixel eye
+        # unequally.
+        blocks, incoming = [], 3
+        for width in channels:
+            blocks.append(_block(incoming, width, 3 if blocks else 4))
+            incoming = width
+        self.blocks = nn.ModuleList(blocks)
+        self.trunk = nn.Sequential(nn.Linear(incoming * 4, hidden), nn.LeakyReLU(0.2))
+        classes = sum(map(len, self.categorical.values()))
+        self.heads = nn.Linear(hidden, classes + len(self.continuous))
+
+    def architecture(self) -> dict:
+        """The constructor's arguments, as JSON can hold them."""
+        return {"categorical": {name: list(found) for name, found in self.categorical.items()},
+                "continuous": {name: list(limits) for name, limits in self.continuous.items()},
+                "channels": list(self.channels), "hidden": self.hidden, "name": self.name}
+
+    @property
+    def device(self) -> torch.device:
+        return self.heads.weight.device
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Output of every block: (N, C_i, r, r) with r = 16, 8, 4, 2."""
+        if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < self.size:
+            raise ValueError("the attribute network reads images of shape (N, 3, R, R) with R of "
+                             f"at least {self.size}, not {tuple(images.shape)}")
+        if images.shape[2:] != (self.size, self.size):
+            images = F.adaptive_avg_pool2d(images, self.size)
+        maps, x = [], images
+        for block in self.blocks:
+            x = block(x)
+            maps.append(x)
+        return maps
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Spatial means of all blocks side by side, texture first and meaning last: (N,
+        num_features)."""
+        return self.pool(self.features(images))
+
+    def factors(self, images: Tensor) -> dict[str, Tensor]:
+        """Factor -> logits (N, classes) if categorical, value (N,) if continuous (0 is its low end,
+        1 its high end)."""
+        return self.read(self.features(images))
+
+    def pool(self, maps: list[Tensor]) -> Tensor:
+        """`embed` of images whose `features` are known."""
+        return torch.cat([m.mean(dim=(2, 3)) for m in maps], dim=1)
+
+    def read(self, maps: list[Tensor]) -> dict[str, Tensor]:
+        """`factors` of images whose `features` are known."""
+        out = self.heads(self.trunk(maps[-1].flatten(1)))
+        sizes = [len(classes) for classes in self.categorical.values()]
+        *logits, values = out.split([*sizes, len(self.continuous)], dim=1)
+        read = dict(zip(self.categorical, logits, strict=True))
+        return read | dict(zip(self.continuous, values.unbind(dim=1), strict=True))
+
+
+def check_factors(net: AttributeNetwork) -> None:
+    """Raise ValueError unless the network reads the factors (classes, limits) that the renderer
+    draws today."""
+    today = {**CATEGORICAL, **CONTINUOUS}
+    learnt = {**net.categorical, **net.continuous}
+    changed = sorted(name for name in today.keys() | learnt.keys()
+                     if today.get(name) != learnt.get(name))
+    if changed:
+        raise ValueError("the attribute network was trained on other toy faces: "
+                         f"{', '.join(changed)} changed since; train it again with "
+                         "`gapkd judge --data toyfaces`")
+
+
+@torch.no_grad()
+def head_mask(net: AttributeNetwork, images: Tensor) -> Tensor:
+    """The content of toy faces, as CAGAN wants it: head, hair and ears, (N, 1, R, R) in [0, 1], of
+    images (N, 3, R, R). The network reads what the faces show, and the renderer draws the mask of
+    such faces."""
+    check_factors(net)
+    with full_precision(images):
+        read = net.factors(images.float())
+    factors = {name: read[name].argmax(dim=1) for name in net.categorical}
+    for name, (low, high) in net.continuous.items():
+        factors[name] = low + (high - low) * read[name].clamp(0, 1)
+    return face_mask(factors, images.shape[-1])
+
+
+# -- files ---------------------------------------------------------------------------------------
+
+
+def save_attribute_network(net: AttributeNetwork, path: str | Path,
+                           provenance: Mapping[str, object] | None = None) -> Path:
+    """Write weights and architecture to one safetensors file; `provenance` (training settings,
+    scores) travels along."""
+    tensors = {name: value.detach().cpu().clone().contiguous()
+               for name, value in net.state_dict().items()}
+    metadata = {"gapkd": "1", "kind": KIND, "architecture": json.dumps(net.architecture()),
+                "provenance": json.dumps(dict(provenance or {}))}
+    return write_atomically(path, to_bytes(tensors, metadata))
+
+
+def load_attribute_network(path: str | Path = "attributes") -> AttributeNetwork:
+    """Load a network, by default the embedded one: eval mode, CPU, no gradients.
+
+    The factors come from the file, so an old file still loads when the renderer has learnt new
+    ones. Its provenance: `gapkd.files.checkpoints.read_metadata("attributes")`. Raises
+    CheckpointError when the file is missing, truncated or of another kind.
+    """
+    file = find_checkpoint(path)
+    metadata = read_metadata(file)
+    if metadata["kind"] != KIND:
+        raise CheckpointError(f"{file.name} holds a {metadata['kind']}, but an {KIND} was asked "
+                              "for")
+    try:
+        with torch.device("meta"):  # a hostile size costs nothing before the weights confirm it
+            net = AttributeNetwork(**metadata["architecture"])
+        net.load_state_dict(load_file(file), assign=True)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"the weights in {file.name} do not fit the architecture its "
+                              f"metadata names ({first}): the file is damaged or was edited"
+                              ) from error
+    return net.eval().requires_grad_(False)
+
+
+def reader(name: str, device: str | torch.device = "cpu") -> AttributeNetwork:
+    """The network of that name: the embedded one for "toyfaces", else that of a file of
+    `gapkd judge`."""
+    return load_attribute_network("attributes" if name == "toyfaces" else name).to(device)
+
+
+# -- training ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AttributeConfig:
+    """Train a feature network on the labels of a dataset (its dataset.json): what the attribute
+    network is for toy faces. Then name its file: `--perceptual FILE`, `--features FILE`,
+    `--judge FILE`."""
+
+    data: str
+    """Folder or zip of images with a dataset.json in StyleGAN's format; or "toyfaces", which made
+    the embedded network."""
+    out: str = "runs/judge.safetensors"
+    """The file to write."""
+    images: int = 256_000
+    """Length of the training."""
+    batch: int = 64
+    """Images a step."""
+    held_out: float = 0.1
+    """Share of the images that the training does not see; the scores are read on them. (Toy faces
+    have no end: 5,000 of them.)"""
+    seed: int = 0
+    """Of weights, order, and of what is held out."""
+    progress: bool = True
+    """Show a progress bar."""
+
+    def __post_init__(self):
+        if self.images < self.batch or self.batch < 1:
+            raise ValueError("batch must be at least 1, and images at least that, not "
+                             f"{self.batch} and {self.images}")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out must lie between 0 and 1, not {self.held_out}")
+        if Path(self.out).suffix != ".safetensors":
+            raise ValueError(f"{self.out} must end in .safetensors: that is what is written")
+
+
+def train_attribute_network(config: AttributeConfig) -> dict[str, float]:
+    """Train and save an attribute network; returns its `reading_scores` on the images held out.
+
+    Raises ValueError for a file that exists, labels that teach nothing or too few images.
+    """
+    if Path(config.out).exists():
+        raise ValueError(f"{config.out} exists already: remove it or choose another out")
+    started = time.perf_counter()
+    lessons = _ToyLessons(config) if config.data == "toyfaces" else _LabelLessons(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        net = AttributeNetwork(lessons.categorical, lessons.continuous, name=lessons.name)
+    steps = config.images // config.batch
+    fit_network(net, lessons.batch, steps, config.seed, config.progress)
+    scores = reading_scores(net, map(lessons.read, lessons.unseen.split(250)))
+    settings = {"command": "judge", "data": lessons.name, "images": steps * config.batch,
+                "batch": config.batch, "seed": config.seed,
+                "seconds": round(time.perf_counter() - started),
+                "held_out": {"images": len(lessons.unseen), "scores": scores}}
+    save_attribute_network(net, config.out, provenance() | settings)
+    return scores
+
+
+class _ToyLessons:
+    """Toy faces know their factors: fresh ones at every step, 5,000 far away are held out."""
+
+    name, categorical, continuous = "toyfaces", CATEGORICAL, CONTINUOUS
+
+    def __init__(self, config: AttributeConfig):
+        self.config, self.unseen = config, torch.arange(HELD_OUT, HELD_OUT + 5000)
+
+    def read(self, rows: Tensor) -> Example:
+        return toy_faces(rows, AttributeNetwork.size, self.config.seed)
+
+    def batch(self, step: int) -> Example:
+        return self.read(torch.arange(step * self.config.batch, (step + 1) * self.config.batch))
+
+
+class _LabelLessons:
+    """The labels of a folder or zip, some of whose images are held out; the others are mirrored at
+    random."""
+
+    def __init__(self, config: AttributeConfig):
+        self.config, self.dataset = config, open_dataset(config.data, AttributeNetwork.size)
+        self.name, size = self.dataset.name, self.dataset.size
+        self.categorical, self.continuous, self.truth = factors_of(self.dataset)
+        order = ordered_indices(size, 0, size, config.seed)
+        kept = round(size * (1 - config.held_out))
+        self.seen, self.unseen = order[:kept], order[kept:]
+        if not len(self.seen) or not len(self.unseen):
+            raise ValueError(f"{self.dataset.path} holds {size} images, too few to hold "
+                             f"{config.held_out:.0%} out")
+        self.coins = torch.Generator().manual_seed(config.seed)
+
+    def read(self, rows: Tensor) -> Example:
+        factors = {name: values[rows] for name, values in self.truth.items()}
+        return self.dataset.load(rows), factors
+
+    def batch(self, step: int) -> Example:
+        count, seed = self.config.batch, self.config.seed
+        images, factors = self.read(
+            self.seen[ordered_indices(len(self.seen), step * count, count, seed)])
+        return flip(images, torch.rand(count, generator=self.coins)), factors
+
+
+def factors_of(dataset: ImageFiles) -> tuple[dict[str, list[str]], dict[str, list[float]],
+                                             dict[str, Tensor]]:
+    """What a dataset's labels are to an attribute network: categorical factors, continuous ones,
+    true values.
+
+    Whole numbers are the classes of one factor, "label"; if there are two, "label_score" is the
+    same between 0 and 1, so that two generators can be compared by degrees. The numbers of a vector
+    are continuous factors, one each. Raises ValueError for no labels, or labels that are all alike.
+    """
+    labels = dataset.labels
+    if labels is None:
+        raise ValueError(f"{dataset.path} has no labels: a judge needs a dataset.json with one "
+                         "label per image")
+    if labels.ndim == 1 and len(labels.unique()) > 1:
+        values, classes = labels.unique(return_inverse=True)
+        categorical, truth = {"label": [str(v) for v in values.tolist()]}, {"label": classes}
+        if len(values) > 2:
+            return categorical, {}, truth
+        return categorical, {"label_score": [0.0, 1.0]}, truth | {"label_score": classes.float()}
+    columns = labels.float().view(len(labels), -1).unbind(dim=1)
+    varying = {f"label_{k}": v for k, v in enumerate(columns) if v.min() < v.max()}
+    if not varying:
+        raise ValueError(f"the labels of {dataset.path} are all alike: there is nothing to learn "
+                         "from them")
+    limits = {name: [v.min().item(), v.max().item()] for name, v in varying.items()}
+    return {}, limits, varying
+
+
+def _roughen(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Blur half of the images a little and add noise to them, so that a GAN's imperfect faces are
+    read too."""
+    n = images.shape[0]
+    rough = (torch.rand(n, 1, 1, 1, generator=generator) < 0.5).float()
+    mix = 0.5 * rough * torch.rand(n, 1, 1, 1, generator=generator)
+    blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="reflect"), 3, stride=1)
+    strength = 0.08 * rough * torch.rand(n, 1, 1, 1, generator=generator)
+    return images.lerp(blurred, mix) + strength * torch.randn(images.shape, generator=generator)
+
+
+def factor_loss(net: AttributeNetwork, images: Tensor, factors: Mapping[str, Tensor]) -> Tensor:
+    """Cross-entropy summed over the categorical factors plus 10 x squared error over the normalised
+    continuous ones."""
+    read = net.factors(images)
+    loss = torch.zeros((), device=images.device)
+    for name in net.categorical:
+        loss = loss + F.cross_entropy(read[name], factors[name])
+    for name, (low, high) in net.continuous.items():
+        loss = loss + 10 * F.mse_loss(read[name], (factors[name] - low) / (high - low))
+    return loss
+
+
+def fit_network(net: AttributeNetwork, examples: Callable[[int], Example], steps: int, seed: int,
+                progress: bool = False) -> AttributeNetwork:
+    """Train a network to read factors (AdamW, one cycle up to 3e-3); returns it in eval mode.
+
+    Args:
+        examples: step -> images (N, 3, R, R) and their factors.
+        progress: show a bar.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.01)
+    total = max(steps, 3)  # the schedule divides by the length of either phase, less 1
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, max_lr=3e-3, total_steps=total, pct_start=max(0.1, 2 / total))
+    bar = tqdm(range(steps), unit="step", desc="attributes", leave=False, disable=not progress)
+    for step in bar:
+        images, factors = examples(step)
+        loss = factor_loss(net, _roughen(images, generator), factors)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        if step % 100 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+    return net.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def reading_scores(net: AttributeNetwork, examples: Iterable[Example]) -> dict[str, float]:
+    """Accuracy per categorical factor, beside it <factor>_majority, the accuracy of always naming
+    the most frequent class, and correlation per continuous factor."""
+    read, true = [], []
+    for images, factors in examples:
+        read.append(net.factors(images))
+        true.append(factors)
+    scores = {}
+    for name in [*net.categorical, *net.continuous]:
+        value = torch.cat([part[name] for part in read])
+        truth = torch.cat([part[name] for part in true])
+        if name in net.categorical:
+            scores[name] = (value.argmax(dim=1) == truth).double().mean()
+            scores[f"{name}_majority"] = truth.bincount().max() / len(truth)
+        else:
+            scores[name] = torch.corrcoef(torch.stack([value.double(), truth.double()]))[0, 1]
+    return {name: round(score.item(), 4) for name, score in scores.items()}

@@ -1,0 +1,74 @@
+"""What is drawn to be measured: latents, their w, images. The same for every batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from gapkd.networks.base import StyleGenerator
+
+T = TypeVar("T")
+Part = tuple[int, int]  # (i, n): the i-th of n shares, what process i of n has to do
+
+
+def device_of(G: StyleGenerator) -> torch.device:
+    return next(G.parameters()).device
+
+
+def share(items: Sequence[T], part: Part) -> Sequence[T]:
+    """Neighbouring items, as many as in every other share."""
+    number, of = part
+    return items[len(items) * number // of:len(items) * (number + 1) // of]
+
+
+def draw_latents(G: StyleGenerator, samples: int, seed: int) -> tuple[Tensor, Tensor | None]:
+    """z (samples, z_dim), and one-hot labels (samples, c_dim) or None, on the CPU."""
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(samples, G.z_dim, generator=generator)
+    if not G.c_dim:
+        return z, None
+    return z, torch.eye(G.c_dim)[torch.randint(G.c_dim, (samples,), generator=generator)]
+
+
+@torch.no_grad()
+def draw_w(G: StyleGenerator, samples: int, seed: int) -> Tensor:
+    """w (samples, w_dim) of random z, on the generator's device."""
+    z, c = draw_latents(G, samples, seed)
+    return G.mapping(z.to(device_of(G)), None if c is None else c.to(device_of(G)))
+
+
+@torch.no_grad()
+def sample_images(G: StyleGenerator, samples: int, seed: int, batch: int = 100,
+                  part: Part = (0, 1)) -> Iterator[Tensor]:
+    """Batches of images (n, 3, R, R) in [-1, 1], clamped, on the generator's device, noise maps as
+    stored: with fresh noise an image would not even agree with itself. `samples` of them in all."""
+    device = device_of(G)
+    z, c = draw_latents(G, samples, seed)
+    for start in share(range(0, samples, batch), part):
+        rows = slice(start, start + batch)
+        labels = None if c is None else c[rows].to(device)
+        yield G(z[rows].to(device), labels).clamp(-1, 1)
+
+
+@torch.no_grad()
+def draw_sheet(G: StyleGenerator, count: int, seed: int, truncation: float = 1.0,
+               label: int = -1) -> Tensor:
+    """Images (count, 3, R, R) for the eye, about [-1, 1], on the CPU; noise maps as stored.
+
+    Args:
+        label: class of a conditional network's images; -1: all classes in turn.
+    """
+    device = device_of(G)
+    z = torch.randn(count, G.z_dim, generator=torch.Generator().manual_seed(seed)).to(device)
+    c = None
+    if G.c_dim:
+        labels = torch.arange(count) % G.c_dim if label < 0 else torch.full((count,), label)
+        c = torch.eye(G.c_dim, device=device)[labels]
+    batch = max(1, min(64, 2**19 // G.resolution**2))  # large images come a few at a time
+    images = []
+    for rows in torch.arange(count).split(batch):
+        images.append(G(z[rows], None if c is None else c[rows], truncation=truncation).cpu())
+    return torch.cat(images)

@@ -1,0 +1,213 @@
+"""The attribute network: shapes, files, training on toy faces and on labels, and what the embedded
+one can read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny import attribute_network, distill_config, pictures
+
+from gapkd.cli import main
+from gapkd.data.datasets import ImageFolder
+from gapkd.data.toyfaces import CATEGORICAL, CONTINUOUS, toy_faces
+from gapkd.files.checkpoints import CheckpointError, read_metadata
+from gapkd.metrics.attributes import (
+    HELD_OUT,
+    AttributeConfig,
+    AttributeNetwork,
+    check_factors,
+    factor_loss,
+    factors_of,
+    load_attribute_network,
+    reading_scores,
+    save_attribute_network,
+    train_attribute_network,
+)
+from gapkd.training.loop import distill
+
+
+def test_shapes():
+    net, images = attribute_network(), pictures(4, 0)
+    shapes = [tuple(m.shape) for m in net.features(images)]
+    assert shapes == [(4, 8, 16, 16), (4, 8, 8, 8), (4, 16, 4, 4), (4, 16, 2, 2)]
+    assert net.embed(images).shape == (4, net.num_features) == (4, 48)
+    read = {name: tuple(value.shape) for name, value in net.factors(images).items()}
+    assert read == {"hat": (4, 3), "glasses": (4, 2), "yaw": (4,), "size": (4,)}
+    faces = AttributeNetwork().factors(images)  # a head for every factor of the renderer
+    assert [*faces] == [*CATEGORICAL, *CONTINUOUS]
+    assert {n: faces[n].shape[1] for n in CATEGORICAL} == {n: len(c) for n, c in
+                                                           CATEGORICAL.items()}
+
+
+def test_larger_images_are_averaged_down_and_smaller_ones_refused():
+    net, large = attribute_network(), torch.rand(2, 3, 128, 128)
+    torch.testing.assert_close(net.embed(large), net.embed(F.avg_pool2d(large, 4)))
+    with pytest.raises(ValueError, match="at least 32, not"):
+        net.embed(pictures(2, 0, resolution=16))
+
+
+def test_a_saved_network_reads_the_same_even_when_the_renderer_has_other_factors(tmp_path):
+    net, images = attribute_network(), pictures(4, 0)
+    path = save_attribute_network(net, tmp_path / "net.safetensors", {"steps": 3})
+    again = load_attribute_network(path)
+    assert again.categorical == net.categorical and again.continuous == net.continuous
+    assert torch.equal(again.embed(images), net.embed(images))
+    assert not any(p.requires_grad for p in again.parameters()) and not again.training
+    assert read_metadata(path)["provenance"] == {"steps": 3}
+    with pytest.raises(ValueError, match="trained on other toy faces: .*hat"):
+        check_factors(again)
+
+
+def test_unusable_files_raise_one_sentence(tmp_path):
+    path = tmp_path / "net.safetensors"
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        load_attribute_network(path)
+    net = attribute_network()
+    save_attribute_network(net, path)
+    tensors, whole = load_file(path), path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with pytest.raises(CheckpointError, match="truncated"):
+        load_attribute_network(path)
+    metadata = {"gapkd": "1", "kind": "attribute-network", "provenance": "{}",
+                "architecture": json.dumps(net.architecture() | {"hidden": 13})}
+    save_file(tensors, path, metadata)
+    with pytest.raises(CheckpointError, match="do not fit the architecture"):
+        load_attribute_network(path)
+    save_file(tensors, path, metadata | {"kind": "stylegan2-generator"})
+    with pytest.raises(CheckpointError, match="holds a stylegan2-generator"):
+        load_attribute_network(path)
+
+
+def test_the_embedded_network_reads_faces_it_has_not_seen():
+    net = load_attribute_network()
+    check_factors(net)
+    faces = (toy_faces(part, 32, seed=11) for part in (HELD_OUT + torch.arange(500)).split(250))
+    scores = reading_scores(net, faces)
+    assert all(scores[name] > 0.98 for name in net.categorical)
+    assert 0.65 < scores["glasses_majority"] < 0.75
+    assert sum(scores[n] for n in net.continuous) / len(net.continuous) > 0.9
+    stored = read_metadata("attributes")["provenance"]["held_out"]["scores_32px"]
+    for name, score in stored.items():  # the card tells the truth
+        assert abs(score - scores[name]) < 0.06, name
+
+
+# -- training
+
+
+def train(out: Path, data: str, **changes) -> dict[str, float]:
+    settings = {"images": 640, "batch": 16, "progress": False} | changes
+    return train_attribute_network(AttributeConfig(data, str(out), **settings))
+
+
+def labelled(folder: Path, labels: list) -> str:
+    """Grey noise; under label 1 (or a vector that begins with 1) the lower half is bright."""
+    folder.mkdir()
+    noise = np.random.default_rng(0)
+    names = [f"{k:03d}.png" for k in range(len(labels))]
+    for name, label in zip(names, labels, strict=True):
+        pixels = noise.integers(0, 120, (32, 32), dtype=np.uint8)
+        pixels[16:] += 100 * np.uint8(np.ravel(label)[0] == 1)
+        Image.fromarray(pixels).save(folder / name)
+    entries = list(zip(names, labels, strict=True))
+    (folder / "dataset.json").write_text(json.dumps({"labels": entries}))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """A folder of 120 labelled images, the file of the network that learnt them, and its scores."""
+    root = tmp_path_factory.mktemp("judge")
+    data = labelled(root / "halves", [k % 3 % 2 for k in range(120)])
+    return data, str(root / "judge.safetensors"), train(root / "judge.safetensors", data)
+
+
+def test_training_on_toy_faces_learns_and_leaves_the_global_random_state_alone(tmp_path):
+    state, path = torch.get_rng_state(), tmp_path / "faces.safetensors"
+    scores = train(path, "toyfaces", seed=1)
+    assert torch.equal(state, torch.get_rng_state())
+    net = load_attribute_network(path)
+    check_factors(net)
+    torch.manual_seed(1)
+    images, factors = toy_faces(torch.arange(1000, 1064), 32, 7)
+    untrained = factor_loss(AttributeNetwork(), images, factors)
+    assert factor_loss(net, images, factors) < 0.85 * untrained
+    assert scores["background_hue"] > 0.5 and net.name == "toyfaces"
+    provenance = read_metadata(path)["provenance"]
+    assert provenance["held_out"] == {"images": 5000, "scores": scores}
+    assert {"command": "judge", "data": "toyfaces", "images": 640}.items() <= provenance.items()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10])  # the schedule divides by the length of its phases
+def test_short_trainings_do_not_fail(tmp_path, steps):
+    data = labelled(tmp_path / "d", [k % 2 for k in range(20)])
+    train(tmp_path / "j.safetensors", data, images=4 * steps, batch=4)
+
+
+def test_it_reads_labels_that_it_has_not_seen_and_is_the_same_for_the_same_seed(judged, tmp_path):
+    data, file, scores = judged
+    assert scores["label"] > 0.9 > scores["label_majority"] and scores["label_score"] > 0.9
+    net = load_attribute_network(file)
+    assert net.name == "halves" and net.categorical == {"label": ("0", "1")}
+    assert read_metadata(file)["provenance"]["held_out"] == {"images": 12, "scores": scores}
+    train(tmp_path / "again.safetensors", data)
+    again = load_attribute_network(tmp_path / "again.safetensors").state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in net.state_dict().items())
+
+
+def test_labels_of_every_kind(tmp_path):
+    three = ImageFolder(labelled(tmp_path / "three", [5, 7, 9, 7]), 32)
+    categorical, continuous, truth = factors_of(three)
+    assert categorical == {"label": ["5", "7", "9"]} and not continuous
+    assert truth["label"].tolist() == [0, 1, 2, 1]
+    vectors = labelled(tmp_path / "vectors", [[1.0, 2.0, 0.5], [0.0, 2.0, -0.5]])
+    categorical, continuous, truth = factors_of(ImageFolder(vectors, 32))
+    assert not categorical and continuous == {"label_0": [0.0, 1.0], "label_2": [-0.5, 0.5]}
+    assert truth["label_2"].tolist() == [0.5, -0.5]
+
+
+def test_it_stands_in_for_the_embedded_network(judged, tmp_path, teacher_file, capsys):
+    data, file, _ = judged
+    changes = {"data": data, "perceptual": file, "fid_features": file, "fid_every": 8,
+               "fid_samples": 20}
+    log = distill(distill_config(tmp_path / "run", teacher_file, **changes)).log
+    assert "perceptual" in log[-1] and log[-1]["fid_halves_20"] > 0
+    inputs = json.loads((tmp_path / "run" / "settings.json").read_text())["inputs"]
+    assert inputs.keys() == {"teacher", "perceptual", "data"}
+    assert main(["evaluate", "--generator", str(teacher_file), "--teacher", str(teacher_file),
+                 "--data", data, "--features", file, "--samples", "20"]) == 0
+    assert "fid_halves_20" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("labels, message", [
+    (None, "has no labels: a judge needs a dataset.json"), ([1, 1, 1], "are all alike"),
+    ([[1.0], [1.0]], "are all alike"), ([0, 1], "too few to hold 10% out")])
+def test_labels_that_teach_nothing(tmp_path, labels, message):
+    data = labelled(tmp_path / "d", labels or [0, 1, 0])
+    if labels is None:
+        (tmp_path / "d" / "dataset.json").unlink()
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path / "j.safetensors", data)
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"batch": 0}, "batch must be at least 1"), ({"held_out": 1.0}, "held_out must lie between"),
+    ({"out": "judge.pt"}, "must end in .safetensors")])
+def test_bad_settings(changes, message):
+    with pytest.raises(ValueError, match=message):
+        AttributeConfig(**{"data": "d"} | changes)
+
+
+def test_bad_files(judged, tmp_path, teacher_file):
+    with pytest.raises(ValueError, match="exists already"):
+        train(judged[1], judged[0])
+    with pytest.raises(ValueError, match="perceptual must be 'toyfaces', 'lpips' or"):
+        distill_config(tmp_path, teacher_file, perceptual="lpip")
+    with pytest.raises(CheckpointError, match="a discriminator was asked for"):
+        distill(distill_config(tmp_path / "r", teacher_file, perceptual=str(teacher_file)))
