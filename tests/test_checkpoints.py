@@ -126,7 +126,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("gapkd.files.checkpoints.os.replace", full)
+    monkeypatch.setattr("gapkd.files.storage.os.replace", full)
     with pytest.raises(OSError, match="untouched"):
         write_atomically(file, b"new")
     assert file.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["x"]

@@ -50,7 +50,7 @@ def test_a_disk_that_fills_up_loses_nothing(tmp_path, monkeypatch):
         real(fd)
 
     with monkeypatch.context() as patch:
-        patch.setattr("gapkd.files.checkpoints.os.fsync", full)
+        patch.setattr("gapkd.files.storage.os.fsync", full)
         with pytest.raises(OSError, match="could not write .*000000032.pt .No space left on device.: free some"):
             train_gan(config(out, resume=True))
     assert newest(out).read_bytes() == good

@@ -24,7 +24,7 @@ import gapkd
 from gapkd import cli
 from gapkd.cli import main
 from gapkd.experiments.study import StudyConfig, run_study
-from gapkd.files import checkpoints
+from gapkd.files import checkpoints, storage
 from gapkd.files.checkpoints import CheckpointError, load_generator, read_metadata, save_network, sha256
 from gapkd.networks.stylegan2 import Discriminator, Generator
 from gapkd.networks.stylegan3 import AliasFreeGenerator
@@ -361,7 +361,7 @@ def test_a_disk_that_fails_leaves_nothing_behind(tmp_path, monkeypatch, capsys, 
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(*arguments)
 
-    monkeypatch.setattr(f"gapkd.files.checkpoints.os.{call}", full)
+    monkeypatch.setattr(f"gapkd.files.storage.os.{call}", full)
     assert main(["share", file, "--out", str(tmp_path / "net")]) == 2
     err = capsys.readouterr().err
     assert f"could not write the folder {tmp_path / 'net'} (No space left on device)" in err and err.count("\n") == 1
@@ -369,14 +369,14 @@ def test_a_disk_that_fails_leaves_nothing_behind(tmp_path, monkeypatch, capsys, 
 
 
 def test_a_folder_that_appears_meanwhile_is_left_alone(tmp_path, monkeypatch):
-    real = checkpoints.write_atomically
+    real = storage.write_atomically
 
     def slow(path, content):
         (tmp_path / "net").mkdir(exist_ok=True)
         (tmp_path / "net" / "mine").write_text("x")
         return real(path, content)
 
-    monkeypatch.setattr(checkpoints, "write_atomically", slow)
+    monkeypatch.setattr(storage, "write_atomically", slow)
     with pytest.raises(OSError, match="could not write the folder"):
         save_pretrained(stylegan2(), tmp_path / "net")
     assert os.listdir(tmp_path) == ["net"] and os.listdir(tmp_path / "net") == ["mine"]

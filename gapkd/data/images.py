@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gapkd.files.checkpoints import write_atomically
+from gapkd.files.storage import write_atomically
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -3,22 +3,24 @@ repositories, told apart by their content. Nothing in a file is executed."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
-import uuid
-from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
+from gapkd.files import storage
 from gapkd.files.download import AddressError, fetch, is_address
 from gapkd.files.foreign import ForeignError, find_network
 from gapkd.files.pickles import LEGACY_MAGIC, UnreadableError, read_pickle, read_torch
+from gapkd.files.storage import (  # noqa: F401
+    data_folder,
+    data_path,
+    new_folder,
+    write_atomically,
+    write_folder,
+)
 from gapkd.networks.stylegan2 import Discriminator, Generator
 from gapkd.networks.stylegan3 import AliasFreeGenerator
 
@@ -31,91 +33,6 @@ FORMAT = "1"
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used: unreadable, truncated, hostile, or of another architecture."""
-
-
-def data_folder() -> Path:
-    """Where the embedded files lie: $GAPKD_DATA, or the `data` folder of the repository."""
-    return Path(os.environ.get("GAPKD_DATA") or Path(__file__).resolve().parents[2] / "data")
-
-
-def data_path(name: str) -> Path:
-    """Where an embedded file lies. Raises FileNotFoundError, in one sentence, when it is not there."""
-    folder = data_folder()
-    if not (folder / name).is_file():
-        raise FileNotFoundError(f"the embedded file {name} is not in {folder}: work in a clone of the repository, "
-                                "or set GAPKD_DATA to its data folder")
-    return folder / name
-
-
-def write_atomically(path: str | Path, content: bytes) -> Path:
-    """Write a file so that it is there whole or not at all: write aside, fsync, rename.
-
-    Raises OSError with one sentence; a file that was there before is then untouched.
-    """
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
-        kept = "; the file that was there before is untouched" if path.exists() else ""
-        raise OSError(f"could not write {path} ({error.strerror}): free some space, make the folder writable or choose "
-                      f"another{kept}") from error
-    return path
-
-
-def new_folder(folder: str | Path) -> Path:
-    """The path, if a folder can be made there. Raises ValueError, in one sentence, where it cannot."""
-    if not str(folder) or not str(folder).isprintable():
-        raise ValueError(f"{str(folder)!r} cannot name a folder: choose another name for it")
-    folder = Path(folder)
-    if os.path.lexists(folder):
-        raise ValueError(f"{folder} exists already: remove it or choose another folder")
-    above = next(parent for parent in folder.absolute().parents if os.path.exists(parent))
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise ValueError(f"{folder} cannot be made, since {above} is {'not writable' if above.is_dir() else 'a file'}: "
-                         "choose another folder")
-    return folder
-
-
-def write_folder(folder: str | Path, contents: Mapping[str, bytes]) -> Path:
-    """Write a new folder of files so that it is there whole or not at all: write aside, fsync, rename.
-
-    Raises ValueError when something of that name is there, OSError with one sentence; nothing is then left behind.
-    """
-    folder = new_folder(folder)
-    aside = folder.with_name(f".gapkd-{uuid.uuid4().hex[:12]}.partial")
-    try:
-        aside.mkdir(parents=True)
-        for name, content in contents.items():
-            write_atomically(aside / name, content)
-        os.rename(aside, folder)
-        _sync_folder(folder.parent)
-    except OSError as error:
-        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
-        raise OSError(f"could not write the folder {folder} ({cause.strerror}): free some space, make the folder above "
-                      "it writable or choose another; nothing of it was left behind") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return folder
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in it survive a power cut (folders cannot be synchronised everywhere: then it is left out)."""
-    if hasattr(os, "O_DIRECTORY"):
-        with suppress(OSError):  # the file itself is there already, and whole
-            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
 
 
 def save_network(network: Generator | AliasFreeGenerator | Discriminator, path: str | Path,
@@ -226,7 +143,7 @@ def _shared_weights(folder: Path) -> Path:
 
 def sha256(path: str | Path) -> str:
     """Checksum of a network's file, of a shared folder's weights, or of the embedded network of that name."""
-    return hashlib.sha256(find_checkpoint(path).read_bytes()).hexdigest()
+    return storage.sha256(find_checkpoint(path))
 
 
 KNOWN_HEADS = {b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture", b"\x1f\x8b": "a gzip archive",

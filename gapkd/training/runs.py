@@ -7,9 +7,6 @@ import hashlib
 import io
 import json
 import os
-import platform
-import subprocess
-import time
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -21,39 +18,15 @@ from torch import Tensor
 
 from gapkd import parallel
 from gapkd.data.images import save_png
-from gapkd.files.checkpoints import CheckpointError, save_network, write_atomically
+from gapkd.files.checkpoints import CheckpointError, save_network
+from gapkd.files.provenance import hardware, provenance  # noqa: F401
+from gapkd.files.storage import write_atomically
 from gapkd.networks.stylegan2 import Discriminator, Generator
 from gapkd.settings import RunConfig, to_dict
 
 # What a resumed run may change: none of these alters a number that is still to be computed.
 FREE_ON_RESUME = {"out", "resume", "images", "progress", "log_every", "grid_every", "checkpoint_every", "probe_every",
                   "keep_checkpoints", "fid_every", "fid_samples", "fid_features", "tensorboard", "device"}
-
-
-def provenance() -> dict:
-    """Where and when: commit (with + when the tree had changes), hardware, versions, date."""
-    def git(*arguments: str) -> str:
-        try:
-            return subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10,
-                                  cwd=Path(__file__).parent, check=True).stdout.strip()
-        except (OSError, subprocess.SubprocessError):
-            return ""
-
-    commit = git("rev-parse", "--short=12", "HEAD") or "unknown"
-    changed = "+" if git("status", "--porcelain", "--untracked-files=no") else ""
-    return {"commit": commit + changed, "hardware": hardware(), "threads": torch.get_num_threads(),
-            "torch": torch.__version__, "python": platform.python_version(), "date": time.strftime("%Y-%m-%d")}
-
-
-def hardware() -> str:
-    """Name of the GPU, or of the processor."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration, IndexError):
-        return platform.processor() or platform.machine()
 
 
 def next_run_folder(kind: str, root: str | Path = "runs") -> Path:

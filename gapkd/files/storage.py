@@ -1,0 +1,114 @@
+"""Where the project's files lie, and writing that leaves a file whole or not there at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The clone of the repository (of an installed copy: the folder that holds the package)."""
+
+
+def data_folder() -> Path:
+    """Where the embedded files lie: $GAPKD_DATA, or the `data` folder of the repository."""
+    return Path(os.environ.get("GAPKD_DATA") or ROOT / "data")
+
+
+def data_path(name: str) -> Path:
+    """Where an embedded file lies. Raises FileNotFoundError, in one sentence, where it is not."""
+    folder = data_folder()
+    if not (folder / name).is_file():
+        raise FileNotFoundError(f"the embedded file {name} is not in {folder}: work in a clone of "
+                                "the repository, or set GAPKD_DATA to its data folder")
+    return folder / name
+
+
+def sha256(file: str | Path) -> str:
+    """The checksum of a file, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(file, "rb") as content:
+        while chunk := content.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_atomically(path: str | Path, content: bytes) -> Path:
+    """Write a file so that it is there whole or not at all: write aside, fsync, rename.
+
+    Raises OSError with one sentence; a file that was there before is then untouched.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(aside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        kept = "; the file that was there before is untouched" if path.exists() else ""
+        raise OSError(f"could not write {path} ({error.strerror}): free some space, make the "
+                      f"folder writable or choose another{kept}") from error
+    return path
+
+
+def new_folder(folder: str | Path) -> Path:
+    """The path, if a folder can be made there. Raises ValueError, in one sentence, if not."""
+    if not str(folder) or not str(folder).isprintable():
+        raise ValueError(f"{str(folder)!r} cannot name a folder: choose another name for it")
+    folder = Path(folder)
+    if os.path.lexists(folder):
+        raise ValueError(f"{folder} exists already: remove it or choose another folder")
+    above = next(parent for parent in folder.absolute().parents if os.path.exists(parent))
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        fault = "not writable" if above.is_dir() else "a file"
+        raise ValueError(f"{folder} cannot be made, since {above} is {fault}: choose another "
+                         "folder")
+    return folder
+
+
+def write_folder(folder: str | Path, contents: Mapping[str, bytes]) -> Path:
+    """Write a new folder of files so that it is there whole or not at all: as `write_atomically`.
+
+    Args:
+        contents: the files by their paths within the folder.
+
+    Raises ValueError when something of that name is there, OSError with one sentence; nothing is
+    then left behind.
+    """
+    folder = new_folder(folder)
+    aside = folder.with_name(f".gapkd-{uuid.uuid4().hex[:12]}.partial")
+    try:
+        aside.mkdir(parents=True)
+        for name, content in contents.items():
+            write_atomically(aside / name, content)
+        os.rename(aside, folder)
+        _sync_folder(folder.parent)
+    except OSError as error:
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+        raise OSError(f"could not write the folder {folder} ({cause.strerror}): free some space, "
+                      "make the folder above it writable or choose another; nothing of it was left "
+                      "behind") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return folder
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in it survive a power cut, where folders can be synchronised."""
+    if hasattr(os, "O_DIRECTORY"):
+        with suppress(OSError):  # the file itself is there already, and whole
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
