@@ -14,7 +14,7 @@ from torch import nn
 from gapkd.files import storage
 from gapkd.files.download import AddressError, fetch, is_address
 from gapkd.files.foreign import ForeignError, find_network, outline
-from gapkd.files.pickles import LEGACY_MAGIC, UnreadableError, read_pickle, read_torch
+from gapkd.files.pickles import UnreadableError, read
 from gapkd.files.storage import (  # noqa: F401
     data_folder,
     data_path,
@@ -28,7 +28,6 @@ from gapkd.networks.stylegan2 import Discriminator
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # in a folder of gapkd.sharing.hub
 FORMAT = "1"
-LEGACY_HEAD = LEGACY_MAGIC.to_bytes(10, "little")  # early in a torch.save file without zip
 KNOWN_HEADS = {
     b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture", b"\x1f\x8b": "a gzip archive",
     b"\x89HDF": "an HDF5 file", b"<!": "a web page (did the download want a login?)",
@@ -135,7 +134,7 @@ def sha256(path: str | Path) -> str:
 
 
 def recognise(path: Path) -> str:
-    """"safetensors", "torch" (torch.save) or "pickle" (NVIDIA), by a file's first bytes.
+    """"safetensors" (ours) or "pickle" (NVIDIA's, or by torch.save), by a file's first bytes.
 
     Raises CheckpointError that says what it is instead.
     """
@@ -146,9 +145,7 @@ def recognise(path: Path) -> str:
         raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
     if head[4:9] == b"\0\0\0\0{":  # the header's length, which begins with any byte, and the header
         return "safetensors"
-    if head.startswith(b"PK\x03\x04") or head.startswith(b"\x80") and LEGACY_HEAD in head:
-        return "torch"
-    if head.startswith(b"\x80"):
+    if head.startswith((b"PK\x03\x04", b"\x80")):
         return "pickle"
     what = "empty" if not head else "of an unknown kind"
     if head and head.isascii() and all(byte >= 32 or byte in b"\t\r\n" for byte in head):
@@ -240,7 +237,6 @@ def _read(path: Path, weights: bool = False) -> tuple[dict, dict[str, torch.Tens
 def _read_foreign(path: Path, role: str | None = None) -> tuple[dict, dict[str, torch.Tensor]]:
     """Metadata and weights of the generator or discriminator (None: either) in another
     repository's file."""
-    read = read_torch if recognise(path) == "torch" else read_pickle
     try:
         found = find_network(read(path.read_bytes()), role)
     except (UnreadableError, ForeignError) as error:

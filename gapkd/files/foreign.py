@@ -22,7 +22,6 @@ from gapkd.files.pickles import Budget, Record
 from gapkd.networks.families import build
 from gapkd.networks.filtered_lrelu import low_pass
 from gapkd.networks.layers import fir_kernel
-from gapkd.networks.mapping import MappingNetwork
 from gapkd.networks.stylegan2 import Generator
 
 State = dict[str, Tensor]
@@ -423,16 +422,13 @@ def rosinality_generator(state: State, latent_avg: object) -> Found:
 def _mean_w(found: Found) -> Tensor:
     """The mean of w over 10,000 z, always the same ones: rosinality's training checkpoints have no
     latent_avg, and his own tools estimate it like this when they truncate."""
-    sizes = found.architecture
-    with torch.device("meta"):
-        mapping = MappingNetwork(sizes["z_dim"], sizes["w_dim"], sizes["mapping_layers"])
+    mapping = outline(found.kind, found.architecture).mapping
     layers = {name.removeprefix("mapping."): value for name, value in found.state.items()
               if name.startswith("mapping.")}
     mapping.load_state_dict(layers, assign=True)
     dice = torch.Generator().manual_seed(0)
-    means = [mapping(torch.randn(250, sizes["z_dim"], generator=dice)).mean(dim=0)
-             for _ in range(40)]
-    return torch.stack(means).mean(dim=0)
+    z = torch.randn(40, 250, mapping.z_dim, generator=dice)
+    return torch.stack([mapping(part).mean(dim=0) for part in z]).mean(dim=0)
 
 
 def rosinality_discriminator(state: State) -> Found:

@@ -24,7 +24,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of a torch.save file without zip
+# The number in the first pickle of a torch.save file without zip.
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
 STEP = 256  # bytes that one operation can allocate besides what it carries: an empty set has 216
 
 DTYPES = {
@@ -197,7 +198,7 @@ def _nested(machine: Machine, content: object = None) -> Storage:
     """A storage that was itself saved into bytes with torch.save, in the layout without zip."""
     if machine.find_storage is not None:  # each level would be read twice as often as its outer one
         raise UnreadableError("a storage is nested in what torch.save wrote: refused")
-    value = read_legacy(content, machine.budget) if isinstance(content, bytes) else None
+    value = _read_legacy(content, machine.budget) if isinstance(content, bytes) else None
     if not isinstance(value, Storage):
         raise UnreadableError("where a storage was announced there is something else")
     return value
@@ -349,62 +350,48 @@ OPERATIONS: dict[str, Callable[[Machine, object], None]] = {
 # ---------------------------------------------------------------------------------- kinds of file
 
 
-def read_pickle(content: bytes) -> object:
-    """A file that is one pickle, such as NVIDIA's networks. Raises UnreadableError."""
-    return _guarded(lambda budget: run(io.BytesIO(content), budget), content)
-
-
-def read_torch(content: bytes) -> object:
-    """A file that torch.save wrote, with zip or without. Raises UnreadableError."""
-    read = _read_zip if content.startswith(b"PK") else read_legacy
-    return _guarded(lambda budget: read(content, budget), content)
-
-
-def _guarded(read: Callable[[Budget], object], content: bytes) -> object:
+def read(content: bytes) -> object:
+    """What a file holds that is one pickle, as NVIDIA's networks are, or that torch.save wrote,
+    with zip or without. Raises UnreadableError."""
+    budget = Budget.of(content)
     try:
-        return read(Budget.of(content))
+        if content.startswith(b"PK"):
+            return _read_zip(content, budget)
+        if LEGACY_MAGIC in content[:24]:
+            return _read_legacy(content, budget)
+        return run(io.BytesIO(content), budget)
     except UnreadableError:
         raise
     except Exception as error:  # pickletools raises almost anything on a damaged file
         raise UnreadableError(f"it is truncated or damaged ({type(error).__name__})") from error
 
 
-def read_legacy(content: bytes, budget: Budget) -> object:
+def _read_legacy(content: bytes, budget: Budget) -> object:
     """torch.save without zip: pickles of a magic number, a version, the machine, the object and the
-    storages' keys, then the storages' numbers. The object's pickle is run twice, since the numbers
-    stand behind it: first to learn of the storages, then with them."""
-    file, told = io.BytesIO(content), {}
-
-    def refuse(identity: tuple) -> Storage:
-        raise UnreadableError("it refers to a storage where there is none")
+    storages' keys; then the storages' numbers, which are filled in below the object's tensors."""
+    file, storages = io.BytesIO(content), {}
 
     def promise(identity: tuple) -> Storage:
         if len(identity) > 5 and identity[5] is not None:
             raise UnreadableError("a storage is a view of another: save the file with a newer "
                                   "torch")
         dtype, key, numel = _described(identity)
-        told[key] = dtype, numel
-        return Storage(torch.empty(numel, dtype=dtype, device="meta"))
+        if key not in storages:
+            budget.spend(numel * dtype.itemsize)
+            storages[key] = Storage(torch.empty(numel, dtype=dtype))
+        return storages[key]
 
-    if run(file, budget, refuse) != LEGACY_MAGIC:
-        raise UnreadableError("it does not begin as torch.save files do")
-    for _ in ("version", "machine"):
-        run(file, budget, refuse)
-    start = file.tell()
-    run(file, budget, promise)
-    keys = run(file, budget, refuse)
+    *_, value, keys = [run(file, budget, promise) for _ in range(5)]
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise UnreadableError("its storages have no names")
-    if len(set(keys)) != len(keys) or told.keys() != set(keys):
+    if sorted(keys) != sorted(storages):
         raise UnreadableError("its storages are not those that it lists")
-    storages = {}
     for key in keys:
-        dtype, numel = told[key]
-        if int.from_bytes(file.read(8), "little") != numel:
+        values = storages[key].values
+        if int.from_bytes(file.read(8), "little") != values.numel():
             raise UnreadableError("a storage has another size than announced")
-        storages[key] = _storage(file.read(numel * dtype.itemsize), dtype, numel, budget)
-    file.seek(start)
-    return run(file, budget, lambda identity: storages[identity[2]])
+        values.copy_(_numbers(file.read(values.nbytes), values.dtype, values.numel()))
+    return value
 
 
 def _read_zip(content: bytes, budget: Budget) -> object:
@@ -430,7 +417,8 @@ def _read_zip(content: bytes, budget: Budget) -> object:
         def find(identity: tuple) -> Storage:
             dtype, key, numel = _described(identity)
             if key not in storages:
-                storages[key] = _storage(entry(f"{folder}data/{key}"), dtype, numel, budget)
+                budget.spend(numel * dtype.itemsize)
+                storages[key] = Storage(_numbers(entry(f"{folder}data/{key}"), dtype, numel))
             return storages[key]
 
         if f"{folder}byteorder" in sizes and entry(f"{folder}byteorder") != b"little":
@@ -451,11 +439,8 @@ def _described(identity: tuple) -> tuple[torch.dtype, str, int]:
     return dtype, identity[2], identity[4]
 
 
-def _storage(content: bytes, dtype: torch.dtype, numel: int, budget: Budget) -> Storage:
-    """Raw little-endian numbers -> Storage."""
+def _numbers(content: bytes, dtype: torch.dtype, numel: int) -> Tensor:
+    """Raw little-endian numbers -> (numel,)."""
     if numel * dtype.itemsize != len(content):
         raise UnreadableError("a storage's size or kind is not what was announced")
-    budget.spend(len(content))
-    if not content:
-        return Storage(torch.empty(0, dtype=dtype))
-    return Storage(torch.frombuffer(bytearray(content), dtype=dtype))
+    return torch.frombuffer(bytearray(content or bytes(8)), dtype=dtype)[:numel]
