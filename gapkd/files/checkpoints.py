@@ -115,7 +115,7 @@ def _shared_weights(folder: Path) -> Path:
     if written != FORMAT:
         raise CheckpointError(f"{config} is of the format {repr(written)[:20]}, this gapkd reads "
                               f"{FORMAT!r}: install a newer gapkd")
-    found = _read(weights)[0]
+    found = _metadata(weights)
     known = {"kind": found["kind"]}
     if isinstance(found["architecture"], dict):
         known |= found["architecture"]
@@ -183,7 +183,10 @@ def load_discriminator(path: str | Path) -> Discriminator:
 def read_metadata(path: str | Path) -> dict:
     """{"kind", "architecture", "provenance"} of a network's file; of a foreign one, of its
     generator if it has one."""
-    path = find_checkpoint(path)
+    return _metadata(find_checkpoint(path))
+
+
+def _metadata(path: Path) -> dict:
     return (_read(path) if recognise(path) == "safetensors" else _read_foreign(path))[0]
 
 

@@ -164,28 +164,23 @@ def _collect(kind: str, architecture: dict, theirs: State, rules: Rules, source:
         network = outline(kind, architecture)
     except ValueError as error:
         raise ForeignError(f"its sizes make no network: {error}") from error
-    shapes = {name: value.shape for name, value in network.state_dict().items()}
-    taken = {}
-    for name, shape in shapes.items():
-        their_name = _renamed(name, rules)
-        if their_name not in theirs and name.rsplit(".", 1)[-1] in DEFAULTS:
-            continue
-        tensor = taken[name] = _need(theirs, their_name)
-        if [n for n in tensor.shape if n != 1] != [n for n in shape if n != 1]:
+    taken, storages = {}, {}
+    for name, wanted in network.state_dict().items():
+        their_name, default = _renamed(name, rules), DEFAULTS.get(name.rsplit(".", 1)[-1])
+        if their_name not in theirs and default is not None:
+            tensor = torch.full(wanted.shape, default)
+        else:
+            tensor = _need(theirs, their_name)
+        if [n for n in tensor.shape if n != 1] != [n for n in wanted.shape if n != 1]:
             raise ForeignError(f"{their_name} has the shape {tuple(tensor.shape)}, not "
-                               f"{tuple(shape)}")
-    storages = {}
-    for tensor in taken.values():
+                               f"{tuple(wanted.shape)}")
+        taken[name] = tensor, wanted.shape
         storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-    if sum(tensor.numel() for tensor in taken.values()) > sum(storages.values()):
+    if sum(tensor.numel() for tensor, _ in taken.values()) > sum(storages.values()):
         raise ForeignError("it shows the same numbers in many tensors, which would take far more "
                            "memory than it")
-    state = {}
-    for name, shape in shapes.items():
-        if name in taken:
-            state[name] = taken[name].detach().float().reshape(shape).contiguous()
-        else:
-            state[name] = torch.full(shape, DEFAULTS[name.rsplit(".", 1)[-1]])
+    state = {name: tensor.detach().float().reshape(shape).contiguous()
+             for name, (tensor, shape) in taken.items()}
     return Found(kind, network.architecture(), state, source)
 
 
