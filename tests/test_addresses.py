@@ -28,7 +28,7 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("localhost", 0), Handler)
         self.content, self.limit, self.status, self.raw, self.location = CONTENT, None, 200, b"", ""
-        self.paths = []
+        self.paths, self.encodings = [], set()
         self.address = f"http://localhost:{self.server_port}/net.pkl"
 
 
@@ -36,6 +36,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         server = self.server
         server.paths.append(self.path)
+        server.encodings.add(self.headers["Accept-Encoding"])
         if server.raw:
             self.wfile.write(server.raw)
         elif server.location and self.path != "/elsewhere.pkl":
@@ -87,6 +88,7 @@ def test_fetched_once_and_verified(server, capfd):
     assert get(server.address) == file and server.paths == ["/net.pkl"] and cached() == [file.name]
     assert file.name.endswith("-net.pkl") and file.name.startswith(
         hashlib.sha256(server.address.encode()).hexdigest()[:16])
+    assert server.encodings == {"identity"}  # the sum is that of the file as it lies there
     shown = capfd.readouterr().err
     assert "net.pkl: " in shown and "Downloading" not in shown  # our bar, not pooch's words
 
@@ -199,10 +201,11 @@ def test_networks_load_from_addresses(server, tmp_path):
     G = Generator(8, 4, 4, 4, mapping_layers=1).eval()
     file = save_network(G, tmp_path / "a network.safetensors")
     server.content, z = file.read_bytes(), torch.randn(2, 4)
-    end = f"#sha256={hashlib.sha256(server.content).hexdigest()}"
-    for address in (file.as_uri(), file.as_uri() + end, server.address + end):
+    digest = hashlib.sha256(server.content).hexdigest()
+    for address in (file.as_uri(), f"{file.as_uri()}#sha256={digest.upper()}",
+                    f"{server.address}#sha256={digest}"):
         assert is_address(address) and torch.equal(load_generator(address)(z), G(z))
-    with pytest.raises(CheckpointError, match=f"another check sum .{end[8:]}.: it is damaged"):
+    with pytest.raises(CheckpointError, match=f"another check sum .{digest}.: it is damaged"):
         load_generator(f"{file.as_uri()}#sha256={WRONG}")
     assert file.exists()  # a file of the user's own is never removed
 

@@ -1,22 +1,30 @@
-"""Networks on disk: round trip, and one clear sentence for everything that is not one."""
+"""Networks on disk: round trip, and one clear sentence for everything that is not one; writing that
+leaves a file whole or not there; where things come from."""
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
+import stat
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from gapkd.files import provenance, storage
 from gapkd.files.checkpoints import (
     CheckpointError,
     load_discriminator,
     load_generator,
     read_metadata,
     save_network,
-    write_atomically,
+    sha256,
 )
+from gapkd.networks import families
 from gapkd.networks.stylegan2 import Discriminator, Generator
+from gapkd.networks.stylegan3 import AliasFreeGenerator
 
 
 @pytest.fixture(scope="module")
@@ -25,18 +33,39 @@ def network():
     return Generator(16, 8, 8, [(8, 6), (4, 5), (3, 2)], kernel=1, mapping_layers=2).eval()
 
 
-def test_round_trip_bit_for_bit(tmp_path, network):
-    file = save_network(network, tmp_path / "g.safetensors", {"seed": 3})
-    loaded = load_generator(file)
-    z = torch.randn(2, 8)
-    assert torch.equal(loaded(z), network(z)) and not loaded.training
-    assert read_metadata(file)["provenance"] == {"seed": 3}
-    D = Discriminator(16, [4, 3, 2])
-    assert torch.equal(load_discriminator(save_network(D, tmp_path / "d.safetensors"))(loaded(z)), D(loaded(z)))
+@pytest.mark.parametrize("other", [
+    lambda: Generator(8, 4, 4, 4, mapping_layers=1, c_dim=2, clamp=2.0),
+    lambda: Discriminator(16, 3),
+    lambda: AliasFreeGenerator(16, 4, 4, [4, 3, 3], radial=True, kernel=1)])
+def test_round_trip_bit_for_bit(tmp_path, other):
+    torch.manual_seed(0)
+    saved = other()
+    load = load_discriminator if isinstance(saved, Discriminator) else load_generator
+    torch.manual_seed(1)
+    file = save_network(saved, tmp_path / "g.safetensors", {"seed": 3})
+    loaded, drawn = load(file), torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(1), drawn)  # loading leaves the random state alone
+    assert loaded.state_dict().keys() == saved.state_dict().keys()
+    for name, value in saved.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+    assert read_metadata(file) == {"kind": saved.kind, "provenance": {"seed": 3},
+                                   "architecture": loaded.architecture()}
+    assert loaded.architecture() == saved.architecture() and sha256(file) == storage.sha256(file)
+
+
+def test_a_new_family_needs_no_change_here(tmp_path, monkeypatch):
+    class Tiny(Generator):
+        kind = "tiny-generator"
+
+    monkeypatch.setitem(families.NETWORKS, "tiny-generator", Tiny)
+    file = save_network(Tiny(8, 4, 4, 4, mapping_layers=1), tmp_path / "g.safetensors")
+    assert type(load_generator(file)) is Tiny
 
 
 def test_headers_of_any_length_are_recognised(tmp_path, network):
-    """The file begins with the header's length: its first byte may be the one that pickles begin with."""
+    """A file begins with its header's length: the first byte may be that of pickles."""
     seen = set()
     for n in range(0, 300, 8):
         file = save_network(network, tmp_path / "g.safetensors", {"note": "x" * n})
@@ -45,21 +74,8 @@ def test_headers_of_any_length_are_recognised(tmp_path, network):
     assert 0x80 in seen
 
 
-def test_loading_leaves_the_random_state_alone(tmp_path, network):
-    file = save_network(network, tmp_path / "g.safetensors")
-    torch.manual_seed(1)
-    expected = torch.rand(1)
-    torch.manual_seed(1)
-    load_generator(file)
-    assert torch.equal(torch.rand(1), expected)
-
-
 def cut(file, network):
     file.write_bytes(file.read_bytes()[:-100])
-
-
-def text(file, network):
-    file.write_text("hello")
 
 
 def foreign(file, network):
@@ -76,57 +92,75 @@ def not_finite(file, network):
     file.write_bytes(content)
 
 
-def wrong_shape(file, network):
-    tensors = {k: v.clone() for k, v in network.state_dict().items()}
-    architecture = json.dumps(network.architecture() | {"w_dim": 9})
-    save_file(tensors, file,
-              {"gapkd": "1", "kind": "stylegan2-generator", "architecture": architecture, "provenance": "{}"})
+def claiming(kind="stylegan2-generator", **architecture):
+    """The right weights under another architecture."""
+    def claim(file, network):
+        claimed = json.dumps(network.architecture() | architecture)
+        metadata = {"kind": kind, "architecture": claimed, "provenance": "{}"}
+        save_file({k: v.clone() for k, v in network.state_dict().items()}, file, metadata)
 
-
-def nothing_enters(file, network):
-    tensors = {k: v.clone() for k, v in network.state_dict().items()}
-    architecture = json.dumps(network.architecture() | {"z_dim": 0})
-    save_file(tensors, file,
-              {"gapkd": "1", "kind": "stylegan2-generator", "architecture": architecture, "provenance": "{}"})
-
-
-def absurd(file, network):
-    architecture = json.dumps(network.architecture() | {"channels": [[10**6, 10**6]] * 3})
-    save_file({"a": torch.zeros(2)}, file,
-              {"gapkd": "1", "kind": "stylegan2-generator", "architecture": architecture, "provenance": "{}"})
+    return claim
 
 
 @pytest.mark.parametrize("damage, message", [
-    (cut, "not a whole safetensors"), (text, "is text: expected a network as"), (foreign, "not one of gapkd's"),
-    (discriminator, "of the kind stylegan2-discriminator"), (not_finite, "weights that are not finite"),
-    (wrong_shape, "do not fit"), (nothing_enters, "do not fit"), (absurd, "do not fit")])
+    (cut, "is not a whole safetensors file"), (foreign, "not one of gapkd's"),
+    (discriminator, "of the kind stylegan2-discriminator, but a generator was asked for"),
+    (not_finite, "not finite"), (claiming("stylegan9-generator"), "kind style"),
+    (claiming(w_dim=9), "do not fit .*size mismatch"), (claiming(z_dim=0), "do not fit"),
+    (claiming(w_dim="8"), "do not fit"), (claiming(channels=[[10**6, 10**6]] * 3), "do not fit"),
+    (claiming(mapping_layers=10**9), "do not fit .*mapping_layers is 1000000000")])
 def test_unusable_files(tmp_path, network, damage, message):
-    file = tmp_path / "network.safetensors"
-    save_network(network, file)
+    file = save_network(network, tmp_path / "network.safetensors")
     damage(file, network)
     with pytest.raises(CheckpointError, match=message) as caught:
         load_generator(file)
     assert "network.safetensors" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_missing_file():
-    with pytest.raises(CheckpointError, match=r"there is no checkpoint .* embedded network \(.*toyfaces32, "):
-        load_generator("nowhere.safetensors")
-
-
-def test_missing_data_folder(monkeypatch, tmp_path):
+def test_missing_files(monkeypatch, tmp_path):
+    embedded = r"there is no checkpoint .* embedded network \(.*toyfaces32, "
+    for name in ("nowhere.safetensors", "nowhere"):
+        with pytest.raises(CheckpointError, match=embedded):
+            load_generator(name)
     monkeypatch.setenv("GAPKD_DATA", str(tmp_path))
     with pytest.raises(CheckpointError, match=f"there is none in {tmp_path}"):
         load_generator("toyfaces32")
+    with pytest.raises(FileNotFoundError, match=f"toyfaces32.x is not in {tmp_path}: work in"):
+        storage.data_path("toyfaces32.x")
+    with pytest.raises(CheckpointError, match="is a folder: name the file in it"):
+        load_generator(tmp_path)
+
+
+# -------------------------------------------------------------------------- storage, provenance
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
-    file = tmp_path / "x"
-    write_atomically(file, b"old")
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    file = storage.write_atomically(tmp_path / "x", b"old")
 
-    monkeypatch.setattr("gapkd.files.storage.os.replace", full)
-    with pytest.raises(OSError, match="untouched"):
-        write_atomically(file, b"new")
-    assert file.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["x"]
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="could not write .*No space left.*there before is untouched"):
+        storage.write_atomically(file, b"new")
+    assert file.read_bytes() == b"old" and os.listdir(tmp_path) == ["x"]
+
+
+def test_folders_that_cannot_be_synchronised(tmp_path, monkeypatch):
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert storage.write_atomically(tmp_path / "below" / "x", b"new").read_bytes() == b"new"
+
+
+def test_provenance(monkeypatch):
+    known = provenance.provenance()
+    assert re.fullmatch(r"[0-9a-f]{12}\+?|unknown", known["commit"]) and known["hardware"]
+    assert known["torch"] == torch.__version__ and re.fullmatch(r"\d{4}-\d\d-\d\d", known["date"])
+    monkeypatch.setenv("PATH", "")  # no git there
+    assert provenance.provenance()["commit"] == "unknown"

@@ -1,41 +1,87 @@
-"""StyleGAN2 networks of other repositories: their names and layouts translated to ours, and back.
+"""Networks of other repositories: their names translated to ours, and back.
 
     NVIDIA (stylegan2-ada-pytorch, stylegan3)       .pkl, every module pickled with its source text
     rosinality, StyleKD, CAGAN, DCP-GAN             .pt, state dicts under "g_ema", "g", "d"
 
-A network is found by what its tensors are called, its architecture by their shapes, so that pruned networks of any
-channel list load too.
+A network is found by what its tensors are called, its architecture by their shapes, so that pruned
+networks of any channel list load too. Our network of that architecture then asks for each of its
+tensors by the name that the other repository gives it.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count, islice
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gapkd.files.pickles import Budget, Record
+from gapkd.networks.families import build
 from gapkd.networks.filtered_lrelu import low_pass
 from gapkd.networks.layers import fir_kernel
-from gapkd.networks.stylegan2 import Generator, MappingNetwork
-from gapkd.networks.stylegan3 import AliasFreeSynthesis
+from gapkd.networks.stylegan2 import Generator
 
 State = dict[str, Tensor]
+Rules = list[tuple[str, str | Callable[[re.Match], str]]]
 PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
 DEEPEST = 32  # levels of modules
 MOST_PARTS = 2**15  # modules and tensors of one network, several times those of the largest
-ROLES = {"generator": ("G_ema", "g_ema", "G", "g", "state_dict", ""), "discriminator": ("D", "d", "")}
+ROLES = {"generator": ("G_ema", "g_ema", "G", "g", "state_dict", ""),
+         "discriminator": ("D", "d", "")}
+DEFAULTS = {"w_avg": 0.0, "noise_const": 0.0, "noise_strength": 0.0, "magnitude_ema": 1.0}
+"""What may be missing, and is then as if it were not there."""
+LIMITS = {"resolution": 4096, "mapping_layers": 64, "z_dim": 2**16, "w_dim": 2**16, "c_dim": 2**20,
+          "mbstd_group": 2**10, "critical": 1000, "margin": 1000, "output_scale": 1000}
+
+# Our names to theirs, one rule after the other.
+NVIDIA: Rules = [
+    (r"^(mapping|label)\.layers\.", "mapping.fc"),
+    (r"^label\.", "mapping."),
+    (r"^synthesis\.const$", "synthesis.b4.const"),
+    (r"^synthesis\.blocks\.(\d+)\.", lambda m: f"synthesis.b{4 << int(m[1])}."),
+    (r"\.(conv\d|torgb)\.conv\.", r".\1."),
+    (r"^(conv|fc|out)\.", r"b4.\1."),
+]
+ROSINALITY: Rules = [
+    (r"^mapping\.layers\.(\d+)", lambda m: f"style.{int(m[1]) + 1}"),  # 0 normalises z
+    (r"^mapping\.w_avg$", "latent_avg"),
+    (r"^synthesis\.const$", "input.input"),
+    (r"^synthesis\.blocks\.0\.torgb\.", "to_rgb1."),
+    (r"^synthesis\.blocks\.(\d+)\.torgb\.", lambda m: f"to_rgbs.{int(m[1]) - 1}."),
+    (r"^synthesis\.blocks\.0\.conv1\.noise_const$", "noises.noise_0"),
+    (r"^synthesis\.blocks\.0\.conv1\.", "conv1."),
+    (r"^synthesis\.blocks\.(\d+)\.conv(\d)\.noise_const$",
+     lambda m: f"noises.noise_{2 * int(m[1]) - 1 + int(m[2])}"),
+    (r"^synthesis\.blocks\.(\d+)\.conv(\d)\.", lambda m: f"convs.{2 * int(m[1]) - 2 + int(m[2])}."),
+    (r"\.affine\.", ".conv.modulation."),
+    (r"\.noise_strength$", ".noise.weight"),
+    (r"^(conv1|convs\.\d+)\.bias$", r"\1.activate.bias"),
+]
+ROSINALITY_DISCRIMINATOR: Rules = [
+    (r"^blocks\.(\d+)\.", lambda m: f"convs.{int(m[1]) + 1}."),
+    (r"\.skip\.", ".skip.1."),
+    (r"\.conv1\.weight$", ".conv2.1.weight"),  # 0 blurs
+    (r"\.conv1\.bias$", ".conv2.2.bias"),
+    (r"\.conv0\.", ".conv1."),
+    (r"^from_rgb\.", "convs.0."),
+    (r"^conv\.", "final_conv."),
+    (r"(^convs\.0|\.conv1|^final_conv)\.weight$", r"\1.0.weight"),
+    (r"(^convs\.0|\.conv1|^final_conv)\.bias$", r"\1.1.bias"),
+    (r"^fc\.", "final_linear.0."),
+    (r"^out\.", "final_linear.1."),
+]
 
 
 class ForeignError(ValueError):
-    """The file was read, but what it holds is no network that can be translated."""
+    """What was read is no network that can be translated."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """A network in our terms: one of checkpoints.KINDS, the constructor's arguments, the state dict."""
+    """A network in our terms: its kind in files, the constructor's arguments, the state dict."""
 
     kind: str
     architecture: dict
@@ -43,74 +89,129 @@ class Found:
     source: str
 
 
-def find_network(content: object, role: str | None, source: str) -> Found:
-    """The "generator" or "discriminator" of what a file holds; None: the generator if there is one, else the other.
+def find_network(content: object, role: str | None) -> Found:
+    """The network that a file's content holds.
 
-    Only the network asked for is translated: a generator loads whatever discriminator lies beside it.
+    Only the network asked for is translated: a generator loads whatever discriminator lies beside.
 
     Args:
-        source: what the file is called in messages.
+        role: "generator" or "discriminator"; None: the generator if there is one, else the other.
+
     Raises ForeignError when it is not there, or cannot be translated.
     """
     entries = content if isinstance(content, dict) else {"": content}
-    if any(isinstance(value, Tensor) and isinstance(key, str) and "." in key for key, value in entries.items()):
+    if any(isinstance(k, str) and "." in k and isinstance(v, Tensor) for k, v in entries.items()):
         entries = {"": entries}  # a bare state dict
-    for wanted in sorted(ROLES, key=lambda name: name != role):  # the other role is only looked for to name it
+    # the other role is only looked for to name it
+    for wanted in sorted(ROLES, key=lambda name: name != role):
         for key in ROLES[wanted]:
-            if entries.get(key) is not None and (found := _translate(entries[key], wanted, entries, source)):
-                if role in (wanted, None):
-                    return found
-                raise ForeignError(f"{source} is a file of the kind {found.kind}, but a {role} was asked for")
-    held = ", ".join(map(_shown, islice(entries, 8))) or "nothing"
-    raise ForeignError(f"{source} was read, but holds no StyleGAN2 network under G_ema, G, D, g_ema, g or d "
-                       f"(it holds {held})")
+            found = _translate(entries.get(key), wanted, entries.get("latent_avg"))
+            if found and role in (wanted, None):
+                return found
+            if found:
+                raise ForeignError(f"it is a file of the kind {found.kind}, but a {role} was asked "
+                                   "for")
+    held = ", ".join(_shown(key) for key in islice(entries, 8)) or "nothing"
+    raise ForeignError("it holds no StyleGAN2 network under G_ema, G, D, g_ema, g or d (it holds "
+                       f"{held})")
 
 
-def _shown(value: object) -> str:
-    """Something of the file, for a message; never the repr of a container, which may be without end."""
-    if isinstance(value, (str, bytes)):
-        return repr(value[:30])
-    return repr(value)[:30] if isinstance(value, (bool, int, float, type(None))) else f"a {type(value).__name__}"
-
-
-def _translate(value: object, role: str, entries: dict, source: str) -> Found | None:
-    if isinstance(value, Record):
-        if value.name != PERSISTENT:
-            return None
-        module = Module.of(value, source, Budget(MOST_PARTS))
-        if role == "generator" and "synthesis" in module.modules:
-            return nvidia_generator(module, source)
-        if role == "discriminator" and "b4" in module.modules:
-            return nvidia_discriminator(module, source)
-        return None
-    if isinstance(value, dict) and any(isinstance(v, Tensor) for v in value.values()):
-        state = {k.removeprefix("module."): v for k, v in value.items() if isinstance(k, str) and isinstance(v, Tensor)}
+def _translate(value: object, role: str, latent_avg: object) -> Found | None:
+    """The network of that role that an entry of a file is, or None."""
+    if isinstance(value, Record) and value.name == PERSISTENT:
+        modules = Modules()
+        modules.add(value, "", Budget(MOST_PARTS))
+        if role == "generator" and "synthesis.input" in modules.attributes:
+            return nvidia_alias_free(modules)
+        if role == "generator" and "synthesis" in modules.attributes:
+            return nvidia_generator(modules)
+        if role == "discriminator" and "b4" in modules.attributes:
+            return nvidia_discriminator(modules)
+    if isinstance(value, dict):
+        state = {name.removeprefix("module."): tensor for name, tensor in value.items()
+                 if isinstance(name, str) and isinstance(tensor, Tensor)}
         if role == "generator" and "input.input" in state:
-            return rosinality_generator(state, entries.get("latent_avg"), source)
+            return rosinality_generator(state, latent_avg)
         if role == "discriminator" and "final_conv.0.weight" in state:
-            return rosinality_discriminator(state, source)
+            return rosinality_discriminator(state)
     return None
 
 
-def _need(state: State, name: str, source: str, *shape: int | None) -> Tensor:
-    """The tensor of that name, checked: None stands for any size but 0, an empty shape for any shape."""
+def _shown(value: object) -> str:
+    """Something of the file, for a message; never the repr of a container: it may have no end."""
+    if isinstance(value, (str, bytes)):
+        return repr(value[:30])
+    if isinstance(value, (bool, int, float, type(None))):
+        return repr(value)[:30]
+    return f"a {type(value).__name__}"
+
+
+def outline(kind: str, architecture: dict) -> nn.Module:
+    """The network without its numbers: whatever size a file claims, this takes no memory.
+
+    Raises ValueError for sizes that no network has, whatever the constructor raises for others.
+    """
+    for name, most in LIMITS.items():
+        if not 0 <= architecture.get(name, 0) <= most:
+            raise ValueError(f"{name} is {_shown(architecture[name])}")
+    with torch.device("meta"):
+        return build(kind, architecture)
+
+
+def _collect(kind: str, architecture: dict, theirs: State, rules: Rules, source: str) -> Found:
+    """Our network's tensors from theirs, by name; their shapes may differ in sizes of one."""
+    try:
+        network = outline(kind, architecture)
+    except ValueError as error:
+        raise ForeignError(f"its sizes make no network: {error}") from error
+    taken, storages = {}, {}
+    for name, wanted in network.state_dict().items():
+        their_name, default = _renamed(name, rules), DEFAULTS.get(name.rsplit(".", 1)[-1])
+        if their_name not in theirs and default is not None:
+            tensor = torch.full(wanted.shape, default)
+        else:
+            tensor = _need(theirs, their_name)
+        if [n for n in tensor.shape if n != 1] != [n for n in wanted.shape if n != 1]:
+            raise ForeignError(f"{their_name} has the shape {tuple(tensor.shape)}, not "
+                               f"{tuple(wanted.shape)}")
+        taken[name] = tensor, wanted.shape
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    if sum(tensor.numel() for tensor, _ in taken.values()) > sum(storages.values()):
+        raise ForeignError("it shows the same numbers in many tensors, which would take far more "
+                           "memory than it")
+    state = {name: tensor.detach().float().reshape(shape).contiguous()
+             for name, (tensor, shape) in taken.items()}
+    return Found(kind, network.architecture(), state, source)
+
+
+def _renamed(name: str, rules: Rules) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _need(state: State, name: str, dimensions: int | None = None) -> Tensor:
+    """The tensor of that name, not empty (its other sizes could be anything)."""
     if name not in state:
-        raise ForeignError(f"{source} lacks {name}: it is not a network of the layout that it resembles")
+        raise ForeignError(f"it lacks {name}: it is not a network of the layout that it resembles")
     tensor = state[name]
-    fits = len(shape) == tensor.ndim and all(s in (None, n) for s, n in zip(shape, tensor.shape, strict=False))
-    if not tensor.numel():  # its other sizes could be anything
-        raise ForeignError(f"{name} in {source} is empty, of the shape {tuple(tensor.shape)}")
-    if shape and not fits:
-        raise ForeignError(f"{name} in {source} has the shape {tuple(tensor.shape)}, not "
-                           f"{tuple('any' if s is None else s for s in shape)}")
+    if not tensor.numel() or dimensions not in (None, tensor.ndim):
+        raise ForeignError(f"{name} has the shape {tuple(tensor.shape)}, which is empty or has not "
+                           "as many sizes as usual")
     return tensor
 
 
-def _float(state: State, source: str) -> State:
-    storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in state.values()}
-    if sum(value.numel() for value in state.values()) > sum(storages.values()):  # each tensor becomes a copy
-        raise ForeignError(f"{source} shows the same numbers in many tensors, which would take far more memory than it")
-    return {name: value.detach().float().contiguous() for name, value in state.items()}
+def _mapping_sizes(state: State, layer: str, first: int) -> dict:
+    """Sizes of a mapping network whose layers are called `layer` and a number, from `first` on."""
+    depth = next(n for n in count() if f"{layer}{first + n}.weight" not in state)
+    if not depth:
+        raise ForeignError(f"it has no mapping network ({layer}{first}.weight)")
+    w_dim = len(_need(state, f"{layer}{first + depth - 1}.weight", 2))
+    z_dim, c_dim = _need(state, f"{layer}{first}.weight", 2).shape[1], 0
+    if "mapping.embed.weight" in state:  # the embedded label enters beside z
+        embedded, c_dim = _need(state, "mapping.embed.weight", 2).shape
+        z_dim -= embedded
+    return {"z_dim": z_dim, "w_dim": w_dim, "c_dim": c_dim, "mapping_layers": depth}
 
 
 def _is_low_pass(kernel: Tensor) -> bool:
@@ -118,361 +219,249 @@ def _is_low_pass(kernel: Tensor) -> bool:
     if kernel.shape[-2:] != (4, 4) or kernel.numel() != 16 or not kernel.float().sum():
         return False
     kernel = kernel.float().reshape(4, 4)
-    return bool(torch.allclose(kernel / kernel.sum(), fir_kernel()[0, 0], atol=1e-4))
+    return torch.allclose(kernel / kernel.sum(), fir_kernel()[0, 0], atol=1e-4)
 
 
-# ------------------------------------------------------------------------------------------- NVIDIA
+# ---------------------------------------------------------------------------------------- NVIDIA
 
 
 @dataclass
-class Module:
-    """A module of an NVIDIA pickle: its attributes, tensors and children; its source text is never looked at."""
+class Modules:
+    """The modules of an NVIDIA pickle: their attributes by path, their tensors by full name; their
+    source text is never looked at."""
 
-    attributes: dict
-    modules: dict[str, Module] = field(default_factory=dict)
-    tensors: State = field(default_factory=dict)
+    attributes: dict[str, dict] = field(default_factory=dict)
+    state: State = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, record: object, source: str, budget: Budget, depth: int = 0) -> Module:
+    def add(self, record: object, path: str, budget: Budget) -> None:
         """The module that a record stands for, with all below it.
 
         Args:
-            budget: parts that it may still have: modules may share children, which are then met once per parent.
+            budget: parts that there may be: shared children are met once per parent.
         """
         meta = record.arguments[0] if isinstance(record, Record) and record.arguments else None
-        if depth > DEEPEST or not isinstance(meta, dict) or not isinstance(meta.get("state"), dict):
-            raise ForeignError(f"{source} holds a module that is not laid out as NVIDIA's torch_utils.persistence does")
-        state = meta["state"]
-        parts = [state.get(key) or {} for key in ("_parameters", "_buffers", "_modules")]
+        own = meta.get("state") if isinstance(meta, dict) else None
+        if path.count(".") > DEEPEST or not isinstance(own, dict):
+            raise ForeignError("it holds a module that is not laid out as NVIDIA's "
+                               "torch_utils.persistence does")
+        parts = [own.get(key) or {} for key in ("_parameters", "_buffers", "_modules")]
         if not all(isinstance(part, dict) for part in parts):
-            raise ForeignError(f"{source} holds a module whose parameters or children are no dict")
-        budget.spend(1 + sum(map(len, parts)))
-        if not all(isinstance(name, str) and len(name) <= 100 for part in parts for name in part):
-            raise ForeignError(f"{source} holds a module whose parameters or children have no names, or endless ones")
-        parameters, buffers, children = parts
-        return cls(state, {name: cls.of(child, source, budget, depth + 1) for name, child in children.items()
-                           if child is not None},
-                   {name: value for name, value in (parameters | buffers).items() if isinstance(value, Tensor)})
+            raise ForeignError("it holds a module whose parameters or children are no dict")
+        names = [name for part in parts for name in part]
+        budget.spend(1 + len(names))
+        if not all(isinstance(name, str) and len(name) <= 100 for name in names):
+            raise ForeignError("it holds a module whose parameters or children have no names, or "
+                               "endless ones")
+        self.attributes[path] = own
+        prefix = f"{path}." if path else ""
+        for name, value in (parts[0] | parts[1]).items():
+            if isinstance(value, Tensor):
+                self.state[prefix + name] = value
+        for name, child in parts[2].items():
+            if child is not None:
+                self.add(child, prefix + name, budget)
 
-    def state(self, prefix: str = "") -> State:
-        """All tensors by their full names."""
-        found = {prefix + name: value for name, value in self.tensors.items()}
-        for name, child in self.modules.items():
-            found |= child.state(f"{prefix}{name}.")
+    def get(self, path: str, name: str, default: object) -> object:
+        """An attribute of a module."""
+        return self.attributes.get(path, {}).get(name, default)
+
+    def check(self) -> None:
+        """Raise ForeignError for what our layers do otherwise."""
+        for path in self.attributes:
+            activation = self.get(path, "activation", "lrelu")
+            if activation not in ("lrelu", "linear"):
+                raise ForeignError(f"{path or 'the network'} has the activation "
+                                   f"{_shown(activation)}: only lrelu is known")
+            if re.fullmatch(r"mapping\.fc\d+", path):
+                gain = self.get(path, "bias_gain", 0.01)
+                if type(gain) is not float or abs(gain - 0.01) > 1e-9:
+                    raise ForeignError(f"{path} has the learning-rate multiplier {_shown(gain)}: "
+                                       "only 0.01 is known")
+            architecture = self.get(path, "architecture", "skip")
+            if re.fullmatch(r"synthesis\.b\d+", path) and architecture != "skip":
+                raise ForeignError(f"the generator has the architecture {_shown(architecture)}: "
+                                   "only 'skip' is supported")
+        for name, value in self.state.items():
+            if name.endswith("resample_filter") and not _is_low_pass(value):
+                raise ForeignError(f"{name} is another resampling filter than [1, 3, 3, 1]")
+
+    def sizes(self, pattern: str) -> list[int]:
+        """4, 8, ... as the blocks are named; raises ForeignError for gaps."""
+        found = sorted({int(m[1]) for name in self.state if (m := re.match(pattern, name))})
+        if not 2 <= len(found) <= 10 or found != [4 << i for i in range(len(found))]:
+            raise ForeignError(f"it holds blocks of the sizes {found[:12]}, not 4, 8, 16, ...")
         return found
 
-    def at(self, path: str) -> Module:
-        module = self
-        for name in path.split("."):
-            module = module.modules.get(name) or Module({})
-        return module
+    def clamp(self) -> dict:
+        """{"clamp": value} if every convolution clamps its output there, {} if none does."""
+        clamps = []
+        for path in self.attributes:
+            if re.search(r"(^|\.)(conv[01]|L\d+_\d+_\d+)$", path):
+                clamps.append(self.get(path, "conv_clamp", None))
+        for clamp in clamps:
+            if type(clamp) not in (int, float, type(None)):
+                raise ForeignError(f"a convolution clamps its output at {_shown(clamp)}, not at a "
+                                   "number")
+        if len(set(clamps)) != 1:
+            raise ForeignError("its convolutions clamp their outputs at different values")
+        return {} if clamps[0] is None else {"clamp": float(clamps[0])}
 
 
-def _check_module(module: Module, source: str, path: str = "") -> None:
-    """Raise ForeignError for what our layers do otherwise."""
-    a, kernel = module.attributes, module.tensors.get("resample_filter")
-    if a.get("activation", "lrelu") not in ("lrelu", "linear"):
-        raise ForeignError(f"{path or 'the network'} in {source} has the activation {_shown(a['activation'])}: only "
-                           "lrelu is known")
-    if kernel is not None and not _is_low_pass(kernel):
-        raise ForeignError(f"{path} in {source} has another resampling filter than [1, 3, 3, 1]")
-    for name, child in module.modules.items():
-        _check_module(child, source, f"{path}.{name}".lstrip("."))
+def nvidia_generator(modules: Modules) -> Found:
+    """`mapping.fc0...`, `synthesis.b4...` -> ours."""
+    modules.check()
+    state, pairs = modules.state, []
+    sizes = modules.sizes(r"synthesis\.b(\d+)\.")
+    for size in sizes:
+        first = "synthesis.b4.const" if size == 4 else f"synthesis.b{size}.conv0.weight"
+        second = f"synthesis.b{size}.conv1.weight"
+        pairs.append([len(_need(state, first)), len(_need(state, second, 4))])
+    architecture = {"resolution": sizes[-1], "channels": pairs, **modules.clamp(),
+                    **_mapping_sizes(state, "mapping.fc", 0)}
+    return _collect("stylegan2-generator", architecture, state, NVIDIA, "NVIDIA's StyleGAN2")
 
 
-def _resolutions(state: State, pattern: str, source: str) -> list[int]:
-    """4, 8, ... as named in the state; raises ForeignError for gaps."""
-    found = sorted({int(m[1]) for name in state if (m := re.match(pattern, name))})
-    if not 2 <= len(found) <= 10 or found != [4 * 2**i for i in range(len(found))]:
-        raise ForeignError(f"{source} holds blocks of the sizes {found[:12]}, not 4, 8, 16, ...")
+def nvidia_alias_free(modules: Modules) -> Found:
+    """StyleGAN3's `synthesis.input...`, `synthesis.L0_36_512...` -> ours."""
+    modules.check()
+    state, layers = modules.state, {}
+    for path in modules.attributes:
+        if match := re.fullmatch(r"synthesis\.L(\d{1,3})_(\d{1,5})_(\d{1,5})", path):
+            layers[int(match[1])] = path, int(match[2]), int(match[3])
+    if not 3 <= len(layers) <= 64 or sorted(layers) != list(range(len(layers))):
+        raise ForeignError(f"it holds the layers {sorted(layers)[:12]} of a StyleGAN3 generator, "
+                           "not 0, 1, ...")
+    paths, resolutions, widths = zip(*(layers[n] for n in range(len(layers))), strict=True)
+    down = state.get(f"{paths[0]}.down_filter")
+    numbers = {}
+    for name, attribute, default in (("critical", "num_critical", 2), ("margin", "margin_size", 10),
+                                     ("output_scale", "output_scale", 0.25)):
+        numbers[name] = modules.get("synthesis", attribute, default)
+        if type(numbers[name]) not in (int, float):
+            raise ForeignError(f"{attribute} of its synthesis network is {_shown(numbers[name])}")
+    architecture = {"resolution": resolutions[-1], "channels": list(widths[:-1]), **numbers,
+                    "kernel": _need(state, f"{paths[0]}.weight", 4).shape[-1],
+                    "radial": down is not None and down.ndim == 2, **modules.clamp(),
+                    **_mapping_sizes(state, "mapping.fc", 0)}
+    names: Rules = [(r"^synthesis\.layers\.(\d+)", lambda m: paths[int(m[1])])]
+    found = _collect("stylegan3-generator", architecture, state, NVIDIA + names,
+                     "NVIDIA's StyleGAN3")
+    # the cutoffs are not in the file, but the filters made from them are
+    for n, layer in enumerate(outline(found.kind, architecture).synthesis.layers):
+        ours, theirs = low_pass(*layer.up_design), state.get(f"{paths[n]}.up_filter")
+        if theirs is not None and not (theirs.shape == ours.shape
+                                       and torch.allclose(theirs.double(), ours, atol=1e-4)):
+            raise ForeignError(f"layer {n} of its synthesis network has other filters than the "
+                               "published configurations")
     return found
 
 
-def _mapping(ours: str, theirs: str, module: Module, state: State, source: str) -> tuple[State, int, int, int]:
-    """A mapping network -> (state, z_dim, c_dim, depth)."""
-    out, w_dim = {}, None
-    for layer in count():
-        if f"{theirs}fc{layer}.weight" not in state:
-            break
-        gain = module.modules.get(f"fc{layer}", Module({})).attributes.get("bias_gain", 0.01)
-        if not isinstance(gain, (int, float)) or abs(gain - 0.01) > 1e-9:
-            raise ForeignError(f"the mapping network in {source} has the learning-rate multiplier {_shown(gain)}: "
-                               "only 0.01 is known")
-        for part in ("weight", "bias"):
-            out[f"{ours}layers.{layer}.{part}"] = _need(state, f"{theirs}fc{layer}.{part}", source)
-        w_dim = _need(state, f"{theirs}fc{layer}.weight", source, None, None).shape[0]
-    if w_dim is None:
-        raise ForeignError(f"{source} has no mapping network")
-    entering, c_dim, embedded = state[f"{theirs}fc0.weight"].shape[1], 0, 0
-    if f"{theirs}embed.weight" in state:
-        embedded, c_dim = _need(state, f"{theirs}embed.weight", source, w_dim, None).shape
-        out |= {f"{ours}embed.{part}": _need(state, f"{theirs}embed.{part}", source) for part in ("weight", "bias")}
-    out[f"{ours}w_avg"] = state.get(f"{theirs}w_avg", torch.zeros(w_dim))
-    return out, entering - embedded, c_dim, layer
-
-
-def nvidia_generator(module: Module, source: str) -> Found:
-    """`mapping.fc0...`, `synthesis.b4...` -> ours."""
-    if "input" in module.modules["synthesis"].modules:
-        return nvidia_alias_free(module, source)
-    _check_module(module, source)
-    state = module.state()
-    out, z_dim, c_dim, depth = _mapping("mapping.", "mapping.", module.at("mapping"), state, source)
-    w_dim, pairs, clamps = len(out["mapping.w_avg"]), [], set()
-    for b, r in enumerate(_resolutions(state, r"synthesis\.b(\d+)\.", source)):
-        theirs, ours, block = f"synthesis.b{r}", f"synthesis.blocks.{b}", module.at(f"synthesis.b{r}")
-        if block.attributes.get("architecture", "skip") != "skip" or f"{theirs}.torgb.weight" not in state:
-            raise ForeignError(f"the generator in {source} has the architecture "
-                               f"{_shown(block.attributes.get('architecture'))}: only 'skip' is supported")
-        for conv in ("conv0", "conv1") if b else ("conv1",):
-            weight = _need(state, f"{theirs}.{conv}.weight", source, None, None, 3, 3)
-            out |= {f"{ours}.{conv}.conv.weight": weight,
-                    f"{ours}.{conv}.bias": _need(state, f"{theirs}.{conv}.bias", source),
-                    f"{ours}.{conv}.noise_strength": state.get(f"{theirs}.{conv}.noise_strength", torch.zeros(())),
-                    f"{ours}.{conv}.noise_const": state.get(f"{theirs}.{conv}.noise_const",
-                                                            torch.zeros(r, r))[None, None]}
-            out |= _affine(f"{ours}.{conv}", f"{theirs}.{conv}.affine", state, source)
-            clamps.add(_clamp_of(block.at(conv), source))
-        first = weight.shape[0] if not b else state[f"{theirs}.conv0.weight"].shape[0]
-        pairs.append([first, weight.shape[0]])
-        out[f"{ours}.torgb.conv.weight"] = _need(state, f"{theirs}.torgb.weight", source, 3, None, 1, 1)
-        out[f"{ours}.torgb.bias"] = _need(state, f"{theirs}.torgb.bias", source, 3)
-        out |= _affine(f"{ours}.torgb", f"{theirs}.torgb.affine", state, source)
-    const = _need(state, "synthesis.b4.const", source, None, 4, 4)
-    out["synthesis.const"], pairs[0][0] = const[None], len(const)
-    architecture = {"resolution": r, "z_dim": z_dim, "w_dim": w_dim, "channels": pairs, "mapping_layers": depth,
-                    "c_dim": c_dim} | _clamp(clamps, source)
-    return Found("stylegan2-generator", architecture, _float(out, source), "NVIDIA's StyleGAN2")
-
-
-def _affine(ours: str, theirs: str, state: State, source: str) -> State:
-    return {f"{ours}.affine.{part}": _need(state, f"{theirs}.{part}", source) for part in ("weight", "bias")}
-
-
-def _clamp_of(convolution: Module, source: str) -> float | None:
-    clamp = convolution.attributes.get("conv_clamp")
-    if type(clamp) not in (int, float, type(None)):
-        raise ForeignError(f"a convolution in {source} clamps its output at {_shown(clamp)}, not at a number")
-    return clamp
-
-
-def _clamp(clamps: set[float | None], source: str) -> dict:
-    """{"clamp": value} if every convolution clamps its output there, {} if none does."""
-    if len(clamps) != 1:
-        raise ForeignError(f"the convolutions in {source} clamp their outputs at different values")
-    clamp = clamps.pop()
-    return {} if clamp is None else {"clamp": float(clamp)}
-
-
-def nvidia_alias_free(module: Module, source: str) -> Found:
-    """StyleGAN3's `synthesis.input...`, `synthesis.L0_36_512...` -> ours."""
-    state, layers = module.state(), {}
-    out, z_dim, c_dim, depth = _mapping("mapping.", "mapping.", module.at("mapping"), state, source)
-    for name in module.modules["synthesis"].modules:
-        if match := re.fullmatch(r"L(\d{1,3})_(\d{1,5})_(\d{1,5})", name):
-            layers[int(match[1])] = name, int(match[2]), int(match[3])
-    if not 3 <= len(layers) <= 64 or sorted(layers) != list(range(len(layers))):
-        raise ForeignError(f"{source} holds the layers {sorted(layers)[:12]} of a StyleGAN3 generator, not 0, 1, ...")
-    for part in ("weight", "freqs", "phases", "transform", "affine.weight", "affine.bias"):
-        out[f"synthesis.input.{part}"] = _need(state, f"synthesis.input.{part}", source)
-    clamps = set()
-    for n, (name, _, _) in layers.items():
-        theirs, ours = f"synthesis.{name}", f"synthesis.layers.{n}"
-        out |= {f"{ours}.{part}": _need(state, f"{theirs}.{part}", source) for part in ("weight", "bias")}
-        out[f"{ours}.magnitude_ema"] = state.get(f"{theirs}.magnitude_ema", torch.ones(()))
-        out |= _affine(ours, f"{theirs}.affine", state, source)
-        clamps.add(_clamp_of(module.at(f"synthesis.{name}"), source))
-    attributes = module.modules["synthesis"].attributes
-    first = module.at(f"synthesis.{layers[0][0]}").tensors.get("down_filter")
-    weight = _need(out, "synthesis.layers.0.weight", source, None, None, None, None)
-    architecture = {
-        "resolution": layers[len(layers) - 1][1], "z_dim": z_dim, "w_dim": len(out["mapping.w_avg"]),
-        "channels": [layers[n][2] for n in range(len(layers) - 1)], "kernel": weight.shape[-1],
-        "radial": first is not None and first.ndim == 2, "mapping_layers": depth, "c_dim": c_dim,
-        "critical": _number(attributes, "num_critical", 2, source),
-        "margin": _number(attributes, "margin_size", 10, source),
-        "output_scale": float(_number(attributes, "output_scale", 0.25, source))} | _clamp(clamps, source)
-    _check_filters(architecture, {n: state.get(f"synthesis.{name}.up_filter") for n, (name, _, _) in layers.items()},
-                   source)
-    return Found("stylegan3-generator", architecture, _float(out, source), "NVIDIA's StyleGAN3")
-
-
-def _number(attributes: dict, name: str, default: float, source: str) -> float:
-    value = attributes.get(name, default)
-    if type(value) not in (int, float) or not 0 <= value <= 1000:
-        raise ForeignError(f"{name} of the StyleGAN3 generator in {source} is {_shown(value)}")
-    return value
-
-
-def _check_filters(architecture: dict, filters: dict[int, Tensor | None], source: str) -> None:
-    """The cutoffs are not in the file, but the filters made from them are: they must be those that we design."""
-    resolution = architecture["resolution"]
-    if resolution > 4096 or resolution & (resolution - 1):
-        raise ForeignError(f"the StyleGAN3 generator in {source} draws images of {resolution} pixels")
-    with torch.device("meta"):
-        synthesis = AliasFreeSynthesis(resolution, 1, [1] * len(architecture["channels"]), architecture["kernel"],
-                                       architecture["radial"], architecture["critical"], architecture["margin"], 1.0)
-    for n, theirs in filters.items():
-        ours = low_pass(*synthesis.layers[n].up_design)
-        if theirs is not None and (theirs.shape != ours.shape or not torch.allclose(theirs.double(), ours, atol=1e-4)):
-            raise ForeignError(f"layer {n} of the StyleGAN3 generator in {source} has other filters than the published "
-                               "configurations")
-
-
-def nvidia_discriminator(module: Module, source: str) -> Found:
+def nvidia_discriminator(modules: Modules) -> Found:
     """`b32...`, `b4...` -> ours."""
-    _check_module(module, source)
-    state, out, clamps = module.state(), {}, set()
-    sizes = _resolutions(state, r"b(\d+)\.", source)
+    modules.check()
+    state, sizes = modules.state, modules.sizes(r"b(\d+)\.")
     top = sizes[-1]
-    if any(f"b{r}.fromrgb.weight" in state for r in sizes[:-1]) or f"b{top}.skip.weight" not in state:
-        raise ForeignError(f"the discriminator in {source} is not a residual one ('resnet'): only those are supported")
-    for b, r in enumerate(reversed(sizes[1:])):
-        for layer in ("conv0.weight", "conv0.bias", "conv1.weight", "conv1.bias", "skip.weight"):
-            out[f"blocks.{b}.{layer}"] = _need(state, f"b{r}.{layer}", source)
-        clamps.add(_clamp_of(module.at(f"b{r}.conv0"), source))
-    out |= {f"from_rgb.{part}": _need(state, f"b{top}.fromrgb.{part}", source) for part in ("weight", "bias")}
-    out |= {f"{layer}.{part}": _need(state, f"b4.{layer}.{part}", source)
-            for layer in ("conv", "fc", "out") for part in ("weight", "bias")}
-    _need(out, "from_rgb.weight", source, None, 3, 1, 1)
-    widths = [out[f"blocks.{b}.conv1.weight"].shape[0] for b in range(len(sizes) - 1)][::-1]
-    architecture = {"resolution": top, "channels": [*widths, out["from_rgb.weight"].shape[0]],
-                    "mbstd_group": _group(module)} | _clamp(clamps, source)
+    if f"b{top}.skip.weight" not in state:
+        raise ForeignError("the discriminator is not a residual one ('resnet'): only those are "
+                           "supported")
+    widths = [len(_need(state, f"b{size}.conv1.weight", 4)) for size in sizes[1:]]
+    widths.append(len(_need(state, f"b{top}.fromrgb.weight", 4)))
+    group = modules.get("b4.mbstd", "group_size", 4)
+    architecture = {"resolution": top, "channels": widths,
+                    "mbstd_group": group if type(group) is int and group > 0 else 4,
+                    **modules.clamp()}
     if "mapping.embed.weight" in state:
-        label, _, architecture["c_dim"], depth = _mapping("label.", "mapping.", module.at("mapping"), state, source)
-        if depth != 8 or len(label["label.w_avg"]) != widths[0]:
-            raise ForeignError(f"the label network of the discriminator in {source} has other sizes than usual")
-        out |= label
-    return Found("stylegan2-discriminator", architecture, _float(out, source), "NVIDIA's StyleGAN2")
+        architecture["c_dim"] = _need(state, "mapping.embed.weight", 2).shape[1]
+    blocks: Rules = [(r"^from_rgb", f"b{top}.fromrgb"),
+                     (r"^blocks\.(\d+)", lambda m: f"b{top >> int(m[1])}")]
+    return _collect("stylegan2-discriminator", architecture, state, NVIDIA + blocks,
+                    "NVIDIA's StyleGAN2")
 
 
-def _group(module: Module) -> int:
-    group = module.at("b4.mbstd").attributes.get("group_size")
-    return group if type(group) is int and 1 <= group <= 1024 else 4
+# ------------------------------------------------------------------------------------ rosinality
 
 
-# ------------------------------------------------------------------------------------------- rosinality
-
-
-def rosinality_generator(state: State, latent_avg: object, source: str) -> Found:
+def rosinality_generator(state: State, latent_avg: object) -> Found:
     """`style.1...`, `conv1...`, `convs.0...`, `to_rgbs.0...` -> ours."""
     for name, kernel in state.items():
         if name.endswith("kernel") and not _is_low_pass(kernel):
-            raise ForeignError(f"{name} in {source} is another filter than [1, 3, 3, 1]")
-    out = {"synthesis.const": _need(state, "input.input", source, 1, None, 4, 4)}
-    for depth in count():
-        if f"style.{depth + 1}.weight" not in state:  # their layer 0 is the normalisation of z
-            break
-        for part in ("weight", "bias"):
-            out[f"mapping.layers.{depth}.{part}"] = _need(state, f"style.{depth + 1}.{part}", source)
-    if not depth:
-        raise ForeignError(f"{source} has no mapping network (style.1.weight)")
-    w_dim, z_dim = (_need(state, f"style.{layer}.weight", source, None, None).shape[side]
-                    for layer, side in ((depth, 0), (1, 1)))
-    convs = ["conv1", *(f"convs.{i}" for i in range(sum(bool(re.fullmatch(r"convs\.\d+\.conv\.weight", name))
-                                                        for name in state)))]
-    blocks, kernels, channels = (len(convs) + 1) // 2, set(), [state["input.input"].shape[1]]
-    if len(convs) != 2 * blocks - 1 or not 2 <= blocks <= 10:
-        raise ForeignError(f"{source} has {len(convs)} styled convolutions, not an odd number of at least 3")
-    for layer, theirs in enumerate(convs):
-        b, second = (layer + 1) // 2, layer % 2 == 0
-        ours, r = f"synthesis.blocks.{b}.conv{int(second)}", 4 * 2**b
-        weight = _need(state, f"{theirs}.conv.weight", source, 1, None, None, None, None)[0]
-        if second and b:
+            raise ForeignError(f"{name} is another filter than [1, 3, 3, 1]")
+    sizes = _mapping_sizes(state, "style.", 1)
+    number = sum(re.fullmatch(r"convs\.\d+\.conv\.weight", name) is not None for name in state)
+    if number % 2 or not 2 <= number <= 18:
+        raise ForeignError(f"it has {number + 1} styled convolutions, not an odd number of at "
+                           "least 3")
+    channels = [_need(state, "input.input", 4).shape[1]]
+    kernels = set()
+    for name in ("conv1", *(f"convs.{n}" for n in range(number))):
+        weight = _need(state, f"{name}.conv.weight", 5)  # (1, O, I, k, k)
+        _need(state, f"{name}.noise.weight")
+        channels.append(weight.shape[1])
+        if name.startswith("convs") and int(name[6:]) % 2:
             kernels.add(weight.shape[-1])
-        channels.append(weight.shape[0])
-        out |= {f"{ours}.conv.weight": weight, f"{ours}.bias": _need(state, f"{theirs}.activate.bias", source),
-                f"{ours}.noise_strength": _need(state, f"{theirs}.noise.weight", source, 1).reshape(()),
-                f"{ours}.noise_const": state.get(f"noises.noise_{layer}", torch.zeros(1, 1, r, r))}
-        out |= _affine(ours, f"{theirs}.conv.modulation", state, source)
-        if second:
-            rgb, ours = "to_rgb1" if b == 0 else f"to_rgbs.{b - 1}", f"synthesis.blocks.{b}.torgb"
-            out[f"{ours}.conv.weight"] = _need(state, f"{rgb}.conv.weight", source, 1, 3, None, 1, 1)[0]
-            out[f"{ours}.bias"] = _need(state, f"{rgb}.bias", source, 1, 3, 1, 1).reshape(3)
-            out |= _affine(ours, f"{rgb}.conv.modulation", state, source)
     if len(kernels) != 1:
-        raise ForeignError(f"the blocks' second convolutions in {source} have kernels of different sizes")
-    pairs = [channels[2 * b:2 * b + 2] for b in range(blocks)]
-    architecture = {"resolution": 4 * 2**(blocks - 1), "z_dim": z_dim, "w_dim": w_dim, "channels": pairs,
-                    "kernel": kernels.pop(), "mapping_layers": depth}
-    if isinstance(latent_avg, Tensor) and latent_avg.numel() == w_dim:
-        out["mapping.w_avg"] = latent_avg.reshape(w_dim)
-        return Found("stylegan2-generator", architecture, _float(out, source), "rosinality's StyleGAN2")
-    state = _float(out, source)
-    state["mapping.w_avg"] = _mean_w(state, architecture, source)
-    return Found("stylegan2-generator", architecture, state, "rosinality's StyleGAN2")
+        raise ForeignError("the blocks' second convolutions have kernels of different sizes")
+    pairs = [channels[i:i + 2] for i in range(0, len(channels), 2)]
+    architecture = {"resolution": 2 << len(pairs), "channels": pairs, "kernel": kernels.pop(),
+                    **sizes}
+    if isinstance(latent_avg, Tensor) and latent_avg.numel() == sizes["w_dim"]:
+        state = state | {"latent_avg": latent_avg}
+    found = _collect("stylegan2-generator", architecture, state, ROSINALITY,
+                     "rosinality's StyleGAN2")
+    if "latent_avg" not in state:
+        found.state["mapping.w_avg"] = _mean_w(found)
+    return found
 
 
 @torch.no_grad()
-def _mean_w(state: State, architecture: dict, source: str) -> Tensor:
-    """The mean of w over 10,000 z, always the same ones: rosinality's training checkpoints have no latent_avg, and his
-    own tools estimate it like this when they truncate."""
-    sizes = [architecture[name] for name in ("z_dim", "w_dim", "mapping_layers")]
-    if max(sizes[:2]) > 2**16 or sizes[2] > 64:
-        raise ForeignError(f"the mapping network in {source} is too large: {sizes[2]} layers, {sizes[0]} to {sizes[1]}")
-    with torch.device("meta"):
-        mapping = MappingNetwork(*sizes)
-    layers = {name.removeprefix("mapping."): value for name, value in state.items() if name.startswith("mapping.")}
-    try:
-        mapping.load_state_dict(layers | {"w_avg": torch.zeros(sizes[1])}, assign=True)
-    except RuntimeError as error:
-        raise ForeignError(f"the layers of the mapping network in {source} do not fit each other") from error
+def _mean_w(found: Found) -> Tensor:
+    """The mean of w over 10,000 z, always the same ones: rosinality's training checkpoints have no
+    latent_avg, and his own tools estimate it like this when they truncate."""
+    mapping = outline(found.kind, found.architecture).mapping
+    layers = {name.removeprefix("mapping."): value for name, value in found.state.items()
+              if name.startswith("mapping.")}
+    mapping.load_state_dict(layers, assign=True)
     dice = torch.Generator().manual_seed(0)
-    return torch.stack([mapping(torch.randn(250, sizes[0], generator=dice)).mean(dim=0) for _ in range(40)]).mean(dim=0)
+    z = torch.randn(40, 250, mapping.z_dim, generator=dice)
+    return torch.stack([mapping(part).mean(dim=0) for part in z]).mean(dim=0)
 
 
-def rosinality_discriminator(state: State, source: str) -> Found:
+def rosinality_discriminator(state: State) -> Found:
     """`convs.0.0.weight`, `convs.1.conv1...`, `final_conv...` -> ours."""
-    names = {"from_rgb.weight": "convs.0.0.weight", "from_rgb.bias": "convs.0.1.bias",
-             "conv.weight": "final_conv.0.weight", "conv.bias": "final_conv.1.bias",
-             "fc.weight": "final_linear.0.weight", "fc.bias": "final_linear.0.bias",
-             "out.weight": "final_linear.1.weight", "out.bias": "final_linear.1.bias"}
-    for blocks in count():
-        theirs = f"convs.{blocks + 1}"
-        if f"{theirs}.conv1.0.weight" not in state:
-            break
-        names |= {f"blocks.{blocks}.{ours}": f"{theirs}.{part}" for ours, part in (
-            ("conv0.weight", "conv1.0.weight"), ("conv0.bias", "conv1.1.bias"), ("conv1.weight", "conv2.1.weight"),
-            ("conv1.bias", "conv2.2.bias"), ("skip.weight", "skip.1.weight"))}
-    out = {ours: _need(state, theirs, source) for ours, theirs in names.items()}
-    _need(out, "from_rgb.weight", source, None, 3, 1, 1)
-    widths = [_need(out, f"blocks.{b}.conv1.weight", source, None, None, 3, 3).shape[0] for b in range(blocks)][::-1]
-    architecture = {"resolution": 4 * 2**blocks, "channels": [*widths, out["from_rgb.weight"].shape[0]]}
-    return Found("stylegan2-discriminator", architecture, _float(out, source), "rosinality's StyleGAN2")
+    blocks = next(n for n in count() if f"convs.{n + 1}.conv1.0.weight" not in state)
+    widths = [len(_need(state, f"convs.{n}.conv2.1.weight", 4)) for n in range(blocks, 0, -1)]
+    top = len(_need(state, "convs.0.0.weight", 4))
+    return _collect("stylegan2-discriminator",
+                    {"resolution": 4 << blocks, "channels": [*widths, top]}, state,
+                    ROSINALITY_DISCRIMINATOR, "rosinality's StyleGAN2")
 
 
 def to_rosinality(G: Generator) -> dict:
-    """A generator as rosinality's, StyleKD's and CAGAN's tools read it: {"g_ema": state dict, "latent_avg": (w_dim,)}.
+    """A generator as rosinality's, StyleKD's and CAGAN's tools read it.
 
-    Raises ForeignError for a conditional generator, or one that clamps, which that layout cannot hold.
+    Returns: {"g_ema": state dict, "latent_avg": (w_dim,)}.
+
+    Raises ForeignError for what that layout cannot hold: another family, a conditional generator,
+    or one that clamps.
     """
-    if not isinstance(G, Generator):
-        raise ForeignError("rosinality's layout is one of StyleGAN2: a StyleGAN3 generator cannot be written in it")
+    if G.kind != Generator.kind:
+        raise ForeignError(f"rosinality's layout is one of StyleGAN2: a {G.kind} cannot be written "
+                           "in it")
     if G.c_dim or G.clamp:
-        raise ForeignError("rosinality's layout has neither classes nor clamped convolutions: this generator cannot be "
-                           "written in it")
-    ours = {name: value.detach().cpu().clone() for name, value in G.state_dict().items()}
-    kernel = fir_kernel(gain=4.0)[0, 0]
-    out = {"input.input": ours["synthesis.const"]}
-    for layer in range(len(G.mapping.layers)):
-        out |= {f"style.{layer + 1}.{part}": ours[f"mapping.layers.{layer}.{part}"] for part in ("weight", "bias")}
-    for layer in range(2 * len(G.channels) - 1):
-        b, second = (layer + 1) // 2, layer % 2 == 0
-        name, theirs = f"synthesis.blocks.{b}.conv{int(second)}", f"convs.{layer - 1}" if layer else "conv1"
-        out |= {f"{theirs}.conv.weight": ours[f"{name}.conv.weight"][None],
-                f"{theirs}.conv.modulation.weight": ours[f"{name}.affine.weight"],
-                f"{theirs}.conv.modulation.bias": ours[f"{name}.affine.bias"],
-                f"{theirs}.noise.weight": ours[f"{name}.noise_strength"].reshape(1),
-                f"{theirs}.activate.bias": ours[f"{name}.bias"],
-                f"noises.noise_{layer}": ours[f"{name}.noise_const"]}
-        if not second:
-            out[f"{theirs}.conv.blur.kernel"] = kernel.clone()
-        else:
-            name, rgb = f"synthesis.blocks.{b}.torgb", "to_rgb1" if b == 0 else f"to_rgbs.{b - 1}"
-            out |= {f"{rgb}.conv.weight": ours[f"{name}.conv.weight"][None],
-                    f"{rgb}.conv.modulation.weight": ours[f"{name}.affine.weight"],
-                    f"{rgb}.conv.modulation.bias": ours[f"{name}.affine.bias"],
-                    f"{rgb}.bias": ours[f"{name}.bias"].reshape(1, 3, 1, 1)}
-            if b:
-                out[f"{rgb}.upsample.kernel"] = kernel.clone()
-    return {"g_ema": out, "latent_avg": ours["mapping.w_avg"]}
+        raise ForeignError("rosinality's layout has neither classes nor clamped convolutions: this "
+                           "generator cannot be written in it")
+    out = {}
+    for ours, value in G.state_dict().items():
+        name, value = _renamed(ours, ROSINALITY), value.detach().cpu().clone()
+        if name.endswith("conv.weight"):
+            value = value[None]  # (1, O, I, k, k)
+        elif name.endswith("noise.weight"):
+            value = value.reshape(1)
+        elif name.startswith("to_rgb") and value.ndim == 1 and "modulation" not in name:
+            value = value.reshape(1, 3, 1, 1)
+        out[name] = value
+    for block in range(len(G.channels) - 1):
+        out[f"convs.{2 * block}.conv.blur.kernel"] = fir_kernel(gain=4.0)[0, 0]
+        out[f"to_rgbs.{block}.upsample.kernel"] = fir_kernel(gain=4.0)[0, 0]
+    latent_avg = out.pop("latent_avg")
+    return {"g_ema": out, "latent_avg": latent_avg}
