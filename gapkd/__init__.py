@@ -1,23 +1,39 @@
 """gapkd: distil a big StyleGAN into a small one, and see why it works.
 
-The public names; everything else is reached through its room (gapkd.distillation, gapkd.metrics, ...).
+The public names; everything else is reached through its room (gapkd.distillation, ...).
 """
 
-from gapkd.distillation.directions import draw_offsets, sefa_directions
-from gapkd.distillation.losses import latent_direction_loss
-from gapkd.distillation.students import make_student
-from gapkd.files.checkpoints import CheckpointError, load_discriminator, load_generator, save_network
-from gapkd.metrics.cost import macs, parameters
-from gapkd.networks.stylegan2 import Discriminator, Generator, config_f, mix_styles
-from gapkd.settings import DistillConfig, TrainConfig
-from gapkd.sharing.hub import save_pretrained
-from gapkd.training.loop import RunResult, TrainingDiverged, TrainingInterrupted, distill, train_gan
+from importlib import import_module
 
-__all__ = [
-    "CheckpointError", "Discriminator", "DistillConfig", "Generator", "RunResult", "TrainConfig", "TrainingDiverged",
-    "TrainingInterrupted", "config_f", "distill", "draw_offsets", "latent_direction_loss", "load_discriminator",
-    "load_generator",
-    "macs", "make_student", "mix_styles", "parameters", "save_network", "save_pretrained", "sefa_directions",
-    "train_gan",
-]
+from gapkd.settings import DistillConfig, TrainConfig
+
 __version__ = "0.1.0"
+
+_ROOMS = {
+    "distillation.directions": ("draw_offsets", "sefa_directions"),
+    "distillation.losses": ("latent_direction_loss",),
+    "distillation.students": ("make_student",),
+    "files.checkpoints": (
+        "CheckpointError", "load_discriminator", "load_generator", "save_network",
+    ),
+    "metrics.cost": ("macs", "parameters"),
+    "networks.stylegan2": ("Discriminator", "Generator", "config_f", "mix_styles"),
+    "sharing.hub": ("save_pretrained",),
+    "training.loop": (
+        "RunResult", "TrainingDiverged", "TrainingInterrupted", "distill", "train_gan",
+    ),
+}
+_HOME = {name: room for room, names in _ROOMS.items() for name in names}
+__all__ = ["DistillConfig", "TrainConfig", *_HOME]
+
+
+def __getattr__(name: str):
+    """Fetch a public name from its room when it is first used, so that --help is quick."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'gapkd' has no attribute {name!r}")
+    globals()[name] = value = getattr(import_module(f"gapkd.{_HOME[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,8 +1,9 @@
-"""One training on several processes: `torchrun --nproc_per_node N -m gapkd distill ...`.
+"""Where a training runs: its device, and several processes as one.
 
-Every process draws the random numbers of the whole batch and keeps its own rows; losses are means, so the mean of the
-processes' gradients is the gradient of the whole batch. N processes therefore compute what one computes, up to the
-order of float sums. Without torchrun every function here does nothing or returns its argument.
+`torchrun --nproc_per_node N -m gapkd distill ...` starts N processes. Each draws the random numbers
+of the whole batch and keeps its own rows; losses are means, so the mean of the processes' gradients
+is the gradient of the whole batch. N processes therefore compute what one computes, up to the order
+of float sums. Without torchrun every function here does nothing or returns its argument.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=10)
-"""How long a process may keep the others waiting when they exchange numbers; it does not bound `from_first`."""
+"""How long a process may keep the others waiting in an exchange; does not bound `from_first`."""
 _board: dist.Store | None = None
 """Where process 0 leaves word that it has an answer; `_questions` counts them."""
 _questions = 0
@@ -30,6 +31,45 @@ _questions = 0
 
 class ProcessLostError(OSError):
     """Another process of the same training is gone, so that this one cannot go on."""
+
+
+# ---------------------------------------------------------------------------------- the processor
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto" takes a GPU when there is one.
+
+    Of several processes on a machine each takes a GPU of its own. Raises ValueError when the
+    device cannot be used here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and count() > 1:
+        name = f"cuda:{local_rank()}"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device {name!r} is not usable here: use auto, cpu, or, where there is a GPU, cuda or "
+            "cuda:1"
+        ) from error
+    return device
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """What to autocast to; None: nothing. "auto" takes bfloat16 where the processor has it."""
+    if precision != "auto":
+        return {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": None}[precision]
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch < 2.13 cannot tell
+        native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return torch.bfloat16 if native else None
+
+
+# ---------------------------------------------------------------------------------- the processes
 
 
 def count() -> int:
@@ -43,6 +83,7 @@ def rank() -> int:
 
 
 def is_first() -> bool:
+    """Whether this is the process that writes and prints."""
     return rank() == 0
 
 
@@ -56,11 +97,21 @@ def expected() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def join() -> None:
-    """Find the other processes that torchrun started; nothing happens without torchrun, or the second time.
+def restarted() -> bool:
+    """Whether torchrun's agent has restarted this training after a process died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
-    Sums over GPU tensors go over NCCL, everything else over gloo. CPU threads become this process's share of the
-    cores, since two processes with all cores each stall one another.
+
+def may_restart() -> bool:
+    """Whether torchrun's agent would restart it (--max-restarts)."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
+
+
+def join() -> None:
+    """Find the other processes that torchrun started; the second time nothing happens.
+
+    Sums over GPU tensors go over NCCL, everything else over gloo. CPU threads become this process's
+    share of the cores, since two processes with all cores each stall one another.
 
     Raises ProcessLostError when the others do not answer.
     """
@@ -78,36 +129,35 @@ def join() -> None:
         heads = torch.ones(())
         dist.all_reduce(heads)
     if (found := int(heads)) != expected():
-        raise ProcessLostError(f"torchrun started {expected()} processes, but {found} found each other: start it "
-                               "again")
-    torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
-
-
-def cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        raise ProcessLostError(
+            f"torchrun started {expected()} processes, but {found} found each other: start it again"
+        )
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def _meeting_point() -> tuple[dist.Store, int, int]:
     """(store, rank, count): where the processes leave word of their addresses for one another.
 
-    torchrun's agent offers a store, but keeps it when it restarts a training: the addresses of the dead would still
-    stand in it. So process 0 opens a store of its own, and the others look up in the agent's where it is, until they
-    find one that is alive.
+    torchrun's agent offers a store, but keeps it when it restarts a training: the addresses of the
+    dead would still stand in it. So process 0 opens a store of its own, and the others look up in
+    the agent's where it is, until they find one that is alive.
     """
     agent, number, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return agent, number, size
     host, deadline = os.environ["MASTER_ADDR"], time.monotonic() + TIMEOUT.total_seconds()
     if number == 0:
-        store = dist.TCPStore(host, 0, size, is_master=True, timeout=TIMEOUT, wait_for_workers=False)
+        store = dist.TCPStore(host, 0, size, True, timeout=TIMEOUT, wait_for_workers=False)
         agent.set("gapkd/port", str(store.port))
         return store, number, size
     while True:
         port = int(agent.get("gapkd/port"))
         try:
             socket.create_connection((host, port), timeout=5).close()
-            return dist.TCPStore(host, port, size, is_master=False, timeout=TIMEOUT), number, size
+            return dist.TCPStore(host, port, size, False, timeout=TIMEOUT), number, size
         except OSError as error:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"process 0 does not answer at {host}") from error
@@ -120,47 +170,41 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def restarted() -> bool:
-    """Whether torchrun's agent has restarted this training after a process died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-
-
-def may_restart() -> bool:
-    """Whether torchrun's agent would restart it (--max-restarts)."""
-    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
-
-
 @contextmanager
 def _peers(deed: str = "exchange numbers with the other processes"):
     """Turn what torch.distributed raises when a peer is gone into one sentence."""
     try:
         yield
     except RuntimeError as error:  # DistBackendError and DistNetworkError are such
-        raise ProcessLostError(f"process {os.environ.get('RANK', 0)} on {socket.gethostname()} cannot {deed} "
-                               f"({str(error).splitlines()[0][:120]}): one of them has stopped, see its own message; "
-                               "the run goes on from its last checkpoint with --resume") from error
+        raise ProcessLostError(
+            f"process {os.environ.get('RANK', 0)} on {socket.gethostname()} cannot {deed} "
+            f"({str(error).splitlines()[0][:120]}): one of them has stopped, see its own message; "
+            "the run goes on from its last checkpoint with --resume"
+        ) from error
 
 
-# ------------------------------------------------------------------------------------------- dealing out
+# -------------------------------------------------------------------- dealing out, putting together
 
 
 def rows(batch: int, group: int = 1) -> Tensor | slice:
     """The rows of a batch that this process takes.
 
     Args:
-        group: images of a batch of which the discriminator's minibatch statistic takes the spread. Image n belongs to
-            group n mod (batch / group), so that whole groups are dealt out: the statistic then stays what it was.
+        batch: images of all processes together.
+        group: images of a batch of which the discriminator's minibatch statistic takes the spread.
+            Image n belongs to group n mod (batch / group), so that whole groups are dealt out: the
+            statistic then stays what it was.
+
     Raises ValueError when the batch cannot be dealt out evenly.
     """
     if count() == 1:
         return slice(None)
     if batch % (count() * group):
-        raise ValueError(f"batch={batch} cannot be shared by {count()} processes in whole groups of {group}: "
-                         f"choose a multiple of {count() * group}")
+        raise ValueError(
+            f"batch={batch} cannot be shared by {count()} processes in whole groups of {group}: "
+            f"choose a multiple of {count() * group}"
+        )
     return torch.arange(batch).reshape(group, count(), -1)[:, rank()].flatten()
-
-
-# ------------------------------------------------------------------------------------------- putting together
 
 
 def average_(tensors: Sequence[Tensor]) -> None:
@@ -185,6 +229,8 @@ def mean(x: Tensor) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
+    """All rows of all processes. torch's own has other names from version to version."""
+
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
         parts = [torch.empty_like(x) for _ in range(count())]
@@ -221,8 +267,11 @@ def gather_objects(value: T) -> list[T]:
 
 
 def from_first(find: Callable[[], T]) -> T:
-    """What `find` returns in process 0, told to all. The others wait for as long as it takes: an exchange with it would
-    be given up after TIMEOUT, and scoring the channels of a big teacher may take longer."""
+    """What `find` returns in process 0, told to all.
+
+    The others wait for as long as it takes: an exchange with it would be given up after TIMEOUT,
+    and scoring the channels of a big teacher may take longer.
+    """
     global _questions
     if count() == 1:
         return find()
@@ -238,7 +287,7 @@ def from_first(find: Callable[[], T]) -> T:
 
 
 def anyone(flag: bool) -> bool:
-    """Whether the flag is up in any process. Travels between processors: no GPU has to be waited for."""
+    """Whether the flag is up in any process. Travels between processors: no GPU is waited for."""
     if count() == 1:
         return flag
     flags = torch.tensor(float(flag))
@@ -251,5 +300,7 @@ def check_equal(what: str, value: str) -> None:
     """Raise ValueError unless all processes hold the same value."""
     for number, other in enumerate(gather_objects(value)):
         if other != value:
-            raise ValueError(f"process {number} has other {what} than process {rank()}: "
-                             "start all of them with one command from one version")
+            raise ValueError(
+                f"process {number} has other {what} than process {rank()}: "
+                "start all of them with one command from one version"
+            )

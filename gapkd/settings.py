@@ -7,10 +7,11 @@ Where our value for small toy faces differs from the paper's (256 px, 450k itera
 from __future__ import annotations
 
 import difflib
-import functools
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import PurePath
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import tyro
 
 
 @dataclass(frozen=True)
@@ -147,40 +148,34 @@ class TrainConfig(RunConfig):
     """Images for which the discriminator trains alone: a fresh one would only spoil a generator that can draw."""
 
 
+Synthesis = Literal["random", "pruned", "pruned-content", "pruned-diversity", "slimmed"]
 RECIPES: dict[str, dict[str, Any]] = {
-    "paper": {},
+    "paper": {"synthesis": "random", "lr": 0.002, "gan_weight": 1.0, "ld_weight": 30.0},
     "gapkd": {"synthesis": "pruned-diversity", "lr": 0.008, "gan_weight": 0.3, "ld_weight": 0.0},
 }
-"""What a named recipe changes in the defaults of DistillConfig. "paper" is the paper's method; "gapkd" was put together
-from what paid in sweeps/screening.yml, and chapter 6 compares it with the others at equal budget."""
+"""The settings of DistillConfig in which recipes differ, and what each recipe says of them.
+
+"paper" is the paper's method; "gapkd" was put together from what paid in sweeps/screening.yml, and
+chapter 6 compares it with the others at equal budget."""
 
 
-def _with_recipe(cls: type) -> type:
-    """Let settings that are not given come from the recipe that is."""
-    plain = cls.__init__
-
-    @functools.wraps(plain)
-    def init(self: object, **values: Any) -> None:
-        known = RECIPES.get(values.get("recipe", "paper"))
-        _require(known is not None, f"recipe must be one of {', '.join(map(repr, RECIPES))}, not "
-                                    f"{values.get('recipe')!r}")
-        plain(self, **known | values)
-
-    cls.__init__ = init
-    return cls
+def _by_recipe(name: str, metavar: str) -> Any:
+    """Mark of a setting that is the recipe's unless it is given; help shows what each recipe says."""
+    values = ", ".join(f"{recipe}: {values[name]}" for recipe, values in RECIPES.items())
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default of recipe {values})")
 
 
-@_with_recipe
 @dataclass(frozen=True)
 class DistillConfig(RunConfig):
     """Distil a teacher into a student with the paper's total loss (section 4):
     gan_weight L_gan + rgb_weight L_rgb + perceptual_weight L_lpips + ld_weight L_ld."""
 
     recipe: Literal["paper", "gapkd"] = "paper"
-    """Where settings that are not given come from: the paper's method, or the recipe of chapter 6."""
+    """Where lr, synthesis, gan_weight and ld_weight come from unless they are given: the
+    paper's method, or the recipe of chapter 6."""
     teacher: str = "toyfaces32"
     """The teacher's file, or the name of an embedded one."""
-    lr: float = 0.002
+    lr: Annotated[float | None, _by_recipe("lr", "FLOAT")] = None
     """Adam's learning rate for student and discriminator."""
     keep: float = 0.3
     """Fraction of the teacher's channels that the student keeps in every layer."""
@@ -188,7 +183,9 @@ class DistillConfig(RunConfig):
     """Kernel of every block's second convolution; 1 is the heterogeneous student."""
     mapping: Literal["inherit", "inherit-frozen", "random"] = "inherit"
     """What becomes of the teacher's mapping network."""
-    synthesis: Literal["random", "pruned", "pruned-content", "pruned-diversity", "slimmed"] = "random"
+    synthesis: Annotated[
+        Synthesis | None, _by_recipe("synthesis", "|".join(get_args(Synthesis)))
+    ] = None
     """Fresh synthesis weights, or the teacher's channels of largest magnitude, of most content (CAGAN), of most
     diversity (DCP-GAN), or those that survive a penalty on their scales (GAN Slimming)."""
     slimming_images: int = 20_000
@@ -200,7 +197,7 @@ class DistillConfig(RunConfig):
     """File of a discriminator to start from (or an embedded name); empty: a fresh one."""
     d_channels: tuple[int, ...] = (64, 32)
     """Widths of a fresh discriminator's finest blocks; the first one holds for all coarser blocks too."""
-    gan_weight: float = 1.0
+    gan_weight: Annotated[float | None, _by_recipe("gan_weight", "FLOAT")] = None
     """Weight of the adversarial loss."""
     rgb_weight: float = 3.0
     """Weight of the mean absolute image difference."""
@@ -215,7 +212,7 @@ class DistillConfig(RunConfig):
     """Weight of the feature regression (FitNets), which is no part of the paper's loss."""
     feature_blocks: tuple[int, ...] = (2, 3)
     """Blocks whose features are regressed."""
-    ld_weight: float = 30.0
+    ld_weight: Annotated[float | None, _by_recipe("ld_weight", "FLOAT")] = None
     """Weight of the latent-direction loss."""
     ld_blocks: tuple[int, ...] = (2, 3)
     """Blocks whose features are compared; block 1 is 8x8. Paper: 2, 3, 4, 5, that is 16 to 128 px of 256."""
@@ -244,6 +241,11 @@ class DistillConfig(RunConfig):
         return bool(self.ld_weight or self.ld_balance)
 
     def __post_init__(self):
+        _require(self.recipe in RECIPES,
+                 f"recipe must be one of {', '.join(map(repr, RECIPES))}, not {self.recipe!r}")
+        for name, value in RECIPES[self.recipe].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)  # the way to finish a frozen dataclass
         super().__post_init__()
         _require(0 < self.keep <= 1,
                  f"keep must lie in (0, 1], not {self.keep}: it is the fraction of channels that stay")
@@ -266,6 +268,8 @@ class DistillConfig(RunConfig):
 
 
 def _check_type(name: str, value: object, hint: Any) -> None:
+    if type(None) in get_args(hint):  # X | None: by now the recipe has filled it in
+        hint = get_args(hint)[0]
     if get_origin(hint) is Literal:
         allowed = get_args(hint)
         _require(value in allowed, f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
@@ -323,11 +327,18 @@ def shareable(settings: dict[str, Any]) -> dict[str, Any]:
     return {k: PurePath(v).name if k in FILES else v for k, v in settings.items() if k not in MINE}
 
 
+def defaults(cls: type, recipe: str | None = "paper") -> dict[str, Any]:
+    """What a settings dataclass holds if nothing but the recipe is given: field -> default."""
+    found = {field.name: field.default for field in fields(cls)}
+    if cls is DistillConfig:
+        found |= RECIPES.get(recipe, RECIPES["paper"])
+    return found
+
+
 def command_line(command: str, cls: type, values: dict[str, Any]) -> str:
     """The command that gives a settings dataclass these values: whatever differs from today's defaults."""
     words, values = [command], _plain(values)
-    defaults = {f.name: f.default for f in fields(cls)} | RECIPES.get(values.get("recipe"), {})
-    for field, default in _plain(defaults).items():
+    for field, default in _plain(defaults(cls, values.get("recipe"))).items():
         value, option = values.get(field, default), field.replace("_", "-")
         if value == default:
             continue

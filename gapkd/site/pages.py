@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 import gapkd
-from gapkd import chapters
+from tools import readme as chapters
 from gapkd.site import options
 from gapkd.site.rendering import escaped
 

@@ -24,6 +24,7 @@ from gapkd.distillation import losses
 from gapkd.distillation.distiller import Guide
 from gapkd.files.checkpoints import CheckpointError
 from gapkd.networks.stylegan2 import Discriminator, Generator, mix_styles
+from gapkd.parallel import autocast_dtype, choose_device
 from gapkd.settings import RunConfig
 
 Rows = Tensor | slice
@@ -31,33 +32,6 @@ Rows = Tensor | slice
 
 class TrainingDiverged(RuntimeError):
     """A loss or a weight is no longer finite, or the logits have run away."""
-
-
-def choose_device(name: str) -> torch.device:
-    """"auto" takes a GPU when there is one; of several processes on a machine each takes its own."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and parallel.count() > 1:
-        name = f"cuda:{parallel.local_rank()}"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} is not usable here: use auto, cpu, or, where there is a GPU, cuda or "
-                         "cuda:1") from error
-    return device
-
-
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """What to autocast to, None for nothing; "auto" takes bfloat16 where the processor multiplies it natively."""
-    if precision != "auto":
-        return {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": None}[precision]
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch < 2.13 cannot tell
-        native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    return torch.bfloat16 if native else None
 
 
 def keep_memory() -> None:

@@ -1,0 +1,132 @@
+"""The command line, `gapkd COMMAND`: each command is a settings dataclass and a few lines.
+
+The modules of this package hold the commands, a function each; the type of its argument is a
+dataclass whose fields are the options. They are imported when they are asked for, so that
+`gapkd --help` need not wait for torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, get_type_hints
+
+import tyro
+
+COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
+    "Start here": {
+        "distill": ("train", "distil a teacher into a small student"),
+        "chapter": ("course", "run a chapter's notebook, with other parameters if you like"),
+    },
+    "Train": {
+        "teacher": ("train", "train a StyleGAN2 or StyleGAN3 from scratch"),
+        "resume": ("train", "go on with a run that was stopped"),
+        "judge": ("measure", "train a feature network on the labels of your own data"),
+        "plan": ("measure", "count what distilling a teacher costs, before it is started"),
+    },
+    "Measure": {
+        "evaluate": ("measure", "compare a generator with real images and with its teacher"),
+        "sweep": ("measure", "train and measure all methods of a table with all seeds"),
+    },
+    "Use a generator": {
+        "sample": ("files", "draw a sheet of images"),
+        "directions": ("files", "find directions in W with a name: smile, glasses..."),
+        "convert": ("files", "write it in another format"),
+        "export": ("share", "write it as an ONNX file or a torch.export program"),
+        "demo": ("share", "make a page that draws with it in any browser"),
+        "share": ("share", "make a folder that a model hub takes as it is"),
+    },
+}
+"""Group -> command -> (module that holds it, what it does)."""
+TOGETHER = ("teacher", "distill", "resume", "evaluate")
+"""What several processes can do as one."""
+
+
+def names() -> list[str]:
+    """All commands."""
+    return [name for group in COMMANDS.values() for name in group]
+
+
+def find(command: str) -> Callable[[Any], None]:
+    """The function of a command. Raises ValueError when there is none of that name."""
+    for group in COMMANDS.values():
+        if command in group:
+            module, _ = group[command]
+            return getattr(import_module(f"gapkd.cli.{module}"), command)
+    near = difflib.get_close_matches(command, names(), n=1)
+    hint = f"did you mean {near[0]}?" if near else "see gapkd --help"
+    raise ValueError(f"there is no command {command}: {hint}")
+
+
+def settings_of(command: str) -> type:
+    """The dataclass whose fields are the command's options."""
+    return get_type_hints(find(command), include_extras=True)["config"]
+
+
+def overview() -> str:
+    """What `gapkd --help` shows."""
+    lines = ["usage: gapkd COMMAND [OPTIONS]", "", "Distil a big StyleGAN into a small one."]
+    for title, group in COMMANDS.items():
+        lines += ["", f"{title}:"]
+        lines += [f"  {name:<12}{text}" for name, (_, text) in group.items()]
+    return "\n".join([*lines, "", "gapkd COMMAND --help describes the options of a command."])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point. Returns the exit status: 0, 2 for bad input, 130 when interrupted."""
+    command, *options = (sys.argv[1:] if arguments is None else arguments) or [""]
+    if command in ("", "-h", "--help", "help"):
+        print(overview(), file=sys.stdout if command else sys.stderr)
+        return 0 if command else 2
+    try:
+        run(command, options)
+    except KeyboardInterrupt as error:
+        _complain(error or "interrupted")
+        return 130
+    except BrokenPipeError:  # whoever reads our lines has seen enough (| head)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # what a shell says of a program that a closed pipe has ended
+    except (ValueError, OSError, RuntimeError) as error:
+        if type(error) is RuntimeError:  # a fault of ours, not of the input: show where
+            raise
+        _complain(error)
+        return 2
+    return 0
+
+
+def run(command: str, options: list[str]) -> None:
+    """Parse a command's options and run it."""
+    function = find(command)
+    config = tyro.cli(settings_of(command), prog=f"gapkd {command}", args=options)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and command not in TOGETHER:
+        raise ValueError(
+            "torchrun is for teacher, distill, resume and evaluate: start this command without it"
+        )
+    with warnings.catch_warnings():
+        warnings.showwarning = _note
+        function(config)
+
+
+def say(text: str) -> None:
+    """Print what all processes know, once."""
+    from gapkd import parallel
+
+    if parallel.is_first():
+        print(text)
+
+
+def _note(message: Warning, category: type, *where: object, **more: object) -> None:
+    """A warning of ours as one line, without the place in the code."""
+    ours = category is UserWarning
+    print(f"{'gapkd' if ours else category.__name__}: {message}", file=sys.stderr)
+
+
+def _complain(error: BaseException | str) -> None:
+    number = int(os.environ.get("RANK", 0))
+    if number and isinstance(error, KeyboardInterrupt):
+        return  # process 0 says the same
+    print(f"gapkd{f' (process {number})' if number else ''}: {error}", file=sys.stderr)

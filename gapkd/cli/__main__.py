@@ -1,0 +1,7 @@
+"""`python -m gapkd.cli`."""
+
+import sys
+
+from gapkd.cli import main
+
+sys.exit(main())

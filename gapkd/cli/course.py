@@ -1,0 +1,25 @@
+"""The command of the course: chapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tyro
+
+
+@dataclass(frozen=True)
+class ChapterConfig:
+    """Run a chapter's notebook with papermill, with other parameters if you like."""
+
+    notebook: tyro.conf.Positional[str] = "04_full_distillation"
+    """Name of the chapter, or its number."""
+    parameters: tuple[str, ...] = ()
+    """name=value pairs for the notebook's parameters cell."""
+    out: str = ""
+    """Folder of the executed notebook; empty: the next free runs/<chapter>-NNN."""
+
+
+def chapter(config: ChapterConfig) -> None:
+    from gapkd.chapters import run_chapter
+
+    run_chapter(config.notebook, config.parameters, config.out)

@@ -1,0 +1,138 @@
+"""The commands that draw with a generator or write another file of it."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Draw a sheet of images and save it as PNG."""
+
+    generator: str
+    """Its file, or the name of an embedded one."""
+    out: str = "runs/samples.png"
+    """PNG file to write; an existing one is not overwritten."""
+    count: int = 64
+    """How many images."""
+    label: int = -1
+    """Class of a conditional network's images; -1: all classes in turn."""
+    truncation: float = 1.0
+    """1: none; 0: the average image."""
+    seed: int = 0
+    """Of the latents."""
+    columns: int = 8
+    """Images a row."""
+
+
+@dataclass(frozen=True)
+class DirectionsConfig:
+    """Find directions in W with a name, for `gapkd export`, explorers and the browser."""
+
+    generator: tyro.conf.Positional[str]
+    """Its file, or the name of an embedded one."""
+    out: str
+    """File to write (.safetensors); an existing one is not overwritten."""
+    attributes: str = "toyfaces"
+    """What reads the factors of the images: "toyfaces", the embedded network, a file of
+    `gapkd judge`, or "none": SeFa directions, found in the weights alone."""
+    names: tuple[str, ...] = ()
+    """Which factors, such as smile or "hair_style: long"; empty: all of them."""
+    alone: bool = True
+    """Move one factor and leave the others as they are, as far as they are linear in w."""
+    samples: int = 5000
+    """Images that are looked at."""
+    seed: int = 0
+    """Of their latents."""
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """Write a generator in another format: .safetensors (gapkd) or .pt (rosinality's layout, which
+    SeFa, StyleKD, CAGAN and projection scripts read)."""
+
+    source: tyro.conf.Positional[str]
+    """File of the generator: .safetensors, NVIDIA's .pkl or rosinality's .pt."""
+    out: tyro.conf.Positional[str]
+    """File to write; its ending says which format. An existing one is not overwritten."""
+
+
+def sample(config: SampleConfig) -> None:
+    from gapkd.data.images import save_png
+    from gapkd.files.checkpoints import load_generator
+    from gapkd.metrics.evaluation import draw_sheet
+
+    if not 0 <= config.seed < 2**63:
+        raise ValueError(f"seed must lie between 0 and 2^63 - 1, not {config.seed}")
+    if config.count < 1 or config.columns < 1:
+        raise ValueError(
+            f"count and columns must be at least 1, not {config.count} and {config.columns}"
+        )
+    if not math.isfinite(config.truncation):
+        raise ValueError(f"truncation must be a number, 1 for none, not {config.truncation}")
+    _new_file(config.out, ".png", ".PNG")
+    G = load_generator(config.generator)
+    if not -1 <= config.label < max(G.c_dim, 0):
+        mend = f"classes, 0 to {G.c_dim - 1}; -1 takes them in turn"
+        has = f"{G.c_dim} {mend}" if G.c_dim else "no classes: leave it at -1"
+        raise ValueError(f"label={config.label}: {config.generator} has {has}")
+    images = draw_sheet(G, config.count, config.seed, config.truncation, config.label)
+    print(f"{config.count} images written to {save_png(images, config.out, config.columns)}")
+
+
+def directions(config: DirectionsConfig) -> None:
+    from gapkd.files.checkpoints import load_generator
+    from gapkd.metrics.editing import factor_directions, save_directions, sefa
+    from gapkd.metrics.features import reader
+
+    out = _new_file(config.out, ".safetensors")
+    if config.samples < 100 or config.seed < 0:
+        raise ValueError(
+            "samples must be at least 100 and seed at least 0, "
+            f"not {config.samples} and {config.seed}"
+        )
+    G = load_generator(config.generator)
+    if config.attributes == "none":
+        found = sefa(G)
+        found = found.pick(config.names) if config.names else found
+    else:
+        found = factor_directions(
+            G, reader(config.attributes), config.names or None, config.alone, config.samples,
+            config.seed,
+        )
+    written = save_directions(found, out)
+    print(f"{len(found)} directions written to {written}: {', '.join(found.names)}")
+
+
+def convert(config: ConvertConfig) -> None:
+    import torch
+
+    from gapkd.files import checkpoints
+    from gapkd.files.foreign import to_rosinality
+
+    out = _new_file(config.out, ".safetensors", ".pt")
+    G = checkpoints.load_generator(config.source)
+    if out.suffix == ".pt":
+        content = io.BytesIO()
+        torch.save(to_rosinality(G), content)
+        checkpoints.write_atomically(out, content.getvalue())
+    else:
+        origin = dict(checkpoints.read_metadata(config.source)["provenance"])
+        origin["file"] = Path(config.source).name
+        origin["sha256"] = checkpoints.sha256(config.source)
+        checkpoints.save_network(G, out, {"converted_from": origin})
+    print(f"written to {out}")
+
+
+def _new_file(out: str, *endings: str) -> Path:
+    """The path to write to. Raises ValueError for another ending, or if it exists."""
+    if Path(out).suffix not in endings:
+        raise ValueError(f"{out} must end in {' or '.join(endings)}: that is what is written")
+    if Path(out).exists():
+        raise ValueError(f"{out} exists already: remove it or choose another out")
+    return Path(out)

@@ -1,0 +1,92 @@
+"""The commands that measure or count, and the network that they measure with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from gapkd import parallel
+from gapkd.cli import say
+from gapkd.data.datasets import open_dataset
+from gapkd.experiments.sweep import SweepConfig, run_sweep
+from gapkd.files.checkpoints import load_generator, write_atomically
+from gapkd.metrics.evaluation import evaluation_table, format_table
+from gapkd.metrics.features import InceptionNetwork, reader
+from gapkd.metrics.judge import JudgeConfig, train_judge
+from gapkd.parallel import choose_device
+from gapkd.training.plan import PlanConfig, make_plan
+from gapkd.training.runs import provenance
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Compare a generator with real images and, if given, with its teacher; print a table."""
+
+    generator: str
+    """Its file, or the name of an embedded one."""
+    teacher: str = ""
+    """Teacher to compare with at the same z; empty: none."""
+    data: str = "toyfaces"
+    """Real images: "toyfaces", or the path of a folder or zip."""
+    features: str = "toyfaces"
+    """Feature space of FID, KID, precision and recall: "toyfaces", the embedded attribute network;
+    "inception" (extra `metrics`); or a file that `gapkd judge` wrote, which then judges agreement
+    too."""
+    device: str = "auto"
+    """"auto", "cpu", "cuda", "cuda:1"..."""
+    samples: int = 5000
+    """Images a set."""
+    seed: int = 0
+    """Of latents and real images."""
+    out: str = ""
+    """JSON file to write the numbers to; empty: none."""
+
+
+def evaluate(config: EvaluateConfig) -> None:
+    record = measure(config)
+    say(format_table(record["rows"]))
+    if config.out and parallel.is_first():
+        written = write_atomically(config.out, json.dumps(record, indent=1).encode())
+        print(f"written to {written}")
+
+
+def measure(config: EvaluateConfig) -> dict:
+    """The table's rows, and what they were measured with, where and when."""
+    if config.samples < 2 or config.seed < 0:
+        raise ValueError(
+            "samples must be at least 2 and seed at least 0, "
+            f"not {config.samples} and {config.seed}"
+        )
+    parallel.join()
+    device = choose_device(config.device)
+    G = load_generator(config.generator).to(device)
+    teacher = load_generator(config.teacher).to(device) if config.teacher else None
+    dataset = open_dataset(config.data, G.resolution, seed=config.seed)
+    if config.features == "inception":
+        net, space = reader("toyfaces", device), InceptionNetwork(device)
+    else:
+        net, space = reader(config.features, device), None
+    generators = {Path(config.generator).absolute().name: G}
+    rows = evaluation_table(
+        generators, net, dataset, teacher, config.samples, config.seed, space=space
+    )
+    asked = ("generator", "teacher", "data", "features", "samples", "seed")
+    return {"rows": rows} | {name: getattr(config, name) for name in asked} | provenance()
+
+
+def sweep(config: SweepConfig) -> None:
+    run_sweep(config)
+
+
+def judge(config: JudgeConfig) -> None:
+    scores = train_judge(config)
+    listed = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+    print(f"on images held out: {listed}")
+    print(f"judge written to {config.out}")
+
+
+def plan(config: PlanConfig) -> None:
+    print("| what | figure |\n|---|--:|")
+    for name, figure in make_plan(config):
+        print(f"| {name} | {figure} |")
