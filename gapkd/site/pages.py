@@ -17,9 +17,9 @@ from pathlib import Path
 from PIL import Image
 
 import gapkd
-from tools import readme as chapters
 from gapkd.site import options
 from gapkd.site.rendering import escaped
+from tools import readme as chapters
 
 TOPICS = {
     "Networks": ("layers", "stylegan2", "stylegan3", "students", "pruning", "slimming", "textbook"),
