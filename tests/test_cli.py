@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 import torch
 from PIL import Image
 
+from gapkd import cli
 from gapkd.cli import main
 from gapkd.files.checkpoints import load_generator, read_metadata, save_network
 from gapkd.networks.stylegan2 import Generator
+from gapkd.training.plan import PlanConfig
 
-SMALL = ["--batch", "4", "--images", "8", "--no-progress", "--precision", "float32", "--d-channels", "4"]
+SMALL = "--batch 4 --images 8 --no-progress --precision float32 --d-channels 4".split()
+NETWORK = "--resolution 8 --z-dim 8 --w-dim 8 --mapping-layers 1 --channels 4 3".split()
 
 
 @pytest.fixture(scope="module")
@@ -25,102 +30,189 @@ def teacher(tmp_path_factory):
     return str(file)
 
 
+def refusal(capsys, *arguments) -> str:
+    """The one sentence on stderr with which a command refuses."""
+    assert main([str(argument) for argument in arguments]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("gapkd: ") and err.count("\n") == 1 and "Traceback" not in err
+    return err
+
+
 def test_teacher(tmp_path, capsys):
     out = tmp_path / "run"
-    network = ["--resolution", "8", "--z-dim", "8", "--w-dim", "8", "--mapping-layers", "1", "--channels", "4", "3"]
-    assert main(["teacher", "--out", str(out), *network, *SMALL]) == 0
-    assert f"teacher written to {out / 'generator.safetensors'}" in capsys.readouterr().out
-    assert load_generator(out / "generator.safetensors").channels == [(4, 4), (3, 3)]
-    assert read_metadata(out / "generator.safetensors")["provenance"]["settings"]["batch"] == 4
+    assert main(["teacher", "--out", str(out), *NETWORK, *SMALL]) == 0
+    file = out / "generator.safetensors"
+    assert f"teacher written to {file}" in capsys.readouterr().out
+    assert load_generator(file).channels == [(4, 4), (3, 3)]
+    assert read_metadata(file)["provenance"]["settings"]["batch"] == 4
 
 
 def test_distil_with_every_loss(tmp_path, teacher):
     out = tmp_path / "run"
-    options = ["--keep", "0.5", "--kernel", "1", "--mapping", "inherit-frozen", "--ld-blocks", "1", "2"]
+    options = "--keep 0.5 --kernel 1 --mapping inherit-frozen --ld-blocks 1 2".split()
     assert main(["distill", "--teacher", teacher, "--out", str(out), *options, *SMALL]) == 0
     assert load_generator(out / "generator.safetensors").channels[0] == (3, 3)
-    assert {"rgb", "perceptual", "ld", "gan"} <= json.loads((out / "log.jsonl").read_text().splitlines()[-1]).keys()
+    last = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
+    assert {"rgb", "perceptual", "ld", "gan"} <= last.keys()
+
+
+def test_what_is_given_wins_over_the_recipe(tmp_path, teacher):
+    out = tmp_path / "run"
+    options = [*"--lr 0.004 --recipe gapkd --ld-blocks 1 2".split(), *SMALL]
+    assert main(["distill", "--teacher", teacher, "--out", str(out), *options]) == 0
+    settings = read_metadata(out / "generator.safetensors")["provenance"]["settings"]
+    assert (settings["lr"], settings["synthesis"]) == (0.004, "pruned-diversity")
 
 
 def test_evaluate(tmp_path, teacher, capsys):
     out = tmp_path / "table.json"
-    assert main(["evaluate", "--generator", teacher, "--teacher", teacher, "--samples", "40", "--out", str(out)]) == 0
-    rows = json.loads(out.read_text())["rows"]
-    assert [row["name"] for row in rows] == ["real", "teacher", "teacher.safetensors"]
-    assert rows[2]["l1"] == 0
+    command = ["evaluate", "--generator", teacher, "--samples", "40"]
+    assert main([*command, "--teacher", teacher, "--out", str(out)]) == 0
+    record = json.loads(out.read_text())
+    assert [row["name"] for row in record["rows"]] == ["real", "teacher", "teacher.safetensors"]
+    assert record["rows"][2]["l1"] == 0 and record["samples"] == 40 and record["commit"]
     assert "fid_toyfaces_40" in capsys.readouterr().out
+    assert main(command) == 0
+    alone = capsys.readouterr().out
+    assert "| teacher.safetensors |" in alone and "agree" not in alone
 
 
-def test_evaluate_alone_and_in_a_space_that_is_not_there(teacher, capsys, monkeypatch):
-    assert main(["evaluate", "--generator", teacher, "--samples", "40"]) == 0
-    shown = capsys.readouterr().out
-    assert "| teacher.safetensors |" in shown and "agree" not in shown
-    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
-    assert main(["evaluate", "--generator", teacher, "--samples", "40", "--features", "inception"]) == 2
-    assert 'need the extra "metrics"' in capsys.readouterr().err
-    assert main(["evaluate", "--generator", teacher, "--samples", "1"]) == 2
-    assert "samples must be at least 2" in capsys.readouterr().err
+def test_evaluate_in_a_space_that_is_not_there(teacher, capsys, monkeypatch):
+    for module in ("torch_fidelity", "torch_fidelity.feature_extractor_inceptionv3"):
+        monkeypatch.setitem(sys.modules, module, None)
+    command = ["evaluate", "--generator", teacher, "--samples"]
+    assert 'need the extra "metrics"' in refusal(capsys, *command, 40, "--features", "inception")
+    assert "samples must be at least 2" in refusal(capsys, *command, 1)
 
 
 def test_sample(tmp_path, teacher, capsys):
     out = tmp_path / "sheet.png"
-    assert main(["sample", "--generator", teacher, "--out", str(out), "--count", "6", "--columns", "3"]) == 0
+    command = ["sample", "--generator", teacher, "--out", str(out)]
+    assert main([*command, "--count", "6", "--columns", "3"]) == 0
     assert Image.open(out).size == (3 * 33 - 1, 2 * 33 - 1)
-    assert main(["sample", "--generator", teacher, "--out", str(out)]) == 2
-    assert "exists already" in capsys.readouterr().err
-    assert main(["sample", "--generator", teacher, "--out", str(tmp_path / "new.png"), "--truncation", "nan"]) == 2
-    assert "truncation must be a number" in capsys.readouterr().err and not (tmp_path / "new.png").exists()
+    assert "exists already" in refusal(capsys, *command)
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["distill", "--teacher", "nowhere.safetensors"], "there is no checkpoint nowhere.safetensors"),
-    (["teacher", "--resolution", "48"], "power of two"),
-    (["teacher", "--data", "no/such/folder"], "no/such/folder"),
-    (["sample", "--generator", "README.md"], "is text: expected a network as"),
-    (["chapter", "99"], "there is no chapter 99")])
+    ("distill --teacher nowhere.safetensors", "there is no checkpoint nowhere.safetensors"),
+    ("teacher --resolution 48", "power of two"),
+    ("teacher --data no/such/folder", "no/such/folder"),
+    ("chapter 99", "there is no chapter 99"),
+    ("sample --generator README.md", "is text: expected a network as"),
+    ("sample --generator .", "is a folder: name the file in it"),
+    ("sample --generator toyfaces32 --seed -1", "seed must lie between 0"),
+    ("sample --generator toyfaces32 --seed 99999999999999999999", "seed must lie between 0"),
+    ("sample --generator toyfaces32 --out faces.jpg", "must end in .png"),
+    ("sample --generator toyfaces32 --truncation nan", "truncation must be a number"),
+    ("sample --generator toyfaces32 --count 0", "count and columns must be at least 1"),
+    ("sample --generator toyfaces32 --label 0", "has no classes: leave it at -1"),
+    ("directions toyfaces32 --out d.safetensors --samples 9", "samples must be at least 100"),
+    ("distil", "there is no command distil: did you mean distill?"),
+    ("xyzzy", "there is no command xyzzy: see gapkd --help"),
+])
 def test_bad_input_is_one_sentence(tmp_path, monkeypatch, capsys, arguments, message):
     (tmp_path / "README.md").write_text("not a network")
     monkeypatch.chdir(tmp_path)
-    assert main(arguments) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("gapkd: ") and message in err and err.count("\n") == 1 and "Traceback" not in err
+    assert message in refusal(capsys, *arguments.split())
+    assert [file.name for file in tmp_path.iterdir()] == ["README.md"]
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["distill", "--keeep", "0.5"], "--keep"), (["distil"], "distill"), (["distill", "--keep", "many"], "keep"),
-    (["distill", "--keep", "1.5"], "keep must lie in (0, 1]"), (["study", "--arms", "ful"], "there is no arm ful")])
-def test_mistyped_options_are_named(capsys, arguments, message):
+@pytest.mark.parametrize("options, message", [
+    ("--keeep 0.5", "--keep"), ("--keep many", "keep"), ("--keep 1.5", "keep must lie in (0, 1]"),
+    ("--recipe papper", "papper"),
+])
+def test_mistyped_options_are_named(capsys, options, message):
     with pytest.raises(SystemExit) as caught:
-        main(arguments)
+        main(["distill", *options.split()])
     assert caught.value.code == 2
     output = capsys.readouterr()
     assert message in output.err + output.out and "Traceback" not in output.err
 
 
+WITHOUT_TORCH = """
+import sys
+from gapkd.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    print("torch" in sys.modules, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("arguments", ["--help", "distill --help", "sample --help"])
+def test_help_does_not_wait_for_torch(arguments):
+    command = [sys.executable, "-c", WITHOUT_TORCH, *arguments.split()]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "False\n" and "usage: " in done.stdout
+
+
+def test_the_overview_is_one_screen_with_every_command(capsys):
+    assert main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert 24 <= len(lines) <= 40 and max(map(len, lines)) <= 80
+    listed = [match[1] for line in lines if (match := re.match(r"  (\w+) ", line))]
+    assert listed[:2] == ["distill", "chapter"] and listed == cli.names()
+    assert main([]) == 2 and "usage: gapkd COMMAND" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", cli.names())
+def test_every_command_describes_its_options(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    assert f"usage: gapkd {command} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("module", ["gapkd", "gapkd.cli"])
+def test_the_package_is_a_program(module):
+    done = subprocess.run([sys.executable, "-m", module, "nothing"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("gapkd: there is no command nothing")
+
+
+@pytest.mark.parametrize("command, refused", [("plan", True), ("evaluate", False)])
+def test_several_processes_are_for_what_they_can_share(monkeypatch, capsys, command, refused):
+    monkeypatch.setattr(cli, "find", lambda name: _nothing)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([command]) == (2 if refused else 0)
+    assert ("torchrun is for teacher" in capsys.readouterr().err) == refused
+
+
+def _nothing(config: PlanConfig) -> None:
+    """A command that does nothing."""
+
+
+@pytest.mark.parametrize("error, status, message", [
+    (KeyboardInterrupt(), 130, "gapkd: interrupted\n"),
+    (OSError("the disk is full"), 2, "gapkd: the disk is full\n"),
+])
+def test_how_a_command_may_end(monkeypatch, capsys, error, status, message):
+    monkeypatch.setattr(cli, "run", Mock(side_effect=error))
+    assert main(["plan"]) == status
+    assert capsys.readouterr().err == message
+
+
+def test_a_fault_of_ours_is_shown_with_its_place(monkeypatch):
+    monkeypatch.setattr(cli, "run", Mock(side_effect=RuntimeError("shapes")))
+    with pytest.raises(RuntimeError, match="shapes"):
+        main(["plan"])
+
+
 def test_a_note_is_one_line_without_the_place_in_the_code(tmp_path, capsys):
     for i in range(4):
         Image.new("RGB", (20, 12), (i, 0, 0)).save(tmp_path / f"{i}.png")
-    options = ["--images", "8", "--resolution", "8", "--channels", "4", "--d-channels", "4", "--batch", "4"]
-    assert main(["teacher", "--data", str(tmp_path), "--out", str(tmp_path / "run"), *options, "--no-progress"]) == 0
+    out = str(tmp_path / "run")
+    assert main(["teacher", "--data", str(tmp_path), "--out", out, *NETWORK, *SMALL]) == 0
     err = capsys.readouterr().err
-    assert err.startswith("gapkd: 4 of the 4 images in ") and err.count("\n") == 1 and ".py" not in err
-
-
-@pytest.mark.parametrize("options, message", [(["--seed", "-1"], "seed must lie between 0"),
-                                              (["--seed", "99999999999999999999"], "seed must lie between 0"),
-                                              (["--out", "faces.jpg"], "must end in .png"),
-                                              (["--generator", "."], "is a folder: name the file in it")])
-def test_sample_refuses(options, message, capsys):
-    given = [] if "--generator" in options else ["--generator", "toyfaces32"]
-    assert main(["sample", *given, *options]) == 2
-    err = capsys.readouterr().err
-    assert message in err and err.count("\n") == 1
+    assert err.startswith("gapkd: 4 of the 4 images in ")
+    assert err.count("\n") == 1 and ".py" not in err
 
 
 def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path):
-    (tmp_path / "t.yml").write_text("seeds: [" + ", ".join(map(str, range(3000))) + "]\narms: {a: {}}\n"
-                                    f"results: {tmp_path / 'r.jsonl'}\n")
-    command = f"{sys.executable} -m gapkd sweep {tmp_path / 't.yml'} --dry-run | head -1"
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
-    assert done.stdout.startswith("0 of 3000 runs") and done.stderr == "" and done.returncode == 141
+    table = tmp_path / "t.yml"
+    seeds = ", ".join(map(str, range(3000)))
+    table.write_text(f"seeds: [{seeds}]\narms: {{a: {{}}}}\nresults: {tmp_path / 'r.jsonl'}\n")
+    command = f"{sys.executable} -m gapkd sweep {table} --dry-run | head -1"
+    shell = ["bash", "-o", "pipefail", "-c", command]
+    done = subprocess.run(shell, capture_output=True, text=True)
+    assert done.stdout.startswith("0 of 3000 runs") and done.stderr == ""
+    assert done.returncode == 141

@@ -33,9 +33,9 @@ def free_port() -> str:
         return str(s.getsockname()[1])
 
 
-def _member(rank: int, count: int, port: str, task, arguments: tuple, results) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "localhost",
-                   "LOCAL_WORLD_SIZE": str(count), "MASTER_PORT": port}
+def _member(rank: int, port: str, task, arguments: tuple, results) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+                   "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     try:
         results.put((rank, task(*arguments)))
     except Exception as error:  # the test wants to see it
@@ -43,22 +43,22 @@ def _member(rank: int, count: int, port: str, task, arguments: tuple, results) -
     parallel.leave()
 
 
-def together(task, *arguments, count: int = 2) -> list:
-    """What `task(*arguments)` returns, or raises, in each of `count` processes that train together."""
+def together(task, *arguments) -> list:
+    """What `task(*arguments)` returns, or raises, in each of two processes that train together."""
     processes, port = multiprocessing.get_context("forkserver"), free_port()
     processes.set_forkserver_preload(["gapkd.training.loop"])
     results = processes.Queue()
-    members = [processes.Process(target=_member, args=(rank, count, port, task, arguments, results))
-               for rank in range(count)]
+    members = [processes.Process(target=_member, args=(rank, port, task, arguments, results))
+               for rank in (0, 1)]
     for member in members:
         member.start()
     found = dict(results.get(timeout=240) for _ in members)
     for member in members:
         member.join(60)
-    return [found[rank] for rank in range(count)]
+    return [found[0], found[1]]
 
 
-# ------------------------------------------------------------------------------------------- the pieces
+# -------------------------------------------------------------------------------- the pieces
 
 
 def _pieces() -> dict:
@@ -69,20 +69,30 @@ def _pieces() -> dict:
     (everything * torch.arange(12.0).view(4, 3)).sum().backward()
     pair = [torch.full((2,), float(me)), torch.full((3, 1), 10.0 * me)]
     parallel.average_(pair)
-    return {"count": parallel.count(), "gathered": everything.tolist(), "gradient": x.grad.tolist(),
-            "average": [t.flatten().tolist() for t in pair], "mean": parallel.mean(torch.tensor(float(me))).item(),
-            "objects": parallel.gather_objects({"me": me}), "first": parallel.from_first(lambda: f"from {me}"),
-            "anyone": [parallel.anyone(me == 1), parallel.anyone(False)], "rows": parallel.rows(16, 4).tolist()}
+    return {
+        "count": parallel.count(), "gathered": everything.tolist(), "gradient": x.grad.tolist(),
+        "average": [t.flatten().tolist() for t in pair],
+        "mean": parallel.mean(torch.tensor(float(me))).item(),
+        "objects": parallel.gather_objects({"me": me}),
+        "first": parallel.from_first(lambda: f"from {me}"),
+        "anyone": [parallel.anyone(me == 1), parallel.anyone(False)],
+        "rows": parallel.rows(16, 4).tolist(), "threads": torch.get_num_threads(),
+    }
+
+
+DEALT = ([0, 1, 4, 5, 8, 9, 12, 13], [2, 3, 6, 7, 10, 11, 14, 15])
+"""The rows of 16 that two processes take, in groups of 4."""
 
 
 def test_the_pieces_in_two_processes():
     first, second = together(_pieces)
-    for one, rows in ((first, [0, 1, 4, 5, 8, 9, 12, 13]), (second, [2, 3, 6, 7, 10, 11, 14, 15])):
-        assert one.pop("rows") == rows
-        assert one["count"] == 2 and one["mean"] == 0.5 and one["average"] == [[0.5, 0.5], [5.0, 5.0, 5.0]]
+    for one, rows in zip((first, second), DEALT, strict=True):
+        assert one["rows"] == rows and one["count"] == 2 and one["mean"] == 0.5
+        assert one["average"] == [[0.5, 0.5], [5.0, 5.0, 5.0]]
         assert one["gathered"] == [[1.0] * 3] * 2 + [[2.0] * 3] * 2
         assert one["objects"] == [{"me": 0}, {"me": 1}] and one["first"] == "from 0"
         assert one["anyone"] == [True, False]
+        assert one["threads"] <= max(1, os.cpu_count() // 2)
     # Both processes used all rows in the same way, so each gets twice the gradient of one use.
     assert first["gradient"] == [[0.0, 2.0, 4.0], [6.0, 8.0, 10.0]]
     assert second["gradient"] == [[12.0, 14.0, 16.0], [18.0, 20.0, 22.0]]
@@ -101,7 +111,7 @@ def test_the_first_process_may_take_its_time():
 def test_whole_groups_of_the_minibatch_statistic_are_dealt_out():
     x = torch.randn(16, 3, 2, 2)
     whole = minibatch_std(x, 4)[:, 3, 0, 0]
-    for rows in ([0, 1, 4, 5, 8, 9, 12, 13], [2, 3, 6, 7, 10, 11, 14, 15]):  # what the test above found
+    for rows in DEALT:
         torch.testing.assert_close(minibatch_std(x[rows], 4)[:, 3, 0, 0], whole[rows])
 
 
@@ -110,7 +120,8 @@ def test_alone_nothing_changes():
     parallel.join()
     assert (parallel.count(), parallel.rank(), parallel.is_first()) == (1, 0, True)
     assert parallel.rows(7, 4) == slice(None) and parallel.gather(x) is x
-    assert parallel.gather_objects("a") == ["a"] and parallel.from_first(lambda: 3) == 3 and not parallel.anyone(False)
+    assert parallel.gather_objects("a") == ["a"] and parallel.from_first(lambda: 3) == 3
+    assert parallel.mean(x).tolist() == x.tolist() and not parallel.anyone(False)
     parallel.check_equal("weights", "1")
 
 
@@ -123,14 +134,15 @@ def _other_settings(out: str):
 
 
 @pytest.mark.parametrize("task, message", [
-    (_uneven, "batch=12 cannot be shared by 2 processes in whole groups of 4: choose a multiple of 8"),
-    (_other_settings, "process . has other settings than process .: start all of them with one command")])
+    (_uneven, "batch=12 cannot be shared by 2 processes in whole groups of 4: choose a mult.* of 8"),
+    (_other_settings, "process . has other settings than process .: start all of them with one"),
+])
 def test_what_does_not_fit_together_is_refused(tmp_path, task, message):
     errors = together(task, str(tmp_path / "run"))
     assert any(isinstance(e, ValueError) and re.search(message, str(e)) for e in errors), errors
 
 
-# ------------------------------------------------------------------------------------------- training
+# ---------------------------------------------------------------------------------- training
 
 
 def _teacher(out: str, **changes) -> list:
@@ -138,33 +150,37 @@ def _teacher(out: str, **changes) -> list:
 
 
 def _student(out: str, teacher: str, changes: dict) -> list:
-    return _weights(distill(distill_config(Path(out), Path(teacher), batch=16, images=64, perceptual_weight=0.0,
-                                           **changes)))
+    small = {"batch": 16, "images": 64, "perceptual_weight": 0.0}
+    return _weights(distill(distill_config(Path(out), Path(teacher), **small | changes)))
 
 
-def _weights(result) -> list:
-    weights = {**result.generator.state_dict(), **{f"D.{k}": v for k, v in result.discriminator.state_dict().items()}}
-    return [(name, value.tolist()) for name, value in weights.items()], result.log
+def _weights(result) -> tuple[dict, list]:
+    networks = {"G": result.generator, "D": result.discriminator}
+    weights = {f"{kind}.{name}": value.tolist() for kind, network in networks.items()
+               for name, value in network.state_dict().items()}
+    return weights, result.log
 
 
 def assert_close(one, several) -> None:
     (ours, log), (theirs, other) = one, several
-    for (name, a), (_, b) in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(torch.tensor(a), torch.tensor(b), rtol=1e-3, atol=1e-4, msg=lambda m, n=name: n + m)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        a, b = torch.tensor(ours[name]), torch.tensor(theirs[name])
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: n + m)
     for a, b in zip(log, other, strict=True):
         for name in a.keys() - {"seconds"}:
             assert b[name] == pytest.approx(a[name], rel=1e-3, abs=1e-4), name
 
 
 def test_two_processes_train_a_gan_like_one(tmp_path):
-    one, (first, second) = _teacher(str(tmp_path / "one")), together(_teacher, str(tmp_path / "two"))
+    one = _teacher(str(tmp_path / "one"))
+    first, second = together(_teacher, str(tmp_path / "two"))
     assert first[0] == second[0]  # bit for bit
     assert_close(one, first)
     assert sum(1 for _ in open(tmp_path / "two" / "log.jsonl")) == len(one[1])  # one writer
 
 
-@pytest.mark.parametrize("changes", [{}, {"ld_views": 1, "ld_kind": "mse", "path_weight": 0.0},
-                                     {"ld_queue": 2, "ld_balance": 1.0}])
+@pytest.mark.parametrize("changes", [{}, {"ld_views": 1, "ld_kind": "mse", "path_weight": 0.0}])
 def test_two_processes_distil_like_one(tmp_path, teacher_file, changes):
     one = _student(str(tmp_path / "one"), str(teacher_file), changes)
     first, second = together(_student, str(tmp_path / "two"), str(teacher_file), changes)
@@ -186,7 +202,8 @@ def test_resume_with_two_processes_is_exact(tmp_path):
 def test_another_number_of_processes_goes_on_and_says_so(tmp_path):
     one = _teacher(str(tmp_path / "one"))
     together(_half, str(tmp_path / "run"))
-    with pytest.warns(UserWarning, match=r"trained by 2 process\(es\) and goes on with 1: .*not bit for bit"):
+    message = r"trained by 2 process\(es\) and goes on with 1: .*not bit for bit"
+    with pytest.warns(UserWarning, match=message):
         resumed = train_gan(config(tmp_path / "run", batch=16, images=64, resume=True))
     assert_close(one, _weights(resumed))
 
@@ -209,54 +226,52 @@ def test_two_processes_measure_like_one():
     one, (first, second) = _judge(), together(_judge)
     assert first == second
     for name in one:
-        loose = name in ("l1_chance", "perceptual_chance")  # the pair where two parts meet is left out
-        assert first[name] == pytest.approx(one[name], rel=0.02 if loose else 1e-4, abs=1e-6), name
+        # of the chance level the pair where two parts meet is left out
+        close = 0.02 if name in ("l1_chance", "perceptual_chance") else 1e-4
+        assert first[name] == pytest.approx(one[name], rel=close, abs=1e-6), name
 
 
-# ------------------------------------------------------------------------------------------- torchrun itself
+# --------------------------------------------------------------------------- torchrun itself
 
 
-def torchrun(*options: str, restarts: int = 0) -> subprocess.Popen:
+OPTIONS = (
+    "--resolution 8 --channels 8 --d-channels 8 --z-dim 8 --w-dim 8 --mapping-layers 2 --batch 16 "
+    "--log-every 16 --grid-every 0 --checkpoint-every 16 --path-weight 2 --r1-every 4 "
+    "--precision float32 --no-progress").split()
+
+
+def torchrun(out: Path, images: int, restarts: int = 0) -> subprocess.Popen:
+    """A teacher's training in two processes, under torchrun's eyes."""
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-             f"--max_restarts={restarts}", "-m", "gapkd"]
-    return subprocess.Popen([*start, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                            env=os.environ | {"OMP_NUM_THREADS": "1"})
+             f"--max_restarts={restarts}", "-m", "gapkd", "teacher"]
+    return subprocess.Popen(
+        [*start, "--out", str(out), "--images", str(images), *OPTIONS], text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
-OPTIONS = ("--resolution", "8", "--channels", "8", "--d-channels", "8", "--z-dim", "8", "--w-dim", "8",
-           "--mapping-layers", "2", "--batch", "16", "--log-every", "16", "--grid-every", "0", "--path-weight", "2",
-           "--r1-every", "4", "--precision", "float32", "--no-progress")
-
-
-def members(run: Path) -> dict[int, int]:
-    """Rank -> process number of the processes that train into this folder."""
-    found = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-            variables = dict(v.partition(b"=")[::2] for v in (entry / "environ").read_bytes().split(b"\0"))
-        except OSError:
-            continue
-        if str(run).encode() in words and b"RANK" in variables:
-            found[int(variables[b"RANK"])] = int(entry.name)
-    return found
-
-
-def wait_for(condition, job: subprocess.Popen, seconds: float = 150) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
+def kill_the_second(job: subprocess.Popen, run: Path) -> None:
+    """Wait for two checkpoints, then kill the process of rank 1."""
+    deadline = time.monotonic() + 150
+    while len(list(run.glob("checkpoints/*.pt"))) < 2:
         assert job.poll() is None, job.stdout.read()
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    for number in Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split():
+        if b"\0RANK=1\0" in Path(f"/proc/{number}/environ").read_bytes():
+            os.kill(int(number), signal.SIGKILL)
+            return
+    pytest.fail("there is no process of rank 1")
+
+
+linux = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks into /proc")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for the processes in /proc")
+@linux
 def test_torchrun_restarts_after_a_death_and_the_weights_are_those_of_a_calm_run(tmp_path):
     out = tmp_path / "run"
-    job = torchrun("teacher", "--out", str(out), "--images", "2400", "--checkpoint-every", "16", *OPTIONS, restarts=1)
-    wait_for(lambda: len(list(out.glob("checkpoints/*.pt"))) == 2, job)
-    os.kill(members(out)[1], signal.SIGKILL)
+    job = torchrun(out, 2400, restarts=1)
+    kill_the_second(job, out)
     output = job.communicate(timeout=240)[0]
     assert job.returncode == 0, output
     assert output.count("teacher written to") == 1
@@ -267,21 +282,21 @@ def test_torchrun_restarts_after_a_death_and_the_weights_are_those_of_a_calm_run
 
 
 def _calm(out: str) -> list:
-    start = {"images": 2400, "batch": 16, "log_every": 16, "grid_every": 0, "checkpoint_every": 0}
-    return [v.tolist() for v in train_gan(config(Path(out), style_mixing=RunConfig().style_mixing, **start)
-                                          ).generator.state_dict().values()]
+    same = {"images": 2400, "batch": 16, "log_every": 16, "grid_every": 0, "checkpoint_every": 0}
+    result = train_gan(config(Path(out), style_mixing=RunConfig().style_mixing, **same))
+    return [value.tolist() for value in result.generator.state_dict().values()]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for the processes in /proc")
+@linux
 def test_without_restarts_a_death_ends_the_job_with_a_sentence(tmp_path):
     out = tmp_path / "run"
-    job = torchrun("teacher", "--out", str(out), "--images", "10000000", "--checkpoint-every", "16", *OPTIONS)
-    wait_for(lambda: len(list(out.glob("checkpoints/*.pt"))) == 2, job)
-    os.kill(members(out)[1], signal.SIGKILL)
+    job = torchrun(out, 10_000_000)
+    kill_the_second(job, out)
     output = job.communicate(timeout=120)[0]
     assert job.returncode != 0
-    assert re.search(r"gapkd: process 0 on \S+ cannot exchange numbers with the other processes .*--resume", output)
+    message = r"gapkd: process 0 on \S+ cannot exchange numbers with the other processes .*--resume"
+    assert re.search(message, output)
     assert json.loads((out / "settings.json").read_text())["kind"] == "teacher"
 
 
@@ -309,13 +324,14 @@ def test_a_restart_takes_up_its_own_run_only(monkeypatch, tmp_path, begun_by, re
 
 
 def test_a_mistake_that_one_process_alone_meets_is_heard():
-    job = subprocess.run([sys.executable, "-m", "gapkd", "sample", "--generator", "nowhere.safetensors"], text=True,
-                         capture_output=True, env=os.environ | {"RANK": "1", "WORLD_SIZE": "1"}, timeout=120)
+    command = [sys.executable, "-m", "gapkd", "sample", "--generator", "nowhere.safetensors"]
+    second = os.environ | {"RANK": "1", "WORLD_SIZE": "1"}
+    job = subprocess.run(command, text=True, capture_output=True, env=second, timeout=120)
     assert job.returncode == 2 and "gapkd (process 1): there is no checkpoint" in job.stderr
 
 
 def _elsewhere(out: str) -> list:
-    """Two machines: each process in a working folder of its own, where only the first one finds the run."""
+    """Two machines: each process in a working folder of its own; only the first finds the run."""
     os.chdir(Path(out, os.environ["RANK"]))
     settings = {"batch": 16, "resolution": 32, "fid_every": 16, "fid_samples": 20}
     train_gan(config(Path("run"), images=32, **settings))

@@ -1,8 +1,10 @@
-"""The repository as a reader finds it: notebooks stored executed and clean, its address in one place."""
+"""The repository as a reader finds it: clean notebooks, one address, imports that go down."""
 
+import ast
 import json
 import os
 import re
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -111,3 +113,100 @@ def test_the_public_address_has_one_home():
     for path in own_files():
         if path not in written and path.suffix in {".py", ".md", ".yml", ".toml", ".txt", ".cfg", ".ipynb"}:
             assert address not in path.read_text(encoding="utf-8"), path.relative_to(ROOT)
+
+
+# ------------------------------------------------------------------------------------- the house
+
+
+FLOORS = [
+    {"parallel", "settings"}, {"files.storage"}, {"networks"}, {"data"}, {"files"},
+    {"distillation"}, {"metrics"}, {"training"}, {"experiments", "viewing", "sharing"},
+    {"chapters"}, {"cli"},
+]
+"""Rooms from the cellar up: imports go down, or stay on the floor, and never in a circle."""
+LEAVING = {"benchmark", "card", "report", "site", "textbook"}
+"""Modules that are on their way out of the package."""
+UPWARDS = {
+    "data.images -> files", "distillation.distiller -> metrics", "metrics.features -> training",
+    "metrics.judge -> training", "sharing.modelcard -> card", "sharing.origins -> card",
+    "training.plan -> benchmark", "training.plan -> viewing",
+}
+"""Arrows that still go up, "module -> room"; the list may only shrink."""
+LONG = {"data.toyfaces._draw", "metrics.projection.project", "training.loop._fit"}
+"""Functions that are still longer than they should be; the list may only shrink."""
+
+
+def modules() -> dict[str, ast.Module]:
+    """Module, without "gapkd.", -> its syntax tree; neither the package itself nor what leaves."""
+    found = {}
+    for file in sorted((ROOT / "gapkd").rglob("*.py")):
+        parts = file.relative_to(ROOT / "gapkd").with_suffix("").parts
+        if parts[0] not in LEAVING and parts[0] not in ("__init__", "__main__"):
+            found[".".join(parts).removesuffix(".__init__")] = ast.parse(file.read_text())
+    return found
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """Every module of ours that is imported anywhere in it, and every name taken from one."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in names if name.split(".")[0] in ("gapkd", "tools")}
+
+
+def room(module: str) -> str:
+    """The room of a module, "files.storage" being one of its own."""
+    name = module.removeprefix("gapkd.")
+    return "files.storage" if name.startswith("files.storage") else name.split(".")[0]
+
+
+def arrows() -> set[tuple[str, str]]:
+    """(module, room that it imports from), within the package."""
+    rooms = set().union(*FLOORS) | LEAVING
+    found = {(module, room(name)) for module, tree in modules().items() for name in imported(tree)}
+    return {(module, to) for module, to in found if to in rooms and to != room(module)}
+
+
+def floor(name: str) -> int:
+    return next((n for n, rooms in enumerate(FLOORS) if name in rooms), len(FLOORS))
+
+
+def test_every_module_has_a_room():
+    assert {room(module) for module in modules()} <= set().union(*FLOORS)
+
+
+def test_imports_go_down():
+    up = {f"{module} -> {to}" for module, to in arrows() if floor(to) > floor(room(module))}
+    assert up == UPWARDS, f"new: {sorted(up - UPWARDS)}; mended, so strike them: {UPWARDS - up}"
+
+
+def test_rooms_do_not_import_in_a_circle():
+    below = {name: set() for rooms in FLOORS for name in rooms}
+    for module, to in arrows():
+        if f"{module} -> {to}" not in UPWARDS:
+            below[room(module)].add(to)
+    TopologicalSorter(below).prepare()  # raises CycleError, which names them
+
+
+def test_nothing_in_the_package_imports_tools():
+    for module, tree in modules().items():
+        assert not [name for name in imported(tree) if name.startswith("tools")], module
+
+
+def test_a_floor_has_few_doors():
+    for folder in {ROOT / "gapkd", *(file.parent for file in (ROOT / "gapkd").rglob("*.py"))}:
+        names = {file.stem for file in folder.iterdir() if not file.name.startswith("__")}
+        names -= LEAVING
+        assert len(names) <= 14, f"{folder.relative_to(ROOT)} has {len(names)} entries"
+
+
+def test_functions_fit_a_screen():
+    long = set()
+    for module, tree in modules().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 60:
+                long.add(f"{module}.{node.name}")
+    assert long == LONG, f"new: {sorted(long - LONG)}; mended, so strike them: {LONG - long}"

@@ -21,8 +21,9 @@ from recorded import under
 from tiny import distill_config, equal
 
 import gapkd
-from gapkd import cli
 from gapkd.cli import main
+from gapkd.cli.measure import EvaluateConfig
+from gapkd.cli.share import ShareConfig
 from gapkd.experiments.study import StudyConfig, run_study
 from gapkd.files import checkpoints, storage
 from gapkd.files.checkpoints import CheckpointError, load_generator, read_metadata, save_network, sha256
@@ -392,12 +393,12 @@ def test_share_complains_before_it_measures(tmp_path, monkeypatch, capsys, optio
     monkeypatch.chdir(tmp_path)
     save_network(stylegan2(), "student.safetensors")
     Path("there").mkdir()
-    monkeypatch.setattr("gapkd.metrics.evaluation.evaluation_table", lambda *_, **__: pytest.fail("it measured"))
+    monkeypatch.setattr("gapkd.cli.measure.evaluation_table", lambda *_, **__: pytest.fail("it measured"))
     out = [] if "--out" in options else ["--out", "net"]
     assert main(["share", "student.safetensors", *out, *options]) == 2
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1 and not Path("net").exists()
-    assert cli.ShareConfig("x", out="y").samples == cli.EvaluateConfig("x").samples
+    assert ShareConfig("x", out="y").samples == EvaluateConfig("x").samples
 
 
 @pytest.mark.parametrize("provenance", [

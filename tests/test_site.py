@@ -182,9 +182,9 @@ def test_a_link_to_what_is_not_there_stops_the_build(clone, tmp_path):
 
 def test_the_badge_becomes_words_once_there_is_an_address(monkeypatch):
     badge = pages.chapters.BADGE.search("[![Open in Colab](a)](https://b/notebooks/04_x.ipynb)")
-    monkeypatch.setattr(chapters, "address", lambda: "https://github.com/OWNER/course")
+    monkeypatch.setattr(pages.chapters, "address", lambda: "https://github.com/OWNER/course")
     assert pages.plain_badge(badge) == ""
-    monkeypatch.setattr(chapters, "address", lambda: "https://github.com/somebody/elsewhere")
+    monkeypatch.setattr(pages.chapters, "address", lambda: "https://github.com/somebody/elsewhere")
     words = pages.plain_badge(badge)
     assert words.startswith("[Open in Colab](https://") and words.endswith("/somebody/elsewhere/blob/main/notebooks/"
                                                                            "04_x.ipynb)")

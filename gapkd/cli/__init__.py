@@ -85,7 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run(command, options)
     except KeyboardInterrupt as error:
-        _complain(error or "interrupted")
+        if int(os.environ.get("RANK", 0)) == 0:  # of several processes one says so
+            _complain(str(error) or "interrupted")
         return 130
     except BrokenPipeError:  # whoever reads our lines has seen enough (| head)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -125,8 +126,6 @@ def _note(message: Warning, category: type, *where: object, **more: object) -> N
     print(f"{'gapkd' if ours else category.__name__}: {message}", file=sys.stderr)
 
 
-def _complain(error: BaseException | str) -> None:
+def _complain(error: Exception | str) -> None:
     number = int(os.environ.get("RANK", 0))
-    if number and isinstance(error, KeyboardInterrupt):
-        return  # process 0 says the same
     print(f"gapkd{f' (process {number})' if number else ''}: {error}", file=sys.stderr)

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import tyro
 
 from gapkd import cli
+from gapkd.settings import RECIPES, DistillConfig, defaults
 
 POSITIONAL = get_args(tyro.conf.Positional[str])[1]
 
@@ -29,24 +30,24 @@ class Option:
 
 def commands() -> dict[str, type]:
     """Command -> its settings dataclass, in alphabetical order."""
-    return {function.__name__: cls for cls, function in sorted(cli.RUN.items(), key=lambda pair: pair[1].__name__)}
+    return {command: cli.settings_of(command) for command in sorted(cli.names())}
 
 
 def options(cls: type) -> list[Option]:
     """The options of a command, those without a name first."""
-    hints, texts = get_type_hints(cls, include_extras=True), field_texts(cls)
+    hints, texts, values = get_type_hints(cls, include_extras=True), field_texts(cls), defaults(cls)
     rows = []
     for field in fields(cls):
-        hint, text = hints[field.name], texts[field.name]
+        hint, text, default = hints[field.name], texts[field.name], values[field.name]
         if get_origin(hint) is Literal:
             text += f" One of {', '.join(f'`{value}`' for value in get_args(hint) if value != '')}."
         name = "--" + field.name.replace("_", "-")
-        given = () if field.default is MISSING else (_typed(field.default),)
+        given = () if default is MISSING else (_typed(default),)
         if POSITIONAL in get_args(hint):
             names, typed = (), (field.name.upper(), *given)
         elif hint is bool:
             names = (name, f"--no-{name[2:]}")
-            typed = names if field.default else names[::-1]
+            typed = names if default else names[::-1]
         else:
             names, typed = (name,), (f"{name} {(*given, '...')[0]}".strip(),)
         rows.append(Option(names, typed, text))
@@ -82,7 +83,7 @@ def _recipes(cls: type) -> list[str]:
     """What `--recipe` changes in the defaults."""
     return [f"With `--recipe {name}` these defaults are others: "
             + ", ".join(f"`--{key.replace('_', '-')} {_typed(value)}`" for key, value in recipe.items()) + "."
-            for name, recipe in cli.RECIPES.items() if recipe and cls is cli.DistillConfig]
+            for name, recipe in RECIPES.items() if name != "paper" and cls is DistillConfig]
 
 
 def _typed(value: Any) -> str:
