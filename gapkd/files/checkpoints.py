@@ -19,12 +19,12 @@ from safetensors.torch import save as to_bytes
 from gapkd.files.download import AddressError, fetch, is_address
 from gapkd.files.foreign import ForeignError, find_network
 from gapkd.files.pickles import LEGACY_MAGIC, UnreadableError, read_pickle, read_torch
+from gapkd.networks.families import NETWORKS
 from gapkd.networks.stylegan2 import Discriminator, Generator
 from gapkd.networks.stylegan3 import AliasFreeGenerator
 
 LEGACY_HEAD = LEGACY_MAGIC.to_bytes(10, "little")  # in the first pickle of a torch.save file without zip
-KINDS = {"stylegan2-generator": Generator, "stylegan3-generator": AliasFreeGenerator,
-         "stylegan2-discriminator": Discriminator}
+KINDS = NETWORKS
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # in a folder of gapkd.sharing.hub
 FORMAT = "1"
 
