@@ -71,8 +71,8 @@ class StyledNetwork(nn.Module):
 
 
 class NoisyNetwork(StyledNetwork):
-    """Synthesis networks of StyleGAN2's kind: a learned constant `const`, then `blocks`, whose styled
-    convolutions `convs` have a noise map each, at 4, 8, 8, 16, 16, ... px."""
+    """Synthesis networks of StyleGAN2's kind: a learned constant `const`, then `blocks` of styled
+    convolutions with a noise map each, at 4, 8, 8, 16, 16, ... px."""
 
     @property
     def convs(self) -> list[nn.Module]:

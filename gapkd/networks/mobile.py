@@ -2,20 +2,18 @@
 
 What it does otherwise than StyleGAN2:
 
-- It draws in the wavelet domain. The network predicts the Haar coefficients of the image, 12
-  channels for RGB, at half the resolution, and the image is their inverse transform: StyleGAN2's
-  finest and dearest block is not there.
-- The same transform enlarges features, C channels at r become C / 4 at 2r: no multiplication, no
-  parameter, no filter.
+- It draws in the wavelet domain: the network predicts the Haar coefficients of the image, 12
+  channels for RGB, at half the resolution. StyleGAN2's finest and dearest block is not there.
+- The inverse Haar transform enlarges features too, C channels at r become C / 4 at 2r, without a
+  multiplication, a parameter or a filter.
 - Convolutions are depthwise-separable: a 3x3 filter a channel, then a 1x1 convolution across
   channels. Only the first one, at 4x4, is dense.
-- Demodulation does not depend on the style (see `SeparableConv2d`), so that it can be fused into
-  the weights.
+- Demodulation does not depend on the style, so that it can be fused (see `SeparableConv2d`).
 
-The paper trains a head at every resolution and keeps the last one. Here the last one is the only
-one: the others are a fifth of the network's weights, and its own losses and the latent-direction
-loss guide the way there. Nor is there a loss on coefficients: the transform is orthonormal, so the
-squared distance of coefficients is that of the images.
+The paper trains a head at every resolution and draws with the last one. Here that is the only one:
+the others would be a fifth of the weights, and the latent-direction loss guides the layers on the
+way. Nor is there a loss on coefficients: the transform is orthonormal, so their squared distance is
+that of the images.
 
 Source: Belousov, *MobileStyleGAN: A Lightweight Convolutional Neural Network for High-Fidelity
 Image Synthesis* (2021, arXiv 2104.04767), and its released code, which decides on the widths, the
@@ -69,18 +67,16 @@ def inverse_haar(bands: Tensor) -> Tensor:
 class SeparableConv2d(nn.Module):
     """Modulated depthwise 3x3 convolution, then a 1x1 convolution across channels.
 
-    StyleGAN2 divides by the norm of the modulated weights, which every style changes. Here it is the
-    norm of the weights alone,
+    StyleGAN2 divides by the norm of the modulated weights, which every style changes. Here it is
+    the norm of the weights w (depthwise) and p (across channels) alone,
 
         d_o = 1 / sqrt( sum_i p_oi^2 sum_k w_ik^2 + 1e-8 ),
 
-    a constant of the trained network, which a runtime can fold into p ("demodulation fusion"). What
-    demodulation was for, that no style makes the signal grow, is left to a tanh: |tanh(s)| < 1.
+    a constant of the trained network, which a runtime can fold into p ("demodulation fusion"). That
+    no style makes the signal grow, for which StyleGAN2 demodulates, is left to a tanh of the style.
 
-    Source: the released code of MobileStyleGAN.
-
-    Shape: x (N, I, H, W), style (N, I) -> (N, O, H, W), and the output scale d (1, O, 1, 1) still to
-        be applied, as in `ModulatedConv2d`.
+    Shape: x (N, I, H, W), style (N, I) -> (N, O, H, W), and the output scale d (1, O, 1, 1) still
+        to be applied, as in `ModulatedConv2d`.
     """
 
     def __init__(self, in_channels: int, out_channels: int):
@@ -101,34 +97,32 @@ class SeparableConv2d(nn.Module):
 
 
 class MobileBlock(nn.Module):
-    """One resolution: [inverse Haar transform, separable convolution,] convolution.
+    """The convolutions of one resolution: two separable ones behind the inverse Haar transform.
 
     Args:
-        in_channels: 0 for the 4x4 block, which has one convolution only, a dense one.
-    Shape: x (N, in_channels, r / 2, r / 2) -> (N, width, r, r).
+        in_channels: before the transform; 0 for the 4x4 block, which has one dense convolution.
     """
 
     def __init__(self, in_channels: int, width: int, w_dim: int, resolution: int):
         super().__init__()
-        if in_channels:
-            convs = [StyledConv(in_channels // BANDS, width, w_dim, resolution, SeparableConv2d),
-                     StyledConv(width, width, w_dim, resolution, SeparableConv2d)]
-        else:
-            dense = partial(ModulatedConv2d, kernel=3)
-            convs = [StyledConv(width, width, w_dim, resolution, dense)]
-        self.convs = nn.ModuleList(convs)
+        dense = partial(ModulatedConv2d, kernel=3)
+        shapes = [(in_channels // BANDS, SeparableConv2d), (width, SeparableConv2d)]
+        if not in_channels:
+            shapes = [(width, dense)]
+        self.convs = nn.ModuleList(
+            StyledConv(i, width, w_dim, resolution, conv) for i, conv in shapes)
 
 
 class MobileSynthesis(NoisyNetwork):
     """g: W -> image. A learned 4x4 constant, blocks up to half the resolution, one head.
 
-    Convolution l takes ws[:, l] and noise map l, as in a StyleGAN2 of that resolution, whose list of
-    maps is taken too; the maps of the missing finest block are left aside. The head takes the
-    finest w, so that mixed styles reach both networks' colours; two ws before it rule nothing.
+    Convolution l takes ws[:, l] and noise map l, as in a StyleGAN2 of that resolution, whose lists
+    of maps fit: those of the finest block, which is missing here, are left aside. The head takes
+    the last w, as StyleGAN2's last toRGB; the two ws before it rule nothing.
 
     Args:
-        channels: width of every block, 4x4 first, multiples of 4: the transform makes one channel of
-            four.
+        channels: width of all blocks, or one a block (4x4 first, to half the resolution), multiples
+            of 4: the transform makes one channel of four.
     Shape: ws (N, w_dim) or (N, num_ws, w_dim) -> SynthesisOutput, features at 4, 8, ... R / 2.
     """
 
@@ -136,7 +130,7 @@ class MobileSynthesis(NoisyNetwork):
         super().__init__()
         check_resolution(resolution)
         blocks = int(math.log2(resolution)) - 2
-        widths = [channels] * blocks if isinstance(channels, int) else [int(c) for c in channels]
+        widths = [channels] * blocks if isinstance(channels, int) else list(channels)
         if len(widths) != blocks:
             raise ValueError(f"channels names {len(widths)} blocks, but a {resolution} px mobile "
                              f"network has {blocks} (4 to {resolution // 2} px)")
@@ -153,9 +147,9 @@ class MobileSynthesis(NoisyNetwork):
 
     def forward(self, ws: Tensor, noise: Noise = "const",
                 generator: torch.Generator | None = None) -> SynthesisOutput:
-        styles = self.expand_ws(ws).unbind(dim=1)  # num_ws of (N, w_dim)
-        maps = self._noise_maps(noise, len(ws), generator)
-        x = self.const.repeat(len(ws), 1, 1, 1)  # (N, C_0, 4, 4)
+        n, styles = ws.shape[0], self.expand_ws(ws).unbind(dim=1)  # num_ws of (N, w_dim)
+        maps = self._noise_maps(noise, n, generator)
+        x = self.const.repeat(n, 1, 1, 1)  # (N, C_0, 4, 4)
         features, layer = [], 0
         for block in self.blocks:
             if features:
@@ -176,8 +170,7 @@ class MobileGenerator(StyleGenerator):
         resolution: a power of two, at least 8.
         z_dim: width of z.
         w_dim: width of w.
-        channels: width of all blocks, or one a block (4x4 first, to half the resolution), multiples
-            of 4.
+        channels: see `MobileSynthesis`.
         mapping_layers: depth of the mapping network.
         c_dim: number of classes, 0 for none.
     Shape: z (N, z_dim) -> image (N, 3, R, R), about [-1, 1], not clamped.
@@ -200,8 +193,8 @@ class MobileGenerator(StyleGenerator):
     def student_of(cls, teacher: StyleGenerator, keep: float, kernel: int = 3) -> dict:
         """Of any family: `keep` of the width of its features, rounded up to a multiple of 4."""
         if kernel != 3:
-            raise ValueError("a mobile student's depthwise convolutions are 3x3: leave kernel at its "
-                             "default")
+            raise ValueError("a mobile student's depthwise convolutions are 3x3: leave kernel at "
+                             "its default")
         widths, blocks = teacher.feature_widths(), int(math.log2(teacher.resolution)) - 2
         if len(widths) != blocks:  # StyleGAN2 has one block more, StyleGAN3 layers of its own count
             last = len(widths) - 1
@@ -222,8 +215,8 @@ class MobileGenerator(StyleGenerator):
     @torch.no_grad()
     def copy_channels(self, teacher: StyleGenerator, kept: list[Tensor]) -> None:
         if teacher.kind != self.kind:
-            raise ValueError(f"a {self.kind} cannot take over the weights of a {teacher.kind}: start "
-                             'its synthesis network afresh, synthesis="random"')
+            raise ValueError(f"a {self.kind} cannot take over the weights of a {teacher.kind}: "
+                             'start its synthesis network afresh, synthesis="random"')
         ours, theirs = self.synthesis, teacher.synthesis
         ours.const.copy_(theirs.const[:, kept[0]])
         for layer, (s, t) in enumerate(zip(ours.convs, theirs.convs, strict=True)):
