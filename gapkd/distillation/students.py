@@ -80,9 +80,10 @@ def check_request(teacher: StyleGenerator, keep: float, kernel: int, mapping: st
         raise ValueError(f'synthesis="{synthesis}" copies weights, which a student of another '
                          'family cannot take over: choose synthesis="random", or kind="same"')
     architecture = family.student_of(teacher, keep, kernel)
-    if synthesis != "random" and architecture["kernel"] != teacher.kernel:
+    own = teacher.architecture()
+    if synthesis != "random" and architecture.get("kernel") != own.get("kernel"):
         raise ValueError(f'synthesis="{synthesis}" copies weights, so kernel must be the '
-                         f"teacher's {teacher.kernel}, not {kernel}")
+                         f"teacher's {own['kernel']}, not {kernel}")
     return family, architecture
 
 

@@ -60,6 +60,66 @@ class StyledNetwork(nn.Module):
                 f"not {tuple(ws.shape)}")
         return ws
 
+    def noise_layers(self) -> list[nn.Module]:
+        """The layers that add noise, input side first: each has `noise_const` (1, 1, r, r) and
+        `noise_strength`."""
+        return []
+
+    def draw_noise(self, n: int, generator: torch.Generator) -> list[Tensor]:
+        """Fresh noise maps for n images; none where there is no noise."""
+        return []
+
+
+class NoisyNetwork(StyledNetwork):
+    """Synthesis networks of StyleGAN2's kind: a learned constant `const`, then `blocks` of styled
+    convolutions with a noise map each, at 4, 8, 8, 16, 16, ... px."""
+
+    @property
+    def convs(self) -> list[nn.Module]:
+        """All styled convolutions, input side first; number l consumes ws[:, l] and noise map l."""
+        return [conv for block in self.blocks for conv in block.convs]
+
+    def noise_layers(self) -> list[nn.Module]:
+        return self.convs
+
+    def draw_noise(self, n: int, generator: torch.Generator) -> list[Tensor]:
+        """Fresh noise maps (n, 1, r, r) at 4, 8, 8, ... R, R px. They fit any network of the same
+        resolution, so teacher and student can be given the same ones."""
+        maps = []
+        for size in _noise_sizes(self.resolution):
+            drawn = torch.randn(n, 1, size, size, generator=generator, device=generator.device)
+            maps.append(drawn.to(self.const.device))
+        return maps
+
+    def _noise_maps(self, noise: Noise, n: int, generator: torch.Generator | None
+                    ) -> list[Tensor | None]:
+        """One map for each of `convs`."""
+        needed = len(self.convs)
+        if noise == "const":
+            return [conv.noise_const for conv in self.convs]
+        if noise == "none":
+            return [None] * needed
+        if noise == "random":
+            if generator is None:
+                raise ValueError('noise="random" draws from a generator: pass '
+                                 "generator=torch.Generator()")
+            return self.draw_noise(n, generator)[:needed]
+        if isinstance(noise, str):
+            raise ValueError('noise must be "const", "none", "random" or a list of maps, not '
+                             f"{noise!r}")
+        if len(noise) not in (needed, len(_noise_sizes(self.resolution))):
+            raise ValueError(f"noise holds {len(noise)} maps, this network needs {needed}")
+        return list(noise[:needed])
+
+
+def _noise_sizes(resolution: int) -> list[int]:
+    """Pixels a side of StyleGAN2's noise maps: 4, 8, 8, ... R, R."""
+    sizes, size = [4], 8
+    while size <= resolution:
+        sizes += [size, size]
+        size *= 2
+    return sizes
+
 
 class StyleGenerator(nn.Module):
     """A mapping network f: Z -> W and a synthesis network g: W -> image.
@@ -146,12 +206,18 @@ class StyleGenerator(nn.Module):
         """
         raise NotImplementedError
 
+    @torch.no_grad()
     def copy_noise(self, teacher: StyleGenerator) -> None:
-        """Take over the stored noise maps, so that both can be compared at the same noise. Nothing
-        to do where there are none."""
+        """Take over the stored noise maps, coarse ones first, as far as both networks have them, so
+        that both can be compared at the same noise."""
+        for ours, theirs in zip(self.synthesis.noise_layers(), teacher.synthesis.noise_layers(),
+                                strict=False):  # a MobileStyleGAN ends one resolution earlier
+            ours.noise_const.copy_(theirs.noise_const)
 
     def silence(self) -> None:
         """Take the noise out for good. Nothing to do where there is none."""
+        for layer in self.synthesis.noise_layers():
+            layer.noise_strength.requires_grad_(False).zero_()
 
 
 def copy_affine(ours: nn.Module, theirs: nn.Module, rows: Tensor) -> None:

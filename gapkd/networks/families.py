@@ -6,13 +6,14 @@ from __future__ import annotations
 from torch import nn
 
 from gapkd.networks.base import StyleGenerator
+from gapkd.networks.mobile import MobileGenerator
 from gapkd.networks.stylegan2 import Discriminator, Generator
 from gapkd.networks.stylegan3 import AliasFreeGenerator
 
-FAMILIES: tuple[type[StyleGenerator], ...] = (Generator, AliasFreeGenerator)
+FAMILIES: tuple[type[StyleGenerator], ...] = (Generator, AliasFreeGenerator, MobileGenerator)
 """Every kind of generator that is trained, distilled, measured, saved and exported."""
 
-STUDENT_KINDS: dict[str, type[StyleGenerator] | None] = {"same": None}
+STUDENT_KINDS: dict[str, type[StyleGenerator] | None] = {"same": None, "mobile": MobileGenerator}
 """Families that a student can be of, None for its teacher's."""
 
 NETWORKS: dict[str, type[nn.Module]] = {cls.kind: cls for cls in (*FAMILIES, Discriminator)}

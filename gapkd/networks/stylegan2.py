@@ -9,14 +9,15 @@ which is what a pruned or shrunk student needs.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from gapkd.networks.base import (
     Noise,
-    StyledNetwork,
+    NoisyNetwork,
     StyleGenerator,
     SynthesisOutput,
     check_resolution,
@@ -62,16 +63,17 @@ class StyledConv(nn.Module):
 
     Args:
         resolution: of the output, and so of the stored noise map.
-        up: upsample by 2.
+        conv: makes the convolution from the numbers of channels: (x, style) -> (features, the scale
+            still to be applied to them), as `ModulatedConv2d`.
         clamp: largest magnitude of the output, None for any.
     Shape: x (N, I, H, W), w (N, w_dim), noise (1 or N, 1, r, r) or None -> (N, O, r, r).
     """
 
     def __init__(self, in_channels: int, out_channels: int, w_dim: int, resolution: int,
-                 kernel: int, up: bool, clamp: float | None = None):
+                 conv: Callable[[int, int], nn.Module], clamp: float | None = None):
         super().__init__()
         self.affine = EqualLinear(w_dim, in_channels, bias_init=1.0)
-        self.conv = ModulatedConv2d(in_channels, out_channels, kernel, up=up)
+        self.conv = conv(in_channels, out_channels)
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.noise_strength = nn.Parameter(torch.zeros(()))
         self.clamp = clamp
@@ -102,19 +104,20 @@ class StyledConv(nn.Module):
 class ToRGB(nn.Module):
     """Features to an image: a modulated 1x1 convolution without demodulation.
 
-    Shape: x (N, C, H, W), w (N, w_dim) -> (N, 3, H, W).
+    Shape: x (N, C, H, W), w (N, w_dim) -> (N, out_channels, H, W).
     """
 
-    def __init__(self, in_channels: int, w_dim: int, clamp: float | None = None):
+    def __init__(self, in_channels: int, w_dim: int, clamp: float | None = None,
+                 out_channels: int = 3):
         super().__init__()
         self.affine = EqualLinear(w_dim, in_channels, bias_init=1.0)
-        self.conv = ModulatedConv2d(in_channels, 3, kernel=1, demodulate=False)
-        self.bias = nn.Parameter(torch.zeros(3))
+        self.conv = ModulatedConv2d(in_channels, out_channels, kernel=1, demodulate=False)
+        self.bias = nn.Parameter(torch.zeros(out_channels))
         self.clamp = clamp
 
     @property
     def weight(self) -> nn.Parameter:
-        """(3, C, 1, 1)."""
+        """(out_channels, C, 1, 1)."""
         return self.conv.weight
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
@@ -141,9 +144,10 @@ class SynthesisBlock(nn.Module):
         first, second = pair
         self.conv0 = None
         if in_channels:
-            self.conv0 = StyledConv(in_channels, first, w_dim, resolution, 3, up=True, clamp=clamp)
-        self.conv1 = StyledConv(first, second, w_dim, resolution, kernel if in_channels else 3,
-                                up=False, clamp=clamp)
+            up = partial(ModulatedConv2d, kernel=3, up=True)
+            self.conv0 = StyledConv(in_channels, first, w_dim, resolution, up, clamp)
+        plain = partial(ModulatedConv2d, kernel=kernel if in_channels else 3)
+        self.conv1 = StyledConv(first, second, w_dim, resolution, plain, clamp)
         self.torgb = ToRGB(second, w_dim, clamp)
 
     @property
@@ -152,7 +156,7 @@ class SynthesisBlock(nn.Module):
         return [self.conv1] if self.conv0 is None else [self.conv0, self.conv1]
 
 
-class SynthesisNetwork(StyledNetwork):
+class SynthesisNetwork(NoisyNetwork):
     """g: W -> image. A learned 4x4 constant, then one block a resolution; each adds to a skip
     image.
 
@@ -175,39 +179,6 @@ class SynthesisNetwork(StyledNetwork):
             width = pair[1]
         self.num_ws = 2 * len(self.blocks)  # 1 + 2 (blocks - 1) convolutions, and the last toRGB
         self.register_buffer("fir", fir_kernel(gain=4.0), persistent=False)
-
-    @property
-    def convs(self) -> list[StyledConv]:
-        """All styled convolutions, input side first; number l consumes ws[:, l] and noise map l."""
-        return [conv for block in self.blocks for conv in block.convs]
-
-    def draw_noise(self, n: int, generator: torch.Generator) -> list[Tensor]:
-        """Fresh noise maps, one (n, 1, r, r) per styled convolution. They fit any network of the
-        same resolution, so teacher and student can be given the same ones."""
-        maps = []
-        for conv in self.convs:
-            size = conv.noise_const.shape[2:]
-            drawn = torch.randn(n, 1, *size, generator=generator, device=generator.device)
-            maps.append(drawn.to(self.const.device))
-        return maps
-
-    def _noise_maps(self, noise: Noise, n: int, generator: torch.Generator | None
-                    ) -> list[Tensor | None]:
-        if noise == "const":
-            return [conv.noise_const for conv in self.convs]
-        if noise == "none":
-            return [None] * len(self.convs)
-        if noise == "random":
-            if generator is None:
-                raise ValueError('noise="random" draws from a generator: pass '
-                                 "generator=torch.Generator()")
-            return self.draw_noise(n, generator)
-        if isinstance(noise, str):
-            raise ValueError('noise must be "const", "none", "random" or a list of maps, not '
-                             f"{noise!r}")
-        if len(noise) != len(self.convs):
-            raise ValueError(f"noise holds {len(noise)} maps, this network needs {len(self.convs)}")
-        return list(noise)
 
     def forward(self, ws: Tensor, noise: Noise = "const",
                 generator: torch.Generator | None = None) -> SynthesisOutput:
@@ -304,14 +275,6 @@ class Generator(StyleGenerator):
                     # weight as used.
                     s.weight.copy_(t.weight[:, columns] * (t.conv.scale / s.conv.scale))
                     s.bias.copy_(t.bias)
-
-    def copy_noise(self, teacher: Generator) -> None:
-        for s, t in zip(self.synthesis.convs, teacher.synthesis.convs, strict=True):
-            s.noise_const.copy_(t.noise_const)
-
-    def silence(self) -> None:
-        for conv in self.synthesis.convs:
-            conv.noise_strength.requires_grad_(False).zero_()
 
 
 def minibatch_std(x: Tensor, group: int = 4) -> Tensor:

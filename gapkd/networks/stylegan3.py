@@ -234,10 +234,6 @@ class AliasFreeSynthesis(StyledNetwork):
         self.layers = nn.ModuleList(
             AliasFreeLayer(plan, w_dim, kernel, radial, clamp) for plan in plans)
 
-    def draw_noise(self, n: int, generator: torch.Generator) -> list[Tensor]:
-        """Nothing: an alias-free generator has no noise maps."""
-        return []
-
     @property
     def blocks(self) -> list[AliasFreeLayer]:
         """What stands where StyleGAN2 has its blocks: every layer but toRGB, input side first;

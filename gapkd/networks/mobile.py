@@ -1,0 +1,237 @@
+"""MobileStyleGAN's generator: a student of another family than its teacher's.
+
+What it does otherwise than StyleGAN2:
+
+- It draws in the wavelet domain: the network predicts the Haar coefficients of the image, 12
+  channels for RGB, at half the resolution. StyleGAN2's finest and dearest block is not there.
+- The inverse Haar transform enlarges features too, C channels at r become C / 4 at 2r, without a
+  multiplication, a parameter or a filter.
+- Convolutions are depthwise-separable: a 3x3 filter a channel, then a 1x1 convolution across
+  channels. Only the first one, at 4x4, is dense.
+- Demodulation does not depend on the style, so that it can be fused (see `SeparableConv2d`).
+
+The paper trains a head at every resolution and draws with the last one. Here that is the only one:
+the others would be a fifth of the weights, and the latent-direction loss guides the layers on the
+way. Nor is there a loss on coefficients: the transform is orthonormal, so their squared distance is
+that of the images.
+
+Source: Belousov, *MobileStyleGAN: A Lightweight Convolutional Neural Network for High-Fidelity
+Image Synthesis* (2021, arXiv 2104.04767), and its released code, which decides on the widths, the
+dense first convolution, the demodulation and the tanh.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gapkd.networks.base import (
+    Noise,
+    NoisyNetwork,
+    StyleGenerator,
+    SynthesisOutput,
+    check_resolution,
+    copy_affine,
+    kept_channels,
+)
+from gapkd.networks.layers import ModulatedConv2d, full_precision
+from gapkd.networks.mapping import MappingNetwork
+from gapkd.networks.stylegan2 import StyledConv, ToRGB
+
+BANDS = 4
+"""Of the Haar transform: mean, and differences down, across and along the diagonal."""
+STYLE_GAIN = 1.348
+"""1 / sqrt(E tanh(s)^2) for styles s as they are at first, normal around 1: keeps unit variance."""
+
+
+def inverse_haar(bands: Tensor) -> Tensor:
+    """One level of the inverse Haar transform, orthonormal: every four coefficients make a square
+    of 2x2 pixels.
+
+    Shape: (N, 4 C, H, W), the C means first, then the C differences down, across and along the
+        diagonal -> (N, C, 2H, 2W).
+    """
+    mean, down, across, diagonal = (bands / 2).chunk(BANDS, dim=1)  # (N, C, H, W) each
+    upper, lower = mean + down, mean - down
+    upper_step, lower_step = across + diagonal, across - diagonal
+    pixels = [upper + upper_step, upper - upper_step, lower + lower_step, lower - lower_step]
+    squares = torch.stack(pixels, dim=2).flatten(1, 2)  # (N, 4 C, H, W), a square's pixels together
+    return F.pixel_shuffle(squares, 2)
+
+
+class SeparableConv2d(nn.Module):
+    """Modulated depthwise 3x3 convolution, then a 1x1 convolution across channels.
+
+    StyleGAN2 divides by the norm of the modulated weights, which every style changes. Here it is
+    the norm of the weights w (depthwise) and p (across channels) alone,
+
+        d_o = 1 / sqrt( sum_i p_oi^2 sum_k w_ik^2 + 1e-8 ),
+
+    a constant of the trained network, which a runtime can fold into p ("demodulation fusion"). That
+    no style makes the signal grow, for which StyleGAN2 demodulates, is left to a tanh of the style.
+
+    Shape: x (N, I, H, W), style (N, I) -> (N, O, H, W), and the output scale d (1, O, 1, 1) still
+        to be applied, as in `ModulatedConv2d`.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.depthwise = nn.Parameter(torch.randn(in_channels, 1, 3, 3))
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 1, 1))  # p
+        self.scale = 1.0 / math.sqrt(in_channels * 9)
+
+    def forward(self, x: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
+        style = torch.tanh(style) * (STYLE_GAIN * self.scale)  # (N, I)
+        with full_precision(x):
+            energy = self.depthwise.square().sum(dim=(2, 3)) * self.scale**2  # (I, 1)
+            energy = self.weight.square().mul(energy[:, :, None]).sum(dim=1)  # (O, 1, 1)
+            scale = (energy + 1e-8).rsqrt()[None]  # (1, O, 1, 1)
+        x = x * style[:, :, None, None].to(x.dtype)  # commutes with the depthwise convolution
+        x = F.conv2d(x, self.depthwise, padding=1, groups=x.shape[1])
+        return F.conv2d(x, self.weight), scale
+
+
+class MobileBlock(nn.Module):
+    """The convolutions of one resolution: two separable ones behind the inverse Haar transform.
+
+    Args:
+        in_channels: before the transform; 0 for the 4x4 block, which has one dense convolution.
+    """
+
+    def __init__(self, in_channels: int, width: int, w_dim: int, resolution: int):
+        super().__init__()
+        dense = partial(ModulatedConv2d, kernel=3)
+        shapes = [(in_channels // BANDS, SeparableConv2d), (width, SeparableConv2d)]
+        if not in_channels:
+            shapes = [(width, dense)]
+        self.convs = nn.ModuleList(
+            StyledConv(i, width, w_dim, resolution, conv) for i, conv in shapes)
+
+
+class MobileSynthesis(NoisyNetwork):
+    """g: W -> image. A learned 4x4 constant, blocks up to half the resolution, one head.
+
+    Convolution l takes ws[:, l] and noise map l, as in a StyleGAN2 of that resolution, whose lists
+    of maps fit: those of the finest block, which is missing here, are left aside. The head takes
+    the last w, as StyleGAN2's last toRGB; the two ws before it rule nothing.
+
+    Args:
+        channels: width of all blocks, or one a block (4x4 first, to half the resolution), multiples
+            of 4: the transform makes one channel of four.
+    Shape: ws (N, w_dim) or (N, num_ws, w_dim) -> SynthesisOutput, features at 4, 8, ... R / 2.
+    """
+
+    def __init__(self, resolution: int, w_dim: int, channels: int | Sequence[int]):
+        super().__init__()
+        check_resolution(resolution)
+        blocks = int(math.log2(resolution)) - 2
+        widths = [channels] * blocks if isinstance(channels, int) else list(channels)
+        if len(widths) != blocks:
+            raise ValueError(f"channels names {len(widths)} blocks, but a {resolution} px mobile "
+                             f"network has {blocks} (4 to {resolution // 2} px)")
+        if any(c < BANDS or c % BANDS for c in widths):
+            raise ValueError(f"channels must be multiples of {BANDS}, of which the Haar transform "
+                             f"makes one, not {widths}")
+        self.resolution, self.w_dim, self.channels = resolution, w_dim, widths
+        self.num_ws = 2 * (blocks + 1)  # a StyleGAN2's of that resolution
+        self.const = nn.Parameter(torch.randn(1, widths[0], 4, 4))
+        self.blocks = nn.ModuleList(
+            MobileBlock(widths[b - 1] if b else 0, widths[b], w_dim, 4 * 2**b)
+            for b in range(blocks))
+        self.head = ToRGB(widths[-1], w_dim, out_channels=3 * BANDS)
+
+    def forward(self, ws: Tensor, noise: Noise = "const",
+                generator: torch.Generator | None = None) -> SynthesisOutput:
+        n, styles = ws.shape[0], self.expand_ws(ws).unbind(dim=1)  # num_ws of (N, w_dim)
+        maps = self._noise_maps(noise, n, generator)
+        x = self.const.repeat(n, 1, 1, 1)  # (N, C_0, 4, 4)
+        features, layer = [], 0
+        for block in self.blocks:
+            if features:
+                x = inverse_haar(x)  # (N, C_{b-1}, r / 2, r / 2) -> (N, C_{b-1} / 4, r, r)
+            for conv in block.convs:
+                x = conv(x, styles[layer], maps[layer])  # (N, C_b, r, r)
+                layer += 1
+            features.append(x)
+        coefficients = self.head(x, styles[-1])  # (N, 12, R / 2, R / 2), float32
+        image = inverse_haar(coefficients)  # (N, 3, R, R)
+        return SynthesisOutput(image=image, features=features, rgbs=[image])
+
+
+class MobileGenerator(StyleGenerator):
+    """MobileStyleGAN's generator.
+
+    Args:
+        resolution: a power of two, at least 8.
+        z_dim: width of z.
+        w_dim: width of w.
+        channels: see `MobileSynthesis`.
+        mapping_layers: depth of the mapping network.
+        c_dim: number of classes, 0 for none.
+    Shape: z (N, z_dim) -> image (N, 3, R, R), about [-1, 1], not clamped.
+    """
+
+    kind = "mobile-generator"
+
+    def __init__(self, resolution: int, z_dim: int = 512, w_dim: int = 512,
+                 channels: int | Sequence[int] = 64, mapping_layers: int = 8, c_dim: int = 0):
+        mapping = MappingNetwork(z_dim, w_dim, mapping_layers, c_dim)
+        super().__init__(mapping, MobileSynthesis(resolution, w_dim, channels))
+        self.channels = self.synthesis.channels
+
+    def architecture(self) -> dict:
+        return {"resolution": self.resolution, "z_dim": self.z_dim, "w_dim": self.w_dim,
+                "channels": list(self.channels), "mapping_layers": len(self.mapping.layers),
+                "c_dim": self.c_dim}
+
+    @classmethod
+    def student_of(cls, teacher: StyleGenerator, keep: float, kernel: int = 3) -> dict:
+        """Of any family: `keep` of the width of its features, rounded up to a multiple of 4."""
+        if kernel != 3:
+            raise ValueError("a mobile student's depthwise convolutions are 3x3: leave kernel at "
+                             "its default")
+        widths, blocks = teacher.feature_widths(), int(math.log2(teacher.resolution)) - 2
+        if len(widths) != blocks:  # StyleGAN2 has one block more, StyleGAN3 layers of its own count
+            last = len(widths) - 1
+            widths = [widths[round(b * last / blocks)] for b in range(blocks)]
+        channels = [math.ceil(kept_channels(c, keep) / BANDS) * BANDS for c in widths]
+        return {"resolution": teacher.resolution, "z_dim": teacher.z_dim, "w_dim": teacher.w_dim,
+                "channels": channels, "mapping_layers": len(teacher.mapping.layers),
+                "c_dim": teacher.c_dim}
+
+    def feature_widths(self) -> list[int]:
+        return list(self.channels)
+
+    def readers(self) -> list[list[StyledConv | ToRGB]]:
+        """A layer behind the inverse transform reads one channel for four that were written: such
+        four stay or go together."""
+        return [[conv] for conv in self.synthesis.convs] + [[self.synthesis.head]]
+
+    @torch.no_grad()
+    def copy_channels(self, teacher: StyleGenerator, kept: list[Tensor]) -> None:
+        if teacher.kind != self.kind:
+            raise ValueError(f"a {self.kind} cannot take over the weights of a {teacher.kind}: "
+                             'start its synthesis network afresh, synthesis="random"')
+        ours, theirs = self.synthesis, teacher.synthesis
+        ours.const.copy_(theirs.const[:, kept[0]])
+        for layer, (s, t) in enumerate(zip(ours.convs, theirs.convs, strict=True)):
+            columns, rows = kept[layer], kept[layer + 1]
+            if layer % 2 == 0 and layer + 1 < len(ours.convs):  # the transform comes next
+                quarter = len(t.weight) // BANDS
+                rows = torch.cat([rows + band * quarter for band in range(BANDS)])
+            s.weight.copy_(t.weight[rows][:, columns])
+            if layer:
+                s.conv.depthwise.copy_(t.conv.depthwise[columns])
+            s.bias.copy_(t.bias[rows])
+            s.noise_strength.copy_(t.noise_strength)
+            copy_affine(s.affine, t.affine, columns)
+        # Not demodulated, so its equalised gain 1 / sqrt(fan-in) counts: copy the weight as used.
+        s, t, columns = ours.head, theirs.head, kept[-1]
+        s.weight.copy_(t.weight[:, columns] * (t.conv.scale / s.conv.scale))
+        s.bias.copy_(t.bias)
+        copy_affine(s.affine, t.affine, columns)
