@@ -27,6 +27,7 @@ KINDS = {"stylegan2-generator": Generator, "stylegan3-generator": AliasFreeGener
          "stylegan2-discriminator": Discriminator}
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # in a folder of gapkd.sharing.hub
 FORMAT = "1"
+FOLDER_FORMAT = "2"  # of config.json: the architecture lies flat in it; in "1" it was a part of its own
 
 
 class CheckpointError(ValueError):
@@ -136,7 +137,7 @@ def kind_of(network: Generator | AliasFreeGenerator | Discriminator) -> str:
 def network_bytes(network: Generator | AliasFreeGenerator | Discriminator, provenance: dict | None = None) -> bytes:
     """The content of the file that `save_network` writes."""
     tensors = {k: v.detach().cpu().clone().contiguous() for k, v in network.state_dict().items()}
-    metadata = {"gapkd": FORMAT, "kind": kind_of(network), "architecture": json.dumps(network.architecture()),
+    metadata = {"format": "pt", "gapkd": FORMAT, "kind": kind_of(network), "architecture": json.dumps(network.architecture()),
                 "provenance": json.dumps(provenance or {})}
     return to_bytes(tensors, metadata)
 
@@ -206,17 +207,18 @@ def _shared_weights(folder: Path) -> Path:
     try:
         with open(config, "rb") as file:
             said = json.loads(file.read(2**20))  # the largest architecture is a thousandth of that
-        written, kind, architecture = said["gapkd_format"], said["kind"], {**said["architecture"]}
+        written, kind = said["gapkd_format"], said["kind"]
+        architecture = {**said["architecture"]} if written == "1" else said
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{config} cannot be read as the description of a network ({type(error).__name__}): "
                               f"{mend}") from error
-    if written != FORMAT:
-        raise CheckpointError(f"{config} is of the format {repr(written)[:20]}, this gapkd reads {FORMAT!r}: install a "
-                              "newer gapkd")
+    if written not in ("1", FOLDER_FORMAT):
+        raise CheckpointError(f"{config} is of the format {repr(written)[:20]}, this gapkd reads {FOLDER_FORMAT!r}: "
+                              "install a newer gapkd")
     found = _metadata(weights)
     known = found["architecture"] if isinstance(found["architecture"], dict) else {}
     wrong = ["kind"] if kind != found["kind"] else []
-    wrong += sorted(k for k in {*known, *architecture} if k not in known or architecture.get(k, ...) != known[k])
+    wrong += sorted(k for k in known if architecture.get(k, ...) != known[k])
     if wrong:
         names = ", ".join(name for name in wrong[:5] if name.isidentifier()) or "the architecture"
         raise CheckpointError(f"{config} and {WEIGHTS} beside it disagree about {names}: one of the two was changed; "
