@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from gapkd import export as module
+from gapkd.sharing import export as module
 from gapkd.cli import main
 from gapkd.files.checkpoints import save_network
 from gapkd.metrics.editing import Directions, save_directions, sefa
@@ -234,5 +234,5 @@ def test_foreign_files_are_no_onnx_of_ours(tmp_path, folder):
 
 def test_a_missing_extra_is_named(G, monkeypatch):
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ExportError, match="onnx and onnxscript are missing: pip install 'gapkd.sharing.export.'"):
+    with pytest.raises(ExportError, match="onnx and onnxscript are missing: pip install 'gapkd[[]export[]]"):
         to_onnx(G)

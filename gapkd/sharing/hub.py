@@ -160,14 +160,14 @@ def model_card(G: StyleGenerator, provenance: dict, name: str, folder: str, **mo
     rendered = seen == {"toyfaces"} and (embedded or not teacher)
     trained_on = code(settings["data"]) if settings.get("data") else ""
     measured = _measured(provenance, made)
+    results = _results(measured, "conditional" if G.c_dim else "unconditional")
     conditional = ["class-conditional"] if G.c_dim else []
     student = ["knowledge-distillation"] if teacher else []
     data = ModelCardData(
-        **licence_fields(licence) if licence else {}, library_name="gapkd", model_name=name,
+        **licence_fields(licence) if licence else {}, library_name="gapkd",
         pipeline_tag=None if G.c_dim else "unconditional-image-generation",
         tags=["gapkd", G.kind.removesuffix("-generator"), "gan", "image-generation", *conditional,
-              *student],
-        eval_results=_results(measured, "conditional" if G.c_dim else "unconditional"))
+              *student], eval_results=results or None, model_name=name if results else None)
     card = ModelCard.from_template(
         data, template_str=(files("gapkd.sharing") / "card.md").read_text("utf-8"), code=code,
         title=re.sub(r"([<*`[])", r"\\\1", name), folder=folder, kind=G.kind, a=G.architecture(),
@@ -258,18 +258,18 @@ def _scores(rows: list[dict[str, float]]) -> dict[str, list[str]]:
     return scores
 
 
-def _results(measured: dict, task: str) -> list | None:
-    """The scores as hubs read them."""
+def _results(measured: dict, task: str) -> list:
+    """The scores as hubs read them; none where nobody knows on which data."""
     from huggingface_hub import EvalResult
 
     results, dataset = [], measured["dataset"]
-    for name, cells in measured["scores"].items():
+    for name, cells in measured["scores"].items() if dataset else ():
         match = re.fullmatch(r"(\w+?)_[^_]+_\d+k?", name)  # fid_toyfaces_5k is a fid
         results.append(EvalResult(
             task_type=f"{task}-image-generation", dataset_name=dataset,
             dataset_type=re.sub(r"[^a-z0-9]+", "-", dataset.lower()), metric_name=name,
             metric_type=match[1] if match else name, metric_value=float(cells[-1].split()[0])))
-    return results if dataset and results else None
+    return results
 
 
 def _short(value: float) -> str:
