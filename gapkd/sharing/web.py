@@ -115,7 +115,7 @@ def fetched_runtime() -> dict[str, bytes]:
         with tarfile.open(fetch(RUNTIME)) as package:
             return {name: package.extractfile(f"package/dist/{name}").read()
                     for name in (SCRIPT, WASM)}
-    except (AddressError, OSError, KeyError, tarfile.TarError) as error:
+    except (AddressError, OSError, EOFError, KeyError, tarfile.TarError) as error:
         raise DemoError(f"onnxruntime-web {VERSION} is not to be had ({error}): where npm has it, "
                         f"`npm install onnxruntime-web@{VERSION}` and give --runtime "
                         "node_modules/onnxruntime-web") from error
