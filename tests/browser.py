@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 # no sandbox: containers run as root; the rest keeps the browser from calling out by itself
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync")
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync")
 
 
 def missing(what: str) -> NoReturn:
-    """Skip the test, or fail it where GAPKD_BROWSER_TESTS=required says that nothing may be missing."""
+    """Skip the test, or fail it where GAPKD_BROWSER_TESTS=required."""
     if os.environ.get("GAPKD_BROWSER_TESTS") == "required":
         pytest.fail(f"{what}, and GAPKD_BROWSER_TESTS=required", pytrace=False)
     pytest.skip(what)
@@ -32,10 +32,11 @@ def missing(what: str) -> NoReturn:
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """The installed browser, as playwright's synchronous `Browser`; see `missing` for where there is none.
+    """The installed browser, as playwright's synchronous `Browser`; where there is none: `missing`.
 
-    While it is open its thread counts as one with a running event loop, in which asyncio.run() refuses to start: close
-    it before anything else in the process runs notebooks or other asynchronous code.
+    While it is open its thread counts as one with a running event loop, in which asyncio.run()
+    refuses to start: close it before anything else in the process runs notebooks or other
+    asynchronous code.
     """
     try:
         from playwright.sync_api import Error, sync_playwright
@@ -56,10 +57,10 @@ def chromium() -> Iterator[Browser]:
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """Quiet, and sure of the types that a browser insists on, whatever the machine's own list says."""
+    """Quiet, and sure of the types that a browser insists on."""
 
-    extensions_map = {**SimpleHTTPRequestHandler.extensions_map, ".js": "text/javascript", ".mjs": "text/javascript",
-                      ".wasm": "application/wasm"}
+    extensions_map = {**SimpleHTTPRequestHandler.extensions_map, ".js": "text/javascript",
+                      ".mjs": "text/javascript", ".wasm": "application/wasm"}
 
     def log_message(self, *_args: object) -> None:
         pass
@@ -67,8 +68,10 @@ class Handler(SimpleHTTPRequestHandler):
 
 @contextmanager
 def serve(folder: str | Path) -> Iterator[str]:
-    """Serve a folder on a free port of this machine alone, in a thread. Yields the address, without a closing slash."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
+    """Serve a folder on a free port of this machine alone, in a thread. Yields the address, without
+    a closing slash."""
+    handler = partial(Handler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:

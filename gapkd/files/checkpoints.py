@@ -28,6 +28,7 @@ from gapkd.networks.stylegan2 import Discriminator
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # in a folder of gapkd.sharing.hub
 FORMAT = "1"
+FOLDER_FORMAT = "2"  # of config.json: the architecture lies flat in it; in "1" it was a part
 KNOWN_HEADS = {
     b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture", b"\x1f\x8b": "a gzip archive",
     b"\x89HDF": "an HDF5 file", b"<!": "a web page (did the download want a login?)",
@@ -46,7 +47,7 @@ def network_bytes(network: nn.Module, provenance: dict | None = None) -> bytes:
     """The content of the file that `save_network` writes."""
     tensors = {name: tensor.detach().cpu().clone().contiguous()
                for name, tensor in network.state_dict().items()}
-    metadata = {"gapkd": FORMAT, "kind": kind_of(network),
+    metadata = {"format": "pt", "gapkd": FORMAT, "kind": kind_of(network),
                 "architecture": json.dumps(network.architecture()),
                 "provenance": json.dumps(provenance or {})}
     return to_bytes(tensors, metadata)
@@ -108,19 +109,19 @@ def _shared_weights(folder: Path) -> Path:
         with open(config, "rb") as file:
             said = json.loads(file.read(2**20))  # the largest architecture is a thousandth of that
         written = said["gapkd_format"]
-        described = {"kind": said["kind"], **said["architecture"]}
+        architecture = said["architecture"] if written == "1" else said
+        described = {"kind": said["kind"], **architecture}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{config} cannot be read as the description of a network "
                               f"({type(error).__name__}): {mend}") from error
-    if written != FORMAT:
+    if written not in ("1", FOLDER_FORMAT):
         raise CheckpointError(f"{config} is of the format {repr(written)[:20]}, this gapkd reads "
-                              f"{FORMAT!r}: install a newer gapkd")
+                              f"{FOLDER_FORMAT!r}: install a newer gapkd")
     found = _metadata(weights)
     known = {"kind": found["kind"]}
     if isinstance(found["architecture"], dict):
         known |= found["architecture"]
-    wrong = [name for name in sorted({*known, *described})
-             if name not in known or described.get(name, ...) != known[name]]
+    wrong = [name for name, value in known.items() if described.get(name, ...) != value]
     if wrong:
         names = ", ".join(name for name in wrong[:5] if name.isidentifier()) or "the architecture"
         raise CheckpointError(f"{config} and {WEIGHTS} beside it disagree about {names}: one of "

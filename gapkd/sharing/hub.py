@@ -1,86 +1,105 @@
-"""A generator as a folder that can be uploaded to a model hub: weights, config.json, model card, sheet of samples.
+"""A generator as a folder for a model hub: weights, config.json, model card, sheet of samples.
 
-    gapkd share student.safetensors --out my-student         or gapkd.save_pretrained(G, "my-student", ...)
-    gapkd.load_generator("my-student")                       reads it back
+    gapkd share student.safetensors --out my-student    or gapkd.save_pretrained(G, "my-student")
+    gapkd.load_generator("my-student")                  reads it back
 
-The card is written from what is known and from nothing else: the provenance that the weights carry, what was counted,
-and what was measured.
+The card (card.md, a template) is written from what is known and from nothing else: the provenance
+that the weights carry, what was counted, and what was measured. Text that comes from a file is
+shown as code, never as Markdown.
 """
 
 from __future__ import annotations
 
 import copy
+import importlib.metadata
 import json
 import math
+import re
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 
 from PIL import Image
 
 from gapkd.data.images import png, tile
-from gapkd.distillation.pruning import AnyGenerator
 from gapkd.files.checkpoints import (
     CONFIG,
-    FORMAT,
+    FOLDER_FORMAT,
     WEIGHTS,
-    kind_of,
+    data_folder,
     network_bytes,
     new_folder,
     write_folder,
 )
 from gapkd.metrics.cost import macs, parameters
 from gapkd.metrics.evaluation import draw_sheet
-from gapkd.networks.stylegan2 import Generator
-from gapkd.networks.stylegan3 import AliasFreeGenerator
-from gapkd.sharing.modelcard import Card, Cost, Sheet, licence_fields
-from gapkd.sharing.origins import Origin, are_rows, named, public
+from gapkd.networks.base import StyleGenerator
+from gapkd.settings import DistillConfig, TrainConfig, command_line
+from gapkd.sharing.origins import as_dict, named, numbers, public, runs_of
 
-SHEET_SEED = 0
+LICENCES = frozenset(
+    "afl-3.0 agpl-3.0 apache-2.0 bsd-2-clause bsd-3-clause cc-by-4.0 cc-by-nc-4.0 cc-by-nc-nd-4.0 "
+    "cc-by-nc-sa-4.0 cc-by-sa-4.0 cc0-1.0 gpl-2.0 gpl-3.0 isc lgpl-3.0 mit mpl-2.0 openrail "
+    "unlicense zlib".split())
+"""Hubs know these by their identifiers; any other goes into the card's data as "other", named."""
+LESSONS = ("rgb_weight", "perceptual_weight", "feature_weight", "ld_weight")
+"""Settings of a distillation; where all are 0, the teacher teaches nothing."""
 
 
-def save_pretrained(G: AnyGenerator, folder: str | Path, provenance: Mapping | None = None, *, name: str = "",
-                    license: str = "", evaluation: Mapping | None = None, teacher: AnyGenerator | None = None,
-                    truncation: float = 1.0) -> Path:
-    """Write a generator as a new folder: model.safetensors, config.json, README.md (the model card) and samples.png.
+def save_pretrained(G: StyleGenerator, folder: str | Path, provenance: Mapping | None = None, *,
+                    name: str = "", license: str = "", evaluation: Mapping | None = None,
+                    teacher: StyleGenerator | None = None, truncation: float = 1.0) -> Path:
+    """Write a generator as a new folder: model.safetensors, config.json, README.md, samples.png.
 
     Args:
         folder: is there whole afterwards, or not at all; nothing is overwritten.
-        provenance: where the weights come from; `gapkd.sharing.origins.provenance_of` reads it from a network's
-        file. What
-            belongs to one machine (folders, device) is left out.
+        provenance: where the weights come from; `gapkd.sharing.origins.provenance_of` reads it from
+            a network's file. What belongs to one machine (folders, device) is left out.
         name: the card's title; empty: the folder's name.
-        license: "mit", "cc-by-nc-4.0"...; empty: that of the provenance, and if it has none, the card says so.
-        evaluation: the record that `gapkd evaluate --out` writes, about this generator; what is not given is not on
-            the card.
+        license: "mit", "cc-by-nc-4.0"...; empty: that of the provenance, and if it has none, the
+            card says so.
+        evaluation: the record that `gapkd evaluate --out` writes, about this generator.
         teacher: whose cost the card compares with.
         truncation: of the sheet of samples; 1: none.
-    Returns: the folder. Raises ValueError for what cannot be written so, OSError when the disk fails.
+    Returns: the folder.
+    Raises: ValueError for what cannot be written so, OSError when the disk fails.
     """
     folder, name = ready(folder, name, license, truncation)
-    if type(G) not in (Generator, AliasFreeGenerator):
+    if not isinstance(G, StyleGenerator):
         raise ValueError(f"a generator is what can be shared, not a {type(G).__name__}")
     if not all(bool(t.isfinite().all()) for t in G.state_dict().values() if t.is_floating_point()):
-        raise ValueError("the generator has weights that are not finite: its training diverged, share an earlier one")
+        raise ValueError("the generator has weights that are not finite: its training diverged, "
+                         "share an earlier one")
     provenance = public(provenance or {})
     if license:
         provenance["license"] = license
     if evaluation is not None:
-        provenance["evaluation"] = _public_evaluation(evaluation)
+        if not _rows(evaluation):
+            raise ValueError("evaluation must be a record as `gapkd evaluate --out` writes it, "
+                             "with the table's rows")
+        files_ = ("generator", "teacher", "data", "features")
+        names = {key: named(str(evaluation[key])) for key in files_ if evaluation.get(key)}
+        provenance["evaluation"] = {**evaluation, **names}
     G = _still(G)
     weights = network_bytes(G, provenance)
-    sheet = Sheet(_sheet_size(G.resolution), SHEET_SEED, truncation, enlarged=max(1, 96 // G.resolution))
-    card = Card(name, folder.absolute().name, kind_of(G), G.architecture(), Origin(provenance), sheet,
-                _cost(G, len(weights)), _cost(_still(teacher)) if teacher else None)
-    return write_folder(folder, {WEIGHTS: weights, CONFIG: _config(G), "samples.png": _draw(G, sheet),
-                                 "README.md": card.text().encode()})
+    cost = _cost(G) | {"size of model.safetensors (float32)": f"{len(weights) / 1e6:.2f} MB"}
+    sheet, description = _samples(G, truncation)
+    card = model_card(G, provenance, name, folder.absolute().name, sheet=description, cost=cost,
+                      teacher_cost=_cost(_still(teacher)) if teacher else None)
+    config = {"library_name": "gapkd", "gapkd_format": FOLDER_FORMAT, "gapkd_version": _version(),
+              "kind": G.kind, **G.architecture()}
+    return write_folder(folder, {
+        WEIGHTS: weights, CONFIG: f"{json.dumps(config, indent=2)}\n".encode(),
+        "README.md": card.encode(), "samples.png": png(sheet)})
 
 
 def ready(folder: str | Path, name: str, license: str, truncation: float) -> tuple[Path, str]:
-    """The folder and the title. Raises ValueError where `save_pretrained` would refuse what it is asked for."""
+    """The folder and the title. Raises ValueError where `save_pretrained` would refuse."""
     folder = new_folder(folder)
     name = (name or folder.absolute().name).strip()
     if not name.isprintable() or not 0 < len(name) <= 96:
-        raise ValueError(f"{name[:100]!r} cannot be the name of a network: give one line of at most 96 characters")
+        raise ValueError(f"{name[:100]!r} cannot be the name of a network: give one line of at "
+                         "most 96 characters")
     if license:
         licence_fields(license)
     if not math.isfinite(truncation):
@@ -88,40 +107,193 @@ def ready(folder: str | Path, name: str, license: str, truncation: float) -> tup
     return folder, name
 
 
-def _public_evaluation(record: Mapping) -> dict:
-    """A record of `gapkd evaluate` with files by their names."""
-    if not are_rows(record.get("rows")):
-        raise ValueError("evaluation must be a record as `gapkd evaluate --out` writes it, with the table's rows")
-    files = {k: named(str(record[k])) for k in ("generator", "teacher", "data", "features") if record.get(k)}
-    return {**record, **files}
+def licence_fields(licence: str) -> dict[str, str]:
+    """A licence as a card's data. Raises ValueError for what names none."""
+    plain = "-".join(licence.lower().split())
+    if not licence.isprintable() or not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{1,63}", plain):
+        raise ValueError(f"{licence[:80]!r} names no licence: give an identifier such as mit, "
+                         "apache-2.0 or cc-by-nc-4.0")
+    return {"license": plain} if plain in LICENCES else {"license": "other", "license_name": plain}
 
 
-def _config(G: AnyGenerator) -> bytes:
-    from gapkd import __version__
-
-    lines = ",\n".join(f"    {json.dumps(name)}: {json.dumps(value)}" for name, value in G.architecture().items())
-    return (f'{{\n  "library_name": "gapkd",\n  "gapkd_format": {json.dumps(FORMAT)},\n'
-            f'  "gapkd_version": {json.dumps(__version__)},\n  "kind": {json.dumps(kind_of(G))},\n'
-            f'  "architecture": {{\n{lines}\n  }}\n}}\n').encode()
-
-
-def _still(G: AnyGenerator) -> AnyGenerator:
+def _still(G: StyleGenerator) -> StyleGenerator:
     """A copy on the CPU: counting and drawing in training mode would change a StyleGAN3."""
     return copy.deepcopy(G).cpu().eval().requires_grad_(False)
 
 
-def _cost(G: AnyGenerator, size: int | None = None) -> Cost:
-    paper = macs(G, "paper") if kind_of(G) == "stylegan2-generator" else None
-    return Cost(parameters(G), macs(G), paper, size)
+def _cost(G: StyleGenerator) -> dict[str, str]:
+    return {"parameters": f"{parameters(G):,}",
+            "multiply-accumulates an image, as executed": f"{macs(G):,}"}
 
 
-def _sheet_size(resolution: int) -> int:
-    """Images of a sheet: four rows of eight, fewer of large ones."""
-    return 32 if resolution <= 256 else 8 if resolution <= 512 else 4
+def _samples(G: StyleGenerator, truncation: float) -> tuple[Image.Image, dict]:
+    """The sheet of samples, small images enlarged, and what the card says of it."""
+    count, larger = 32 if G.resolution <= 256 else 8, max(1, 96 // G.resolution)
+    sheet = tile(draw_sheet(G, count, 0, truncation), columns=min(8, count // 2))
+    sheet = sheet.resize((sheet.width * larger, sheet.height * larger), Image.Resampling.NEAREST)
+    how = "no truncation" if truncation == 1 else f"truncation {truncation:g}"
+    return sheet, {"count": count, "seed": 0, "enlarged": larger, "how": how}
 
 
-def _draw(G: AnyGenerator, sheet: Sheet) -> bytes:
-    """The sheet as PNG."""
-    picture = tile(draw_sheet(G, sheet.count, sheet.seed, sheet.truncation), columns=min(8, sheet.count // 2))
-    size = picture.width * sheet.enlarged, picture.height * sheet.enlarged
-    return png(picture.resize(size, Image.Resampling.NEAREST))
+# ------------------------------------------------------------------------------- the card
+
+
+def model_card(G: StyleGenerator, provenance: dict, name: str, folder: str, **more: object) -> str:
+    """README.md of a shared folder.
+
+    Args:
+        provenance: fit to be shown (`gapkd.sharing.origins.public`).
+        name, folder: the title, and what the folder is called.
+        more: sheet, cost and teacher_cost, for the template.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    runs, source = runs_of(provenance)
+    made = runs[-1] if runs else {"settings": {}}
+    settings = made["settings"]
+    licence = provenance.get("license") or made.get("license")
+    licence = licence if isinstance(licence, str) else ""
+    teacher = str(settings.get("teacher", "")) if made.get("command") == "distill" else ""
+    embedded = bool(re.fullmatch(r"\w{1,64}", teacher)) and (
+        data_folder() / f"{teacher}.safetensors").is_file()
+    seen = {str(run["settings"].get("data")) for run in runs}
+    rendered = seen == {"toyfaces"} and (embedded or not teacher)
+    trained_on = code(settings["data"]) if settings.get("data") else ""
+    measured = _measured(provenance, made)
+    results = _results(measured, "conditional" if G.c_dim else "unconditional")
+    conditional = ["class-conditional"] if G.c_dim else []
+    student = ["knowledge-distillation"] if teacher else []
+    data = ModelCardData(
+        **licence_fields(licence) if licence else {}, library_name="gapkd",
+        pipeline_tag=None if G.c_dim else "unconditional-image-generation",
+        tags=["gapkd", G.kind.removesuffix("-generator"), "gan", "image-generation", *conditional,
+              *student], eval_results=results or None, model_name=name if results else None)
+    card = ModelCard.from_template(
+        data, template_str=(files("gapkd.sharing") / "card.md").read_text("utf-8"), code=code,
+        title=re.sub(r"([<*`[])", r"\\\1", name), folder=folder, kind=G.kind, a=G.architecture(),
+        version=_version(), home=_home(), licence=licence, stages=_stages(runs),
+        source=source if "file" in source else {}, teacher=code(teacher) if teacher else "",
+        embedded=embedded, rendered=rendered, **measured, **more,
+        taught=any(settings.get(name, getattr(DistillConfig, name)) for name in LESSONS),
+        data="rendered toy faces" if rendered else trained_on,
+        compared=any(score.startswith(("l1", "agree_")) for score in measured["scores"]),
+        judged_by_its_loss=settings.get("perceptual_weight")
+        and measured["judge"] == settings.get("perceptual"))
+    return f"{str(card).rstrip()}\n"
+
+
+def _stages(runs: list[dict]) -> list[str]:
+    """A line a run: the command that repeats it, and what else is known about it."""
+    lines = []
+    for n, run in enumerate(runs, 1):
+        cls = {"distill": DistillConfig, "teacher": TrainConfig}.get(str(run.get("command")))
+        if cls is None:
+            continue
+        known, settings = numbers(run), run["settings"]
+        if "images" in known:  # it may have been stopped early
+            settings = settings | {"images": known["images"]}
+        if n > 1:
+            settings = settings | {"start_from": f"runs/stage{n - 1}"}
+        command = f"gapkd {run['command']}"
+        try:
+            command = f"{command_line(command, cls, settings)} --out runs/stage{n}"
+        except (TypeError, AttributeError):  # settings that no run had
+            pass
+        words = [code(command)]
+        if "images" in known:
+            words.append(f"{known['images']:,.0f} images")
+        if "seconds" in known:
+            words.append(f"{known['seconds'] / 3600:.2f} hours")
+        facts = ("hardware", "torch", "commit", "date")
+        lines.append(", ".join(words + [f"{key} {code(run[key])}" for key in facts if key in run]))
+    return lines
+
+
+def _rows(record: Mapping) -> list[dict]:
+    """The rows of a record of `gapkd evaluate`; [] where it is none."""
+    rows = record.get("rows")
+    fit = isinstance(rows, list) and all(isinstance(row, dict) and "name" in row for row in rows)
+    return rows if fit else []
+
+
+def _measured(provenance: dict, made: dict) -> dict:
+    """What the card says of an evaluation: `scores`, number's name -> one cell a column, `columns`,
+    `how`, `dataset`, and which network was the `judge`; empty: not known."""
+    record = as_dict(provenance.get("evaluation")) or as_dict(made.get("evaluation"))
+    rows, metrics = _rows(record), as_dict(made.get("metrics"))
+    dataset, judge = str(record.get("data", "")), str(record.get("features", ""))
+    if rows:
+        counts = numbers(record)
+        how = (f"{counts.get('samples', math.nan):,.0f} images a set, from latents of seed "
+               f"{counts.get('seed', math.nan):.0f}, without truncation and with the noise maps as "
+               f"stored, against as many of {code(dataset)}, by `gapkd evaluate`")
+        facts = ("commit", "hardware", "date")
+        how += "".join(f", {key} {code(record[key])}" for key in facts if key in record) + "."
+    elif "real" in metrics:  # as `gapkd embed` writes them
+        rows = [{"name": name, **as_dict(row)} for name, row in metrics.items()]
+        dataset = judge = "toyfaces"
+        how = "By `gapkd embed`, against rendered toy faces."
+    else:
+        return {"scores": {}, "columns": [], "how": "", "dataset": "", "judge": ""}
+    names = {"real": "real images, against other real ones"}
+    if record.get("teacher"):
+        names["teacher"] = f"the teacher, {code(record['teacher'])}"
+    columns = [names.get(str(row["name"]), code(row["name"])) for row in rows[:-1]]
+    return {"scores": _scores([numbers(row) for row in rows]), "how": how, "dataset": dataset,
+            "columns": [*columns, "this network"],
+            "judge": "toyfaces" if judge == "inception" else judge}
+
+
+def _scores(rows: list[dict[str, float]]) -> dict[str, list[str]]:
+    """Name of a number of this network, the last row -> what every row says of it. Chance levels
+    stand in brackets; agreement on single factors is left out."""
+    scores, own = {}, rows[-1]
+    for name in own:
+        single = name.startswith("agree_") and not name.startswith("agree_mean_")
+        if name.endswith("_chance") or single:
+            continue
+        scores[name] = [_short(row[name]) if name in row else "-" for row in rows]
+        if f"{name}_chance" in own:
+            scores[name][-1] += f" ({_short(own[f'{name}_chance'])})"
+    return scores
+
+
+def _results(measured: dict, task: str) -> list:
+    """The scores as hubs read them; none where nobody knows on which data."""
+    from huggingface_hub import EvalResult
+
+    results, dataset = [], measured["dataset"]
+    for name, cells in measured["scores"].items() if dataset else ():
+        match = re.fullmatch(r"(\w+?)_[^_]+_\d+k?", name)  # fid_toyfaces_5k is a fid
+        results.append(EvalResult(
+            task_type=f"{task}-image-generation", dataset_name=dataset,
+            dataset_type=re.sub(r"[^a-z0-9]+", "-", dataset.lower()), metric_name=name,
+            metric_type=match[1] if match else name, metric_value=float(cells[-1].split()[0])))
+    return results
+
+
+def _short(value: float) -> str:
+    """Four significant digits; what rounding has left of a 0 is 0."""
+    return f"{value:.4g}" if abs(value) > 1e-9 else "0"
+
+
+def code(value: object) -> str:
+    """Text of a file or reader as Markdown code, which ends neither the code nor a table's cell."""
+    text = " ".join(str(value).split())[:1500].replace("`", "'").replace("|", "/")
+    return f"`{text or ' '}`"
+
+
+def _version() -> str:
+    from gapkd import __version__
+
+    return __version__
+
+
+def _home() -> str:
+    """Where gapkd is to be had, by its own metadata; empty as long as those name no owner."""
+    try:
+        addresses = importlib.metadata.metadata("gapkd").get_all("Project-URL") or []
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+    home = dict(line.split(", ", 1) for line in addresses).get("Repository", "")
+    return "" if "/OWNER/" in home else home
