@@ -43,8 +43,8 @@ def stylekd():
 @pytest.fixture
 def quick_latent_space(monkeypatch):
     """Path length, projection and edits with a handful of latents and steps."""
-    monkeypatch.setattr("gapkd.experiments.study.EditAgreement", partial(EditAgreement, samples=4, looked_at=40))
-    monkeypatch.setattr("gapkd.experiments.study.measure_latent_space",
+    monkeypatch.setattr("gapkd.experiments.bench.EditAgreement", partial(EditAgreement, samples=4, looked_at=40))
+    monkeypatch.setattr("gapkd.experiments.bench.measure_latent_space",
                         lambda G, net, targets: measure_latent_space(G, net, targets[:4], samples=20, steps=2))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from gapkd.data.datasets import open_dataset, ordered_indices
-from gapkd.distillation.pruning import AnyGenerator
 from gapkd.files.checkpoints import load_generator
 from gapkd.metrics.distribution import same_z_distance, semantic_agreement
 from gapkd.metrics.editing import EditAgreement
@@ -18,7 +17,7 @@ from gapkd.metrics.evaluation import (
     sample_images,
 )
 from gapkd.metrics.features import AttributeNetwork, reader
-from gapkd.networks.stylegan3 import AliasFreeGenerator
+from gapkd.networks.base import StyleGenerator
 from gapkd.settings import DistillConfig, shareable, to_dict
 from gapkd.training.loop import Probe, distill
 from gapkd.training.runs import provenance
@@ -31,7 +30,7 @@ LATENTS, REAL = 20_000, 99
 """Seeds of the students' latents and of the real images."""
 
 
-def agreement_probe(teacher: AnyGenerator, net: AttributeNetwork, samples: int = 1000,
+def agreement_probe(teacher: StyleGenerator, net: AttributeNetwork, samples: int = 1000,
                     seed: int = 10_000) -> Probe:
     """A probe for `distill`: distance to and agreement with the teacher on fixed latents.
 
@@ -40,7 +39,7 @@ def agreement_probe(teacher: AnyGenerator, net: AttributeNetwork, samples: int =
     """
     reference = torch.cat(list(sample_images(teacher, samples, seed)))
 
-    def probe(G: AnyGenerator) -> dict[str, float]:
+    def probe(G: StyleGenerator) -> dict[str, float]:
         images = torch.cat([part.to(reference.device) for part in sample_images(G, samples, seed)])
         numbers = same_z_distance(images, reference, net)
         agreement = semantic_agreement(net, images, reference)
@@ -95,7 +94,7 @@ class Bench:
                 "images": settings.images, "seconds": result.log[-1]["seconds"],
                 **provenance(), "curve": curve, "final": self.measure(result.generator)}
 
-    def measure(self, G: AnyGenerator) -> dict[str, float]:
+    def measure(self, G: StyleGenerator) -> dict[str, float]:
         """All figures of a trained student, which is moved to the bench's device."""
         G = G.to(self.device)
         final = {}
@@ -115,10 +114,10 @@ class Bench:
         references["teacher"] |= self._of_the_network(self.teacher)
         return references
 
-    def _of_the_network(self, G: AnyGenerator) -> dict[str, float]:
+    def _of_the_network(self, G: StyleGenerator) -> dict[str, float]:
         """Figures that need no other network: the latent space and, in dB, equivariance."""
         found = measure_latent_space(G, self.net, self.targets)
-        if isinstance(G, AliasFreeGenerator):
+        if G.movable:
             found |= {"eq_t": equivariance(G, "translation"), "eq_r": equivariance(G, "rotation")}
         return found
 

@@ -27,11 +27,11 @@ import yaml
 from filelock import FileLock, Timeout
 
 from gapkd.data.images import save_png
-from gapkd.distillation.pruning import AnyGenerator
 from gapkd.experiments.bench import PROBED, Bench
 from gapkd.experiments.results import BENCH, REFERENCES, faces_folder, read_results
 from gapkd.files.checkpoints import load_generator, read_metadata, sha256, write_atomically
 from gapkd.metrics.evaluation import sample_images
+from gapkd.networks.base import StyleGenerator
 from gapkd.settings import DistillConfig, command_line, from_dict, shareable, to_dict
 from gapkd.training.loop import OutOfMemory
 from gapkd.training.runs import provenance
@@ -355,7 +355,7 @@ def _claims(table: Table, runs: Sequence[tuple[str, int]]) -> Iterator[tuple[str
             lock.release()
 
 
-def _draw_faces(table: Table, arm: str, seed: int, G: AnyGenerator, count: int = 16) -> None:
+def _draw_faces(table: Table, arm: str, seed: int, G: StyleGenerator, count: int = 16) -> None:
     """Keep what the first seed's networks make of the same latents, in a row, one PNG an arm."""
     if seed == table.seeds[0]:
         images = next(sample_images(G, count, 7))

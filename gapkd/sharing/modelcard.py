@@ -283,7 +283,7 @@ def _shown(own: Figures) -> Figures:
 
 def _titles() -> dict[str, str]:
     """Pattern of a figure's name -> its title, as in the results tables."""
-    from gapkd.experiments.study import COLUMNS, SET_COLUMNS  # brings matplotlib
+    from gapkd.experiments.results import COLUMNS, SET_COLUMNS
 
     return COLUMNS | {pattern: title for pattern, title in SET_COLUMNS.items() if pattern not in COLUMNS}
 
