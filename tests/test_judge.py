@@ -7,16 +7,17 @@ import json
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from tiny import distill_config
 
 from gapkd.cli import main
 from gapkd.data.datasets import ImageFolder
-from gapkd.experiments.study import StudyConfig, results_note, results_table, run_study
+from gapkd.experiments.results import results_table, sweep_note
+from gapkd.experiments.sweep import SweepConfig, run_sweep
 from gapkd.files.checkpoints import CheckpointError, read_metadata
 from gapkd.metrics.features import load_attribute_network
 from gapkd.metrics.judge import JudgeConfig, factors_of, train_judge
-from gapkd.settings import DistillConfig
 from gapkd.training.loop import distill
 
 
@@ -76,22 +77,23 @@ def test_it_stands_in_for_the_embedded_network(judged, tmp_path, teacher_file):
     assert inputs.keys() == {"teacher", "perceptual", "data"}
 
 
-def test_evaluate_and_study_take_it(judged, tmp_path, teacher_file, monkeypatch, capsys):
+def test_evaluate_and_sweep_take_it(judged, tmp_path, teacher_file, quick_latent_space, capsys):
     data, file, _ = judged
     assert main(["evaluate", "--generator", str(teacher_file), "--teacher", str(teacher_file), "--data", data,
                  "--features", file, "--samples", "20"]) == 0
     assert "fid_halves_20" in capsys.readouterr().out
-    monkeypatch.setattr("gapkd.experiments.study.from_dict", lambda cls, values: DistillConfig(
-        **values | {"batch": 8, "d_channels": (4,), "keep": 0.5, "precision": "float32", "grid_every": 0}))
-    study = StudyConfig(arms=("full",), seeds=(0, 1), teacher=str(teacher_file), data=data, judge=file, images=16,
-                        samples=40, results=str(tmp_path / "r.json"), folder=str(tmp_path / "runs"), progress=False)
-    assert {"agree_label", "agree_label_score", "fid_halves_40"} <= run_study(study)[0]["final"].keys()
-    stored = json.loads((tmp_path / "r.json").read_text())
-    assert stored["data"] == "halves" and len(stored["judge_sha256"]) == 64
-    assert "| full | 2 |" in results_table(stored["runs"], stored["references"])
-    note = results_note(stored)
-    assert "--teacher teacher.safetensors --data halves --judge judge.safetensors" in note
-    assert "seeds 0, 1 of every arm" in note and "on 12 images held out: label " in note
+    table = tmp_path / "table.yml"
+    table.write_text(yaml.safe_dump({
+        "results": str(tmp_path / "r.jsonl"), "folder": str(tmp_path / "runs"), "samples": 40, "judge": file,
+        "seeds": [0], "arms": {"paper": None},
+        "settings": {"teacher": str(teacher_file), "data": data, "perceptual": file, "images": 16, "batch": 8,
+                     "d_channels": [4], "keep": 0.5, "precision": "float32", "grid_every": 0}}))
+    *references, run = run_sweep(SweepConfig(str(table)))
+    assert {"agree_label", "agree_label_score", "fid_halves_40"} <= run["final"].keys()
+    assert run["settings"]["data"] == "halves" and len(run["judge_sha256"]) == 64
+    assert "| paper | 1 |" in results_table([run], references)
+    assert "The judge: `gapkd judge`" in (note := sweep_note(str(table), [run], references))
+    assert "on 12 images held out: label " in note
 
 
 @pytest.mark.parametrize("labels, message", [(None, "has no labels: a judge needs a dataset.json"),

@@ -24,7 +24,6 @@ import gapkd
 from gapkd.cli import main
 from gapkd.cli.measure import EvaluateConfig
 from gapkd.cli.share import ShareConfig
-from gapkd.experiments.study import StudyConfig, run_study
 from gapkd.files import checkpoints
 from gapkd.files.checkpoints import CheckpointError, load_generator, read_metadata, save_network, sha256
 from gapkd.networks.stylegan2 import Discriminator, Generator
@@ -244,18 +243,6 @@ def test_a_folder_will_do_wherever_a_generator_is_named(tmp_path, teacher_file, 
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["inputs"]["teacher"] == sha256(folder)
     assert provenance_of(result.checkpoint)["settings"]["teacher"] == str(folder)
     assert architecture_of(str(folder)) == read_metadata(teacher_file)["architecture"]
-
-
-def test_a_study_asks_where_a_folder_comes_from(tmp_path, teacher_file):
-    folder = save_pretrained(load_generator(teacher_file), tmp_path / "net", {"seed": 1})
-    study = {"teacher": "net", "teacher_sha256": sha256(folder), "samples": 40, "teacher_origin": {"seed": 1},
-             "runs": []}
-    config = StudyConfig(arms=(), seeds=(), teacher=str(folder), samples=40, results=str(tmp_path / "study.json"))
-    Path(config.results).write_text(json.dumps(study))
-    assert run_study(config) == []
-    Path(config.results).write_text(json.dumps(study | {"teacher_origin": {"seed": 2}}))
-    with pytest.raises(ValueError, match="holds a study with teacher_origin"):
-        run_study(config)
 
 
 # ------------------------------------------------------------------------------------------- what is refused

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from gapkd.card import stage_lines
+from gapkd.files.history import stage_lines
 from gapkd.settings import DistillConfig, command_line
 from gapkd.sharing.origins import Figures, Origin, code, numbers
 

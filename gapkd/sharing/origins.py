@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
 
-from gapkd.card import DATA
+from gapkd.chapters import ROOT
 from gapkd.files.checkpoints import WEIGHTS, find_checkpoint, read_metadata, recognise, sha256
 from gapkd.files.download import is_address
 from gapkd.settings import FILES, shareable
 
+DATA = ROOT / "data"
 COMMON = ("generator.safetensors", "best.safetensors", "discriminator.safetensors", WEIGHTS)
 """Names that the files of all runs have."""
 ANCESTORS = ("started_from", "converted_from")
@@ -121,13 +122,13 @@ class Origin:
 
     @cached_property
     def measured(self) -> Measured | None:
-        """The record of `gapkd evaluate`, or what `gapkd embed` has left in the provenance."""
+        """The record of `gapkd evaluate`, or what `python -m tools.data_card` has left in the provenance."""
         record = as_dict(self.provenance.get("evaluation")) or as_dict(self.made.get("evaluation"))
         if (rows := record.get("rows")) and are_rows(rows):
             return from_record(record, rows)
         metrics = as_dict(self.made.get("metrics"))
-        if metrics.keys() == {"real", "teacher"}:  # as gapkd.card.embed writes them, about a teacher
-            how = ["Taken over from the weights' provenance, where `gapkd embed` has put them: measured against "
+        if metrics.keys() == {"real", "teacher"}:  # as tools.data_card writes them, about a teacher
+            how = ["Taken over from the weights' provenance, where gapkd's maintainers have put them: measured against "
                    "rendered toy faces.", *_naming("toyfaces")]
             return Measured(numbers(metrics["teacher"]), {REAL: numbers(metrics["real"])}, how, "toyfaces", "toyfaces")
         how = ["Taken over from the weights' provenance, which does not say how they were measured."]
