@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
 
-from gapkd.chapters import ROOT
-from gapkd.files.checkpoints import WEIGHTS, find_checkpoint, read_metadata, recognise, sha256
+from gapkd.files.checkpoints import WEIGHTS, data_folder, find_checkpoint, read_metadata, recognise, sha256
 from gapkd.files.download import is_address
 from gapkd.settings import FILES, shareable
 
-DATA = ROOT / "data"
+DATA = data_folder()
 COMMON = ("generator.safetensors", "best.safetensors", "discriminator.safetensors", WEIGHTS)
 """Names that the files of all runs have."""
 ANCESTORS = ("started_from", "converted_from")
