@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from gapkd.experiments import bench
+from gapkd.metrics.editing import EditAgreement
+from gapkd.metrics.evaluation import measure_latent_space
 from gapkd.settings import DistillConfig, TrainConfig
 
 TINY = {"resolution": 8, "z_dim": 8, "w_dim": 8, "mapping_layers": 2, "channels": (8,), "d_channels": (8,), "batch": 4,
@@ -31,3 +36,10 @@ def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 def newest(run: Path) -> Path:
     """The run's newest checkpoint."""
     return max((run / "checkpoints").glob("*.pt"))
+
+
+def quicken_latent_space(put: Callable[[object, str, object], None] = setattr) -> None:
+    """Let the bench look at path length, projection and edits with a handful of latents and steps."""
+    put(bench, "EditAgreement", partial(EditAgreement, samples=4, looked_at=40))
+    put(bench, "measure_latent_space", lambda G, net, targets:
+        measure_latent_space(G, net, targets[:4], samples=20, steps=2))
