@@ -41,11 +41,11 @@ notebooks: $(READY) ## run all notebooks; compare the cells tagged nbval-check-o
 		--nbval-cell-timeout $(CELL_SECONDS) --nbval-sanitize-with tests/nbval_sanitize.cfg
 
 site: $(SITE) ## chapters, results and reference as static pages in runs/site, links checked
-	@$(BIN)/python -m gapkd.site --links $(LINKS)
+	@$(BIN)/python -m tools.site --links $(LINKS)
 
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) *.egg-info build .pytest_cache .ruff_cache
-	find gapkd tests notebooks -name __pycache__ -prune -exec rm -rf {} +
+	find gapkd tools tests notebooks -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamp is written last, so an interrupted set-up is taken up again, and a finished one is not repeated.
 $(READY): pyproject.toml constraints.txt

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from gapkd.experiments.results import reference_rows, results  # noqa: F401
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 
@@ -38,25 +40,6 @@ def new_run(name: str) -> str:
     from gapkd.training.runs import next_run_folder
 
     return str(next_run_folder(name, ROOT / "runs"))
-
-
-def results(name: str) -> list[dict]:
-    """The stored longer runs in data/results/<name>.json.
-
-    One record a run, with settings, seed, commit, hardware.
-    """
-    return _study(name)["runs"]
-
-
-def reference_rows(name: str) -> list[dict]:
-    """What gives the figures of `results` their scale: other real images, and the teacher."""
-    return _study(name).get("references", [])
-
-
-def _study(name: str) -> dict:
-    from gapkd.files.checkpoints import data_path
-
-    return json.loads(data_path(f"results/{name}.json").read_text())
 
 
 def find_notebook(name: str) -> Path:

@@ -1,16 +1,12 @@
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import torch
 from browser import chromium
 from recorded import arrays
-from tiny import perturb
+from tiny import perturb, quicken_latent_space
 
 from gapkd.files.checkpoints import save_network
-from gapkd.metrics.editing import EditAgreement
-from gapkd.metrics.evaluation import measure_latent_space
 from gapkd.networks.stylegan2 import Generator
 from gapkd.networks.stylegan3 import AliasFreeGenerator
 
@@ -64,9 +60,7 @@ def stylekd():
 @pytest.fixture
 def quick_latent_space(monkeypatch):
     """Path length, projection and edits with a handful of latents and steps."""
-    monkeypatch.setattr("gapkd.experiments.study.EditAgreement", partial(EditAgreement, samples=4, looked_at=40))
-    monkeypatch.setattr("gapkd.experiments.study.measure_latent_space",
-                        lambda G, net, targets: measure_latent_space(G, net, targets[:4], samples=20, steps=2))
+    quicken_latent_space(monkeypatch.setattr)
 
 
 @pytest.fixture

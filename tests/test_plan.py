@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -15,20 +13,15 @@ from gapkd.distillation.students import make_student
 from gapkd.metrics.features import AttributeNetwork
 from gapkd.networks.stylegan2 import Discriminator, Generator, config_f
 from gapkd.settings import DistillConfig
-from gapkd.training import plan
 from gapkd.training.plan import (
-    GrowthConfig,
     PlanConfig,
     activation_memory,
     architecture_of,
-    fit_line,
     image_macs,
     make_plan,
-    measure_growth,
     networks_for,
     published_rate,
     saved_bytes,
-    show_growth,
     step_macs,
     vgg,
     weights_memory,
@@ -58,7 +51,7 @@ def test_the_work_of_a_step_is_that_of_a_real_step(tmp_path, views):
     settings = DistillConfig(out=str(tmp_path), batch=batch, ld_views=views, precision="float32", path_weight=2.0)
     trainer = Trainer(settings, make_student(teacher), Discriminator(32, 32), Guide(settings, teacher))
     reals, work = trainer.real_batch(), {}
-    for name, run in {"d": lambda: trainer.discriminator_step(reals), "g": trainer.generator_step,
+    for name, run in {"d": lambda: trainer.discriminator_step(reals), "g": lambda: trainer.generator_step(reals),
                       "r1": lambda: trainer.r1_step(reals), "path": trainer.path_step}.items():
         with Work() as counter:
             run()
@@ -144,21 +137,3 @@ def test_bad_input(changes, message):
 def test_the_command(capsys):
     assert main(["plan", "--teacher", "toyfaces32", "--gpus", "1"]) == 0
     assert "T MACs for 16 images" in capsys.readouterr().out
-
-
-def test_a_line_is_found():
-    fit = fit_line([1, 10, 100], [2.5, 7, 52])
-    assert fit["offset"] == pytest.approx(2) and fit["slope"] == pytest.approx(0.5)
-    assert fit["error"] == pytest.approx(0, abs=1e-9)
-
-
-def test_growth_is_measured_fitted_and_drawn(tmp_path, monkeypatch):
-    monkeypatch.setattr(plan, "GROWTH", {"channels": ((32, 4, 4), (32, 8, 4)), "batch": ((32, 4, 4), (32, 4, 8))})
-    monkeypatch.setattr(plan, "peak_memory", lambda *arguments: arguments[4] * arguments[-1] * 2**20)
-    growth = measure_growth(GrowthConfig(repeats=1, out=str(tmp_path / "g.json"), plot=str(tmp_path / "g.png")))
-    assert json.loads((tmp_path / "g.json").read_text()) == json.loads(json.dumps(growth))
-    assert (tmp_path / "g.png").read_bytes().startswith(b"\x89PNG")
-    assert [(r["channels"], r["batch"]) for r in growth["rows"]] == [(4, 4), (4, 8), (8, 4)]
-    assert all(r["seconds"] > 0 and r["macs"] > 0 and r["counted_memory"] > 0 for r in growth["rows"])
-    assert growth["rows"][1]["macs"] == 2 * growth["rows"][0]["macs"]
-    assert len(show_growth(growth).splitlines()) == 2 + 3 + 2

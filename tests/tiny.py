@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from gapkd.experiments import bench
 from gapkd.metrics.attributes import AttributeNetwork
+from gapkd.metrics.editing import EditAgreement
+from gapkd.metrics.evaluation import measure_latent_space
 from gapkd.networks.stylegan2 import Generator
 from gapkd.settings import DistillConfig, TrainConfig
 
@@ -67,3 +72,10 @@ def pictures(n: int, seed: int, resolution: int = 32) -> torch.Tensor:
     """Blobs, (n, 3, R, R): the network sees differences in them."""
     coarse = torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     return torch.nn.functional.interpolate(coarse, size=resolution, mode="nearest")
+
+
+def quicken_latent_space(put: Callable[[object, str, object], None] = setattr) -> None:
+    """Let the bench look at path length, projection and edits with a handful of latents and steps."""
+    put(bench, "EditAgreement", partial(EditAgreement, samples=4, looked_at=40))
+    put(bench, "measure_latent_space", lambda G, net, targets:
+        measure_latent_space(G, net, targets[:4], samples=20, steps=2))

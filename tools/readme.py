@@ -3,19 +3,35 @@
 `python -m tools.readme` writes the Colab badges and the first code cells of all notebooks from the
 address in pyproject.toml, and the README's tables from the notebooks and the stored results; tests
 keep them in step. `python -m tools.readme 04_full_distillation` executes that chapter first and
-stores it with its outputs and its measured time.
+stores it with its outputs and its measured time. `--story` draws the picture at the top anew.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import tyro
+
 from gapkd.chapters import NOTEBOOKS, ROOT, find_notebook
+from gapkd.experiments.results import (
+    REFERENCES,
+    read_faces,
+    read_results,
+    results_table,
+    sweep_note,
+)
+from gapkd.experiments.sweep import read_table
+from gapkd.files.checkpoints import write_atomically
+from gapkd.settings import command_line
+from gapkd.training.runs import hardware
+from gapkd.viewing import figures
+from tools.benchmark import BenchmarkConfig, show_benchmark
+from tools.growth import GrowthConfig, show_growth
 
 FIRST_CELL = """\
 # On Colab, or wherever the package is missing: bring the repository and install it.
@@ -103,62 +119,43 @@ def stored(name: str) -> dict:
 
 def measured_with(command: str, cls: type, record: dict) -> str:
     """How a record came about: command, machine, day, version."""
-    from gapkd.settings import command_line
-
-    return (
-        f"Measured with `{command_line(command, cls, record['settings'])}` on "
-        f"{record['hardware']}, {record['threads']} threads, {record['date']}, "
-        f"commit {record['commit']}."
-    )
-
-
-def study_section(name: str) -> list[str]:
-    """Table and note of a stored study."""
-    from gapkd.experiments.study import results_note, results_table
-
-    table = stored(name)
-    return [results_table(table["runs"], table["references"]), results_note(table)]
+    return (f"Measured with `{command_line(command, cls, record['settings'])}` on "
+            f"{record['hardware']}, {record['threads']} threads, {record['date']}, "
+            f"commit {record['commit']}.")
 
 
 def sweep_section(name: str, beside: Sequence[dict] = ()) -> list[str]:
-    """Table and note of sweeps/<name>.yml; `beside`: records of another sweep, shown above it."""
-    from gapkd.experiments.study import results_table
-    from gapkd.experiments.sweep import REFERENCES, read_results, read_table, sweep_note
-
-    table = read_table(ROOT / "sweeps" / f"{name}.yml")
+    """Table and note of a sweep; `beside`: records of another sweep, shown above it."""
+    file = f"tools/sweeps/{name}.yml"
+    table = read_table(ROOT / file)
     records = read_results(ROOT / table.results)
-    references = [{"name": r["arm"], **r["final"]} for r in records if r["arm"] in REFERENCES]
+    references = [record for record in records if record["arm"] in REFERENCES]
     runs = [record for record in records if record["arm"] in table.arms]
     measured = {record["arm"] for record in runs}
     arms = list(dict.fromkeys(record["arm"] for record in beside))
     arms += [arm for arm in table.arms if arm in measured]
     shown = results_table([*beside, *runs], references, arms=arms)
-    return [shown, sweep_note(f"sweeps/{name}.yml", runs)]
+    return [shown, sweep_note(file, runs, references)]
 
 
 def whole_models() -> list[dict]:
     """The records of the table's sweep that stand beside those of other sizes."""
-    from gapkd.experiments.sweep import read_results
-
     records = read_results(ROOT / "data" / "results" / "table.jsonl")
-    return [r | {"arm": f"{r['arm']}, 30 %"} for arm in ("paper", "gapkd")
-            for r in records if r["arm"] == arm]
+    return [record | {"arm": f"{arm}, 30 %"} for arm in ("paper", "gapkd")
+            for record in records if record["arm"] == arm]
 
 
 def speed_section(name: str) -> list[str]:
     """Tables of a stored benchmark."""
-    from gapkd.benchmark import BenchmarkConfig, show_benchmark
-
     record = stored(name)
-    return [*show_benchmark(record), measured_with("gapkd benchmark", BenchmarkConfig, record)]
+    made = measured_with("python -m tools.benchmark", BenchmarkConfig, record)
+    return [*show_benchmark(record), made]
 
 
 def growth_section() -> list[str]:
     """How time and memory grow."""
-    from gapkd.training.plan import GrowthConfig, show_growth
-
     record = stored("growth")
-    return [show_growth(record), measured_with("gapkd growth", GrowthConfig, record)]
+    return [show_growth(record), measured_with("python -m tools.growth", GrowthConfig, record)]
 
 
 def filled(text: str, mark: str, content: str) -> str:
@@ -173,8 +170,8 @@ def readme(text: str) -> str:
         "chapters": [chapter_rows()],
         "table": sweep_section("table"),
         "sizes": sweep_section("sizes", beside=whole_models()),
-        "stylegan3": study_section("stylegan3_runs"),
-        "photographs": study_section("photographs"),
+        "stylegan3": sweep_section("stylegan3"),
+        "photographs": sweep_section("photographs"),
         "speed": speed_section("benchmark"),
         "stylegan3-speed": speed_section("stylegan3_speed"),
         "growth": growth_section(),
@@ -195,8 +192,6 @@ def execute(name: str) -> float:
     import nbformat
     import torch
     from nbclient import NotebookClient
-
-    from gapkd.training.runs import hardware
 
     file = find_notebook(name)
     notebook = nbformat.read(file, as_version=4)
@@ -220,10 +215,37 @@ def execute(name: str) -> float:
     return seconds
 
 
-def main() -> None:
-    """Write badges, first cells and tables; chapters named on the command line are run first."""
-    for name in sys.argv[1:]:
+STORY = {"teacher": "teacher", "alone": "student\nalone", "random": "own\nmapping",
+         "inherit": "teacher's\nmapping", "paper": "full\nmethod",
+         "pruned": "mapping and\npruned weights"}
+"""Arms in the picture at the top, and what it calls them."""
+
+
+def draw_story() -> None:
+    """The README's picture: the teacher's faces above those of the first seed's students."""
+    faces = read_faces(ROOT / "data" / "results" / "table.jsonl", list(STORY))
+    rows = {STORY[arm]: images[:12] for arm, images in faces.items()}
+    title = "The same twelve latents: a teacher and its students after 100,000 images"
+    picture = figures.to_png(figures.compare_rows(rows, title, ncols=12))
+    write_atomically(ROOT / "data" / "story.png", picture)
+
+
+@dataclass(frozen=True)
+class ReadmeConfig:
+    """Write badges, first cells and the README's tables."""
+
+    chapters: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Run these first, and store them with their outputs."""
+    story: bool = False
+    """Draw the picture at the top anew."""
+
+
+def main(config: ReadmeConfig) -> None:
+    """Write what has changed, and say so."""
+    for name in config.chapters:
         print(f"{name}: {execute(name):.0f} s", flush=True)
+    if config.story:
+        draw_story()
     for file in sorted(NOTEBOOKS.glob("*.ipynb")):
         notebook = sync_notebook(json.loads(file.read_text()))
         replace(file, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
@@ -239,4 +261,4 @@ def replace(file: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(tyro.cli(ReadmeConfig, prog="python -m tools.readme"))

@@ -1,8 +1,8 @@
-"""StyleGAN2 and StyleGAN3 written as their papers describe them, one operation after the other: what ours is measured
-against.
+"""StyleGAN2 and StyleGAN3 as their papers describe them, one operation after the other: what ours
+is measured against, in the benchmark and in tests.
 
-Same parameters, same numbers, other arithmetic: one convolution weight a sample in a grouped convolution, and zero
-insertion, padding and low-pass filter as separate steps. Nothing but the benchmark and its tests uses it.
+Same parameters, same numbers, other arithmetic: one convolution weight a sample in a grouped
+convolution, and zero insertion, padding and low-pass filter as separate steps.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ def textbook(network: Network) -> Network:
 
 
 def upfirdn(x: Tensor, kernel: Tensor, up: int = 1, pad: tuple[int, int] = (0, 0)) -> Tensor:
-    """Insert zeros, pad, low-pass: (N, C, H, W) -> (N, C, up H + pad - 3, ...). kernel (1, 1, 4, 4), symmetric."""
+    """Insert zeros, pad, low-pass with a symmetric kernel (1, 1, 4, 4).
+
+    (N, C, H, W) -> (N, C, up H + pad - 3, up W + pad - 3), pad being the sum of both sides.
+    """
     n, c, h, w = x.shape
     x = x.reshape(n * c, 1, h, 1, w, 1)
     x = F.pad(x, (0, up - 1, 0, 0, 0, up - 1)).reshape(n * c, 1, h * up, w * up)
@@ -74,7 +77,8 @@ class EqualConv2d(layers.EqualConv2d):
     def forward(self, x: Tensor) -> Tensor:
         stride, padding = 1, self.kernel // 2
         if self.down:
-            x, stride, padding = upfirdn(x, self.fir, pad=(2, 2) if self.kernel == 3 else (1, 1)), 2, 0
+            pad = self.kernel // 2 + 1
+            x, stride, padding = upfirdn(x, self.fir, pad=(pad, pad)), 2, 0
         x = F.conv2d(x, self.weight * self.scale, stride=stride, padding=padding)
         if self.bias is not None:
             x = x + self.bias[None, :, None, None]
@@ -100,12 +104,16 @@ class SynthesisNetwork(stylegan2.SynthesisNetwork):
 
 
 class FilteredLeakyReLU(filtered_lrelu.FilteredLeakyReLU):
-    """Bias, zeros, padding, filter, non-linearity, filter, dropping; separable filters once along each axis."""
+    """Bias, zeros, padding, filter, non-linearity, filter, dropping; separable filters once along
+    each axis."""
 
     def forward(self, x: Tensor, bias: Tensor, scale: Tensor | None = None) -> Tensor:
         (n, c, h, w), up = x.shape, self.up_factor
-        x = (x if scale is None else x * scale.to(x.dtype)[:, :, None, None]) + bias.to(x.dtype)[:, None, None]
-        x = F.pad(x.reshape(n, c, h, 1, w, 1), (0, up - 1, 0, 0, 0, up - 1)).reshape(n, c, h * up, w * up)
+        if scale is not None:
+            x = x * scale.to(x.dtype)[:, :, None, None]
+        x = x + bias.to(x.dtype)[:, None, None]
+        x = F.pad(x.reshape(n, c, h, 1, w, 1), (0, up - 1, 0, 0, 0, up - 1))
+        x = x.reshape(n, c, h * up, w * up)
         x = F.pad(x, 2 * self.padding)
         up_filter, down_filter = self.filters
         x = self.filtered(x, up_filter * up)
@@ -124,6 +132,10 @@ class FilteredLeakyReLU(filtered_lrelu.FilteredLeakyReLU):
         return x
 
 
-FORMS: dict[type, type] = {layers.ModulatedConv2d: ModulatedConv2d, layers.EqualConv2d: EqualConv2d,
-                           stylegan2.StyledConv: StyledConv, stylegan2.SynthesisNetwork: SynthesisNetwork,
-                           filtered_lrelu.FilteredLeakyReLU: FilteredLeakyReLU}
+FORMS: dict[type, type] = {
+    layers.ModulatedConv2d: ModulatedConv2d,
+    layers.EqualConv2d: EqualConv2d,
+    stylegan2.StyledConv: StyledConv,
+    stylegan2.SynthesisNetwork: SynthesisNetwork,
+    filtered_lrelu.FilteredLeakyReLU: FilteredLeakyReLU,
+}

@@ -1,0 +1,129 @@
+"""Where runs are measured: the same teacher, real images and judges for all of them."""
+
+from __future__ import annotations
+
+import torch
+
+from gapkd.data.datasets import open_dataset, ordered_indices
+from gapkd.files.checkpoints import load_generator
+from gapkd.metrics.distribution import same_z_distance, semantic_agreement
+from gapkd.metrics.editing import EditAgreement
+from gapkd.metrics.equivariance import equivariance
+from gapkd.metrics.evaluation import (
+    evaluate_generator,
+    evaluation_table,
+    measure_latent_space,
+    real_features,
+    sample_images,
+)
+from gapkd.metrics.features import AttributeNetwork, reader
+from gapkd.networks.base import StyleGenerator
+from gapkd.settings import DistillConfig, shareable, to_dict
+from gapkd.training.loop import Probe, distill
+from gapkd.training.runs import provenance
+
+PROBED = ("l1", "perceptual", "agree_mean_accuracy", "agree_mean_correlation")
+"""What is measured while a student trains, beside the FID; a record's curve keeps it."""
+SECOND = ("fid_", "agree_mean", "perceptual")
+"""What the second judge is asked for; the names begin with second_."""
+LATENTS, REAL = 20_000, 99
+"""Seeds of the students' latents and of the real images."""
+
+
+def agreement_probe(teacher: StyleGenerator, net: AttributeNetwork, samples: int = 1000,
+                    seed: int = 10_000) -> Probe:
+    """A probe for `distill`: distance to and agreement with the teacher on fixed latents.
+
+    Noise is constant. The probe gives PROBED, as far as the network reads factors of both kinds,
+    and the chance level of each as l1_chance and so on.
+    """
+    reference = torch.cat(list(sample_images(teacher, samples, seed)))
+
+    def probe(G: StyleGenerator) -> dict[str, float]:
+        images = torch.cat([part.to(reference.device) for part in sample_images(G, samples, seed)])
+        numbers = same_z_distance(images, reference, net)
+        agreement = semantic_agreement(net, images, reference)
+        for name in agreement.keys() & {"mean_accuracy", "mean_correlation"}:
+            numbers[f"agree_{name}"] = agreement[name].value
+            numbers[f"agree_{name}_chance"] = agreement[name].chance
+        return numbers
+
+    return probe
+
+
+class Bench:
+    """Trains and measures.
+
+    Args:
+        teacher: its file, or the name of an embedded one.
+        judge: what reads faces: "toyfaces", or a file that `gapkd judge` wrote.
+        data: the real images.
+        samples: images of the last evaluation.
+        second_judge: another one, that was no student's perceptual loss: a method may please the
+            first without having come nearer. Empty: none.
+        device: where everything is measured.
+        projected: images that are looked for in the latent space.
+    """
+
+    def __init__(self, teacher: str, judge: str, data: str, samples: int, second_judge: str = "",
+                 device: str | torch.device = "cpu", projected: int = 64):
+        self.device, self.samples = torch.device(device), samples
+        self.teacher = load_generator(teacher).to(self.device)
+        self.dataset = open_dataset(data, self.teacher.resolution, seed=REAL)
+        self.net = reader(judge, self.device)
+        self.judges = {"": self.net}
+        if second_judge:
+            self.judges["second_"] = reader(second_judge, self.device)
+        self.real = {prefix: real_features(judge, self.dataset, samples, seed=REAL)
+                     for prefix, judge in self.judges.items()}
+        self.edits = EditAgreement(self.teacher, self.net)
+        # Toy faces of this seed are new to every run; of a folder, these were trained on.
+        self.targets = self.dataset.load(ordered_indices(self.dataset.size, 0, projected, 98))
+
+    def train(self, settings: DistillConfig) -> dict:
+        """Distil, measure on the way and at the end: a run's record."""
+        result = distill(settings, agreement_probe(self.teacher, self.net))
+        curve = []
+        for line in result.log:
+            point = {name: value for name, value in line.items() if name.startswith("fid_")}
+            if "l1" in line:  # "perceptual" alone is a loss
+                point |= {name: line[name] for name in PROBED if name in line}
+            if point:
+                curve.append({"images": line["images"], **point})
+        return {"seed": settings.seed, "settings": shareable(to_dict(settings)),
+                "images": settings.images, "seconds": result.log[-1]["seconds"],
+                **provenance(), "curve": curve, "final": self.measure(result.generator)}
+
+    def measure(self, G: StyleGenerator) -> dict[str, float]:
+        """All figures of a trained student, which is moved to the bench's device."""
+        G = G.to(self.device)
+        final = {}
+        for prefix, judge in self.judges.items():
+            found = evaluate_generator(G, judge, self.samples, LATENTS, self.teacher,
+                                       self.real[prefix])
+            final |= _named(found, prefix)
+        return final | {"agree_edits": self.edits(G)} | self._of_the_network(G)
+
+    def references(self) -> dict[str, dict[str, float]]:
+        """What gives the figures their scale: {"real": real images against others, "teacher"}."""
+        references = {"real": {}, "teacher": {}}
+        for prefix, judge in self.judges.items():
+            rows = evaluation_table({}, judge, self.dataset, self.teacher, self.samples, REAL)
+            for row in rows:
+                references[row.pop("name")] |= _named(row, prefix)
+        references["teacher"] |= self._of_the_network(self.teacher)
+        return references
+
+    def _of_the_network(self, G: StyleGenerator) -> dict[str, float]:
+        """Figures that need no other network: the latent space and, in dB, equivariance."""
+        found = measure_latent_space(G, self.net, self.targets)
+        if G.movable:
+            found |= {"eq_t": equivariance(G, "translation"), "eq_r": equivariance(G, "rotation")}
+        return found
+
+
+def _named(figures: dict[str, float], prefix: str) -> dict[str, float]:
+    """All figures of the first judge; those of SECOND of the second one, with its prefix."""
+    if not prefix:
+        return figures
+    return {prefix + name: value for name, value in figures.items() if name.startswith(SECOND)}

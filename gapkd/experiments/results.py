@@ -1,0 +1,267 @@
+"""What is read off the records of a sweep: means, differences, tables.
+
+A results file holds one JSON line a run: its arm, seed, settings, images, seconds, the curve of
+what was measured while it trained, the `final` figures, and where, when and by which judge they
+were taken. Two more lines, `real` and `teacher`, give the figures their scale. Settings of a record
+may have gone from the package since: nothing here builds them anew.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gapkd.data.images import untile
+from gapkd.files.checkpoints import data_path
+
+REFERENCES = ("real", "teacher")
+"""Arms that are none: real images against other real ones, and the teacher."""
+BENCH = ("judge_sha256", "second_judge_sha256", "samples")
+"""Entries of a record that say what measured it."""
+
+COLUMNS = {
+    "l1": "L1 ↓", "perceptual": "perceptual ↓", "agree_mean_accuracy": "same class ↑",
+    "agree_mean_correlation": "correlation ↑", "agree_edits": "edits ↑",
+    "fid_(?!to_teacher_).+": "FID to real ↓", "fid_to_teacher_.+": "FID to teacher ↓",
+    "eq_t": "EQ-T, dB ↑", "eq_r": "EQ-R, dB ↑"}
+SET_COLUMNS = {
+    "fid_(?!to_teacher_).+": "FID ↓", "kid_.+": "KID × 10³ ↓", "precision_.+": "precision",
+    "recall_.+": "recall", "density_.+": "density", "coverage_.+": "coverage ↑",
+    "ppl_.+": "PPL ↓", "projection_psnr": "projection, PSNR dB ↑",
+    "projection_perceptual": "projection, perceptual ↓"}
+"""Figures of a results table and their titles. A figure is a pattern of the name that it has in a
+record: those of Frechet distances hold the feature space and the sample count. "FID to teacher"
+compares images of the same z. Precision, recall and density have no better side: they ought to be
+as high as those of other real images."""
+
+
+# -------------------------------------------------------------------------------------- reading
+
+
+def read_results(path: str | Path) -> list[dict]:
+    """The records of a results file, none if it is not there yet.
+
+    Raises:
+        ValueError: a line is no record, or different judges have measured them, or one on different
+            numbers of images.
+    """
+    file, records = Path(path), []
+    lines = file.read_text().splitlines() if file.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            needed = ["arm", "final"]
+            if record["arm"] not in REFERENCES:
+                needed += ["seed", "settings", "images", "seconds"]
+            for name in needed:
+                record[name]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{file}, line {number}, is not the record of a run: take the line "
+                             "out; its run is then made again") from error
+        records.append(record)
+    for name in BENCH:
+        if len({record.get(name) for record in records}) > 1:
+            raise ValueError(f"{file} holds figures that cannot be compared, of different {name}: "
+                             "take lines out; their runs are then made again")
+    return records
+
+
+def results(name: str) -> list[dict]:
+    """The runs in data/results/<name>.jsonl, without the rows of real images and teacher."""
+    return [record for record in _stored(name) if record["arm"] not in REFERENCES]
+
+
+def reference_rows(name: str) -> list[dict]:
+    """What gives the figures of `results` their scale: the records of real images and teacher."""
+    return [record for record in _stored(name) if record["arm"] in REFERENCES]
+
+
+def _stored(name: str) -> list[dict]:
+    return read_results(data_path(f"results/{name}.jsonl"))
+
+
+def faces_folder(results: str | Path) -> Path:
+    """Where the faces beside a results file lie: table.jsonl, table/."""
+    return Path(results).with_suffix("")
+
+
+def read_faces(results: str | Path, arms: Sequence[str]) -> dict[str, Tensor]:
+    """What the first seed's networks drew from the same latents.
+
+    Returns: arm -> images (N, 3, R, R) in [-1, 1]; arms that have none are missing.
+    """
+    found = {}
+    for arm in arms:
+        file = faces_folder(results) / f"{arm}.png"
+        if file.is_file():
+            with Image.open(file) as picture:
+                pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+            found[arm] = untile(pixels).float() / 127.5 - 1
+    return found
+
+
+# -------------------------------------------------------------------------- means and differences
+
+
+def summary(records: Sequence[dict], arm: str, name: str) -> tuple[float, float, int]:
+    """Mean, standard deviation over seeds (0 for one), and number of seeds of a figure of `final`.
+
+    Raises:
+        ValueError: nobody ran that arm, or measured that figure of it.
+    """
+    runs = [record["final"] for record in records if record["arm"] == arm]
+    if not runs:
+        known = ", ".join(sorted({record["arm"] for record in records}))
+        raise ValueError(f"no run of arm {arm} is recorded: known are {known}")
+    values = torch.tensor([final[name] for final in runs if name in final], dtype=torch.float64)
+    if not len(values):
+        raise ValueError(f"no run of arm {arm} has the figure {name}: it was measured before there "
+                         "were any")
+    spread = values.std().item() if len(values) > 1 else 0.0
+    return values.mean().item(), spread, len(values)
+
+
+def difference(records: Sequence[dict], arm: str, other: str, name: str) -> tuple[float, float]:
+    """By how much the mean of an arm lies above that of another one, and its standard error.
+
+    The error is Welch's, from the spread over the seeds of both; nan where one has a single seed.
+    """
+    mean, spread, seeds = summary(records, arm, name)
+    other_mean, other_spread, other_seeds = summary(records, other, name)
+    if min(seeds, other_seeds) < 2:
+        return mean - other_mean, float("nan")
+    return mean - other_mean, (spread**2 / seeds + other_spread**2 / other_seeds) ** 0.5
+
+
+def welch_p(records: Sequence[dict], arm: str, other: str, name: str) -> float:
+    """How often luck alone, of the seeds, would set the means of two arms so far apart.
+
+    Two-sided p of Welch's t-test, whose degrees of freedom are few with few seeds; nan where an arm
+    has a single seed or neither has any spread.
+    """
+    from scipy.stats import ttest_ind_from_stats  # takes a second to import
+
+    if not difference(records, arm, other, name)[1] > 0:
+        return float("nan")
+    stats = (*summary(records, arm, name), *summary(records, other, name))
+    return float(ttest_ind_from_stats(*stats, equal_var=False).pvalue)
+
+
+# ----------------------------------------------------------------------------------------- tables
+
+
+def results_table(records: Sequence[dict], references: Sequence[dict] = (),
+                  columns: Mapping[str, str] = COLUMNS, arms: Sequence[str] = ()) -> str:
+    """Markdown: rows for scale, then one an arm, mean ± standard deviation over its seeds.
+
+    In brackets the chance level of that arm: what its images would score if they were paired with
+    other ones of the teacher's. It differs from arm to arm, since blurred images are near to
+    everything.
+
+    Args:
+        references: records of REFERENCES.
+        columns: figures and their titles.
+        arms: which ones, in this order; by default all, as they come.
+
+    Raises:
+        ValueError: the records do not belong into one table: runs of different length, or judged in
+            different feature spaces or on different numbers of images.
+    """
+    if not records:
+        return "_No runs are recorded yet._"
+    lengths = sorted({record["images"] for record in records})
+    if len(lengths) > 1:
+        of = ", ".join(map(str, lengths))
+        raise ValueError(f"runs of {of} images do not belong into one table")
+    names = _names(records, columns)
+    fid = next(n for n in records[0]["final"] if re.fullmatch("fid_(?!to_teacher_).+", n))
+    samples = fid.rsplit("_", 1)[1]  # a metric's name ends with its sample count
+    lines = [f"| {lengths[0]:,} images each, judged on {samples} | seeds | {' | '.join(names)} |",
+             "|---|--:|" + "--:|" * len(names)]
+    for row in references:
+        title = "real, against other real" if row["arm"] == "real" else row["arm"]
+        cells = [_cell([row], name, _unit(column), chance=False) for column, name in names.items()]
+        lines.append(f"| {title} | | {' | '.join(cells)} |")
+    for arm in arms or dict.fromkeys(record["arm"] for record in records):
+        runs = [record for record in records if record["arm"] == arm]
+        cells = [_cell(runs, name, _unit(column)) for column, name in names.items()]
+        lines.append(f"| {arm} | {len(runs)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _names(records: Sequence[dict], columns: Mapping[str, str]) -> dict[str, str]:
+    """Title of a column -> name of its figure in these records; no figure, no column."""
+    found: dict[str, str] = {}
+    for name in dict.fromkeys(name for record in records for name in record["final"]):
+        for pattern, title in columns.items():
+            if not re.fullmatch(pattern, name):
+                continue
+            if title in found:
+                raise ValueError(f"some of the runs were judged by {found[title]}, others by "
+                                 f"{name}: these do not belong into one column")
+            found[title] = name
+    return {title: found[title] for title in columns.values() if title in found}
+
+
+def _unit(title: str) -> float:
+    """What a column's title says that its figures are multiplied by."""
+    return 1e3 if "× 10³" in title else 1.0
+
+
+def _cell(runs: Sequence[dict], name: str, unit: float, chance: bool = True) -> str:
+    """A figure of an arm's runs: mean ± deviation, how many have it if not all, chance level."""
+    if not any(name in run["final"] for run in runs):
+        return "-"
+    mean, spread, measured = summary(runs, runs[0]["arm"], name)
+    text = f"{unit * mean:.3f}"
+    if measured > 1:
+        text += f" ± {unit * spread:.3f}"
+    if measured < len(runs):
+        text += f", of {measured}"
+    level = f"{name}_chance"
+    if chance and any(level in run["final"] for run in runs):
+        text += f" ({summary(runs, runs[0]['arm'], level)[0]:.3f})"
+    return text
+
+
+def sweep_note(file: str, records: Sequence[dict], references: Sequence[dict] = ()) -> str:
+    """In sentences: the command, commits and machines behind the results of a table.
+
+    Args:
+        file: the table.
+        references: records of REFERENCES: they know where networks come from that are not here.
+    """
+    def of(name: str, rows: Sequence[dict]) -> str:
+        return ", ".join(sorted({str(row[name]) for row in rows}))
+
+    hours = sum(record["seconds"] for record in records) / 3600
+    text = (f"Made with `gapkd sweep {file}`: commit {of('commit', records)}, "
+            f"{of('hardware', records)}, threads a run: {of('threads', records)}, "
+            f"{hours:.1f} hours for all {len(records)} runs, {of('date', records)}.")
+    if older := [record for record in records if "command" in record]:
+        arms = ", ".join(dict.fromkeys(record["arm"] for record in older))
+        text += (f" {len(older)} of them ({arms}) were trained by `{of('command', older)}`, which "
+                 "this command has replaced, with the same settings.")
+    if again := [record["measured"] for record in records if "measured" in record]:
+        text += f" {len(again)} students were measured again, at commit {of('commit', again)}."
+    for name in dict.fromkeys(name for record in records for name in record.get("added", {})):
+        later = [record["added"][name] for record in records if name in record.get("added", {})]
+        text += f" {name} was added to {len(later)} of them, at commit {of('commit', later)}."
+    origins = references[0] if references else {}
+    for role in ("teacher", "judge"):
+        if origin := origins.get(f"{role}_origin"):
+            made = [f"`gapkd {origin['command']}`"] if "command" in origin else []
+            made += [str(origin[name]) for name in ("commit", "hardware", "date") if name in origin]
+            text += f" The {role}: {', '.join(made)}"
+            if held_out := origin.get("held_out"):
+                scores = [f"{name} {value:.3f}" for name, value in held_out["scores"].items()]
+                text += f"; on {held_out['images']:,} images held out: {', '.join(scores)}"
+            text += "."
+    return text

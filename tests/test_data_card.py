@@ -1,0 +1,115 @@
+"""The embedded files: whole, small, loadable, with provenance; the card is written from them."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+
+import pytest
+import tyro
+from tiny import config, distill_config
+
+from gapkd.files.checkpoints import load_discriminator, load_generator, read_metadata
+from gapkd.files.history import stage_lines, stages
+from gapkd.metrics.features import load_attribute_network
+from gapkd.settings import TrainConfig, command_line, to_dict
+from gapkd.training.loop import distill, train_gan
+from tools.data_card import DATA, EmbedConfig, check_sums, embed, write_card
+
+FILES = sorted(DATA.glob("*.safetensors"))
+
+
+def test_checksums_hold_and_name_every_file():
+    assert check_sums() == []
+    listed = {line.split("  ")[1] for line in (DATA / "SHA256SUMS").read_text().splitlines()}
+    assert listed == {file.name for file in FILES}
+    assert {"toyfaces32.safetensors", "attributes.safetensors"} <= listed
+
+
+def test_all_of_it_is_small():
+    assert sum(file.stat().st_size for file in DATA.rglob("*") if file.is_file()) < 25e6
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_network_loads_and_says_where_it_came_from(file):
+    metadata = read_metadata(file)
+    card = metadata["provenance"]
+    if metadata["kind"] in ("stylegan2-generator", "stylegan3-generator"):
+        student = card["command"] == "distill"
+        expected = 32 if student else card["settings"]["resolution"]
+        assert load_generator(file.stem).resolution == expected
+        assert not card["commit"].endswith("+"), "trained from a tree with uncommitted changes"
+        assert {"commit", "hardware", "seconds", "images", "metrics"} <= card.keys()
+        assert {"real", "teacher", *(["student"] * student)} == card["metrics"].keys()
+    elif metadata["kind"] == "stylegan2-discriminator":
+        load_discriminator(file.stem)
+    else:
+        load_attribute_network(file)
+
+
+def test_the_card_is_what_the_files_say(tmp_path):
+    for file in FILES:
+        shutil.copy(file, tmp_path)
+    write_card(tmp_path)
+    for name in ("README.md", "SHA256SUMS"):
+        assert (tmp_path / name).read_text() == (DATA / name).read_text()
+
+
+def test_a_changed_file_and_a_missing_one_are_noticed(tmp_path):
+    for name in ("attributes.safetensors", "second_judge.safetensors", "SHA256SUMS"):
+        shutil.copy(DATA / name, tmp_path)
+    with open(tmp_path / "attributes.safetensors", "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"x")
+    wrong = check_sums(tmp_path)
+    assert {"attributes.safetensors", "toyfaces32.safetensors"} <= set(wrong)
+    assert "second_judge.safetensors" not in wrong
+
+
+def test_a_teacher_and_its_student_are_taken_over(tmp_path):
+    """A teacher in two stages, then a student of it: measured, copied, described."""
+    data = tmp_path / "data"
+    data.mkdir()
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    train_gan(config(first, resolution=32, images=8))
+    train_gan(config(second, resolution=32, images=8, start_from=str(first)))
+    embed(EmbedConfig(str(second), "small", samples=12), data)
+    distill(distill_config(third, data / "small.safetensors", images=8))
+    embed(EmbedConfig(str(third), "smaller", samples=12), data)
+    assert check_sums(data) == []
+    assert (data / "small_discriminator.safetensors").exists() and (data / "small.png").exists()
+    assert not (data / "smaller_discriminator.safetensors").exists()
+    small, smaller = (read_metadata(data / f"{name}.safetensors")["provenance"]
+                      for name in ("small", "smaller"))
+    assert small["metrics"].keys() == {"real", "teacher"}
+    assert not any(name.startswith("agree") for name in small["metrics"]["teacher"])
+    assert smaller["metrics"]["teacher"]["agree_mean_accuracy"] == 1
+    assert "fid_toyfaces_12" in smaller["metrics"]["student"]
+    assert not any("chance" in name for name in smaller["metrics"]["student"])
+    assert str(tmp_path) not in str(small) + str(smaller)  # no paths of this machine
+    page = (data / "README.md").read_text()
+    assert "A StyleGAN2 generator, 16 images in 0.0 hours, in 2 stages.\n" in page
+    assert "distilled from small.safetensors, 8 images" in page
+
+
+def test_the_stages_are_the_commands_that_make_it_again():
+    made = {"seconds": 3600, "commit": "c", "hardware": "H"}
+    first = {"settings": {"images": 9, "lr": 0.1}, "images": 5, **made}
+    card = {"settings": {"images": 7}, "images": 7, **made, "started_from": first}
+    assert stages(card) == [first, card]
+    assert stage_lines(card) == [
+        "- stage 1: `gapkd teacher --images 5 --lr 0.1 --out runs/stage1`, 1.0 hours, commit c, H",
+        "- stage 2: `gapkd teacher --images 7 --start-from runs/stage1 --out runs/stage2`, "
+        "1.0 hours, commit c, H"]
+    taught = {"settings": {"teacher": "a", "images": 7}, "images": 7, **made}
+    assert stage_lines(taught)[0].startswith("- stage 1: `gapkd distill --images 7 --teacher a")
+
+
+def test_the_command_on_the_card_gives_the_settings_back():
+    settings = TrainConfig(resolution=64, channels=(64, 32), noise=False, flip=False, lr=0.0015,
+                           start_from="a run")
+    line = command_line("gapkd teacher", TrainConfig, to_dict(settings))
+    words = shlex.split(line.replace("a run", "'a run'"))
+    assert words[:2] == ["gapkd", "teacher"] and "--no-noise" in words
+    assert tyro.cli(TrainConfig, args=words[2:]) == settings
+    assert command_line("gapkd teacher", TrainConfig, to_dict(TrainConfig())) == "gapkd teacher"

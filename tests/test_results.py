@@ -1,0 +1,135 @@
+"""What is read off records: means, differences, tables, notes, and the records that come along."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from scipy.stats import ttest_ind
+
+from gapkd.experiments import results
+from gapkd.experiments.results import (
+    SET_COLUMNS,
+    difference,
+    read_results,
+    results_table,
+    summary,
+    sweep_note,
+    welch_p,
+)
+
+STORED = sorted((Path(__file__).parent.parent / "data" / "results").glob("*.jsonl"))
+
+
+def run(arm: str, seed: int = 0, **final: float) -> dict:
+    return {"arm": arm, "seed": seed, "images": 10, "settings": {}, "seconds": 1800, "final": final}
+
+
+def test_summary_difference_and_p_are_those_of_the_seeds():
+    seeds = {"a": (0.5, 0.7), "b": (0.1, 0.2, 0.3), "c": (0.4,)}
+    records = [run(arm, n, r=value) for arm in seeds for n, value in enumerate(seeds[arm])]
+    assert summary(records, "b", "r") == (pytest.approx(0.2), pytest.approx(0.1), 3)
+    assert summary(records, "c", "r") == (pytest.approx(0.4), 0.0, 1)
+    gain, error = difference(records, "a", "b", "r")
+    assert gain == pytest.approx(0.4) and error == pytest.approx((0.02 / 2 + 0.01 / 3) ** 0.5)
+    expected = ttest_ind(seeds["a"], seeds["b"], equal_var=False).pvalue
+    assert welch_p(records, "a", "b", "r") == pytest.approx(expected)
+    for judged in (difference(records, "a", "c", "r")[1], welch_p(records, "a", "c", "r")):
+        assert math.isnan(judged)
+    with pytest.raises(ValueError, match="no run of arm d is recorded: known are a, b, c"):
+        summary(records, "d", "r")
+    with pytest.raises(ValueError, match="no run of arm a has the figure l1"):
+        summary(records, "a", "l1")
+
+
+def test_a_table_has_scale_mean_spread_and_chance():
+    records = [run("dcp", 0, l1=0.1, l1_chance=0.4, fid_faces_5k=1, fid_to_teacher_faces_5k=2),
+               run("paper", 0, l1=0.2, l1_chance=0.5, fid_faces_5k=3, fid_to_teacher_faces_5k=4),
+               run("paper", 1, l1=0.4, l1_chance=0.7, fid_faces_5k=5)]
+    rows = [{"arm": "real", "final": {"fid_faces_5k": 0.5}},
+            {"arm": "teacher", "final": {"l1": 0.0, "l1_chance": 0.3, "fid_faces_5k": 0.7}}]
+    assert results_table(records, rows).splitlines() == [
+        "| 10 images each, judged on 5k | seeds | L1 ↓ | FID to real ↓ | FID to teacher ↓ |",
+        "|---|--:|--:|--:|--:|",
+        "| real, against other real | | - | 0.500 | - |",
+        "| teacher | | 0.000 | 0.700 | - |",
+        "| dcp | 1 | 0.100 (0.400) | 1.000 | 2.000 |",
+        "| paper | 2 | 0.300 ± 0.141 (0.600) | 4.000 ± 1.414 | 4.000, of 1 |"]
+    assert "| paper" in results_table(records, arms=("paper", "dcp")).splitlines()[2]
+    assert results_table([]) == "_No runs are recorded yet._"
+
+
+def test_columns_that_are_asked_for_in_their_unit():
+    record = run("paper", fid_toyfaces_5k=1, kid_toyfaces_5k=0.0123, ppl_toyfaces_2k=7.5, l1=1)
+    lines = results_table([record], columns=SET_COLUMNS).splitlines()
+    assert lines[0] == "| 10 images each, judged on 5k | seeds | FID ↓ | KID × 10³ ↓ | PPL ↓ |"
+    assert lines[2] == "| paper | 1 | 1.000 | 12.300 | 7.500 |"
+
+
+def test_a_table_does_not_mix():
+    record = run("paper", fid_toyfaces_5k=1.0)
+    with pytest.raises(ValueError, match="judged by fid_toyfaces_5k, others by fid_toyfaces_2k"):
+        results_table([record, run("dcp", fid_toyfaces_2k=1.0)])
+    with pytest.raises(ValueError, match="runs of 10, 20 images do not belong into one table"):
+        results_table([record, record | {"images": 20}])
+
+
+def test_the_note_says_how_the_runs_were_made_and_what_came_later():
+    here = {"commit": "c1", "hardware": "H", "threads": 1, "date": "d"}
+    records = [run("a") | here, run("b") | here | {
+        "command": "gapkd study", "commit": "c0", "measured": {"commit": "c2"},
+        "added": {"agree_edits": {"commit": "c3"}}}]
+    note = sweep_note("t.yml", records)
+    assert note.startswith("Made with `gapkd sweep t.yml`: commit c0, c1, H, threads a run: 1, 1.0 "
+                           "hours for all 2 runs, d. 1 of them (b) were trained by `gapkd study`,")
+    assert "1 students were measured again, at commit c2." in note
+    assert note.endswith("agree_edits was added to 1 of them, at commit c3.")
+    assert "trained by" not in sweep_note("t.yml", records[:1])
+    judge = {"command": "judge", "held_out": {"images": 12, "scores": {"label": 0.75}}, **here}
+    origins = [{"arm": "real", "judge_origin": judge, "teacher_origin": here}]
+    note = sweep_note("t.yml", records[:1], origins)
+    assert note.endswith(" The teacher: c1, H, d. The judge: `gapkd judge`, c1, H, d; on 12 images "
+                         "held out: label 0.750.")
+
+
+@pytest.mark.parametrize("line", ['{"arm": "a"', '{"arm": "a", "final": {}}', "[1]", '"real"'])
+def test_a_line_that_is_no_record_is_named(tmp_path, line):
+    file = tmp_path / "r.jsonl"
+    file.write_text(json.dumps({"arm": "real", "final": {}}) + "\n" + line + "\n")
+    with pytest.raises(ValueError, match="r.jsonl, line 2, is not the record of a run"):
+        read_results(file)
+
+
+def test_no_file_holds_no_record(tmp_path):
+    assert read_results(tmp_path / "none.jsonl") == []
+
+
+@pytest.mark.parametrize("name", results.BENCH)
+def test_figures_of_different_judges_are_not_mixed(tmp_path, name):
+    lines = [json.dumps(run("a") | {name: value}) for value in (1, 2)]
+    (tmp_path / "r.jsonl").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=f"cannot be compared, of different {name}"):
+        read_results(tmp_path / "r.jsonl")
+
+
+@pytest.mark.parametrize("file", STORED, ids=lambda file: file.stem)
+def test_the_records_that_come_along_can_be_read_and_shown(file):
+    runs, references = results.results(file.stem), results.reference_rows(file.stem)
+    assert [row["arm"] for row in references] in (["real", "teacher"], [])  # screening has none
+    seen = {(record["arm"], record["seed"]) for record in runs}
+    assert len(seen) == len(runs) > 0
+    for record in runs:
+        assert record["settings"]["images"] == record["images"] <= record["curve"][-1]["images"]
+        assert {"commit", "hardware", "threads", "date", *results.BENCH[::2]} <= record.keys()
+        assert {"l1", "agree_mean_correlation", "agree_mean_accuracy"} <= record["final"].keys()
+    assert len(results_table(runs, references).splitlines()) == (
+        2 + len(references) + len({record["arm"] for record in runs}))
+    assert sweep_note("x.yml", runs, references).endswith(".")
+
+
+def test_how_many_records_there_are():
+    counts = {file.stem: len(results.results(file.stem)) for file in STORED}
+    assert counts == {"direction": 18, "photographs": 6, "screening": 19, "short": 3, "sizes": 8,
+                      "stylegan3": 12, "table": 42}

@@ -1,0 +1,408 @@
+"""How fast this machine runs what the project runs. Tables, no pass or fail.
+
+    python -m tools.benchmark --parts chapters comparison --out data/results/benchmark.json
+    python -m tools.benchmark --parts stylegan3 --out data/results/stylegan3_speed.json
+
+Absolute figures depend on the machine and on what else it does; compare ratios within one table.
+Two questions: what a reader waits for (`chapter_rows`), and how networks and training steps compare
+with the textbook's arithmetic (tools.textbook) and with what the machine can do at best (`compare`;
+`compare_alias_free` for StyleGAN3).
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
+
+from gapkd.data.toyfaces import toy_faces
+from gapkd.distillation.distiller import Guide
+from gapkd.distillation.students import make_student
+from gapkd.files.checkpoints import load_generator, write_atomically
+from gapkd.metrics.cost import macs, seconds, speed_ratio
+from gapkd.networks.stylegan2 import Discriminator, Generator, config_f, config_f_channels
+from gapkd.networks.stylegan3 import (
+    AliasFreeGenerator,
+    AliasFreeLayer,
+    plan_layers,
+    stylegan3_channels,
+)
+from gapkd.parallel import choose_device
+from gapkd.settings import DistillConfig, TrainConfig, shareable, widths
+from gapkd.training.runs import provenance
+from gapkd.training.trainer import Trainer, keep_memory
+from tools.textbook import textbook
+
+Runs = dict[str, Callable[[], object]]
+"""What is timed: "run", a forward pass or a training step, and "r1", a regularisation step."""
+Part = Literal["chapters", "comparison", "stylegan3"]
+PARTS: tuple[Part, ...] = ("chapters", "comparison", "stylegan3")
+CASES = {"teacher": "forward, teacher", "student": "forward, 30 % student",
+         "training": "GAN training step", "distillation": "distillation step"}
+"""What is compared, and its name in the table."""
+NETWORKS = ("teacher", "student")
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """Time what a chapter waits for; compare networks and steps with the textbook's arithmetic."""
+
+    parts: tuple[Part, ...] = PARTS
+    """What a reader waits for; StyleGAN2 against the textbook; StyleGAN3 against the textbook."""
+    teacher: str = "toyfaces32"
+    """The teacher's file, or the name of an embedded one."""
+    steps: int = 48
+    """Timed training steps of each kind: three R1 periods."""
+    resolutions: tuple[int, ...] = (32, 64, 256)
+    """Sizes of the comparison: toy networks of 64 channels, from 256 px on config f's widths."""
+    largest_step: int = 64
+    """Largest of them at which training steps are compared too: of 256 px, one takes minutes."""
+    repeats: int = 5
+    """Timed runs of each form of a comparison, in turn."""
+    device: str = "auto"
+    """"auto", "cpu", "cuda", "cuda:1"..."""
+    threads: int = 0
+    """CPU threads; 0: as they are."""
+    out: str = ""
+    """JSON file to write the tables to, with commit and hardware; empty: none."""
+
+    def __post_init__(self):
+        for name in ("steps", "repeats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not all(r >= 32 and r & (r - 1) == 0 for r in self.resolutions):
+            raise ValueError("resolutions must be powers of two from 32 on, not "
+                             f"{list(self.resolutions)}")
+
+
+def run_benchmark(config: BenchmarkConfig) -> dict:
+    """{part: what was measured} for the parts asked for, and where; written to `out` too."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if choose_device(config.device).type == "cpu":
+        keep_memory()  # as a training does
+    measure = {"chapters": chapter_rows, "comparison": compare, "stylegan3": compare_alias_free}
+    record = {part: measure[part](config) for part in config.parts}
+    record |= {"teacher": config.teacher, "settings": shareable(asdict(config)), **provenance()}
+    if config.out:
+        write_atomically(config.out, json.dumps(record, indent=1).encode())
+    return record
+
+
+def show_benchmark(record: dict) -> list[str]:
+    """Its tables as Markdown."""
+    show = {"chapters": show_rows, "comparison": show_comparison, "stylegan3": show_alias_free}
+    return [show[part](record[part]) for part in PARTS if part in record]
+
+
+# ----------------------------------------------------------------------- what a reader waits for
+
+
+def chapter_rows(config: BenchmarkConfig) -> list[tuple[str, str]]:
+    """(what, figure) of the embedded teacher, its training and its students."""
+    device = choose_device(config.device)
+    teacher = load_generator(config.teacher).to(device)
+    if not isinstance(teacher, Generator) or teacher.c_dim:
+        raise ValueError(f"{config.teacher} is not a StyleGAN2 without classes, and only those are "
+                         "timed: name one")
+    student = make_student(teacher).eval().to(device)
+    r = teacher.resolution
+    faces = _rate(lambda: toy_faces(256, r), 256, 10, device)
+    rows = [("threads", str(torch.get_num_threads())), ("device", device.type),
+            (f"toy faces rendered, {r} px", f"{faces:.0f} images/s")]
+    with tempfile.TemporaryDirectory() as folder:
+        for name, trainer in _trainers(config, teacher, folder):
+            rate = _rate(trainer.train_step, trainer.config.batch, config.steps, device)
+            rows.append((name, f"{rate:.0f} images/s"))
+    for batch in (1, 16):
+        ratio = statistics.median(speed_ratio(student, teacher, batch=batch) for _ in range(3))
+        rows.append((f"forward, student over teacher, batch {batch}", f"{ratio:.1f} times"))
+    rows.append(("MACs, teacher over student", f"{macs(teacher) / macs(student):.1f} times"))
+    return rows
+
+
+def _trainers(config: BenchmarkConfig, teacher: Generator, folder: str
+              ) -> Iterator[tuple[str, Trainer]]:
+    """Of a GAN training, and of distillation with and without parts of its loss."""
+    r, common = teacher.resolution, {"out": folder, "device": config.device, "progress": False}
+    train = TrainConfig(resolution=r, **common)
+    D = Discriminator(r, widths(train.d_channels, r))
+    yield f"GAN training, {r} px teacher", Trainer(train, Generator(**teacher.architecture()), D)
+    for name, changes in {"distillation, total loss": {},
+                          "distillation without L_ld": {"ld_weight": 0.0},
+                          "distillation without L_gan": {"gan_weight": 0.0}}.items():
+        settings = DistillConfig(teacher=config.teacher, **common, **changes)
+        guide = Guide(settings, load_generator(config.teacher).to(choose_device(config.device)))
+        D = Discriminator(r, widths(settings.d_channels, r))
+        yield name, Trainer(settings, make_student(teacher), D, guide)
+
+
+def _rate(run: Callable[[], object], images: int, repeats: int, device: torch.device) -> float:
+    """Images a second: `images` over the mean of `repeats` calls, after one that does not count."""
+    seconds(run, device)
+    return images * repeats / seconds(lambda: [run() for _ in range(repeats)], device)
+
+
+# --------------------------------------------------------------------------- against the textbook
+
+
+def compare(config: BenchmarkConfig) -> dict:
+    """StyleGAN2's networks and training steps.
+
+    Returns: {"peaks": multiply-accumulates a second, "rows": one a case and resolution}; a row is
+    that of `against_textbook`, and for a network's forward pass its share of the peak.
+    """
+    device = choose_device(config.device)
+    peaks = machine_peaks(device)
+    rows = []
+    for resolution in config.resolutions:
+        batch = 4 if resolution >= 256 and device.type == "cpu" else 16
+        for case in CASES if resolution <= config.largest_step else NETWORKS:
+            make = partial(prepare, case, resolution, batch, device)
+            row = {"case": case, "resolution": resolution, "batch": batch}
+            row |= against_textbook(make, batch, device, config.repeats)
+            if case in NETWORKS:
+                work = macs(network_of(case, resolution)) * row["images_per_second"]
+                row["of_peak"] = work / peaks["convolution"]
+            rows.append(row)
+            print(f"measured: {case}, {resolution} px", file=sys.stderr, flush=True)
+    return {"peaks": peaks, "rows": rows}
+
+
+def machine_peaks(device: torch.device, repeats: int = 5) -> dict[str, float]:
+    """Multiply-accumulates a second at best: of a 3x3 convolution, 256 to 256 channels at 64 px,
+    and of a product of square matrices, both float32."""
+    x = torch.randn(4, 256, 64, 64, device=device).to(memory_format=torch.channels_last)
+    weight = torch.randn(256, 256, 3, 3, device=device).to(memory_format=torch.channels_last)
+    a, b = torch.randn(2, 2048, 2048, device=device)
+    peaks = {}
+    for name, run, work in (
+            ("convolution", lambda: F.conv2d(x, weight, padding=1), x.numel() * 256 * 9),
+            ("matrix product", lambda: a @ b, 2048**3)):
+        run()
+        peaks[name] = work / min(seconds(run, device) for _ in range(repeats))
+    return peaks
+
+
+def networks(resolution: int, channels: int = 0) -> tuple[Generator, Discriminator]:
+    """The pair that is timed: `channels` wide; 0: 64, but configuration f from 256 px on."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if resolution >= 256 and not channels:
+            return config_f(resolution), Discriminator(resolution, config_f_channels(resolution))
+        G = Generator(resolution, 128, 128, channels or 64)
+        return G, Discriminator(resolution, channels or 64)
+
+
+def network_of(case: str, resolution: int, channels: int = 0) -> Generator:
+    """The teacher or its student of 30 % of the channels."""
+    G, _ = networks(resolution, channels)
+    return (G if case == "teacher" else make_student(G)).eval()
+
+
+def prepare(case: str, resolution: int, batch: int, device: torch.device,
+            by_the_book: bool = False, channels: int = 0) -> Runs:
+    """What is timed of a case: a forward pass, or a training step and its regularisation."""
+    form = textbook if by_the_book else lambda network: network
+    if case in NETWORKS:
+        G = form(network_of(case, resolution, channels).requires_grad_(False).to(device))
+        z = torch.randn(batch, G.z_dim, generator=torch.Generator().manual_seed(0)).to(device)
+        return {"run": lambda: G(z)}
+    G, D = networks(resolution, channels)
+    common = {"batch": batch, "device": str(device), "progress": False, "precision": "float32"}
+    if case == "training":
+        trainer = Trainer(TrainConfig(resolution=resolution, **common), form(G), form(D))
+    else:
+        blocks = (2, 3) if resolution < 128 else (2, 3, 4, 5)
+        settings = DistillConfig(ld_blocks=blocks, **common)
+        guide = Guide(settings, form(G).to(device))
+        trainer = Trainer(settings, form(make_student(G)), form(D), guide)
+    reals = trainer.real_batch()
+
+    def step() -> None:
+        trainer.discriminator_step(reals)
+        trainer.generator_step(reals)
+        trainer.average_weights()
+
+    return {"run": step, "r1": lambda: trainer.r1_step(reals)}
+
+
+def compare_alias_free(config: BenchmarkConfig) -> list[dict]:
+    """StyleGAN3 against zero insertion, padding and convolution: rows of `against_textbook`, for a
+    forward pass and for one with the gradients of weights and inputs."""
+    device = choose_device(config.device)
+    rows = []
+    for case, (_, _, batch) in alias_free_cases(device).items():
+        for name, backward in (("forward", False), ("forward and backward", True)):
+            make = partial(prepare_alias_free, case, device, backward)
+            found = against_textbook(make, batch, device, config.repeats)
+            rows.append({"case": case, "batch": batch, "pass": name, **found})
+        print(f"measured: {case}", file=sys.stderr, flush=True)
+    return rows
+
+
+def alias_free_cases(device: torch.device) -> dict[str, tuple[nn.Module, Tensor | None, int]]:
+    """name -> network or filtered non-linearity, its input (None: latents), images a call.
+
+    A generator of the size of the embedded teachers, a layer of it, and a layer of a 256 px one of
+    the published widths.
+    """
+    cases: dict[str, tuple[nn.Module, Tensor | None, int]] = {}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for name, rotation, kernel in (("T", False, 3), ("R", True, 1)):
+            widths_32 = stylegan3_channels(32, 10, 32 * 64, 64)
+            G = AliasFreeGenerator(32, 128, 128, widths_32, kernel, rotation)
+            cases[f"generator, configuration {name}, 32 px"] = G, None, 16
+            for resolution, channels, batch in ((32, 64, 16), (256, 128, 2)):
+                plan = plan_layers(resolution, [channels] * 14)[-4]  # before the critical layers
+                layer = AliasFreeLayer(plan, 1, kernel, rotation).activation
+                x = torch.randn(batch, channels, layer.size, layer.size, device=device)
+                title = f"filtered non-linearity, {name}, {resolution} px, {channels} channels"
+                cases[title] = layer, x, batch
+    return cases
+
+
+def prepare_alias_free(case: str, device: torch.device, backward: bool,
+                       by_the_book: bool = False) -> Runs:
+    """What is timed of one of `alias_free_cases`: a forward pass, with gradients if asked for."""
+    module, x, batch = alias_free_cases(device)[case]
+    module = (textbook(module) if by_the_book else module).to(device).eval()
+    if x is None:
+        inputs: tuple[Tensor, ...] = (torch.randn(batch, module.z_dim, device=device),)
+    else:  # in the order in which a network of this form would hand it on
+        order = torch.contiguous_format if by_the_book else torch.channels_last
+        x = x.contiguous(memory_format=order).requires_grad_(backward)
+        inputs = x, torch.zeros(x.shape[1], device=device)
+
+    def run() -> None:
+        with torch.set_grad_enabled(backward):
+            y = module(*inputs)
+            if backward:
+                y.backward(torch.ones_like(y))
+
+    return {"run": run}
+
+
+# ---------------------------------------------------------------------------------------- measuring
+
+
+def against_textbook(make: Callable[..., Runs], batch: int, device: torch.device,
+                     repeats: int) -> dict[str, float]:
+    """Images a second, how many times the textbook's that is, and both forms' peak memory an image
+    in MB. `make` takes by_the_book."""
+    forms = [make(by_the_book=False), make(by_the_book=True)]
+    ours, theirs = map(step_seconds, alternate(forms, device, repeats))
+    memory, memory_textbook = (peak_memory(partial(make, by_the_book=book), device) / batch / 2**20
+                               for book in (False, True))
+    return {"images_per_second": batch / ours, "times_textbook": theirs / ours, "memory": memory,
+            "memory_textbook": memory_textbook}
+
+
+def step_seconds(times: dict[str, list[float]]) -> float:
+    """Median time of a step with its share of an R1 step."""
+    regularising = statistics.median(times.get("r1", [0.0])) / TrainConfig.r1_every
+    return statistics.median(times["run"]) + regularising
+
+
+def alternate(forms: list[Runs], device: torch.device, repeats: int
+              ) -> list[dict[str, list[float]]]:
+    """Seconds of every call of every form, the forms in turn, so that another program slows all."""
+    with torch.set_grad_enabled("r1" in forms[0]):
+        for form in forms:
+            for run in form.values():
+                run()
+        times = [{name: [] for name in form} for form in forms]
+        for _ in range(repeats):
+            for form, record in zip(forms, times, strict=True):
+                for name, run in form.items():
+                    record[name].append(seconds(run, device))
+    return times
+
+
+def peak_memory(make: Callable[[], Runs], device: torch.device) -> int:
+    """Bytes that one call of what `make` prepares takes beyond what was there before it; on a CPU
+    in a process of its own."""
+    if device.type == "cuda":
+        return _memory(make, device)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_memory, (make, device))
+
+
+def _memory(make: Callable[[], Runs], device: torch.device) -> int:
+    runs = make()
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device) if on_gpu else _most_so_far(forget=True)
+    with torch.set_grad_enabled("r1" in runs):
+        for run in runs.values():
+            run()
+    return (torch.cuda.max_memory_allocated(device) if on_gpu else _most_so_far()) - before
+
+
+def _most_so_far(forget: bool = False) -> int:
+    """The most memory that this process has held, in bytes; on Linux it can forget what was."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        if forget:
+            Path("/proc/self/clear_refs").write_text("5")
+        lines = status.read_text().splitlines()
+        (most,) = (line.split()[1] for line in lines if line.startswith("VmHWM"))
+        return int(most) * 1024
+    import resource  # not on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+# ------------------------------------------------------------------------------------------- tables
+
+
+def show_rows(rows: Sequence[Sequence[str]]) -> str:
+    """(what, figure) rows as a Markdown table."""
+    lines = [f"| {name} | {figure} |" for name, figure in rows]
+    return "\n".join(["| what | figure |", "|---|--:|", *lines])
+
+
+def show_comparison(comparison: dict) -> str:
+    """The comparison as Markdown."""
+    lines = ["| float32 | batch | images/s | times the textbook | of the peak | MB an image "
+             "| textbook |", "|---|--:|--:|--:|--:|--:|--:|"]
+    for row in comparison["rows"]:
+        rate = row["images_per_second"]
+        share = f"{row['of_peak']:.0%}" if "of_peak" in row else ""
+        lines.append(f"| {CASES[row['case']]}, {row['resolution']} px | {row['batch']} | "
+                     f"{rate:.{0 if rate >= 10 else 2}f} | {row['times_textbook']:.1f} | {share} | "
+                     f"{row['memory']:.1f} | {row['memory_textbook']:.1f} |")
+    peaks = [f"{name} {value / 1e9:.0f}" for name, value in comparison["peaks"].items()]
+    return "\n".join([*lines, "", "Peaks of this machine, in 10^9 multiply-accumulates a second: "
+                      f"{', '.join(peaks)}."])
+
+
+def show_alias_free(rows: Sequence[dict]) -> str:
+    """StyleGAN3's comparison as Markdown."""
+    lines = ["| StyleGAN3, float32 | batch | pass | images/s | times the textbook | MB an image "
+             "| textbook |", "|---|--:|---|--:|--:|--:|--:|"]
+    for row in rows:
+        lines.append(f"| {row['case']} | {row['batch']} | {row['pass']} | "
+                     f"{row['images_per_second']:.3g} | {row['times_textbook']:.1f} | "
+                     f"{row['memory']:.1f} | {row['memory_textbook']:.1f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    asked = tyro.cli(BenchmarkConfig, prog="python -m tools.benchmark")
+    print("\n\n".join(show_benchmark(run_benchmark(asked))))

@@ -1,0 +1,166 @@
+"""The embedded files and their card: what lies in data/, where it came from, and how good it is.
+
+    python -m tools.data_card --run runs/my-teacher --name toyfaces32
+
+takes a finished run's network over into data/, measured. The card and the checksums are written
+from the files' own metadata, so that no figure in them is typed; without --run, they alone are
+written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+from gapkd.data.datasets import open_dataset
+from gapkd.data.images import save_png
+from gapkd.files.checkpoints import (
+    load_discriminator,
+    load_generator,
+    read_metadata,
+    save_network,
+    sha256,
+    write_atomically,
+)
+from gapkd.files.history import stage_lines, stages
+from gapkd.metrics.evaluation import evaluation_table, sample_images
+from gapkd.metrics.features import load_attribute_network
+from gapkd.settings import shareable
+from tools.readme import ROOT
+
+DATA = ROOT / "data"
+HEAD = """\
+# What lies here
+
+Everything that lets the chapters run offline. All weights are safetensors files, made by this
+repository's own commands on rendered toy faces (no photographs, no downloads), under the
+repository's MIT licence. `SHA256SUMS` lists their checksums (`cd data && sha256sum -c SHA256SUMS`).
+This page is written by `python -m tools.data_card` from the files' metadata.
+
+`results/` holds what was measured, with settings, seeds, commit, hardware and date. One JSON line a
+run, from `gapkd sweep` with the table of that name in `tools/sweeps/`: `table.jsonl`, with the
+faces of all methods in `table/` (behind most chapters), `sizes.jsonl`, `direction.jsonl` and
+`screening.jsonl` (chapter 6), `short.jsonl` (chapter 4's own training), `stylegan3.jsonl` (chapter
+5) and `photographs.jsonl` (the README says of what). By `python -m tools.benchmark`:
+`benchmark.json` and `stylegan3_speed.json`. By `python -m tools.growth`: `growth.json`, and
+`growth.png`. `story.png`, the README's picture, shows the faces in `results/table/`; `demo.png` is
+a screenshot of the page that `gapkd demo` writes.
+"""
+FAMILIES = {"stylegan2-generator": "StyleGAN2", "stylegan3-generator": "StyleGAN3"}
+ROLES = {
+    "attributes": "The attribute network: reads the factors of toy faces; perceptual distance and "
+                  "feature space of FID.",
+    "second_judge": "A second attribute network, which no student was trained with: a judge beside "
+                    "the first in chapter 6.",
+}
+FIGURES = ("fid", "kid", "precision", "recall", "agree_mean_correlation", "agree_mean_accuracy")
+"""What the card says of a network; of a teacher, which agrees with itself, without the last two."""
+
+
+@dataclass(frozen=True)
+class EmbedConfig:
+    """Take a finished run's network over into data/: metrics, sample sheet, checksums, card."""
+
+    run: str = ""
+    """Folder of a finished run; empty: only write checksums and card anew."""
+    name: str = "toyfaces32"
+    """Name of the embedded network."""
+    samples: int = 5000
+    """Images a set in the evaluation."""
+    seed: int = 0
+    """Of the evaluation's latents and real images."""
+
+
+def embed(config: EmbedConfig, folder: Path = DATA) -> None:
+    """Measure and copy a teacher and its discriminator, or a student; write card and checksums."""
+    if config.run:
+        run = Path(config.run)
+        G = load_generator(run / "generator.safetensors")
+        provenance = read_metadata(run / "generator.safetensors")["provenance"]
+        teacher = provenance["settings"].get("teacher")
+        provenance["metrics"] = measure(G, teacher, config.samples, config.seed)
+        for stage in stages(provenance):
+            stage["settings"] = shareable(stage["settings"])
+        save_network(G, folder / f"{config.name}.safetensors", provenance)
+        if not teacher:
+            D = load_discriminator(run / "discriminator.safetensors")
+            origin = {"trained with": config.name}
+            save_network(D, folder / f"{config.name}_discriminator.safetensors", origin)
+        sheet = torch.cat(list(sample_images(G, 64, seed=1)))
+        save_png(sheet, folder / f"{config.name}.png", columns=16)
+    write_card(folder)
+
+
+def measure(G: torch.nn.Module, teacher: str | None, samples: int, seed: int) -> dict[str, dict]:
+    """{"real", "teacher" and, of a student, "student": figures for the card}."""
+    dataset = open_dataset("toyfaces", G.resolution, seed=12_345)
+    students, reference = ({"student": G}, load_generator(teacher)) if teacher else ({}, G)
+    rows = evaluation_table(students, load_attribute_network(), dataset, reference, samples, seed)
+    left_out = ("chance",) if teacher else ("chance", "to_teacher", "agree")
+    found = {}
+    for row in rows:
+        found[row["name"]] = {
+            name: round(value, 4) for name, value in row.items()
+            if name.startswith(FIGURES) and not any(part in name for part in left_out)}
+    return found
+
+
+def write_card(folder: Path = DATA) -> None:
+    """Write SHA256SUMS and README.md of a data folder from the files in it."""
+    files = sorted(folder.glob("*.safetensors"))
+    sums = "".join(f"{sha256(file)}  {file.name}\n" for file in files)
+    write_atomically(folder / "SHA256SUMS", sums.encode())
+    parts = [HEAD]
+    for file in files:
+        text = "\n".join(describe(file))
+        parts.append(f"## {file.name}\n\n{file.stat().st_size / 1e6:.1f} MB. {text}\n")
+    write_atomically(folder / "README.md", "\n".join(parts).encode())
+
+
+def describe(file: Path) -> list[str]:
+    """Lines of the card about a file."""
+    metadata = read_metadata(file)
+    card, kind = metadata["provenance"], metadata["kind"]
+    if kind == "stylegan2-discriminator":
+        return [f"The discriminator that was trained with {card['trained with']}, for runs that "
+                "start from it."]
+    known = ("commit", "seed", "hardware", "threads", "torch", "date")
+    origin = ", ".join(f"{name} {card[name]}" for name in known if name in card)
+    if kind not in FAMILIES:
+        held_out = card["held_out"]
+        lines = [ROLES[file.stem], "",
+                 f"- command: `{card['command']}`, {card['seconds'] / 60:.0f} minutes",
+                 f"- origin: {origin}"]
+        for size in ("32px", "64px"):
+            scores = [f"{name.replace('_', ' ')} {value:.3f}"
+                      for name, value in held_out[f"scores_{size}"].items()]
+            lines.append(f"- {held_out['faces']} held-out faces at {size}: {', '.join(scores)}")
+        return lines
+    runs, teacher = stages(card), card["settings"].get("teacher")
+    hours = sum(run["seconds"] for run in runs) / 3600
+    made = f"distilled from {teacher}, " if teacher else ""
+    made += f"{sum(run['images'] for run in runs):,} images in {hours:.1f} hours"
+    made += f", in {len(runs)} stages" if len(runs) > 1 else ""
+    lines = [f"A {FAMILIES[kind]} generator, {made}.", "", *stage_lines(card),
+             f"- origin: seed {card['settings']['seed']}, {origin}"]
+    for name, figures in card["metrics"].items():
+        lines.append(f"- {name}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()))
+    return [*lines, "", f"![Sixty-four samples without truncation]({file.stem}.png)"]
+
+
+def check_sums(folder: Path = DATA) -> list[str]:
+    """Names of files in SHA256SUMS that are missing or differ; empty when all is well."""
+    wrong = []
+    for line in (folder / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split("  ", 1)
+        if not (folder / name).is_file() or sha256(folder / name) != digest:
+            wrong.append(name)
+    return wrong
+
+
+if __name__ == "__main__":
+    embed(tyro.cli(EmbedConfig, prog="python -m tools.data_card"))
+    print("data/SHA256SUMS and data/README.md are written")

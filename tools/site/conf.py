@@ -1,0 +1,94 @@
+"""Settings of sphinx, and the two things that it does not do by itself: formulas that need no
+script (MathML), and docstrings in which nothing but `code` and *emphasis* is markup."""
+
+from __future__ import annotations
+
+import re
+
+from docutils import nodes
+from docutils.utils.math import MathError
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.util import logging
+
+import gapkd
+
+project = html_title = "gapkd"
+author = "the gapkd authors"
+version = release = gapkd.__version__
+root_doc = "README"
+include_patterns = ["README.md", "command_line.md", "data/README.md", "notebooks/*.ipynb", "api/*"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+suppress_warnings = ["docutils", "ref.ref", "ref.python"]  # docstrings are written to be read as is
+
+# Chapters and pages
+nb_execution_mode = "off"  # the stored outputs are shown
+nb_merge_streams = True
+nb_render_markdown_format = "myst"
+nb_ipywidgets_js = {}  # the scripts for live widgets would come from afar
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 4
+highlight_language = "none"
+html_math_renderer = "mathml"
+
+# Docstrings
+autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": True}
+autodoc_preserve_defaults = True
+autodoc_inherit_docstrings = False
+default_role = "py:obj"  # `rgb_loss` leads to it
+add_module_names = False
+MARKUP = re.compile(r"(`[^`]+`|(?<![\w*])\*[^\s*](?:[^*`]*[^\s*])?\*(?![\w*]))")
+SPECIAL = re.compile(r"[\\|*]|(?<=\w)_(?!\w)|:(?=//)")
+
+# Looks
+html_theme = "sphinx_book_theme"
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
+html_show_sphinx = html_show_copyright = False
+html_theme_options = {"show_toc_level": 2, "use_fullscreen_button": False, "navbar_persistent": []}
+
+
+def escaped(line: str) -> str:
+    """A docstring's line in which nothing but `code` and *emphasis* is markup."""
+    parts = MARKUP.split(line)
+    parts[::2] = [SPECIAL.sub(lambda found: "\\" + found[0], part) for part in parts[::2]]
+    return "".join(parts)
+
+
+def escape(app, what, name, thing, options, lines: list[str]) -> None:
+    """Before napoleon looks for Args, Returns and Raises."""
+    lines[:] = [escaped(line) for line in lines]
+
+
+def mathml(tex: str, block: bool = False) -> str:
+    """A TeX formula as MathML. Raises ValueError naming what is not understood."""
+    try:
+        return tex2mathml(tex, as_block=block)
+    except (MathError, SyntaxError) as error:  # the latter in older docutils
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the formula {tex!r} cannot be drawn: {reason}") from error
+
+
+def draw_inline(writer, node: nodes.Element) -> None:
+    """A formula in a line of text."""
+    _draw(writer, node, "span")
+
+
+def draw_block(writer, node: nodes.Element) -> None:
+    """A formula in a paragraph of its own."""
+    _draw(writer, node, "div")
+
+
+def _draw(writer, node: nodes.Element, tag: str) -> None:
+    try:
+        formula = mathml(node.astext(), tag == "div")
+    except ValueError as error:
+        logging.getLogger(__name__).warning(str(error), location=node)
+        formula = ""
+    writer.body.append(f"{writer.starttag(node, tag, '', CLASS='formula')}{formula}</{tag}>")
+    raise nodes.SkipNode
+
+
+def setup(app) -> None:
+    """Entry point of sphinx."""
+    app.add_html_math_renderer("mathml", (draw_inline, None), (draw_block, None))
+    app.connect("autodoc-process-docstring", escape, priority=400)
