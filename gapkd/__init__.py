@@ -18,7 +18,8 @@ _ROOMS = {
         "CheckpointError", "load_discriminator", "load_generator", "save_network",
     ),
     "metrics.cost": ("macs", "parameters"),
-    "networks.stylegan2": ("Discriminator", "Generator", "config_f", "mix_styles"),
+    "networks.mapping": ("mix_styles",),
+    "networks.stylegan2": ("Discriminator", "Generator", "config_f"),
     "sharing.hub": ("save_pretrained",),
     "training.loop": (
         "RunResult", "TrainingDiverged", "TrainingInterrupted", "distill", "train_gan",

@@ -22,7 +22,7 @@ def announce() -> None:
     import torch
 
     from gapkd import __version__
-    from gapkd.files.checkpoints import data_path
+    from gapkd.files.storage import data_path
 
     device = f"CPU, {torch.get_num_threads()} threads"
     if torch.cuda.is_available():

@@ -12,7 +12,7 @@ from gapkd.distillation.distiller import Guide, make_regressors
 from gapkd.distillation.pruning import slim, weights
 from gapkd.distillation.students import make_student
 from gapkd.files.checkpoints import CheckpointError, load_discriminator, load_generator, save_network
-from gapkd.metrics.features import head_mask, load_attribute_network
+from gapkd.metrics.attributes import head_mask, load_attribute_network
 from gapkd.networks.stylegan2 import Discriminator, Generator
 from gapkd.networks.stylegan3 import AliasFreeGenerator
 from gapkd.training.loop import distill

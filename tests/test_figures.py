@@ -14,7 +14,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 from PIL import Image
 
-from gapkd.metrics.distribution import Agreement
+from gapkd.metrics.agreement import Agreement
 from gapkd.viewing import figures
 
 

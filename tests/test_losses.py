@@ -99,7 +99,7 @@ FEATURES = [torch.zeros(5, 2, 4, 4)]
     ((FEATURES, FEATURES), "hold 5 .* the same multiple of 2"),
     ((FEATURES, [FEATURES[0][:4]], "kl", 1), "5 .student. and 4"),
     ((FEATURES, FEATURES, "l2"), 'kind must be "kl" or "mse"'),
-    ((FEATURES, FEATURES, "kl", 3), "views must be 1 or 2"),
+    ((FEATURES, FEATURES, "kl", 3), "views 1 or 2, not 'kl' and 3"),
     ((FEATURES, [], "kl", 1), "same blocks of both"), (([], [], "kl", 1), "at least one")])
 def test_bad_features(arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -110,7 +110,7 @@ def test_bad_levels_and_blocks(networks):
     with pytest.raises(ValueError, match="student has 1 levels, teacher has 0"):
         losses.rgb_loss(FEATURES, [])
     for blocks in ([3], [-1], []):
-        with pytest.raises(ValueError, match="blocks must name blocks 0 to 2 of this 16 px"):
+        with pytest.raises(ValueError, match="blocks must name blocks 0 to 2 of the 16 px"):
             sefa_directions(networks["stylegan2"], blocks)
     with pytest.raises(ValueError, match='"split" or "global", not .both'):
         sefa_directions(networks["stylegan2"], [1], "both")

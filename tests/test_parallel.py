@@ -20,8 +20,8 @@ from tiny import config, distill_config
 
 from gapkd import parallel
 from gapkd.data.datasets import open_dataset
+from gapkd.metrics.attributes import load_attribute_network
 from gapkd.metrics.evaluation import evaluate_generator, real_features
-from gapkd.metrics.features import load_attribute_network
 from gapkd.networks.stylegan2 import Generator, minibatch_std
 from gapkd.settings import RunConfig, TrainConfig
 from gapkd.training.loop import distill, train_gan

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import flop_registry
 from gapkd.cli import main
 from gapkd.distillation.distiller import Guide
 from gapkd.distillation.students import make_student
-from gapkd.metrics.features import AttributeNetwork
+from gapkd.metrics.attributes import AttributeNetwork
 from gapkd.networks.stylegan2 import Discriminator, Generator, config_f
 from gapkd.settings import DistillConfig
 from gapkd.training.plan import (

@@ -20,9 +20,9 @@ from gapkd.experiments import sweep
 from gapkd.experiments.results import REFERENCES, read_faces, read_results
 from gapkd.experiments.sweep import SweepConfig, read_table, run_sweep
 from gapkd.files.checkpoints import load_generator
+from gapkd.metrics.attributes import AttributeNetwork, save_attribute_network
 from gapkd.metrics.equivariance import equivariance
-from gapkd.metrics.evaluation import sample_images
-from gapkd.metrics.features import AttributeNetwork, save_attribute_network
+from gapkd.metrics.sampling import sample_images
 from gapkd.networks.stylegan3 import AliasFreeGenerator
 from gapkd.sharing.hub import save_pretrained
 from gapkd.training.trainer import TrainingDiverged

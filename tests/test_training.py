@@ -25,8 +25,8 @@ from gapkd.files.checkpoints import (
     read_metadata,
     save_network,
 )
+from gapkd.metrics.attributes import load_attribute_network
 from gapkd.metrics.evaluation import evaluate_generator, real_features
-from gapkd.metrics.features import load_attribute_network
 from gapkd.networks.layers import fir_kernel, upsample2
 from gapkd.networks.stylegan2 import Discriminator, Generator
 from gapkd.training import loop, runs

@@ -27,10 +27,13 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
+from gapkd import parallel
 from gapkd.data.toyfaces import toy_faces
-from gapkd.distillation.distiller import Guide
+from gapkd.distillation.distiller import Distiller
 from gapkd.distillation.students import make_student
-from gapkd.files.checkpoints import load_generator, write_atomically
+from gapkd.files.checkpoints import load_generator
+from gapkd.files.provenance import provenance
+from gapkd.files.storage import write_atomically
 from gapkd.metrics.cost import macs, seconds, speed_ratio
 from gapkd.networks.stylegan2 import Discriminator, Generator, config_f, config_f_channels
 from gapkd.networks.stylegan3 import (
@@ -41,8 +44,8 @@ from gapkd.networks.stylegan3 import (
 )
 from gapkd.parallel import choose_device
 from gapkd.settings import DistillConfig, TrainConfig, shareable, widths
-from gapkd.training.runs import provenance
-from gapkd.training.trainer import Trainer, keep_memory
+from gapkd.training.loop import distance_for
+from gapkd.training.trainer import Trainer
 from tools.textbook import textbook
 
 Runs = dict[str, Callable[[], object]]
@@ -92,7 +95,7 @@ def run_benchmark(config: BenchmarkConfig) -> dict:
     if config.threads:
         torch.set_num_threads(config.threads)
     if choose_device(config.device).type == "cpu":
-        keep_memory()  # as a training does
+        parallel.keep_memory()  # as a training does
     measure = {"chapters": chapter_rows, "comparison": compare, "stylegan3": compare_alias_free}
     record = {part: measure[part](config) for part in config.parts}
     record |= {"teacher": config.teacher, "settings": shareable(asdict(config)), **provenance()}
@@ -144,9 +147,11 @@ def _trainers(config: BenchmarkConfig, teacher: Generator, folder: str
                           "distillation without L_ld": {"ld_weight": 0.0},
                           "distillation without L_gan": {"gan_weight": 0.0}}.items():
         settings = DistillConfig(teacher=config.teacher, **common, **changes)
-        guide = Guide(settings, load_generator(config.teacher).to(choose_device(config.device)))
+        device = choose_device(config.device)
+        distance = distance_for(settings.perceptual, device)
+        distiller = Distiller(load_generator(config.teacher).to(device), distance, settings)
         D = Discriminator(r, widths(settings.d_channels, r))
-        yield name, Trainer(settings, make_student(teacher), D, guide)
+        yield name, Trainer(settings, make_student(teacher), D, distiller)
 
 
 def _rate(run: Callable[[], object], images: int, repeats: int, device: torch.device) -> float:
@@ -227,8 +232,9 @@ def prepare(case: str, resolution: int, batch: int, device: torch.device,
     else:
         blocks = (2, 3) if resolution < 128 else (2, 3, 4, 5)
         settings = DistillConfig(ld_blocks=blocks, **common)
-        guide = Guide(settings, form(G).to(device))
-        trainer = Trainer(settings, form(make_student(G)), form(D), guide)
+        distance = distance_for(settings.perceptual, device)
+        distiller = Distiller(form(G).to(device), distance, settings)
+        trainer = Trainer(settings, form(make_student(G)), form(D), distiller)
     reals = trainer.real_batch()
 
     def step() -> None:

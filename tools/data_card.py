@@ -23,11 +23,12 @@ from gapkd.files.checkpoints import (
     read_metadata,
     save_network,
     sha256,
-    write_atomically,
 )
 from gapkd.files.history import stage_lines, stages
-from gapkd.metrics.evaluation import evaluation_table, sample_images
-from gapkd.metrics.features import load_attribute_network
+from gapkd.files.storage import write_atomically
+from gapkd.metrics.attributes import load_attribute_network
+from gapkd.metrics.evaluation import evaluation_table
+from gapkd.metrics.sampling import sample_images
 from gapkd.settings import shareable
 from tools.readme import ROOT
 

@@ -17,11 +17,11 @@ import torch
 import tyro
 from matplotlib.figure import Figure
 
-from gapkd.files.checkpoints import write_atomically
+from gapkd.files.provenance import provenance
+from gapkd.files.storage import write_atomically
 from gapkd.parallel import choose_device
 from gapkd.settings import shareable, widths
 from gapkd.training.plan import activation_memory, networks_for, step_macs
-from gapkd.training.runs import provenance
 from gapkd.viewing import figures
 from tools.benchmark import alternate, peak_memory, prepare, step_seconds
 

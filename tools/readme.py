@@ -26,9 +26,9 @@ from gapkd.experiments.results import (
     sweep_note,
 )
 from gapkd.experiments.sweep import read_table
-from gapkd.files.checkpoints import write_atomically
+from gapkd.files.provenance import hardware
+from gapkd.files.storage import write_atomically
 from gapkd.settings import command_line
-from gapkd.training.runs import hardware
 from gapkd.viewing import figures
 from tools.benchmark import BenchmarkConfig, show_benchmark
 from tools.growth import GrowthConfig, show_growth

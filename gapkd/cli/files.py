@@ -65,7 +65,7 @@ class ConvertConfig:
 def sample(config: SampleConfig) -> None:
     from gapkd.data.images import save_png
     from gapkd.files.checkpoints import load_generator
-    from gapkd.metrics.evaluation import draw_sheet
+    from gapkd.metrics.sampling import draw_sheet
 
     if not 0 <= config.seed < 2**63:
         raise ValueError(f"seed must lie between 0 and 2^63 - 1, not {config.seed}")
@@ -87,8 +87,8 @@ def sample(config: SampleConfig) -> None:
 
 def directions(config: DirectionsConfig) -> None:
     from gapkd.files.checkpoints import load_generator
+    from gapkd.metrics.attributes import reader
     from gapkd.metrics.editing import factor_directions, save_directions, sefa
-    from gapkd.metrics.features import reader
 
     out = _new_file(config.out, ".safetensors")
     if config.samples < 100 or config.seed < 0:

@@ -10,13 +10,14 @@ from gapkd import parallel
 from gapkd.cli import say
 from gapkd.data.datasets import open_dataset
 from gapkd.experiments.sweep import SweepConfig, run_sweep
-from gapkd.files.checkpoints import load_generator, write_atomically
+from gapkd.files.checkpoints import load_generator
+from gapkd.files.provenance import provenance
+from gapkd.files.storage import write_atomically
+from gapkd.metrics.attributes import AttributeConfig, reader, train_attribute_network
 from gapkd.metrics.evaluation import evaluation_table, format_table
-from gapkd.metrics.features import InceptionNetwork, reader
-from gapkd.metrics.judge import JudgeConfig, train_judge
+from gapkd.metrics.features import InceptionNetwork
 from gapkd.parallel import choose_device
 from gapkd.training.plan import PlanConfig, make_plan
-from gapkd.training.runs import provenance
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,8 @@ def sweep(config: SweepConfig) -> None:
     run_sweep(config)
 
 
-def judge(config: JudgeConfig) -> None:
-    scores = train_judge(config)
+def judge(config: AttributeConfig) -> None:
+    scores = train_attribute_network(config)
     listed = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
     print(f"on images held out: {listed}")
     print(f"judge written to {config.out}")

@@ -17,26 +17,17 @@ from gapkd.networks.base import StyleGenerator
 
 
 def style_weight(G: StyleGenerator, block: int) -> Tensor:
-    """The style-affine weights of a block's convolutions, stacked, every row of unit length.
-
-    A block has two convolutions, so rows = the sum of their input channels; the 4x4 block (0) has
-    one.
-
-    Returns: (rows, w_dim).
-    """
+    """The style-affine weights of a block's convolutions, stacked, every row of unit length:
+    (sum of their input channels, w_dim)."""
     weight = torch.cat([conv.affine.weight.detach() for conv in G.synthesis.blocks[block].convs])
     return normalize(weight, dim=1)
 
 
 def leading_eigenvectors(weight: Tensor, count: int) -> Tensor:
-    """Eigenvectors of A^T A for its largest eigenvalues, largest first.
-
-    A^T A is symmetric, so the symmetric solver applies; it returns ascending eigenvalues (a general
-    solver returns them in no order, and its first columns are not the leading ones).
-
-    Shape: A (rows, w_dim) -> (count, w_dim), unit rows.
-    """
+    """Unit eigenvectors of A^T A for its largest eigenvalues, largest first:
+    A (rows, w_dim) -> (count, w_dim)."""
     weight = weight.double()
+    # A symmetric matrix: eigh sorts the eigenvalues, smallest first; a general solver does not.
     _, vectors = torch.linalg.eigh(weight.t() @ weight)  # columns
     return vectors.flip(1)[:, :count].t()
 
@@ -50,14 +41,9 @@ def sefa_directions(G: StyleGenerator, blocks: Sequence[int], mode: str = "split
         blocks: block numbers, 1 = 8x8 (the paper uses 1..max(mimic layers)).
         mode: "split", `per_block` directions of every block, pooled; "global", all blocks stacked
             first, then `per_block` x blocks directions.
-    Returns: (per_block x blocks, w_dim), the dtype of G's weights; fewer rows in "global" mode when
-        that is more than w_dim.
+    Returns: (per_block x blocks, w_dim), of G's dtype; in "global" mode w_dim rows at most.
     """
-    blocks = list(blocks)
-    known = len(G.synthesis.blocks)
-    if not blocks or not all(0 <= b < known for b in blocks):
-        raise ValueError(f"blocks must name blocks 0 to {known - 1} of this {G.resolution} px "
-                         f"network, not {blocks}")
+    check_blocks("blocks", blocks, G, first=0)
     weights = [style_weight(G, b) for b in blocks]
     if mode == "split":
         directions = torch.cat([leading_eigenvectors(weight, per_block) for weight in weights])
@@ -68,13 +54,20 @@ def sefa_directions(G: StyleGenerator, blocks: Sequence[int], mode: str = "split
     return directions.to(weights[0].dtype)
 
 
+def check_blocks(name: str, blocks: Sequence[int], G: StyleGenerator, first: int = 1) -> None:
+    """Raise ValueError unless there are blocks, and G has them."""
+    last = len(G.synthesis.blocks) - 1
+    if not blocks or not all(first <= b <= last for b in blocks):
+        raise ValueError(f"{name} must name blocks {first} to {last} of the {G.resolution} px "
+                         f"teacher, not {list(blocks)}")
+
+
 def draw_offsets(n: int, w_dim: int, strength: float, generator: torch.Generator,
                  directions: Tensor | None = None) -> Tensor:
     """One offset a sample: a random direction times N(0, 1) times strength.
 
     Args:
-        strength: the paper's 5.0 belongs to a 512-dimensional W; compare it with the spread of
-            yours.
+        strength: the paper's 5.0 belongs to 512 dimensions; compare it with your W's spread.
         directions: (K, w_dim), unit rows to choose from; None for a uniformly random direction.
     Returns: (n, w_dim).
     """

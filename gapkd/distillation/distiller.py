@@ -2,8 +2,7 @@
 
     total = L_gan + 3 L_rgb + 3 L_lpips + 30 L_ld
 
-L_gan is the training's (training/adversarial.py); the other three are here, and the feature
-regression that they are compared with.
+L_gan is the training's (training/adversarial.py); here are the other three, and feature regression.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from gapkd import parallel
 from gapkd.distillation import losses
-from gapkd.distillation.directions import draw_offsets, sefa_directions
+from gapkd.distillation.directions import check_blocks, draw_offsets, sefa_directions
 from gapkd.networks.base import StyleGenerator, SynthesisOutput
 from gapkd.settings import DistillConfig
 
@@ -32,8 +31,8 @@ class Distiller:
         teacher: on the device of the training; frozen here.
         perceptual: distance of image batches (N, 3, R, R) twice -> (N,); None: no perceptual loss.
         config: weights and options of the losses; a loss of weight 0 is not computed.
-        content_mask: maps teacher images (N, 3, R, R) to masks (N, 1, R, R) in [0, 1]: rgb and
-            perceptual loss look inside only.
+        content_mask: maps teacher images to masks (N, 1, R, R) in [0, 1], in which the rgb and
+            perceptual losses look.
         regressors: for the feature regression, see `make_regressors`.
     Raises ValueError for blocks that the teacher does not have.
     """
@@ -50,6 +49,7 @@ class Distiller:
         self.weights = {"rgb": c.rgb_weight, "ld": c.ld_weight,
                         "perceptual": c.perceptual_weight if perceptual else 0.0,
                         "feature": c.feature_weight if regressors else 0.0}
+        self.compares = any(self.weights.values())  # whether there is anything to ask the teacher
         if self.weights["ld"]:
             check_blocks("ld_blocks", c.ld_blocks, teacher)
         self.views = c.ld_views if self.weights["ld"] else 1
@@ -58,14 +58,8 @@ class Distiller:
             blocks = range(1, max(c.ld_blocks) + 1)
             self.directions = sefa_directions(teacher, blocks, c.ld_offsets)
 
-    @property
-    def compares(self) -> bool:
-        """Whether there is anything to ask the teacher."""
-        return any(self.weights.values())
-
     def draw_offsets(self, n: int, rng: torch.Generator) -> Tensor | None:
-        """The steps in W that lead to the second view, (n, w_dim); None where there is no such
-        view."""
+        """The steps in W that lead to the second view, (n, w_dim); None where there is none."""
         if self.views == 1:
             return None
         return draw_offsets(n, self.teacher.w_dim, self.config.ld_strength, rng, self.directions)
@@ -73,9 +67,8 @@ class Distiller:
     def __call__(self, student: SynthesisOutput, teacher: SynthesisOutput) -> dict[str, Tensor]:
         """The losses by name, without their weights.
 
-        Args:
-            student, teacher: of `views` N latents each: N of w, then, with two views, N of w +
-                offset. The images of w alone meet the rgb and perceptual losses.
+        Both are of N latents w and, with two views, N of w + offset; the images of w alone meet
+        the rgb and perceptual losses.
         """
         if student.image.shape != teacher.image.shape:
             raise ValueError(f"student and teacher drew images of {tuple(student.image.shape)} and "
@@ -116,11 +109,8 @@ class Distiller:
 
 
 def two_views(ws: Tensor, offsets: Tensor | None) -> Tensor:
-    """w, then w + offset: (N, num_ws, w_dim) and (N, w_dim) -> (2N, num_ws, w_dim). As it is
-    without offsets."""
-    if offsets is None:
-        return ws
-    return torch.cat([ws, ws + offsets[:, None]])
+    """w, then w + offset: (N, num_ws, w_dim) and (N, w_dim) -> (2N, num_ws, w_dim)."""
+    return ws if offsets is None else torch.cat([ws, ws + offsets[:, None]])
 
 
 def make_regressors(student: StyleGenerator, teacher: StyleGenerator, blocks: Sequence[int],
@@ -132,11 +122,3 @@ def make_regressors(student: StyleGenerator, teacher: StyleGenerator, blocks: Se
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return nn.ModuleList(nn.Conv2d(ours[b], theirs[b], 1) for b in blocks)
-
-
-def check_blocks(name: str, blocks: Sequence[int], teacher: StyleGenerator) -> None:
-    """Raise ValueError unless the teacher has the blocks."""
-    last = len(teacher.synthesis.blocks) - 1
-    if not all(1 <= b <= last for b in blocks):
-        raise ValueError(f"{name} must name blocks 1 to {last} of the {teacher.resolution} px "
-                         f"teacher, not {list(blocks)}")

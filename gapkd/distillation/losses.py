@@ -22,8 +22,8 @@ def rgb_loss(student: Sequence[Tensor], teacher: Sequence[Tensor],
     Args:
         student, teacher: one (N, 3, r, r) a level: the output image alone, or every toRGB output
             (the "intermediate" mode of the released code).
-        mask: (N, 1, R, R) in [0, 1], the content of interest of the *teacher* image; both images
-            are multiplied by it, reduced to each level's size by area averaging.
+        mask: (N, 1, R, R) in [0, 1], the content of the *teacher* image: a factor of both images,
+            reduced to each level's size by area averaging.
     """
     if len(student) != len(teacher):
         raise ValueError(f"student has {len(student)} levels, teacher has {len(teacher)}: give the "
@@ -52,12 +52,9 @@ def perceptual_loss(distance: Callable[[Tensor, Tensor], Tensor], student: Tenso
 
 
 def feature_loss(guesses: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> Tensor:
-    """Feature regression (Romero et al., *FitNets*, 2015), a baseline: squared error of the
-    teacher's features as guessed from the student's, over the teacher's mean square, summed over
-    blocks.
-
-    Args:
-        guesses, teacher_features: one (N, C, r, r) a block, the same shapes on either side.
+    """Feature regression (Romero et al., *FitNets*, 2015), a baseline: mean squared error of the
+    teacher's features, as guessed from the student's, over their mean square. One (N, C, r, r) a
+    block, on either side; summed over blocks.
     """
     total = guesses[0].new_zeros((), dtype=torch.float32)
     for guess, features in zip(guesses, teacher_features, strict=True):
@@ -68,12 +65,11 @@ def feature_loss(guesses: Sequence[Tensor], teacher_features: Sequence[Tensor]) 
 
 
 def relation_matrix(rows: Tensor, columns: Tensor) -> Tensor:
-    """S[i, j] = cosine of the flattened features of row image i and column image j.
+    """S[i, j] = cosine of the flattened features of row image i and column image j:
+    (N, C, r, r) and (M, C, r, r) -> (N, M), float32.
 
-    N images give N x N relations whatever the width of the features: this is what makes two
-    networks with other channel counts comparable (section 4.2).
-
-    Shape: (N, C, r, r) and (M, C, r, r) -> (N, M), float32.
+    N images give N x N relations whatever the width of the features: networks with other channel
+    counts become comparable (section 4.2).
     """
     with full_precision(rows):
         dtype = torch.promote_types(rows.dtype, torch.float32)
@@ -93,11 +89,10 @@ def latent_direction_loss(student_features: Sequence[Tensor], teacher_features: 
         student_features, teacher_features: one (2N, C, r, r) a block, the same blocks of both: N
             images of w, then N of w + offset, in the same order. C and r may differ between the
             networks.
-        kind: "kl", KL(softmax(S_teacher) || softmax(S_student)) of each row at temperature 1, batch
-            mean; or "mse", the mean squared difference of the matrices. Summed over blocks.
+        kind: "kl", KL(softmax(S_teacher) || softmax(S_student)) of each row, batch mean; or "mse",
+            the mean squared difference of the matrices. Summed over blocks.
         views: 2 relates w_i to w_j + offset_j; with 1 the features hold N images of w, which are
             related among themselves.
-    Returns: a scalar; 0 where the relations are equal.
     """
     _check_features(student_features, teacher_features, kind, views)
     total = 0.0
@@ -113,12 +108,9 @@ def latent_direction_loss(student_features: Sequence[Tensor], teacher_features: 
     return total
 
 
-def _check_features(student: Sequence[Tensor], teacher: Sequence[Tensor], kind: str,
-                    views: int) -> None:
-    if kind not in ("kl", "mse"):
-        raise ValueError(f'kind must be "kl" or "mse", not {kind!r}')
-    if views not in (1, 2):
-        raise ValueError(f"views must be 1 or 2, not {views!r}")
+def _check_features(student: Sequence[Tensor], teacher: Sequence[Tensor], kind: str, views: int):
+    if kind not in ("kl", "mse") or views not in (1, 2):
+        raise ValueError(f'kind must be "kl" or "mse", views 1 or 2, not {kind!r} and {views!r}')
     if len(student) != len(teacher) or not student:
         raise ValueError(f"student has {len(student)} blocks of features, teacher has "
                          f"{len(teacher)}: give the same blocks of both, at least one")

@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from gapkd.distillation.pruning import SCORES, slim
-from gapkd.networks.base import StyleGenerator, kept_channels  # noqa: F401
+from gapkd.networks.base import StyleGenerator
 from gapkd.networks.families import STUDENT_KINDS
 
 MAPPINGS = ("inherit", "inherit-frozen", "random")
 SYNTHESES = ("random", *SCORES, "slimmed")
-# Students draw from seeds of their own: with the teacher's seed, a "random" mapping network of the
-# same shape would be the one the teacher started from, and at its small learning rate (multiplier
-# 0.01) that is nearly the trained one.
+# With the teacher's seed, a "random" mapping network of the same shape would be the one the teacher
+# started from, and at its small learning rate (multiplier 0.01) that is nearly the trained one.
 FIRST_STUDENT_SEED = 1_000_000
 
 
@@ -28,22 +27,19 @@ def make_student(teacher: StyleGenerator, keep: float = 0.3, kernel: int = 3,
     Args:
         teacher: the network to shrink; not changed.
         keep: fraction of channels kept in every layer, in (0, 1].
-        kernel: kernel of every block's second convolution; 1 is the paper's heterogeneous student.
-            (A StyleGAN3 student has its teacher's kernels.)
+        kernel: of every block's second convolution; 1 is the paper's heterogeneous student.
         mapping: "inherit", the teacher's mapping network, weights and all (the paper's finding);
             "inherit-frozen", the same, not trained further; "random", fresh weights.
         synthesis: "random", fresh weights (the paper); or the teacher's weights of the channels
-            with the highest score (pruning.py): "pruned", by magnitude; "pruned-content" (CAGAN);
-            "pruned-diversity" (DCP-GAN); or "slimmed", those of a copy of the teacher whose
-            channels learned to do without (GAN Slimming).
+            with the highest score (pruning.py): "pruned", "pruned-content", "pruned-diversity",
+            or "slimmed".
         seed: of the fresh weights; the caller's random state is left alone.
         content: for "pruned-content", maps images (N, 3, R, R) to masks (N, 1, R, R) in [0, 1] of
             what matters.
         slimming_images: for "slimmed", length of that training.
         kind: "same", the teacher's family; "mobile", MobileStyleGAN's wavelet-domain network.
-    Returns: a network in train mode. Constant noise maps are the teacher's, so that both networks
-        can be compared at the same noise.
-    Raises ValueError, in one sentence, for a student that cannot be.
+    Returns: a network in train mode, with the teacher's constant noise maps.
+    Raises ValueError for a student that cannot be.
     """
     family, architecture = check_request(teacher, keep, kernel, mapping, synthesis, kind)
     device = next(teacher.parameters()).device
@@ -56,10 +52,9 @@ def make_student(teacher: StyleGenerator, keep: float = 0.3, kernel: int = 3,
     student.copy_noise(teacher)
     if synthesis == "slimmed":
         copy_pruned(student, *slim(teacher, slimming_images, seed=seed))
-    elif synthesis == "pruned-content":
-        copy_pruned(student, teacher, SCORES[synthesis](teacher, content=content))
     elif synthesis != "random":
-        copy_pruned(student, teacher, SCORES[synthesis](teacher))
+        options = {"content": content} if synthesis == "pruned-content" else {}
+        copy_pruned(student, teacher, SCORES[synthesis](teacher, **options))
     return student
 
 
@@ -69,12 +64,10 @@ def check_request(teacher: StyleGenerator, keep: float, kernel: int, mapping: st
     if not 0 < keep <= 1:
         raise ValueError(f"keep must lie in (0, 1], not {keep}: it is the fraction of channels "
                          "that stay")
-    if mapping not in MAPPINGS:
-        raise ValueError(f"mapping must be one of {', '.join(MAPPINGS)}, not {mapping!r}")
-    if synthesis not in SYNTHESES:
-        raise ValueError(f"synthesis must be one of {', '.join(SYNTHESES)}, not {synthesis!r}")
-    if kind not in STUDENT_KINDS:
-        raise ValueError(f"kind must be one of {', '.join(STUDENT_KINDS)}, not {kind!r}")
+    for name, value, known in (("mapping", mapping, MAPPINGS), ("kind", kind, STUDENT_KINDS),
+                               ("synthesis", synthesis, SYNTHESES)):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
     family = STUDENT_KINDS[kind] or type(teacher)
     if family is not type(teacher) and synthesis != "random":
         raise ValueError(f'synthesis="{synthesis}" copies weights, which a student of another '
@@ -88,12 +81,8 @@ def check_request(teacher: StyleGenerator, keep: float, kernel: int, mapping: st
 
 
 def copy_pruned(student: StyleGenerator, teacher: StyleGenerator, scores: list[Tensor]) -> None:
-    """Copy the teacher's weights of the highest-scored channels into the student, in place.
-
-    Args:
-        student: narrower than its teacher, and of its family.
-        scores: one (C,) for each of the teacher's `readers`; the C' highest of each layer stay.
-    """
+    """Copy the teacher's weights of the highest-scored channels into a narrower student of its
+    family, in place. Scores: one (C,) for each of the teacher's `readers`."""
     kept = []
     for score, readers in zip(scores, student.readers(), strict=True):
         width = readers[0].weight.shape[1]

@@ -6,7 +6,9 @@ import torch
 
 from gapkd.data.datasets import open_dataset, ordered_indices
 from gapkd.files.checkpoints import load_generator
-from gapkd.metrics.distribution import same_z_distance, semantic_agreement
+from gapkd.files.provenance import provenance
+from gapkd.metrics.agreement import same_z_distance, semantic_agreement
+from gapkd.metrics.attributes import AttributeNetwork, reader
 from gapkd.metrics.editing import EditAgreement
 from gapkd.metrics.equivariance import equivariance
 from gapkd.metrics.evaluation import (
@@ -14,13 +16,11 @@ from gapkd.metrics.evaluation import (
     evaluation_table,
     measure_latent_space,
     real_features,
-    sample_images,
 )
-from gapkd.metrics.features import AttributeNetwork, reader
+from gapkd.metrics.sampling import sample_images
 from gapkd.networks.base import StyleGenerator
 from gapkd.settings import DistillConfig, shareable, to_dict
 from gapkd.training.loop import Probe, distill
-from gapkd.training.runs import provenance
 
 PROBED = ("l1", "perceptual", "agree_mean_accuracy", "agree_mean_correlation")
 """What is measured while a student trains, beside the FID; a record's curve keeps it."""

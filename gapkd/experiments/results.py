@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from gapkd.data.images import untile
-from gapkd.files.checkpoints import data_path
+from gapkd.files.storage import data_path
 
 REFERENCES = ("real", "teacher")
 """Arms that are none: real images against other real ones, and the teacher."""

@@ -29,13 +29,15 @@ from filelock import FileLock, Timeout
 from gapkd.data.images import save_png
 from gapkd.experiments.bench import PROBED, Bench
 from gapkd.experiments.results import BENCH, REFERENCES, faces_folder, read_results
-from gapkd.files.checkpoints import load_generator, read_metadata, sha256, write_atomically
-from gapkd.metrics.evaluation import sample_images
+from gapkd.files.checkpoints import load_generator, read_metadata, sha256
+from gapkd.files.provenance import provenance
+from gapkd.files.storage import write_atomically
+from gapkd.metrics.sampling import sample_images
 from gapkd.networks.base import StyleGenerator
+from gapkd.parallel import choose_device
 from gapkd.settings import DistillConfig, command_line, from_dict, shareable, to_dict
 from gapkd.training.loop import OutOfMemory
-from gapkd.training.runs import provenance
-from gapkd.training.trainer import TrainingDiverged, choose_device
+from gapkd.training.trainer import TrainingDiverged
 
 MEASURING = ("probe_every", "fid_every", "fid_samples", "fid_features")
 """Settings that decide when is measured, not what is trained."""

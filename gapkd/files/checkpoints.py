@@ -15,13 +15,6 @@ from gapkd.files import storage
 from gapkd.files.download import AddressError, fetch, is_address
 from gapkd.files.foreign import ForeignError, find_network, outline
 from gapkd.files.pickles import UnreadableError, read
-from gapkd.files.storage import (  # noqa: F401
-    data_folder,
-    data_path,
-    new_folder,
-    write_atomically,
-    write_folder,
-)
 from gapkd.networks.base import StyleGenerator
 from gapkd.networks.families import NETWORKS, build, kind_of
 from gapkd.networks.stylegan2 import Discriminator

@@ -23,14 +23,10 @@ from tqdm.auto import tqdm
 
 from gapkd.data.datasets import ImageFiles, flip, open_dataset, ordered_indices
 from gapkd.data.toyfaces import CATEGORICAL, CONTINUOUS, face_mask, toy_faces
-from gapkd.files.checkpoints import (
-    CheckpointError,
-    find_checkpoint,
-    read_metadata,
-    write_atomically,
-)
+from gapkd.files.checkpoints import CheckpointError, find_checkpoint, read_metadata
+from gapkd.files.provenance import provenance
+from gapkd.files.storage import write_atomically
 from gapkd.networks.layers import full_precision
-from gapkd.training.runs import provenance
 
 KIND = "attribute-network"
 HELD_OUT = 50_000_000  # held-out toy faces start here; training stays far below it

@@ -18,7 +18,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from gapkd.distillation.directions import sefa_directions
-from gapkd.files.checkpoints import write_atomically
+from gapkd.files.storage import write_atomically
 from gapkd.metrics.agreement import Reading, join_readings, name_classes
 from gapkd.metrics.attributes import AttributeNetwork
 from gapkd.metrics.sampling import draw_w

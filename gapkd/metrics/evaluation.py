@@ -27,10 +27,8 @@ from gapkd.metrics.distribution import (
 )
 from gapkd.metrics.features import InceptionNetwork, perceptual_distance
 from gapkd.metrics.projection import project
-from gapkd.metrics.sampling import (  # noqa: F401  (some: their old place)
+from gapkd.metrics.sampling import (
     Part,
-    draw_latents,
-    draw_sheet,
     sample_images,
     share,
 )

@@ -13,18 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gapkd.metrics.attributes import (  # noqa: F401  (their old place)
-    KIND,
-    AttributeNetwork,
-    check_factors,
-    factor_loss,
-    fit_network,
-    head_mask,
-    load_attribute_network,
-    reader,
-    save_attribute_network,
-)
-
 Distance = Callable[[Tensor, Tensor], Tensor]  # images (N, 3, R, R) twice -> (N,)
 
 

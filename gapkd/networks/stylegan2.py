@@ -35,7 +35,7 @@ from gapkd.networks.layers import (
     leaky_relu,
     upsample2,
 )
-from gapkd.networks.mapping import MappingNetwork, mix_styles, normalise  # noqa: F401
+from gapkd.networks.mapping import MappingNetwork
 
 Channels = int | Sequence[int] | Sequence[tuple[int, int]]
 

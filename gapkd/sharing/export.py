@@ -23,7 +23,8 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from gapkd.files.checkpoints import load_generator, sha256, write_atomically
+from gapkd.files.checkpoints import load_generator, sha256
+from gapkd.files.storage import write_atomically
 from gapkd.metrics.editing import Directions, load_directions, sefa
 from gapkd.networks.base import StyleGenerator
 from gapkd.sharing.origins import named, provenance_of, public

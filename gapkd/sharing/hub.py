@@ -22,17 +22,10 @@ from pathlib import Path
 from PIL import Image
 
 from gapkd.data.images import png, tile
-from gapkd.files.checkpoints import (
-    CONFIG,
-    FOLDER_FORMAT,
-    WEIGHTS,
-    data_folder,
-    network_bytes,
-    new_folder,
-    write_folder,
-)
+from gapkd.files.checkpoints import CONFIG, FOLDER_FORMAT, WEIGHTS, network_bytes
+from gapkd.files.storage import data_folder, new_folder, write_folder
 from gapkd.metrics.cost import macs, parameters
-from gapkd.metrics.evaluation import draw_sheet
+from gapkd.metrics.sampling import draw_sheet
 from gapkd.networks.base import StyleGenerator
 from gapkd.settings import DistillConfig, TrainConfig, command_line
 from gapkd.sharing.origins import as_dict, named, numbers, public, runs_of

@@ -9,15 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 
-from gapkd.files.checkpoints import (
-    WEIGHTS,
-    data_folder,
-    find_checkpoint,
-    read_metadata,
-    recognise,
-    sha256,
-)
+from gapkd.files.checkpoints import WEIGHTS, find_checkpoint, read_metadata, recognise, sha256
 from gapkd.files.download import is_address
+from gapkd.files.storage import data_folder
 from gapkd.settings import FILES, shareable
 
 COMMON = ("generator.safetensors", "best.safetensors", "discriminator.safetensors", WEIGHTS)

@@ -21,8 +21,8 @@ import tyro
 from PIL import Image
 
 from gapkd.data.images import png
-from gapkd.files.checkpoints import new_folder, write_folder
 from gapkd.files.download import AddressError, fetch
+from gapkd.files.storage import new_folder, write_folder
 from gapkd.sharing.export import read_onnx_facts, session
 from gapkd.sharing.origins import as_dict, named, numbers, runs_of
 

@@ -30,8 +30,8 @@ from gapkd.distillation.students import make_student
 from gapkd.files.checkpoints import load_discriminator, load_generator, read_metadata, sha256
 from gapkd.files.provenance import provenance
 from gapkd.metrics import features
+from gapkd.metrics.attributes import KIND, head_mask, reader
 from gapkd.metrics.evaluation import FidProbe
-from gapkd.metrics.features import head_mask, reader
 from gapkd.networks.base import StyleGenerator
 from gapkd.networks.stylegan2 import Discriminator, Generator
 from gapkd.networks.stylegan3 import AliasFreeGenerator, stylegan3_channels
@@ -181,8 +181,8 @@ def distance_for(name: str, device: torch.device) -> Callable[[Tensor, Tensor], 
     """
     if name == "lpips":
         return features.lpips_distance(device)
-    if name == "toyfaces" or read_metadata(name)["kind"] == features.KIND:
-        network = features.reader(name)
+    if name == "toyfaces" or read_metadata(name)["kind"] == KIND:
+        network = reader(name)
     else:
         network = load_discriminator(name)
     return partial(features.perceptual_distance, network.to(device))

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from gapkd.distillation.students import kept_channels
 from gapkd.files.checkpoints import WEIGHTS, CheckpointError, find_checkpoint, read_metadata
+from gapkd.metrics.attributes import AttributeNetwork
 from gapkd.metrics.cost import macs
-from gapkd.metrics.features import AttributeNetwork
+from gapkd.networks.base import kept_channels
 from gapkd.networks.stylegan2 import Discriminator, Generator, config_f_channels
 
 CAGAN_HOURS, CAGAN_GPUS, STEPS, BATCH = 131, 2, 450_000, 16

@@ -22,7 +22,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 from torch import Tensor
 
 from gapkd.data.images import to_uint8
-from gapkd.metrics.distribution import Agreement
+from gapkd.metrics.agreement import Agreement
 
 INK, CHANCE = "#2b2d42", "#9aa0ad"
 PALETTE = ("#2f6db3", "#e4772e", "#3a9a78", "#b8436d", "#7a5cb3", "#c79a1e")
