@@ -26,7 +26,7 @@ help: ## show this list
 setup: $(READY) ## make .venv and install gapkd with the exact versions of constraints.txt
 
 distill: $(READY) ## the main job: chapter 04 on the embedded teacher; results go to runs/
-	@$(BIN)/python -m gapkd.cli chapter
+	@$(BIN)/python -m gapkd chapter
 
 test: lint unit notebooks ## ruff, every unit test, every notebook against its stored verdicts
 

@@ -190,13 +190,3 @@ def path_length(G: StyleGenerator, distance: Distance, samples: int = 5000, seed
     lengths = torch.cat(found)
     low, high = lengths.quantile(torch.tensor([0.01, 0.99], dtype=torch.float64))
     return lengths[(lengths >= low) & (lengths <= high)].mean().item()
-
-
-def __getattr__(name: str) -> object:
-    """Names that have moved to gapkd.metrics.agreement, which imports this module."""
-    from gapkd.metrics import agreement
-
-    if name in ("Agreement", "Reading", "SameZ", "compare_readings", "join_readings",
-                "name_classes", "read_factors", "same_z_distance", "semantic_agreement"):
-        return getattr(agreement, name)
-    raise AttributeError(name)

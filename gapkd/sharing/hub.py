@@ -222,10 +222,10 @@ def _measured(provenance: dict, made: dict) -> dict:
                f"stored, against as many of {code(dataset)}, by `gapkd evaluate`")
         facts = ("commit", "hardware", "date")
         how += "".join(f", {key} {code(record[key])}" for key in facts if key in record) + "."
-    elif "real" in metrics:  # as `gapkd embed` writes them
+    elif "real" in metrics:  # as tools/data_card.py writes them
         rows = [{"name": name, **as_dict(row)} for name, row in metrics.items()]
         dataset = judge = "toyfaces"
-        how = "By `gapkd embed`, against rendered toy faces."
+        how = "By the maintainers of gapkd, against rendered toy faces."
     else:
         return {"scores": {}, "columns": [], "how": "", "dataset": "", "judge": ""}
     names = {"real": "real images, against other real ones"}

@@ -1,4 +1,4 @@
-// Latents z. Every number comes from a seed by the two functions below, which gapkd/demo.py repeats in Python.
+// Latents z. Every number comes from a seed by the two functions below, which gapkd/sharing/web.py repeats in Python.
 
 const TURN = 0.5; // radians between a picture's z and those of its relatives
 
