@@ -100,10 +100,11 @@ def test_flip_mirrors_where_the_coin_says():
 
 @pytest.mark.parametrize("in_background", [True, False])
 def test_prefetching_gives_what_was_asked_for_and_raises_where_it_was(in_background):
-    threads = []
+    threads, loaded = [], []
 
     def load(position):
         threads.append(threading.current_thread().name)
+        loaded.append(position)
         if position == 40:
             raise ValueError("photo 40 is broken")
         return torch.full((2,), float(position))
@@ -112,6 +113,7 @@ def test_prefetching_gives_what_was_asked_for_and_raises_where_it_was(in_backgro
     for position in (0, 10, 30, 7):  # the jump to 7 was not announced
         assert reals(position, position + 10).tolist() == [position, position]
     assert any("images" in name for name in threads) == in_background
+    assert loaded.count(10) == 1  # begun and put to use
     reals(30, 40)
     with pytest.raises(ValueError, match="photo 40"):
         reals(40, 50)

@@ -99,7 +99,8 @@ def test_every_table_has_a_real_and_a_teacher_row():
     net, T, students = attribute_network(), generator(1), {"student": generator(0)}
     rows = evaluation_table(students, net, Pictures(), T, samples=40, seed=0)
     assert [row["name"] for row in rows] == ["real", "teacher", "student"]
-    assert rows[0]["fid_toyfaces_40"] < rows[1]["fid_toyfaces_40"]  # untrained: no camera
+    # other real images, not the same ones; an untrained network is no camera
+    assert 1e-4 < rows[0]["fid_toyfaces_40"] < rows[1]["fid_toyfaces_40"]
     assert rows[1]["agree_hat"] == 1 and "agree_hat" not in rows[0]
     text = format_table(rows).splitlines()
     assert text[0].startswith("| | fid_toyfaces_40 |") and len(text) == 5

@@ -162,7 +162,7 @@ class ImageFiles:
             # cropped first, not by resize(box=...): the filter would reach beyond the box
             square = square.crop((left, top, left + side, top + side))
             square = square.resize((self.resolution, self.resolution), Image.Resampling.LANCZOS)
-        pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+        pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1)
         if self._cached:
             self._kept[i] = pixels
         return pixels
