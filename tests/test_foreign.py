@@ -87,6 +87,8 @@ def test_stylegan3_files_give_the_recorded_numbers(write, tmp_path, name):
     again = load_generator(gapkd.save_network(G, tmp_path / "own.safetensors"))
     assert torch.equal(again(data["z"]), G(data["z"]))
     assert G.radial == (name == "r") and G.clamp == 256
+    bare = load_generator(write(nvidia_pickle(without("magnitude_ema")(under("G.", data)))))
+    assert all(layer.magnitude_ema == 1 for layer in bare.synthesis.layers)
     with pytest.raises(ForeignError, match="a stylegan3-generator cannot be written"):
         to_rosinality(G)
 
