@@ -141,6 +141,12 @@ def test_networks_that_share_w_are_edited_alike_and_others_each_in_its_own(page,
     assert np.array_equal(vectors(files[0], nameless)[0], own[0])
 
 
+def test_a_common_mean_is_no_common_w(monkeypatch):
+    dice = np.random.default_rng(0)
+    monkeypatch.setattr(web, "draw", lambda network, z: (None, 5 + dice.normal(size=(32, 4, 6))))
+    assert not web.share_w([web.Network({"z_dim": 6}, b"")] * 2)
+
+
 def test_one_network_with_classes(page, tmp_path):
     file = handmade.write(tmp_path / "n.onnx", c_dim=3)
     folder = page(file)
@@ -204,7 +210,7 @@ def test_pairs_that_do_not_belong_together(changes, message, files, page, tmp_pa
     (["s.onnx", "--truncation", "nan"], "truncation must lie"),
     (["s.onnx", "--runtime", "nowhere"], "nowhere holds no onnxruntime-web: give --runtime a"),
     (["s.onnx", "--out", "text.onnx"], "text.onnx exists already"),
-    (["s.onnx", "--out", "full"], "full exists already: remove it or choose another folder")])
+    (["missing.onnx", "--out", "full"], "full exists already: remove it or choose another")])
 def test_the_command_refuses_in_one_sentence(options, message, files, runtime, tmp_path,
                                              monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
