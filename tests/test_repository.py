@@ -123,13 +123,6 @@ FLOORS = [
     {"chapters"}, {"cli"},
 ]
 """Rooms from the cellar up: imports go down, or stay on the floor, and never in a circle."""
-UPWARDS = {
-    "data.images -> files", "distillation.distiller -> metrics", "metrics.features -> training",
-    "metrics.judge -> training",
-}
-"""Arrows that still go up, "module -> room"; the list may only shrink."""
-LONG = {"data.toyfaces._draw", "metrics.projection.project", "training.loop._fit"}
-"""Functions that are still longer than they should be; the list may only shrink."""
 
 
 def modules() -> dict[str, ast.Module]:
@@ -175,15 +168,14 @@ def test_every_module_has_a_room():
 
 
 def test_imports_go_down():
-    up = {f"{module} -> {to}" for module, to in arrows() if floor(to) > floor(room(module))}
-    assert up == UPWARDS, f"new: {sorted(up - UPWARDS)}; mended, so strike them: {UPWARDS - up}"
+    up = [f"{module} -> {to}" for module, to in arrows() if floor(to) > floor(room(module))]
+    assert not up
 
 
 def test_rooms_do_not_import_in_a_circle():
     below = {name: set() for rooms in FLOORS for name in rooms}
     for module, to in arrows():
-        if f"{module} -> {to}" not in UPWARDS:
-            below[room(module)].add(to)
+        below[room(module)].add(to)
     TopologicalSorter(below).prepare()  # raises CycleError, which names them
 
 
@@ -199,9 +191,9 @@ def test_a_floor_has_few_doors():
 
 
 def test_functions_fit_a_screen():
-    long = set()
+    long = []
     for module, tree in modules().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 60:
-                long.add(f"{module}.{node.name}")
-    assert long == LONG, f"new: {sorted(long - LONG)}; mended, so strike them: {LONG - long}"
+                long.append(f"{module}.{node.name}")
+    assert not long, "longer than 60 lines"
