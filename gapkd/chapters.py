@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gapkd.experiments.results import reference_rows, results  # noqa: F401
+from gapkd.files.storage import ROOT, data_path
 
-ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 
 
@@ -22,7 +22,6 @@ def announce() -> None:
     import torch
 
     from gapkd import __version__
-    from gapkd.files.storage import data_path
 
     device = f"CPU, {torch.get_num_threads()} threads"
     if torch.cuda.is_available():

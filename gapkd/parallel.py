@@ -309,7 +309,7 @@ def check_equal(what: str, value: str) -> None:
 
 
 def keep_memory() -> None:
-    """Let the C library keep what is freed for the next step: for a process whose work is a training.
+    """Let the C library keep what is freed for the next step: for a process that trains.
 
     By default it hands every large tensor back to the system, which clears the pages before they
     are used again: a tenth to a third of a training step on a CPU.

@@ -1,4 +1,4 @@
-"""Several processes train as one: the same weights, one writer, and a clear end when one of them dies."""
+"""Several processes train as one: the same weights, one writer, a clear end when one dies."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def _other_settings(out: str):
 
 
 @pytest.mark.parametrize("task, message", [
-    (_uneven, "batch=12 cannot be shared by 2 processes in whole groups of 4: choose a mult.* of 8"),
+    (_uneven, "batch=12 cannot be shared by 2 processes in whole groups of 4: .* multiple of 8"),
     (_other_settings, "process . has other settings than process .: start all of them with one"),
 ])
 def test_what_does_not_fit_together_is_refused(tmp_path, task, message):
@@ -186,17 +186,6 @@ def test_two_processes_distil_like_one(tmp_path, teacher_file, changes):
     first, second = together(_student, str(tmp_path / "two"), str(teacher_file), changes)
     assert first[0] == second[0]
     assert_close(one, first)
-
-
-def _half_then_whole(out: str) -> list:
-    train_gan(config(Path(out), batch=16, images=32))
-    return _weights(train_gan(config(Path(out), batch=16, images=64, resume=True)))
-
-
-def test_resume_with_two_processes_is_exact(tmp_path):
-    whole, _ = together(_teacher, str(tmp_path / "whole"))
-    resumed, _ = together(_half_then_whole, str(tmp_path / "half"))
-    assert whole[0] == resumed[0]
 
 
 def test_another_number_of_processes_goes_on_and_says_so(tmp_path):

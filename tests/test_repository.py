@@ -15,35 +15,39 @@ LARGEST = 500_000  # bytes
 TAGS = {"parameters", "nbval-check-output", "nbval-ignore-output", "nbval-skip", "raises-exception"}
 
 # folders of a machine, Windows too; the lookbehind lets URLs and relative paths pass
-MACHINE_PATH = re.compile(r"(?<![\w./:])/(?:home|root|tmp|work|mnt|opt|usr|var|private|Users|content)/[\w.-]+"
-                          r"|\b[A-Z]:\\\\?\w|site-packages|file://")
+MACHINE_PATH = re.compile(
+    r"(?<![\w./:])/(?:home|root|tmp|work|mnt|opt|usr|var|private|Users|content)/[\w.-]+"
+    r"|\b[A-Z]:\\\\?\w|site-packages|file://")
 notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def cells(path: Path) -> list[dict]:
+    """All cells, their sources as one string."""
+    found = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [cell | {"source": "".join(cell["source"])} for cell in found]
 
 
 def code_cells(path: Path) -> list[dict]:
     """The code cells that are not empty."""
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return [cell for cell in cells if cell["cell_type"] == "code" and "".join(cell["source"]).strip()]
+    return [c for c in cells(path) if c["cell_type"] == "code" and c["source"].strip()]
 
 
 def tags(cell: dict) -> list[str]:
     return cell["metadata"].get("tags", [])
 
 
-def shows_something(cell: dict) -> bool:
-    """Whether running the cell must leave an output: it prints, displays, or ends with a bare expression."""
-    source = "".join(cell["source"])
+def shows_something(source: str) -> bool:
+    """Whether a cell must leave an output: it prints, displays, or ends with a bare expression."""
     if re.search(r"^(?:print|display)\(|^plt\.show\(", source, flags=re.MULTILINE):
         return True
-    last = [line for line in source.splitlines() if line.strip() and not line.lstrip().startswith("#")][-1]
+    last = [line for line in source.splitlines() if not re.match(r"\s*(#|$)", line)][-1]
     return bool(re.fullmatch(r"[\w.]+", last)) and last not in {"pass", "continue", "break"}
 
 
 def texts(output: dict) -> str:
     """Everything in an output that a reader sees as text."""
-    data = output.get("data", {})
-    parts = [output.get("text", ""), *(value for kind, value in data.items() if kind.startswith("text/"))]
-    return "\n".join("".join(part) for part in parts)
+    shown = {kind: text for kind, text in output.get("data", {}).items() if "text/" in kind}
+    return "\n".join("".join(part) for part in (output.get("text", ""), *shown.values()))
 
 
 def test_there_are_notebooks():
@@ -54,44 +58,37 @@ def test_there_are_notebooks():
 @notebook
 def test_stored_executed_from_top_to_bottom(path):
     # nbval compares nothing in a notebook without outputs, and calls it green: hence this test
-    cells = code_cells(path)
-    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
-    silent = ["".join(cell["source"])[:60] for cell in cells if shows_something(cell) and not cell["outputs"]]
-    assert not silent, f"cells that show something are stored without it: {silent}"
-    for cell in cells:
+    assert path.stat().st_size < LARGEST, f"{path.stat().st_size:,} bytes"
+    found = code_cells(path)
+    assert [cell["execution_count"] for cell in found] == list(range(1, len(found) + 1))
+    for cell in found:
+        silent = shows_something(cell["source"]) and not cell["outputs"]
+        assert not silent, f"stored without what it shows: {cell['source'][:60]}"
         for output in cell["outputs"]:
-            assert output.get("execution_count", cell["execution_count"]) == cell["execution_count"]
+            number = output.get("execution_count", cell["execution_count"])
+            assert number == cell["execution_count"]
 
 
 @notebook
-def test_has_verdicts_to_compare(path):
+def test_tags_are_known_and_there_are_verdicts_to_compare(path):
+    every = [tag for cell in cells(path) for tag in tags(cell)]
+    assert every.count("parameters") == 1
+    assert set(every) <= TAGS, f"a misspelt tag would switch a check off: {set(every) - TAGS}"
     verdicts = [cell for cell in code_cells(path) if "nbval-check-output" in tags(cell)]
-    assert verdicts, "no cell is tagged nbval-check-output: the notebook would be run but never compared"
+    assert verdicts, "no cell is tagged nbval-check-output: it would be run but never compared"
     for cell in verdicts:
-        assert cell["outputs"], f"a verdict without output: {''.join(cell['source'])[:60]}"
+        assert cell["outputs"], f"a verdict without output: {cell['source'][:60]}"
 
 
 @notebook
 def test_outputs_are_clean(path):
     for cell in code_cells(path):
         for output in cell["outputs"]:
-            where = "".join(cell["source"])[:60]
-            assert output["output_type"] != "error", f"a stored error ({output.get('ename')}) at: {where}"
-            assert output.get("name") != "stderr", f"stored stderr ({texts(output)[:80]!r}) at: {where}"
-            assert not MACHINE_PATH.search(texts(output)), f"a path of a machine in the output of: {where}"
-            assert not re.search(r"\d%\|", texts(output)), f"a stored progress bar at: {where}"
-
-
-@notebook
-def test_is_light(path):
-    assert path.stat().st_size < LARGEST, f"{path.stat().st_size:,} bytes"
-
-
-@notebook
-def test_has_one_parameters_cell_and_no_injected_one(path):
-    every = [tag for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] for tag in tags(cell)]
-    assert every.count("parameters") == 1
-    assert set(every) <= TAGS, f"unknown tags (a misspelt one would switch a check off): {set(every) - TAGS}"
+            text, where = texts(output), cell["source"][:60]
+            assert output["output_type"] != "error", f"a stored error at: {where}"
+            assert output.get("name") != "stderr", f"stored stderr ({text[:80]!r}) at: {where}"
+            assert not MACHINE_PATH.search(text), f"a path of a machine in the output of: {where}"
+            assert not re.search(r"\d%\|", text), f"a stored progress bar at: {where}"
 
 
 def own_files() -> list[Path]:
@@ -99,19 +96,21 @@ def own_files() -> list[Path]:
     skipped = {"runs", "build", "dist", "__pycache__"}
     found = []
     for folder, below, names in os.walk(ROOT):
-        below[:] = [name for name in below if name == ".github"
-                    or not (name in skipped or name.startswith(".") or name.endswith(".egg-info"))]
+        below[:] = [
+            name for name in below if name == ".github"
+            or not (name in skipped or name.startswith(".") or name.endswith(".egg-info"))]
         found += [Path(folder, name) for name in names]
     return found
 
 
 def test_the_public_address_has_one_home():
-    """Outside pyproject.toml the address stands only where a command writes it: notebooks and the README."""
+    """Outside pyproject.toml it stands only where a command writes it: notebooks and README."""
     written = {ROOT / "pyproject.toml", ROOT / "README.md", *NOTEBOOKS}
     pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     address = re.search(r'^Repository = "https://([^"]+)"', pyproject, flags=re.MULTILINE)[1]
+    kinds = {".py", ".md", ".yml", ".toml", ".txt", ".cfg", ".ipynb"}
     for path in own_files():
-        if path not in written and path.suffix in {".py", ".md", ".yml", ".toml", ".txt", ".cfg", ".ipynb"}:
+        if path not in written and path.suffix in kinds:
             assert address not in path.read_text(encoding="utf-8"), path.relative_to(ROOT)
 
 
@@ -124,13 +123,6 @@ FLOORS = [
     {"chapters"}, {"cli"},
 ]
 """Rooms from the cellar up: imports go down, or stay on the floor, and never in a circle."""
-UPWARDS = {
-    "data.images -> files", "distillation.distiller -> metrics", "metrics.features -> training",
-    "metrics.judge -> training",
-}
-"""Arrows that still go up, "module -> room"; the list may only shrink."""
-LONG = {"data.toyfaces._draw", "metrics.projection.project", "training.loop._fit"}
-"""Functions that are still longer than they should be; the list may only shrink."""
 
 
 def modules() -> dict[str, ast.Module]:
@@ -176,15 +168,14 @@ def test_every_module_has_a_room():
 
 
 def test_imports_go_down():
-    up = {f"{module} -> {to}" for module, to in arrows() if floor(to) > floor(room(module))}
-    assert up == UPWARDS, f"new: {sorted(up - UPWARDS)}; mended, so strike them: {UPWARDS - up}"
+    up = [f"{module} -> {to}" for module, to in arrows() if floor(to) > floor(room(module))]
+    assert not up
 
 
 def test_rooms_do_not_import_in_a_circle():
     below = {name: set() for rooms in FLOORS for name in rooms}
     for module, to in arrows():
-        if f"{module} -> {to}" not in UPWARDS:
-            below[room(module)].add(to)
+        below[room(module)].add(to)
     TopologicalSorter(below).prepare()  # raises CycleError, which names them
 
 
@@ -200,9 +191,9 @@ def test_a_floor_has_few_doors():
 
 
 def test_functions_fit_a_screen():
-    long = set()
+    long = []
     for module, tree in modules().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 60:
-                long.add(f"{module}.{node.name}")
-    assert long == LONG, f"new: {sorted(long - LONG)}; mended, so strike them: {LONG - long}"
+                long.append(f"{module}.{node.name}")
+    assert not long, "longer than 60 lines"

@@ -114,13 +114,14 @@ def convert(config: ConvertConfig) -> None:
 
     from gapkd.files import checkpoints
     from gapkd.files.foreign import to_rosinality
+    from gapkd.files.storage import write_atomically
 
     out = _new_file(config.out, ".safetensors", ".pt")
     G = checkpoints.load_generator(config.source)
     if out.suffix == ".pt":
         content = io.BytesIO()
         torch.save(to_rosinality(G), content)
-        checkpoints.write_atomically(out, content.getvalue())
+        write_atomically(out, content.getvalue())
     else:
         origin = dict(checkpoints.read_metadata(config.source)["provenance"])
         origin["file"] = Path(config.source).name
