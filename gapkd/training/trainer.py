@@ -28,8 +28,8 @@ from gapkd.settings import RunConfig
 from gapkd.training import adversarial
 
 Rows = Tensor | slice
-Latents = tuple[Tensor, Tensor, int]
-"""Two z a sample, (N, z_dim) each, and the layer from which the second one rules."""
+Latents = tuple[Tensor, Tensor, int | None]
+"""Two z a sample, (N, z_dim) each, and the layer from which the second one rules; None: nowhere."""
 
 
 class TrainingDiverged(RuntimeError):
@@ -70,6 +70,9 @@ class Trainer:
         self.G, self.D = G.to(self.device).train(), D.to(self.device).train()
         self.G_ema = copy.deepcopy(self.G).eval().requires_grad_(False)
         self.distiller = distiller
+        together = [G] if distiller is None else [G, distiller.teacher]
+        # Styles are mixed at the same layer in both: their layers must count alike.
+        self.mixes = all(N.mixes_styles and N.num_ws == G.num_ws for N in together)
         shared = distiller is not None and distiller.teacher.has_noise
         self.noisy = distiller.teacher if shared else self.G  # whose noise maps serve both
         self.gan_weight = getattr(config, "gan_weight", 1.0)
@@ -126,16 +129,16 @@ class Trainer:
         return reals.pin_memory() if self.device.type == "cuda" else reals
 
     def draw_latents(self, n: int, mine: Rows) -> Latents:
-        """Two z a sample and where the second one takes over (num_ws: nowhere).
+        """Two z a sample and where the second one takes over.
 
         Args:
             n: samples of the whole batch.
             mine: the rows of it to keep.
         """
         mixed, place = torch.rand(2, generator=self.dice).tolist()
-        last = crossover = self.G.num_ws
-        if self.G.mixes_styles and mixed < self.config.style_mixing:
-            crossover = 1 + int(place * (last - 1))
+        crossover = None
+        if self.mixes and mixed < self.config.style_mixing:
+            crossover = 1 + int(place * (self.G.num_ws - 1))
         return self.draw(n, self.G.z_dim)[mine], self.draw(n, self.G.z_dim)[mine], crossover
 
     def draw_noise(self, n: int, mine: Rows) -> list[Tensor]:
@@ -147,8 +150,9 @@ class Trainer:
         """(N, num_ws, w_dim) of drawn latents under a network's own mapping."""
         z_a, z_b, crossover = latents
         w_a = G.mapping(z_a)
-        w_b = w_a if crossover == G.num_ws else G.mapping(z_b)
-        return mix_styles(w_a, w_b, crossover, G.num_ws)
+        if crossover is None:
+            return mix_styles(w_a, w_a, G.num_ws, G.num_ws)
+        return mix_styles(w_a, G.mapping(z_b), crossover, G.num_ws)
 
     def draw_fakes(self) -> Tensor:
         """This process's share of a batch of images (N, 3, R, R), without gradients."""
