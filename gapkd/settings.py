@@ -160,7 +160,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 """The settings of DistillConfig in which recipes differ, and what each recipe says of them.
 
-"paper" is the paper's method; "gapkd" was put together from what paid in sweeps/screening.yml, and
+"paper" is the paper's method; "gapkd" was put together from what paid in tools/sweeps/screening.yml, and
 chapter 6 compares it with the others at equal budget."""
 
 
