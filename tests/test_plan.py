@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -32,7 +33,7 @@ SMALL = {"resolution": 32, "z_dim": 16, "w_dim": 16, "channels": 32, "mapping_la
 
 
 class Work(TorchDispatchMode):
-    """Counts multiply-accumulates, twice differentiated ones too (at which FlopCounterMode stops)."""
+    """Counts multiply-accumulates, twice differentiated ones too, where FlopCounterMode stops."""
 
     total = 0.0
 
@@ -48,10 +49,13 @@ class Work(TorchDispatchMode):
 def test_the_work_of_a_step_is_that_of_a_real_step(tmp_path, views):
     torch.manual_seed(0)
     teacher, batch = Generator(**SMALL), 4
-    settings = DistillConfig(out=str(tmp_path), batch=batch, ld_views=views, precision="float32", path_weight=2.0)
-    trainer = Trainer(settings, make_student(teacher), Discriminator(32, 32), Guide(settings, teacher))
+    settings = DistillConfig(out=str(tmp_path), batch=batch, ld_views=views, precision="float32",
+                             path_weight=2.0)
+    guide = Guide(settings, teacher)
+    trainer = Trainer(settings, make_student(teacher), Discriminator(32, 32), guide)
     reals, work = trainer.real_batch(), {}
-    for name, run in {"d": lambda: trainer.discriminator_step(reals), "g": lambda: trainer.generator_step(reals),
+    for name, run in {"d": lambda: trainer.discriminator_step(reals),
+                      "g": lambda: trainer.generator_step(reals),
                       "r1": lambda: trainer.r1_step(reals), "path": trainer.path_step}.items():
         with Work() as counter:
             run()
@@ -59,8 +63,9 @@ def test_the_work_of_a_step_is_that_of_a_real_step(tmp_path, views):
     n = networks_for(SMALL, 0.3, [32] * 4, "toyfaces")
     plain = step_macs(n, views, r1_every=0)
     assert plain == pytest.approx(work["d"] + work["g"], rel=0.1)
-    assert step_macs(n, views, r1_every=16) - plain == pytest.approx(work["r1"] / 16, rel=0.2)
-    assert step_macs(n, views, r1_every=0, path_every=4) - plain == pytest.approx(work["path"] / 4, rel=0.35)
+    r1, path = step_macs(n, views, r1_every=16), step_macs(n, views, r1_every=0, path_every=4)
+    assert r1 - plain == pytest.approx(work["r1"] / 16, rel=0.2)
+    assert path - plain == pytest.approx(work["path"] / 4, rel=0.35)
 
 
 def test_vgg_is_as_large_as_published():
@@ -72,9 +77,10 @@ def test_vgg_is_as_large_as_published():
 
 def test_saved_bytes_of_a_network_known_by_hand():
     with torch.device("meta"):
-        net = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.ReLU(), torch.nn.Linear(7, 2))
+        net = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 2))
         x = torch.empty(3, 5)
-    assert saved_bytes(net, x) == 4 * 3 * (5 + 7)  # the input, and the activation that relu and the last layer share
+    # the input, and the activation that relu and the last layer share
+    assert saved_bytes(net, x) == 4 * 3 * (5 + 7)
 
 
 def test_memory_grows_with_views_and_weights_are_counted():
@@ -82,9 +88,9 @@ def test_memory_grows_with_views_and_weights_are_counted():
     wide = networks_for(SMALL, 1.0, [4] * 4, "toyfaces")
     assert 1.5 < activation_memory(wide, views=2) / activation_memory(wide, views=1) < 2.0
     G = Generator(**SMALL)
-    count = lambda network: sum(p.numel() for p in network.parameters())  # noqa: E731
-    judge = count(torch.nn.ModuleList(AttributeNetwork().blocks))
-    assert weights_memory(n) == 4 * (count(G) + 5 * count(make_student(G)) + 4 * count(Discriminator(32, 32)) + judge)
+    parts = (G, make_student(G), Discriminator(32, 32), nn.ModuleList(AttributeNetwork().blocks))
+    teacher, student, D, judge = (sum(p.numel() for p in part.parameters()) for part in parts)
+    assert weights_memory(n) == 4 * (teacher + 5 * student + 4 * D + judge)
     assert activation_memory(networks_for(SMALL, 0.3, [32] * 4, "lpips")) > activation_memory(n)
 
 
@@ -102,14 +108,16 @@ def test_hours_are_work_over_speed():
     rows = dict(make_plan(PlanConfig(gpus=2, rate=2.5, images=320_000)))
     work = float(rows["training step"].split()[0]) * 1e12
     assert rows["run"] == "20,000 steps, 320,000 images"
-    assert float(rows["time on 2"].split()[0]) == pytest.approx(20_000 * work / (2 * 2.5e12) / 3600, rel=0.02)
+    hours = 20_000 * work / (2 * 2.5e12) / 3600
+    assert float(rows["time on 2"].split()[0]) == pytest.approx(hours, rel=0.02)
 
 
 def test_architectures_by_name(tmp_path):
     for name, resolution in (("ffhq256", 256), ("1024", 1024), ("toyfaces32", 32)):
         assert architecture_of(name)["resolution"] == resolution
     with torch.device("meta"):
-        assert Generator(**architecture_of("ffhq256")).architecture() == config_f(256).architecture()
+        built = Generator(**architecture_of("ffhq256"))
+        assert built.architecture() == config_f(256).architecture()
     for name in ("ffhq", "ffhq250", "ffhq16", str(tmp_path / "missing.safetensors")):
         with pytest.raises(ValueError, match="is neither a gapkd file nor an embedded network"):
             architecture_of(name)
@@ -118,17 +126,18 @@ def test_architectures_by_name(tmp_path):
 def test_more_gpus_less_time_and_memory():
     def numbers(gpus):
         rows = dict(make_plan(PlanConfig(gpus=gpus)))
-        return float(rows[f"time on {gpus}"].split()[0]), float(rows["memory a GPU, float32"].split()[0])
+        memory = rows["memory a GPU, float32"]
+        return float(rows[f"time on {gpus}"].split()[0]), float(memory.split()[0])
 
     (hours, memory), (hours4, memory4) = numbers(1), numbers(4)
     assert hours == pytest.approx(4 * hours4, abs=3) and memory4 < memory
 
 
-@pytest.mark.parametrize("changes, message", [({"gpus": 3}, "batch=16 cannot be shared by 3 GPUs"),
-                                              ({"keep": 2.0}, "keep must lie in"), ({"images": 0}, "images must be"),
-                                              ({"teacher": "nobody"}, "is neither a gapkd file"),
-                                              ({"teacher": "toyfaces32_discriminator"}, "holds a stylegan2-discrim"),
-                                              ({"teacher": "attributes"}, "holds a attribute-network: plans are")])
+@pytest.mark.parametrize("changes, message", [
+    ({"gpus": 3}, "batch=16 cannot be shared by 3 GPUs"), ({"keep": 2.0}, "keep must lie in"),
+    ({"images": 0}, "images must be"), ({"teacher": "nobody"}, "is neither a gapkd file"),
+    ({"teacher": "toyfaces32_discriminator"}, "holds a stylegan2-discrim"),
+    ({"teacher": "attributes"}, "holds a attribute-network: plans are")])
 def test_bad_input(changes, message):
     with pytest.raises(ValueError, match=message):
         make_plan(PlanConfig(**changes))
