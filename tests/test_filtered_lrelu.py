@@ -7,7 +7,12 @@ import torch
 from gapkd.textbook import textbook
 
 from gapkd.networks import filtered_lrelu
+<<<<<<< ours
 from gapkd.networks.filtered_lrelu import FilteredLeakyReLU, LowPass, low_pass
+=======
+from gapkd.networks.filtered_lrelu import FilteredLeakyReLU, low_pass
+from gapkd.textbook import textbook
+>>>>>>> theirs
 
 CASES = [{}, {"radial": True}, {"up": 4, "padding": (3, 2)}, {"clamp": 0.3},
          {"size": 20, "padding": (-2, -3)}, {"size": 22, "down": 4},
@@ -43,21 +48,11 @@ def test_the_same_numbers_and_gradients_as_the_textbooks_steps(float64, argument
         torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
 
 
-@pytest.mark.parametrize("before, after", [(0, 0), (2, 2), (3, 1), (1, 2), (-2, 1), (0, -3)])
-@pytest.mark.parametrize("radial", [False, True])
-def test_up_is_the_transpose_of_down(float64, before, after, radial):
-    fine = 5 * 3 + 6 - before - after
-    f = LowPass(low_pass(6, 3.0, 2.0, 16.0, radial), 3, before, after)
-    x, y = torch.randn(2, 3, fine, fine), torch.randn(2, 3, 6, 6)
-    torch.testing.assert_close((f.down(x) * y).sum(), (x * f.up(y)).sum())
-
-
 @pytest.mark.parametrize("arguments", CASES[:5])
-def test_first_and_second_derivatives_are_those_of_finite_differences(float64, arguments):
+def test_second_derivatives_are_those_of_finite_differences(float64, arguments):
     act = layer(**arguments)
     x = torch.randn(1, 2, act.size, act.size, requires_grad=True)
     bias, scale = torch.randn(2, requires_grad=True), torch.randn(1, 2, requires_grad=True)
-    assert torch.autograd.gradcheck(act, (x, bias, scale), fast_mode=True)
     assert torch.autograd.gradgradcheck(act, (x, bias, scale), fast_mode=True)
 
 

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import config, distill_config, equal, newest
+from tiny import config, distill_config, newest
 
 from gapkd.cli import main
 from gapkd.data.images import save_png
 from gapkd.files.checkpoints import CheckpointError, load_generator, read_metadata, save_network
 from gapkd.networks.stylegan2 import Generator
-from gapkd.training.loop import best_record, distill, resume_run, train_gan
+from gapkd.training.loop import best_record, distill, train_gan
 from gapkd.training.trainer import Trainer
 
 
@@ -54,15 +54,20 @@ def half(runs, tmp_path) -> Path:
     return shutil.copytree(runs / "half", tmp_path / "half")
 
 
-def test_resume_is_exact(runs, half):
-    result = resume_run(half, images=32, progress=False)
+def test_resume_is_exact_and_needs_only_the_folder(runs, half, capsys):
+    assert main(["resume", str(half), "--images", "32", "--no-progress"]) == 0
     assert_same(final_state(half), final_state(runs / "whole"))
     logs = []
     for run in (half, runs / "whole"):
         logs.append([json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()])
         seconds = [record.pop("seconds") for record in logs[-1]]
         assert seconds == sorted(seconds) and seconds[0] > 0
-    assert logs[0] == logs[1] and len(result.log) == 4
+    assert logs[0] == logs[1] and len(logs[0]) == 4
+    for words, message in (([str(runs)], "holds no run of gapkd"),
+                           ([str(half), "--images", "8"], "is already at image 32"),
+                           ([str(half), "--device", "tpu9"], "device 'tpu9' is not usable here")):
+        assert main(["resume", *words]) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("changes", [{}, {"feature_weight": 3.0, "adversarial": "relativistic"}])
@@ -81,7 +86,7 @@ def test_a_slimmed_student_is_not_slimmed_again(tmp_path, teacher_file, fake_dis
     log = distill(distill_config(tmp_path, teacher_file, **settings)).log
     assert [r["images"] for r in log] == [8, 12, 16, 20]  # the first four went into slimming
     monkeypatch.setattr("gapkd.distillation.students.slim", None)
-    distill(distill_config(tmp_path, teacher_file, **settings, resume=True))  # nothing is left to do
+    distill(distill_config(tmp_path, teacher_file, **settings, resume=True))
     with pytest.raises(ValueError, match="it was started with images=20, not 32"):
         distill(distill_config(tmp_path, teacher_file, **settings | {"images": 32}, resume=True))
 
@@ -120,17 +125,6 @@ def test_a_second_signal_breaks_the_step(tmp_path, monkeypatch):
         train_gan(config(tmp_path / "run"))
 
 
-def test_resume_on_the_command_line(runs, half, capsys):
-    assert main(["resume", str(half), "--images", "32", "--no-progress"]) == 0
-    G = load_generator(half / "generator.safetensors")
-    assert equal(G, load_generator(runs / "whole" / "generator.safetensors"))
-    for words, message in (([str(runs)], "holds no run of gapkd"),
-                           ([str(half), "--images", "8"], "is already at image 32"),
-                           ([str(half), "--device", "tpu9"], "device 'tpu9' is not usable here")):
-        assert main(["resume", *words]) == 2
-        assert message in capsys.readouterr().err
-
-
 # ---------------------------------------------------------------------- what is not to be resumed
 
 
@@ -148,7 +142,7 @@ def state(run: Path, content, mine: bool = True) -> None:
 
 
 @pytest.mark.parametrize("edit, changes, message", [
-    (None, {"lr": 0.5, "flip": False}, "started with lr=0.0025, not 0.5; flip=True, not False; give"),
+    (None, {"lr": 0.5, "flip": False}, "with lr=0.0025, not 0.5; flip=True, not False; give"),
     (None, {"resume": False}, "already holds a run: go on with it"),
     (None, {"images": 8}, "is already at image 16: give images of at least that"),
     (lambda run: about(run, settings={}), {}, "an older gapkd, without the setting out, started"),

@@ -9,8 +9,12 @@ import torch
 from tiny import equal
 
 from gapkd.distillation import pruning
+<<<<<<< ours
 from gapkd.distillation.students import SYNTHESES, copy_pruned, make_student
 from gapkd.networks.base import kept_channels
+=======
+from gapkd.distillation.students import SYNTHESES, kept_channels, make_student
+>>>>>>> theirs
 from gapkd.networks.stylegan2 import Generator
 
 KINDS = pytest.mark.parametrize("kind", ["stylegan2", "stylegan3"])
@@ -57,36 +61,19 @@ def test_seed_decides_and_the_callers_random_state_is_left_alone(networks):
 
 
 @KINDS
-def test_pruning_nothing_gives_the_teacher(networks, kind):
-    teacher = networks[kind]
-    student = make_student(teacher, keep=1.0, synthesis="pruned").eval()
-    z = torch.randn(3, 12)
-    torch.testing.assert_close(student(z), teacher(z))
-
-
-def test_the_pruned_student_draws_what_a_teacher_with_dead_channels_draws(networks):
-    dead = copy.deepcopy(networks["stylegan2"])
+def test_a_pruned_student_draws_what_a_teacher_with_dead_channels_draws(networks, kind):
+    dead = copy.deepcopy(networks[kind])
     for readers in dead.readers():
         for layer in readers:
             layer.weight[:, 1::2] = 0
+    if kind == "stylegan3":
+        dead.synthesis.input.weight[:, 1::2] = 0
     student = make_student(dead, keep=0.5, synthesis="pruned").eval()
     ws = dead.mapping(torch.randn(3, 12))
     ours, theirs = student.synthesis(ws), dead.synthesis(ws)
     for a, b in zip(ours.features, theirs.features, strict=True):
-        torch.testing.assert_close(a, b[:, ::2], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(a, b[:, ::2], atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(ours.image, theirs.image, atol=1e-4, rtol=1e-3)
-
-
-def test_the_pruned_alias_free_student_too(networks):
-    """Up to one thing: where channels are dead the teacher normalises its weights over more."""
-    dead = copy.deepcopy(networks["stylegan3"])
-    for (layer,) in dead.readers():
-        layer.weight[:, 1::2] = 0
-    dead.synthesis.input.weight[:, 1::2] = 0
-    student = make_student(dead, keep=0.5, synthesis="pruned").eval()
-    z = torch.randn(3, 12)
-    pair = torch.stack([student(z).flatten(), dead(z).flatten()])
-    assert torch.corrcoef(pair)[0, 1] > 0.999
 
 
 @KINDS
@@ -109,14 +96,6 @@ def test_the_channels_of_highest_score_stay(networks, kind, name, monkeypatch):
     assert asked == [options.get(name, {})] and name in SYNTHESES
     ours, theirs = pruning.weights(student)[1], pruning.weights(teacher)[1]
     assert torch.equal(ours, theirs[-ours.shape[0]:, -ours.shape[1]:])
-
-
-def test_unordered_scores_keep_the_channels_in_order(networks):
-    teacher, student = networks["stylegan2"], make_student(networks["stylegan2"], 0.5)
-    scores = [torch.arange(w.shape[1]) * 3 % w.shape[1] for w in pruning.weights(teacher)]
-    copy_pruned(student, teacher, scores)
-    kept = [9, 6, 3, 2, 5]  # of the ten channels of the constant those of the scores 7, 8, 9, 6, 5
-    assert torch.equal(student.synthesis.const, teacher.synthesis.const[:, sorted(kept)])
 
 
 @pytest.mark.parametrize("arguments, message", [
