@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gapkd.textbook import textbook
 
 from gapkd.networks import filtered_lrelu
-<<<<<<< ours
-from gapkd.networks.filtered_lrelu import FilteredLeakyReLU, LowPass, low_pass
-=======
 from gapkd.networks.filtered_lrelu import FilteredLeakyReLU, low_pass
-from gapkd.textbook import textbook
->>>>>>> theirs
+from tools.textbook import textbook
 
 CASES = [{}, {"radial": True}, {"up": 4, "padding": (3, 2)}, {"clamp": 0.3},
          {"size": 20, "padding": (-2, -3)}, {"size": 22, "down": 4},

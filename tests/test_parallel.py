@@ -180,12 +180,8 @@ def test_two_processes_train_a_gan_like_one(tmp_path):
     assert sum(1 for _ in open(tmp_path / "two" / "log.jsonl")) == len(one[1])  # one writer
 
 
-<<<<<<< ours
-@pytest.mark.parametrize("changes", [{}, {"ld_views": 1, "ld_kind": "mse", "path_weight": 0.0}])
-=======
 @pytest.mark.parametrize("changes", [{}, {"ld_views": 1, "ld_kind": "mse", "path_weight": 0.0},
                                      {"feature_weight": 2.0, "adversarial": "relativistic"}])
->>>>>>> theirs
 def test_two_processes_distil_like_one(tmp_path, teacher_file, changes):
     one = _student(str(tmp_path / "one"), str(teacher_file), changes)
     first, second = together(_student, str(tmp_path / "two"), str(teacher_file), changes)

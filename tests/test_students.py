@@ -9,12 +9,8 @@ import torch
 from tiny import equal
 
 from gapkd.distillation import pruning
-<<<<<<< ours
-from gapkd.distillation.students import SYNTHESES, copy_pruned, make_student
+from gapkd.distillation.students import SYNTHESES, make_student
 from gapkd.networks.base import kept_channels
-=======
-from gapkd.distillation.students import SYNTHESES, kept_channels, make_student
->>>>>>> theirs
 from gapkd.networks.stylegan2 import Generator
 
 KINDS = pytest.mark.parametrize("kind", ["stylegan2", "stylegan3"])

@@ -7,8 +7,8 @@ import torch
 from gapkd.data.datasets import open_dataset, ordered_indices
 from gapkd.files.checkpoints import load_generator
 from gapkd.files.provenance import provenance
-from gapkd.metrics.agreement import same_z_distance, semantic_agreement
-from gapkd.metrics.attributes import AttributeNetwork, reader
+from gapkd.metrics.agreement import agreement_probe
+from gapkd.metrics.attributes import reader
 from gapkd.metrics.editing import EditAgreement
 from gapkd.metrics.equivariance import equivariance
 from gapkd.metrics.evaluation import (
@@ -17,10 +17,9 @@ from gapkd.metrics.evaluation import (
     measure_latent_space,
     real_features,
 )
-from gapkd.metrics.sampling import sample_images
 from gapkd.networks.base import StyleGenerator
 from gapkd.settings import DistillConfig, shareable, to_dict
-from gapkd.training.loop import Probe, distill
+from gapkd.training.loop import distill
 
 PROBED = ("l1", "perceptual", "agree_mean_accuracy", "agree_mean_correlation")
 """What is measured while a student trains, beside the FID; a record's curve keeps it."""
@@ -28,27 +27,6 @@ SECOND = ("fid_", "agree_mean", "perceptual")
 """What the second judge is asked for; the names begin with second_."""
 LATENTS, REAL = 20_000, 99
 """Seeds of the students' latents and of the real images."""
-
-
-def agreement_probe(teacher: StyleGenerator, net: AttributeNetwork, samples: int = 1000,
-                    seed: int = 10_000) -> Probe:
-    """A probe for `distill`: distance to and agreement with the teacher on fixed latents.
-
-    Noise is constant. The probe gives PROBED, as far as the network reads factors of both kinds,
-    and the chance level of each as l1_chance and so on.
-    """
-    reference = torch.cat(list(sample_images(teacher, samples, seed)))
-
-    def probe(G: StyleGenerator) -> dict[str, float]:
-        images = torch.cat([part.to(reference.device) for part in sample_images(G, samples, seed)])
-        numbers = same_z_distance(images, reference, net)
-        agreement = semantic_agreement(net, images, reference)
-        for name in agreement.keys() & {"mean_accuracy", "mean_correlation"}:
-            numbers[f"agree_{name}"] = agreement[name].value
-            numbers[f"agree_{name}_chance"] = agreement[name].chance
-        return numbers
-
-    return probe
 
 
 class Bench:
