@@ -109,16 +109,6 @@ def test_classes_take_turns():
 
 
 @KINDS
-def test_every_layer_reads_one_group_of_channels(networks, kind):
-    groups = networks[kind].readers()
-    for group, weight in zip(groups, pruning.weights(networks[kind]), strict=True):
-        assert {len(layer.affine.bias) for layer in group} == {weight.shape[1]}
-    styled = [m for m in networks[kind].synthesis.modules()
-              if hasattr(m, "affine") and hasattr(m, "bias")]  # not StyleGAN3's input
-    assert sorted(id(layer) for group in groups for layer in group) == sorted(map(id, styled))
-
-
-@KINDS
 def test_slimming_shrinks_scales_and_folds_them_in(networks, kind):
     teacher = networks[kind]
     before = copy.deepcopy(teacher.state_dict())

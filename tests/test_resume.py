@@ -163,23 +163,21 @@ def test_what_does_not_fit_is_refused_and_left_alone(half, edit, changes, messag
     assert changed == [] or changed == ["settings.json"] and "state" in edit.__code__.co_names
 
 
-def test_another_teacher_is_noticed(tmp_path, teacher_file, fake_distance):
-    own = tmp_path / "teacher.safetensors"
+def test_other_images_and_another_teacher_are_noticed(tmp_path, teacher_file, fake_distance):
+    data, own = tmp_path / "data", tmp_path / "teacher.safetensors"
     own.write_bytes(teacher_file.read_bytes())
-    distill(distill_config(tmp_path / "run", own, images=4))
+    for k in range(4):
+        save_png(torch.rand(1, 3, 32, 32), data / f"{k}.png", columns=1)
+    settings = {"data": str(data), "perceptual_weight": 0.0}
+    distill(distill_config(tmp_path / "run", own, images=4, **settings))
+    (data / "0.png").rename(data / "9.png")
+    again = distill_config(tmp_path / "run", own, resume=True, **settings)
+    with pytest.raises(ValueError, match="data=.* is not what it was when the run began"):
+        distill(again)
+    (data / "9.png").rename(data / "0.png")
     save_network(Generator(32, 8, 8, 8, mapping_layers=2), own)
     with pytest.raises(ValueError, match="teacher=.* is not what it was when the run began"):
-        distill(distill_config(tmp_path / "run", own, resume=True))
-
-
-def test_other_images_are_noticed(tmp_path):
-    data = tmp_path / "data"
-    for k in range(4):
-        save_png(torch.rand(1, 3, 8, 8), data / f"{k}.png", columns=1)
-    train_gan(config(tmp_path / "run", images=4, data=str(data)))
-    (data / "0.png").rename(data / "9.png")
-    with pytest.raises(ValueError, match="data=.* is not what it was when the run began"):
-        train_gan(config(tmp_path / "run", data=str(data), resume=True))
+        distill(again)
 
 
 def test_another_precision_is_said(tmp_path, monkeypatch):
