@@ -5,14 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from gapkd.cli import main
 from gapkd.files.checkpoints import save_network
 from gapkd.metrics.editing import Directions, save_directions, sefa
-from gapkd.networks.base import StyledNetwork, StyleGenerator, SynthesisOutput
-from gapkd.networks.layers import EqualLinear
-from gapkd.networks.mapping import MappingNetwork
+from gapkd.networks.mobile import MobileGenerator
 from gapkd.networks.stylegan2 import Generator
 from gapkd.networks.stylegan3 import AliasFreeGenerator
 from gapkd.sharing import export as module
@@ -42,36 +39,12 @@ def network(**changes) -> Generator:
     return G
 
 
-class Separable(StyledNetwork):
-    """Depthwise and pointwise modulated convolutions, then an inverse Haar transform."""
-
-    def __init__(self, w_dim: int, channels: int):
-        super().__init__()
-        self.resolution, self.num_ws, self.w_dim = 16, 2, w_dim
-        self.const = torch.nn.Parameter(torch.randn(1, channels, 8, 8))
-        self.affine = EqualLinear(w_dim, channels, bias_init=1.0)
-        self.depthwise = torch.nn.Parameter(torch.randn(channels, 1, 3, 3))
-        self.pointwise = torch.nn.Parameter(torch.randn(12, channels, 1, 1))
-        haar = torch.tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2
-        self.register_buffer("haar", haar.view(4, 1, 2, 2).repeat(3, 1, 1, 1))
-
-    def forward(self, ws, noise="const", generator=None):
-        first, second = self.expand_ws(ws).unbind(dim=1)
-        style = self.affine(first + second)  # (N, C)
-        x = self.const * style[:, :, None, None]
-        x = F.conv2d(x, self.depthwise, padding=1, groups=x.shape[1])
-        energy = style.square() @ self.depthwise.square().sum((1, 2, 3))[:, None]
-        x = F.conv2d(x * (energy + 1e-8).rsqrt()[:, :, None, None], self.pointwise)  # (N, 12, 8, 8)
-        x = x.unflatten(1, (3, 4)).flatten(0, 1)  # four bands a colour, (3 N, 4, 8, 8)
-        image = F.conv_transpose2d(x, self.haar[:4], stride=2).unflatten(0, (-1, 3))[:, :, 0]
-        return SynthesisOutput(image, [], [image])
-
-
-class SeparableGenerator(StyleGenerator):
-    kind = "separable-generator"
-
-    def __init__(self):
-        super().__init__(MappingNetwork(8, 8, 2), Separable(8, 64))
+def mobile() -> MobileGenerator:
+    G = MobileGenerator(16, 8, 8, channels=32, mapping_layers=2)
+    for parameter in G.synthesis.parameters():
+        if parameter.numel() == 1:
+            torch.nn.init.constant_(parameter, 0.3)  # strengths of the noise
+    return G
 
 
 def alias_free(radial: bool) -> AliasFreeGenerator:
@@ -80,7 +53,7 @@ def alias_free(radial: bool) -> AliasFreeGenerator:
 
 
 FAMILIES = {"stylegan2": network, "stylegan3-t": lambda: alias_free(False),
-            "stylegan3-r": lambda: alias_free(True), "separable": SeparableGenerator}
+            "stylegan3-r": lambda: alias_free(True), "mobile": mobile}
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +126,7 @@ def test_smaller_weights_draw_nearly_the_same(G, content, precision, factor, gre
     assert exact < mean / 10
 
 
-@pytest.mark.parametrize("make", [network, SeparableGenerator])
+@pytest.mark.parametrize("make", [network, mobile])
 def test_int8_has_a_scale_for_every_output_channel(make):
     import onnx
 

@@ -25,6 +25,7 @@ import gapkd
 from gapkd.cli import main
 from gapkd.files.checkpoints import CheckpointError, load_generator, read_metadata, save_network
 from gapkd.files.checkpoints import sha256 as checksum
+from gapkd.networks.mobile import MobileGenerator
 from gapkd.networks.stylegan2 import Discriminator, Generator
 from gapkd.networks.stylegan3 import AliasFreeGenerator
 from gapkd.sharing.hub import LESSONS, save_pretrained
@@ -55,6 +56,7 @@ def stylegan3() -> AliasFreeGenerator:
 
 
 NETWORKS = {"stylegan2": stylegan2, "stylegan3": stylegan3,
+            "mobile": lambda: MobileGenerator(8, 8, 8, channels=8, mapping_layers=1),
             "conditional": lambda: stylegan2(c_dim=3, resolution=8)}
 network = pytest.mark.parametrize("kind", NETWORKS)
 
@@ -307,7 +309,7 @@ UNREADABLE = "cannot be read as the description of a network"
 
 
 @pytest.mark.parametrize("spoil, message", [
-    (edited(w_dim=9, z_dim=7), "config.json and model.safetensors beside it disagree about w_dim"),
+    (edited(w_dim=9, z_dim=7), "model.safetensors beside it disagree about z_dim, w_dim: one of"),
     (edited(kernel=None), "disagree about kernel"),
     (lambda f: save_network(stylegan2(channels=5), f / "model.safetensors"), "about channels"),
     (edited(kind="stylegan3-generator"), "disagree about kind"),

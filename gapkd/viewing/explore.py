@@ -54,9 +54,8 @@ class Gallery:
         self.seed = _seed(0, "seed")
         self.truncation = widgets.FloatSlider(0.7, min=0, max=1.2, step=0.05,
                                               description="truncation", **ROW)
-        classes = next(iter(self.generators.values())).c_dim
         self.category = None
-        if classes:
+        if classes := next(iter(self.generators.values())).c_dim:
             self.category = widgets.Dropdown(options=range(classes), description="class", **ROW)
 
     def _assemble(self, *controls: widgets.ValueWidget) -> None:
