@@ -86,7 +86,7 @@ def test_the_teacher_is_frozen(networks):
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"ld_blocks": (2, 3)}, "ld_blocks must name blocks 1 to 2 of the 16 px teacher"),
+    ({"ld_blocks": (2, 3)}, "ld_blocks must name blocks 1 to 2 of the 16 px stylegan2"),
     ({"ld_blocks": (0, 1)}, "ld_blocks must name blocks 1 to 2")])
 def test_blocks_that_the_teacher_does_not_have(networks, changes, message):
     with pytest.raises(ValueError, match=message):
