@@ -7,7 +7,7 @@ import torch
 from tiny import distill_config, equal
 
 from gapkd.distillation.directions import sefa_directions
-from gapkd.distillation.distiller import Distiller
+from gapkd.distillation.distiller import Distiller, make_regressors
 from gapkd.distillation.students import make_student
 from gapkd.files.checkpoints import load_generator, save_network
 from gapkd.metrics.cost import macs, parameters
@@ -116,7 +116,8 @@ def test_pruning_a_mobile_teacher_keeps_the_channels_that_matter():
     (lambda G: make_student(G, kind="mobile", synthesis="pruned"), "student of another family"),
     (lambda G: network().copy_channels(G, []), "cannot take over the weights of a stylegan2-gen"),
     (lambda G: network()(torch.ones(1, 8), noise=[None] * 4), "noise holds 4 maps, .* needs 5"),
-    (lambda G: sefa_directions(network(), [3]), "blocks 0 to 2 of this 32 px network"),
+    (lambda G: sefa_directions(network(), [3]), "blocks 0 to 2 of the 32 px mobile-generator"),
+    (lambda G: make_regressors(network(), Generator(32), (3,), 0), "feature_blocks .* 1 to 2 of"),
     (lambda G: MobileGenerator(16, channels=[8, 6]), "multiples of 4"),
     (lambda G: MobileGenerator(16, channels=[8] * 3), r"a 16 px mobile network has 2 \(4 to 8")])
 def test_errors_name_the_mend(attempt, message):
@@ -168,3 +169,7 @@ def test_styles_are_mixed_only_where_the_layers_of_both_count_alike(tmp_path, ne
         for G in (student, teacher):
             ws = trainer.to_ws(G, trainer.draw_latents(4, slice(None)))
             assert bool((ws != ws[:, :1]).any()) == teacher.mixes_styles
+    finer = distill_config(tmp_path, "teacher", ld_blocks=(2,))
+    teacher = networks["stylegan2"]
+    with pytest.raises(ValueError, match="ld_blocks .* 1 to 1 of the 16 px mobile-generator"):
+        Trainer(finer, make_student(teacher, kind="mobile"), D, Distiller(teacher, None, finer))

@@ -59,7 +59,7 @@ def check_blocks(name: str, blocks: Sequence[int], G: StyleGenerator, first: int
     last = len(G.synthesis.blocks) - 1
     if not blocks or not all(first <= b <= last for b in blocks):
         raise ValueError(f"{name} must name blocks {first} to {last} of the {G.resolution} px "
-                         f"teacher, not {list(blocks)}")
+                         f"{G.kind}, not {list(blocks)}")
 
 
 def draw_offsets(n: int, w_dim: int, strength: float, generator: torch.Generator,

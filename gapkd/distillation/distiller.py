@@ -117,7 +117,8 @@ def make_regressors(student: StyleGenerator, teacher: StyleGenerator, blocks: Se
                     seed: int) -> nn.ModuleList:
     """One 1x1 convolution a block, from the student's feature channels to the teacher's (FitNets).
     They are trained with the student and not kept."""
-    check_blocks("feature_blocks", blocks, teacher)
+    for G in (teacher, student):
+        check_blocks("feature_blocks", blocks, G)
     ours, theirs = student.feature_widths(), teacher.feature_widths()
     with torch.random.fork_rng():
         torch.manual_seed(seed)

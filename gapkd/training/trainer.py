@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gapkd import parallel
 from gapkd.data.datasets import Ahead, flip, open_dataset, ordered_indices
+from gapkd.distillation.directions import check_blocks
 from gapkd.distillation.distiller import Distiller, two_views
 from gapkd.files.checkpoints import CheckpointError
 from gapkd.networks.base import StyleGenerator, SynthesisOutput
@@ -67,6 +68,8 @@ class Trainer:
                  distiller: Distiller | None = None):
         self.config, self.device = config, choose_device(config.device)
         check_networks(config, G)
+        if distiller and distiller.weights["ld"]:  # a student may have fewer blocks
+            check_blocks("ld_blocks", config.ld_blocks, G)
         self.G, self.D = G.to(self.device).train(), D.to(self.device).train()
         self.G_ema = copy.deepcopy(self.G).eval().requires_grad_(False)
         self.distiller = distiller
