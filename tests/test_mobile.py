@@ -160,7 +160,7 @@ def test_a_short_distillation_draws_nearer_to_the_teacher(tmp_path):
     assert (student(z) - teacher(z)).abs().mean() < 0.6 * before
 
 
-def test_styles_are_mixed_only_where_the_layers_of_both_count_alike(tmp_path, networks):
+def test_styles_are_mixed_only_where_both_networks_mix_them(tmp_path, networks):
     config = distill_config(tmp_path, "teacher", style_mixing=1.0, ld_blocks=(1,))
     for teacher in networks.values():
         student, D = make_student(teacher, kind="mobile"), Discriminator(teacher.resolution, 4)

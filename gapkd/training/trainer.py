@@ -74,8 +74,7 @@ class Trainer:
         self.G_ema = copy.deepcopy(self.G).eval().requires_grad_(False)
         self.distiller = distiller
         together = [G] if distiller is None else [G, distiller.teacher]
-        # Styles are mixed at the same layer in both: their layers must count alike.
-        self.mixes = all(N.mixes_styles and N.num_ws == G.num_ws for N in together)
+        self.mixes = all(network.mixes_styles for network in together)
         shared = distiller is not None and distiller.teacher.has_noise
         self.noisy = distiller.teacher if shared else self.G  # whose noise maps serve both
         self.gan_weight = getattr(config, "gan_weight", 1.0)
