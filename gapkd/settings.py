@@ -160,8 +160,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 """The settings of DistillConfig in which recipes differ, and what each recipe says of them.
 
-"paper" is the paper's method; "gapkd" was put together from what paid in tools/sweeps/screening.yml, and
-chapter 6 compares it with the others at equal budget."""
+"paper" is the paper's method; "gapkd" was put together from what paid in
+tools/sweeps/screening.yml, and chapter 6 compares it with the others at equal budget."""
 
 
 def _by_recipe(name: str, metavar: str) -> Any:

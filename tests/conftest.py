@@ -13,20 +13,23 @@ from gapkd.networks.stylegan3 import AliasFreeGenerator
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """Every test draws the same numbers each time it runs; other ones than the seeds 0, 1, 2 of settings give."""
+    """Every test draws the same numbers each time it runs; other ones than the seeds 0, 1, 2 of
+    settings give."""
     torch.manual_seed(20_220)
 
 
 @pytest.fixture(scope="module")
 def browser():
-    """A headless chromium. It lasts one file of tests: later ones may run asyncio, which an open browser forbids."""
+    """A headless chromium. It lasts one file of tests: later ones may run asyncio, which an open
+    browser forbids."""
     with chromium() as browser:
         yield browser
 
 
 @pytest.fixture(scope="session")
 def teacher_file(tmp_path_factory):
-    """A small 32 px teacher on the disk; like a trained one it has noise, biases and an average w."""
+    """A small 32 px teacher on the disk; like a trained one it has noise, biases and an average
+    w."""
     path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -65,6 +68,7 @@ def quick_latent_space(monkeypatch):
 
 @pytest.fixture
 def fake_distance(monkeypatch):
-    """Squared difference in place of the attribute network, which most tests of the loop do not need."""
+    """Squared difference in place of the attribute network, which most tests of the loop do not
+    need."""
     monkeypatch.setattr("gapkd.training.loop.distance_for",
                         lambda name, device: lambda a, b: (a - b).square().mean((1, 2, 3)))

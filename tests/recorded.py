@@ -1,4 +1,5 @@
-"""The recorded arrays of tests/golden, and the networks they describe, loaded as a reader's files are."""
+"""The recorded arrays of tests/golden, and the networks they describe, loaded as a reader's files
+are."""
 
 from __future__ import annotations
 

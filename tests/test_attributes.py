@@ -16,7 +16,7 @@ from tiny import attribute_network, distill_config, pictures
 
 from gapkd.cli import main
 from gapkd.data.datasets import ImageFolder
-from gapkd.data.toyfaces import CATEGORICAL, CONTINUOUS, toy_faces
+from gapkd.data.toyfaces import CATEGORICAL, CONTINUOUS, face_mask, toy_faces
 from gapkd.files.checkpoints import CheckpointError, read_metadata
 from gapkd.metrics.attributes import (
     HELD_OUT,
@@ -25,6 +25,7 @@ from gapkd.metrics.attributes import (
     check_factors,
     factor_loss,
     factors_of,
+    head_mask,
     load_attribute_network,
     reading_scores,
     save_attribute_network,
@@ -211,3 +212,13 @@ def test_bad_files(judged, tmp_path, teacher_file):
         distill_config(tmp_path, teacher_file, perceptual="lpip")
     with pytest.raises(CheckpointError, match="a discriminator was asked for"):
         distill(distill_config(tmp_path / "r", teacher_file, perceptual=str(teacher_file)))
+
+
+def test_head_masks_are_those_of_the_renderer():
+    images, factors = toy_faces(torch.arange(60_000_000, 60_000_200))
+    truth, found = face_mask(factors) > 0.5, head_mask(load_attribute_network(), images) > 0.5
+    overlap = (truth & found).sum(dim=(1, 2, 3)) / (truth | found).sum(dim=(1, 2, 3))
+    assert overlap.mean() > 0.98 and overlap.min() > 0.9
+    # What one mask for all faces would reach.
+    blind = (truth.float().mean(dim=0) > 0.5).expand_as(truth)
+    assert ((truth & blind).sum() / (truth | blind).sum()) < 0.9

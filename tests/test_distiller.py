@@ -85,7 +85,7 @@ def test_regressors_learn_with_the_student(networks, tmp_path):
 @pytest.mark.parametrize("blocks", [(2, 3), (0, 1)])
 def test_what_the_teacher_does_not_have(networks, blocks):
     teacher = networks["stylegan2"]
-    with pytest.raises(ValueError, match="ld_blocks must name blocks 1 to 2 of the 16 px stylegan2"):
+    with pytest.raises(ValueError, match="ld_blocks must name blocks 1 to 2 of the 16 px"):
         Distiller(teacher, None, DistillConfig(ld_blocks=blocks))
     with pytest.raises(ValueError, match="feature_blocks must name blocks 1 to 2"):
         make_regressors(teacher, teacher, blocks, 0)

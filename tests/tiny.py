@@ -16,9 +16,10 @@ from gapkd.metrics.evaluation import measure_latent_space
 from gapkd.networks.stylegan2 import Generator
 from gapkd.settings import DistillConfig, TrainConfig
 
-TINY = {"resolution": 8, "z_dim": 8, "w_dim": 8, "mapping_layers": 2, "channels": (8,), "d_channels": (8,), "batch": 4,
-        "images": 32, "precision": "float32", "progress": False, "log_every": 8, "probe_every": 16, "path_weight": 2.0,
-        "r1_every": 4, "grid_every": 16, "checkpoint_every": 16}
+TINY = {"resolution": 8, "z_dim": 8, "w_dim": 8, "mapping_layers": 2, "channels": (8,),
+        "d_channels": (8,), "batch": 4, "images": 32, "precision": "float32", "progress": False,
+        "log_every": 8, "probe_every": 16, "path_weight": 2.0, "r1_every": 4, "grid_every": 16,
+        "checkpoint_every": 16}
 
 
 def config(out: Path, **changes) -> TrainConfig:
@@ -26,17 +27,19 @@ def config(out: Path, **changes) -> TrainConfig:
 
 
 def distill_config(out: Path, teacher: Path, **changes) -> DistillConfig:
-    common = {k: v for k, v in TINY.items() if k in {f.name for f in dataclasses.fields(DistillConfig)}}
-    return DistillConfig(**common | {"out": str(out), "teacher": str(teacher), "keep": 0.5, "d_channels": (4,),
-                                     "images": 16} | changes)
+    fields = {field.name for field in dataclasses.fields(DistillConfig)}
+    common = {name: value for name, value in TINY.items() if name in fields}
+    own = {"out": str(out), "teacher": str(teacher), "keep": 0.5, "d_channels": (4,), "images": 16}
+    return DistillConfig(**common | own | changes)
 
 
 def perturb(network: torch.nn.Module) -> torch.nn.Module:
-    """Make an untrained network look trained, in place: noise strengths, biases and w_avg are no longer 0."""
+    """Make an untrained network look trained, in place: noise strengths, biases and w_avg are no
+    longer 0."""
     with torch.no_grad():
         for name, value in network.named_parameters():
             if name.endswith(("noise_strength", "bias")):
-                scale = 100.0 if "mapping" in name else 1.0  # stored biases of the mapping network are large
+                scale = 100.0 if "mapping" in name else 1.0  # its stored biases are large
                 value.add_(0.3 * scale * torch.randn_like(value))
         for name, value in network.named_buffers():
             if name.endswith("w_avg"):
@@ -45,7 +48,8 @@ def perturb(network: torch.nn.Module) -> torch.nn.Module:
 
 
 def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    states = a.state_dict().values(), b.state_dict().values()
+    return all(torch.equal(x, y) for x, y in zip(*states, strict=True))
 
 
 def newest(run: Path) -> Path:
@@ -75,7 +79,8 @@ def pictures(n: int, seed: int, resolution: int = 32) -> torch.Tensor:
 
 
 def quicken_latent_space(put: Callable[[object, str, object], None] = setattr) -> None:
-    """Let the bench look at path length, projection and edits with a handful of latents and steps."""
+    """Let the bench look at path length, projection and edits with a handful of latents and
+    steps."""
     put(bench, "EditAgreement", partial(EditAgreement, samples=4, looked_at=40))
     put(bench, "measure_latent_space", lambda G, net, targets:
         measure_latent_space(G, net, targets[:4], samples=20, steps=2))
