@@ -137,8 +137,6 @@ class StyleGenerator(nn.Module):
     """The family's name in files."""
     mixes_styles: ClassVar[bool] = True
     """Whether two latents may rule one image in training."""
-    has_noise: ClassVar[bool] = True
-    """Whether the synthesis network takes noise maps."""
     grows: ClassVar[bool] = False
     """Whether it can be trained on at twice the resolution, with one more block."""
     movable: ClassVar[bool] = False

@@ -279,7 +279,6 @@ class AliasFreeGenerator(StyleGenerator):
 
     kind = "stylegan3-generator"
     mixes_styles = False  # StyleGAN3 is trained without style mixing
-    has_noise = False
     movable = True
 
     def __init__(self, resolution: int, z_dim: int = 512, w_dim: int = 512,

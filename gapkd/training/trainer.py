@@ -75,8 +75,6 @@ class Trainer:
         self.distiller = distiller
         together = [G] if distiller is None else [G, distiller.teacher]
         self.mixes = all(network.mixes_styles for network in together)
-        shared = distiller is not None and distiller.teacher.has_noise
-        self.noisy = distiller.teacher if shared else self.G  # whose noise maps serve both
         self.gan_weight = getattr(config, "gan_weight", 1.0)
         self.d_first = getattr(config, "d_first", 0)
         regressors = distiller.regressors if distiller else torch.nn.ModuleList()
@@ -144,8 +142,8 @@ class Trainer:
         return self.draw(n, self.G.z_dim)[mine], self.draw(n, self.G.z_dim)[mine], crossover
 
     def draw_noise(self, n: int, mine: Rows) -> list[Tensor]:
-        """Fresh noise maps for `mine` of n samples."""
-        return [m[mine] for m in self.noisy.synthesis.draw_noise(n, self.rng)]
+        """Fresh noise maps for `mine` of n samples; they fit the teacher too."""
+        return [m[mine] for m in self.G.synthesis.draw_noise(n, self.rng)]
 
     @staticmethod
     def to_ws(G: StyleGenerator, latents: Latents) -> Tensor:
