@@ -21,7 +21,7 @@ from gapkd.distillation.students import make_student
 from gapkd.files.checkpoints import load_generator
 from gapkd.networks.stylegan2 import Discriminator, Generator
 from gapkd.settings import RunConfig
-from gapkd.training.loop import distill, train_gan
+from gapkd.training.loop import RunResult, distill, train_gan
 from gapkd.training.trainer import Trainer
 
 
@@ -323,8 +323,14 @@ def test_steps_of_a_gan_training(tmp_path, double, changes):
     assert_alike(trained(settings, STEPS, G, D), hand.numbers())
 
 
+def assert_unmoved(result: RunResult, G: Generator, D: Discriminator) -> None:
+    """At a learning rate of next to nothing networks stay what they were at first."""
+    for found, expected in ((result.generator, G), (result.discriminator, D)):
+        for a, b in zip(found.parameters(), expected.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
 def test_a_run_of_a_student_starts_from_what_its_settings_ask_for(tmp_path, teacher_file):
-    """At a learning rate of next to nothing the networks stay what they were at first."""
     settings = distill_config(tmp_path / "run", teacher_file, images=4, lr=1e-12, seed=5, keep=0.25,
                               kernel=1, mapping="random", perceptual_weight=0.0, d_channels=(4, 3))
     result = distill(settings, content_mask=lambda images: torch.zeros_like(images[:, :1]))
@@ -332,18 +338,13 @@ def test_a_run_of_a_student_starts_from_what_its_settings_ask_for(tmp_path, teac
     student = make_student(load_generator(teacher_file), 0.25, 1, "random", "random", seed=5)
     torch.manual_seed(5)
     D = Discriminator(32, [4, 4, 4, 3])
-    for found, expected in ((result.generator, student), (result.discriminator, D)):
-        for a, b in zip(found.parameters(), expected.parameters(), strict=True):
-            torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+    assert_unmoved(result, student, D)
 
 
 def test_a_run_of_a_teacher_starts_from_its_seed(tmp_path):
     result = train_gan(config(tmp_path / "run", images=4, lr=1e-12, seed=5))
     torch.manual_seed(5)
-    G, D = Generator(8, 8, 8, 8, mapping_layers=2), Discriminator(8, 8)
-    for found, expected in ((result.generator, G), (result.discriminator, D)):
-        for a, b in zip(found.parameters(), expected.parameters(), strict=True):
-            torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+    assert_unmoved(result, Generator(8, 8, 8, 8, mapping_layers=2), Discriminator(8, 8))
 
 
 def test_a_student_does_not_draw_the_weights_its_teacher_began_with():
