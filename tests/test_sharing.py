@@ -29,7 +29,7 @@ from gapkd.networks.mobile import MobileGenerator
 from gapkd.networks.stylegan2 import Discriminator, Generator
 from gapkd.networks.stylegan3 import AliasFreeGenerator
 from gapkd.sharing.hub import LESSONS, save_pretrained
-from gapkd.sharing.origins import provenance_of
+from gapkd.sharing.origins import named, provenance_of
 from gapkd.training.loop import distill
 from gapkd.training.plan import architecture_of
 
@@ -423,6 +423,14 @@ def test_share_complains_before_it_measures(tmp_path, monkeypatch, capsys, optio
     assert message in err and err.count("\n") == 1 and not Path("net").exists()
 
 
+@pytest.mark.parametrize("file, name", [
+    ("/a/b/ffhq.pkl", "ffhq.pkl"), ("https://host/x/ffhq.pkl#sha256=00", "ffhq.pkl"),
+    ("runs/big/generator.safetensors", "big/generator.safetensors"),
+    ("generator.safetensors", "generator.safetensors"), ("a#b.pkl", "a#b.pkl")])
+def test_files_are_called_by_names_that_tell_them_apart(file, name):
+    assert named(file) == name
+
+
 TRICK = "`![x](y)` | <img>\n# a title {{ 1 + 1 }}"
 HOSTILE = [
     {"command": "distill", "settings": {"teacher": TRICK, "data": "```", "recipe": ["a"]}},
@@ -434,7 +442,7 @@ HOSTILE = [
      "started_from": "a run"},
     {"command": ["distill"], "metrics": {"real": 1, "<b>": {"fid": 1.0}}, "started_from": {"a": 1}},
     {"converted_from": {"file": "`<script>`", "source": {}}, "license": 3,
-     "metrics": {"real": {"fid": 1}, "x": {"fid": float("nan")}}},
+     "metrics": {"real": {"fid": 1}, "x": {"fid": float("nan"), "kid": True, "l1": 1.0}}},
     {"evaluation": {"rows": [{"name": TRICK}, {"name": 2, "fid_a_1": 2.0, TRICK: 1}],
                     "data": "a|b", "samples": "s", "teacher": TRICK}}]
 
@@ -442,7 +450,7 @@ HOSTILE = [
 @pytest.mark.parametrize("provenance", HOSTILE)
 def test_no_provenance_upsets_the_card(tmp_path, provenance):
     data, text = card(save_pretrained(stylegan2(), tmp_path / "net", provenance))
-    assert data["library_name"] == "gapkd"
+    assert data["library_name"] == "gapkd" and "| `fid` | 1 | nan" not in text and "kid`" not in text
     plain = re.sub(r"```python\n.*?```", "", text, flags=re.DOTALL)
     plain = re.sub(r"`[^`\n]*`", "", plain)  # without code
     assert not re.search(r"<|\]\(y|`|\b2 \}\}", plain) and "\n# a title" not in text
