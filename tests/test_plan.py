@@ -9,11 +9,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from gapkd.cli import main
-from gapkd.distillation.distiller import Guide
+from gapkd.distillation.distiller import Distiller
 from gapkd.distillation.students import make_student
 from gapkd.metrics.attributes import AttributeNetwork
 from gapkd.networks.stylegan2 import Discriminator, Generator, config_f
 from gapkd.settings import DistillConfig
+from gapkd.training.loop import distance_for
 from gapkd.training.plan import (
     PlanConfig,
     activation_memory,
@@ -51,8 +52,9 @@ def test_the_work_of_a_step_is_that_of_a_real_step(tmp_path, views):
     teacher, batch = Generator(**SMALL), 4
     settings = DistillConfig(out=str(tmp_path), batch=batch, ld_views=views, precision="float32",
                              path_weight=2.0)
-    guide = Guide(settings, teacher)
-    trainer = Trainer(settings, make_student(teacher), Discriminator(32, 32), guide)
+    distance = distance_for(settings.perceptual, torch.device("cpu"))
+    distiller = Distiller(teacher, distance, settings)
+    trainer = Trainer(settings, make_student(teacher), Discriminator(32, 32), distiller)
     reals, work = trainer.real_batch(), {}
     for name, run in {"d": lambda: trainer.discriminator_step(reals),
                       "g": lambda: trainer.generator_step(reals),

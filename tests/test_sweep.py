@@ -28,7 +28,7 @@ from gapkd.sharing.hub import save_pretrained
 from gapkd.training.trainer import TrainingDiverged
 
 SMALL = {"images": 16, "batch": 8, "d_channels": [4], "keep": 0.5, "precision": "float32",
-         "probe_every": 8, "grid_every": 0, "fid_every": 8, "fid_samples": 40}
+         "probe_every": 16, "grid_every": 0, "fid_every": 8, "fid_samples": 40}
 SWEEPS = Path(__file__).parent.parent / "tools" / "sweeps"
 ONE = {"arms": {"paper": None}, "seeds": [0]}
 
@@ -84,9 +84,10 @@ def test_every_run_is_made_once(table, tmp_path, monkeypatch, capsys):
     assert {"l1", "perceptual", "agree_mean_accuracy", "agree_edits", "fid_toyfaces_40",
             "ppl_toyfaces_20", "projection_psnr"} <= first["final"].keys()
     assert not any(name.startswith(("second_", "eq_")) for name in last["final"])
-    assert [point["images"] for point in first["curve"]] == [8, 16]
-    curve = {"images", "l1", "perceptual", "agree_mean_accuracy", "agree_mean_correlation"}
-    assert all(point.keys() == curve | {"fid_toyfaces_40"} for point in first["curve"])
+    halfway, end = first["curve"]
+    assert halfway.keys() == {"images", "fid_toyfaces_40"} and halfway["images"] == 8
+    probed = {"l1", "perceptual", "agree_mean_accuracy", "agree_mean_correlation"}
+    assert end.keys() == halfway.keys() | probed and end["images"] == 16
     monkeypatch.setattr(sweep.Bench, "train", lambda *a: pytest.fail("trained again"))
     assert run_sweep(SweepConfig(file)) == records
     assert "4 of 4 runs are in" in capsys.readouterr().out
@@ -131,11 +132,13 @@ def test_networks_from_elsewhere_say_where_they_come_from(table, tmp_path, teach
 
 
 def test_a_dry_run_says_the_command_of_every_row(table, capsys, tmp_path):
-    run_sweep(SweepConfig(table(), seeds=(1,), dry_run=True))
-    first, alone, paper = capsys.readouterr().out.splitlines()
-    assert first.startswith("0 of 2 runs are in") and not (tmp_path / "runs").exists()
-    assert alone.startswith("missing: alone seed 1: gapkd distill ")
-    assert "--rgb-weight 0" in alone and "--seed 1" in alone and "--rgb-weight" not in paper
+    run_sweep(SweepConfig(table(), dry_run=True))
+    first, alone, paper, *second_seed = capsys.readouterr().out.splitlines()
+    assert first.startswith("0 of 4 runs are in") and not (tmp_path / "runs").exists()
+    assert alone.startswith("missing: alone seed 0: gapkd distill ")
+    assert paper.startswith("missing: paper seed 0: ") and "seed 1" in "".join(second_seed)
+    assert "--rgb-weight 0" in alone and "--rgb-weight" not in paper
+    assert all("--seed 1" in line for line in second_seed) and len(second_seed) == 2
 
 
 def test_workers_share_the_runs(table, quick_workers):
