@@ -16,6 +16,7 @@ from gapkd import cli
 from gapkd.cli import main
 from gapkd.files.checkpoints import load_generator, read_metadata, save_network
 from gapkd.networks.stylegan2 import Generator
+from gapkd.settings import DistillConfig
 from gapkd.training.plan import PlanConfig
 
 SMALL = "--batch 4 --images 8 --no-progress --precision float32 --d-channels 4".split()
@@ -56,12 +57,12 @@ def test_distil_with_every_loss(tmp_path, teacher):
     assert {"rgb", "perceptual", "ld", "gan"} <= last.keys()
 
 
-def test_what_is_given_wins_over_the_recipe(tmp_path, teacher):
-    out = tmp_path / "run"
-    options = [*"--lr 0.004 --recipe gapkd --ld-blocks 1 2".split(), *SMALL]
-    assert main(["distill", "--teacher", teacher, "--out", str(out), *options]) == 0
-    settings = read_metadata(out / "generator.safetensors")["provenance"]["settings"]
-    assert (settings["lr"], settings["synthesis"]) == (0.004, "pruned-diversity")
+@pytest.mark.parametrize("options", ["--lr 0.004 --recipe gapkd", "--recipe=gapkd --lr=0.004"])
+def test_what_is_given_wins_over_the_recipe(monkeypatch, options):
+    monkeypatch.setattr("gapkd.training.loop.distill", run := Mock())
+    assert main(["distill", *options.split()]) == 0
+    run.assert_called_once_with(DistillConfig(recipe="gapkd", lr=0.004))
+    assert run.call_args[0][0].synthesis == "pruned-diversity"
 
 
 def test_evaluate(tmp_path, teacher, capsys):
