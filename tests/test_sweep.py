@@ -259,6 +259,10 @@ def test_bad_requests(table, tmp_path):
         run_sweep(SweepConfig(table(), arms=("nobody",)))
     with pytest.raises(ValueError, match="there is no folder .*nowhere for the results: start the"):
         run_sweep(SweepConfig(table(results=str(tmp_path / "nowhere" / "results.jsonl"))))
+    impossible = {"alone": {"ld_weight": 0}, "thin": {"kernel": 1, "synthesis": "pruned"}}
+    with pytest.raises(ValueError, match="arm 'thin': .*kernel must be the teacher's 3, not 1"):
+        run_sweep(SweepConfig(table(arms=impossible)))
+    assert not (tmp_path / "runs").exists()  # nothing was trained before it was said
     with pytest.raises(ValueError, match="results must name a .jsonl file, not mine"):
         SweepConfig(table(), results="mine")
     with pytest.raises(ValueError, match="jobs must not be negative"):

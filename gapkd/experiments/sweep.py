@@ -27,6 +27,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from gapkd.data.images import save_png
+from gapkd.distillation.students import check_request
 from gapkd.experiments.bench import PROBED, Bench
 from gapkd.experiments.results import BENCH, REFERENCES, faces_folder, read_results
 from gapkd.files.checkpoints import load_generator, read_metadata, sha256
@@ -260,6 +261,7 @@ def run_sweep(config: SweepConfig) -> list[dict]:
         raise ValueError(f"there is no folder {home} for the results: start the command in the "
                          f"folder that the paths of {config.table} count from, or make it")
     todo = missing(table, arms, seeds)
+    _check_students(config, table, arms if todo else ())
     every = len(arms) * len(seeds)
     print(f"{every - len(todo)} of {every} runs are in {table.results}")
     gpus = torch.cuda.device_count() if config.device in ("auto", "cuda") else 0
@@ -272,6 +274,17 @@ def run_sweep(config: SweepConfig) -> list[dict]:
     elif todo:
         _work(config, table, todo)
     return read_results(table.results)
+
+
+def _check_students(config: SweepConfig, table: Table, arms: Sequence[str]) -> None:
+    """Refuse an arm whose student cannot be, before hours are spent on the others."""
+    for arm in arms:
+        c = table.config(arm, 0)
+        try:
+            check_request(load_generator(c.teacher), c.keep, c.kernel, c.mapping, c.synthesis,
+                          c.kind)
+        except ValueError as error:
+            raise ValueError(f"{config.table}, arm {arm!r}: {error}") from error
 
 
 def _table_of(config: SweepConfig) -> Table:
