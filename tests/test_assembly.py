@@ -286,7 +286,7 @@ SETTINGS = {"batch": 4, "images": 24, "seed": 11, "lr": 0.01, "mapping_lr": 3.0,
             "style_mixing": 0.6, "r1_gamma": 2.0, "r1_every": 2, "path_weight": 0.5,
             "path_every": 3, "ema_half_life": 8.0, "ema_rampup": 0.8}
 DISTILLING = {"gan_weight": 0.7, "rgb_weight": 3.0, "perceptual_weight": 2.0, "ld_weight": 30.0,
-              "ld_blocks": (1, 2)}
+              "ld_blocks": (1, 2), "ld_strength": 2.5}
 STEPS = 4
 FALLING = {"adversarial": "relativistic", "lr_end": 0.1, "r1_end": 0.2}
 

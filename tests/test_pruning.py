@@ -124,6 +124,11 @@ def test_slimming_shrinks_scales_and_folds_them_in(networks, kind):
         pruning.slim(teacher, images=8, batch=8, penalty=1000.0)
     assert all(map(torch.equal, before.values(), teacher.state_dict().values()))
     assert not any(p.requires_grad for p in G.parameters())
+    assert not any(module._forward_pre_hooks for module in G.modules())
+    # Adam's first step with a gradient, its second one: lr / sqrt(0.01 / (1 - 0.99^2)).
+    G, _ = pruning.slim(teacher, images=16, batch=8, lr=0.02)
+    moved = (pruning.weights(G)[-1] - pruning.weights(teacher)[-1]).abs()
+    torch.testing.assert_close(moved, torch.full_like(moved, 0.02 * 1.99**0.5), rtol=0.01, atol=0)
 
 
 def test_the_images_hold_on_to_the_channels_that_they_need():

@@ -77,8 +77,10 @@ def test_magnitudes_are_tracked_in_training_only():
 def test_training_and_distilling(tmp_path):
     small = {"resolution": 16, "channels": (6, 4), "layers": 4, "d_channels": (4,), "images": 8,
              "path_weight": 0.0, "margin": 2}
-    turned = train_gan(config(tmp_path / "r", architecture="stylegan3-r", **small)).generator
-    assert turned.kernel == 1 and turned.radial and turned.margin == 2
+    turned = [train_gan(config(tmp_path / f"r{mixing}", architecture="stylegan3-r", **small,
+                               style_mixing=mixing)).generator for mixing in (0.0, 1.0)]
+    assert turned[0].kernel == 1 and turned[0].radial and turned[0].margin == 2
+    assert equal(*turned)  # StyleGAN3 is trained without
     teacher = train_gan(config(tmp_path / "t", architecture="stylegan3-t", **small))
     assert teacher.generator.channels == [6, 6, 4, 4] and teacher.generator.kernel == 3
     assert any(layer.magnitude_ema != 1 for layer in teacher.generator.synthesis.layers)

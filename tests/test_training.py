@@ -126,6 +126,8 @@ def test_half_precision_resumes_exactly(tmp_path, precision, dtype):
             run = train_gan(config(tmp_path / name, images=images, precision=precision,
                                    resume=images > lengths[0]))
     assert equal(run.generator, load_generator(tmp_path / "whole" / "generator.safetensors"))
+    scalers = [torch.load(newest(tmp_path / name))["scaler"] for name in ("whole", "half")]
+    assert scalers[0] == scalers[1] and bool(scalers[0]) == (precision == "fp16")
     half = Trainer(config(tmp_path, precision=precision), Generator(8, 8, 8), Discriminator(8))
     with half.autocast():
         assert half.G.synthesis(torch.randn(4, 8)).features[-1].dtype == dtype
@@ -248,10 +250,13 @@ def test_divergence_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, looked
     assert newest(tmp_path).read_bytes() == good
 
 
-def test_logits_that_run_away_are_divergence(tmp_path):
+def test_means_are_logged_and_logits_that_run_away_are_divergence(tmp_path):
     trainer = Trainer(config(tmp_path), Generator(8, 8, 8), Discriminator(8))
-    for logit in (-4e6, 0.0):
-        trainer.note(fake_logit=torch.tensor(logit))
+    for values in ((1.0, 3.0), (5.0,)):
+        for value in values:
+            trainer.note(loss=torch.tensor(value))
+        assert trainer.take_notes() == {"loss": sum(values) / len(values)}
+    trainer.note(fake_logit=torch.tensor(-2e6))
     with pytest.raises(TrainingDiverged, match=r"near image 0: fake_logit = -2e\+06; lower lr"):
         trainer.take_notes()
 
