@@ -103,6 +103,8 @@ def test_offset_is_added_to_ws(G, content):
     close(draw({"z": z, "offset": offset}), G.synthesis(ws + offset).image)
     one = draw({"z": z, "offset": offset[:1]})  # one edit for all
     close(one, G.synthesis(ws + offset[:1]).image)
+    optional = {v.name: v.shape for v in session(content).get_overridable_initializers()}
+    assert optional == {"truncation": [1], "offset": ["offset_batch", G.num_ws, 8]}
     found = torch.from_numpy(session(content).run(["ws"], {"z": z.numpy()})[0])
     close(found, ws.expand(-1, G.num_ws, -1))
     truncated = G.truncate(ws, 0.5) + offset
@@ -168,8 +170,9 @@ def test_the_command_writes_and_says_what_it_checked(written):
     assert len(facts["directions"]["vectors"][0]) == 8 and not facts["directions"]["given"]
 
 
-def test_nothing_is_written_when_the_check_fails(file, tmp_path, monkeypatch):
-    monkeypatch.setitem(module.LIMITS, "float32", (1e-12, 1e-12))
+@pytest.mark.parametrize("limits", [(1e-12, np.inf), (np.inf, 1e-12)])
+def test_nothing_is_written_when_the_check_fails(file, tmp_path, monkeypatch, limits):
+    monkeypatch.setitem(module.LIMITS, "float32", limits)
     with pytest.raises(ExportError, match="float32 does not hold for .*safetensors.* is written"):
         export(ExportConfig(file, str(tmp_path / "g.onnx"), latents=3))
     assert not list(tmp_path.iterdir())

@@ -222,9 +222,6 @@ def make_optional(model: onnx.ModelProto, defaults: dict[str, np.ndarray]) -> No
         if value.name == "offset":  # one for all, or one an image
             value.type.tensor_type.shape.dim[0].dim_param = "offset_batch"
     del model.graph.value_info[:]  # shapes within, which held as long as all batches were one
-    for node in model.graph.node:  # z, which is always there, says how many images there are to be
-        if node.op_type == "Shape" and node.input[0] in defaults:
-            node.input[0] = "z"
     for name, default in defaults.items():
         model.graph.initializer.append(numpy_helper.from_array(default, name))
 

@@ -216,10 +216,9 @@ def _measured(provenance: dict, made: dict) -> dict:
     rows, metrics = _rows(record), as_dict(made.get("metrics"))
     dataset, judge = str(record.get("data", "")), str(record.get("features", ""))
     if rows:
-        counts = numbers(record)
-        how = (f"{counts.get('samples', math.nan):,.0f} images a set, from latents of seed "
-               f"{counts.get('seed', math.nan):.0f}, without truncation and with the noise maps as "
-               f"stored, against as many of {code(dataset)}, by `gapkd evaluate`")
+        samples, seed = (code(record.get(key, "unknown")) for key in ("samples", "seed"))
+        how = (f"{samples} images a set, from latents of seed {seed}, without truncation and with "
+               f"the noise maps as stored, against as many of {code(dataset)}, by `gapkd evaluate`")
         facts = ("commit", "hardware", "date")
         how += "".join(f", {key} {code(record[key])}" for key in facts if key in record) + "."
     elif "real" in metrics:  # as tools/data_card.py writes them
