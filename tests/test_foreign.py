@@ -162,6 +162,7 @@ def test_what_cannot_be_translated_is_named(write, nvidia, change, attributes, m
     (without("input.freqs"), {}, "lacks synthesis.input.freqs"),
     (lambda s: {k.replace("L8_32_3", "L8_48_3"): v for k, v in s.items()}, {}, "two .* not 48"),
     (having("synthesis.L2_36_24.up_filter", 12), {}, "layer 2 .* has other filters"),
+    (having("synthesis.L2_36_24.up_filter", 13), {}, "layer 2 .* has other filters"),
     (dict, {"synthesis": {"margin_size": -3}}, "margin is -3"),
     (dict, {"synthesis": {"num_critical": "2"}}, "num_critical of its synthesis network is '2'"),
     (having("synthesis.L2_36_24.weight", 2, 2, 3, 3), {}, r"\(2, 2, 3, 3\), not \(24, 24, 3, 3\)")])

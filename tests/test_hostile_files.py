@@ -245,6 +245,7 @@ def test_programs_that_cheat_are_refused_at_once(name):
     (b"\x80\x03Np3000000\n.", "not numbered as picklers do"),
     (b"\x80\x03" + TENSOR + b"(" + b"N" * 300 + b"tR.", "with 300 arguments"),
     (tensor(0, (-1,) * 5000, (1,) * 5000), "5000 sizes"),
+    (tensor(0, (2, 2), (100, 1)), "reaches beyond its storage of 16 numbers"),
     (loading(legacy(loading(EMPTY))), "nested in what torch.save wrote"),  # each level doubles
     (loading(legacy(b"N.", version=loading(EMPTY))), "nested in what torch.save wrote")])
 def test_what_would_be_slow_is_refused(content, message):
@@ -262,6 +263,8 @@ def test_torch_files_that_cheat_are_refused(content, message):
         read(content)
 
 
+TEXT = (b"\x80\x03X" + struct.pack("<I", 10**5) + b"a" * 10**5 + b"q\x010"
+        + b"X\x06\x00\x00\x00latin1q\x020")
 PAIRS = b"\x80\x03](" + b"".join(b"(U\x03%03dNt" % n for n in range(1000)) + b"e\x85q\x010"
 MEGABYTE = torch_bytes(torch.zeros(250_000).untyped_storage(), with_zip=False)
 
@@ -274,6 +277,7 @@ def again(content: bytes, times: int) -> bytes:
 
 DEAR = {  # each step is cheap
     "steps": b"\x80\x04" + b"\x8f" * 300_000 + b".",
+    "encoded text": TEXT + (ENCODE + b"h\x01h\x02\x86R0") * 900 + b"N.",
     "storages": again(MEGABYTE, 1000), "empty storages": again(EMPTY, 5000),
     "copies of a list": PAIRS + (ORDERED + b"h\x01R0") * 400 + b"N.",
     "copies of a dict":
@@ -303,6 +307,17 @@ def test_a_compressed_entry_that_explodes():
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("net/data.pkl", b"\x80\x02N" + b"0N" * (5 * 10**7) + b".")
     with pytest.raises(UnreadableError, match="unpacks to more than the file holds"):
+        read(buffer.getvalue())
+
+
+def test_many_compressed_entries_are_paid_from_the_budget():
+    plain, buffer = io.BytesIO(torch_bytes([torch.zeros(250_000) for _ in range(90)])), io.BytesIO()
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(buffer, "w") as target:
+        target.writestr("x/padding", random.Random(0).randbytes(10**6))  # as large as each of them
+        for name in source.namelist():
+            target.writestr(name, source.read(name), zipfile.ZIP_DEFLATED)
+    assert len(read(plain.getvalue())) == 90
+    with pytest.raises(UnreadableError, match="far more than its own size"):
         read(buffer.getvalue())
 
 

@@ -95,22 +95,19 @@ def find_network(content: object, role: str | None) -> Found:
     Only the network asked for is translated: a generator loads whatever discriminator lies beside.
 
     Args:
-        role: "generator" or "discriminator"; None: the generator if there is one, else the other.
+        role: "generator" or "discriminator", which is looked for first; None: the generator.
 
     Raises ForeignError when it is not there, or cannot be translated.
     """
     entries = content if isinstance(content, dict) else {"": content}
     if any(isinstance(k, str) and "." in k and isinstance(v, Tensor) for k, v in entries.items()):
         entries = {"": entries}  # a bare state dict
-    # the other role is only looked for to name it
+    # the other role too, so that it can be named
     for wanted in sorted(ROLES, key=lambda name: name != role):
         for key in ROLES[wanted]:
             found = _translate(entries.get(key), wanted, entries.get("latent_avg"))
-            if found and role in (wanted, None):
-                return found
             if found:
-                raise ForeignError(f"it is a file of the kind {found.kind}, but a {role} was asked "
-                                   "for")
+                return found
     held = ", ".join(_shown(key) for key in islice(entries, 8)) or "nothing"
     raise ForeignError("it holds no StyleGAN2 network under G_ema, G, D, g_ema, g or d (it holds "
                        f"{held})")
