@@ -89,7 +89,7 @@ class Distiller:
             features = [student.features[b][:n] for b in c.feature_blocks]
             guesses = [guess(f) for guess, f in zip(self.regressors, features, strict=True)]
             targets = [teacher.features[b][:n] for b in c.feature_blocks]
-            found["feature"] = losses.feature_loss(guesses, targets)
+            found["feature"] = losses.feature_loss(guesses, targets, parallel.mean)
         if self.weights["ld"]:
             ours, theirs = self.gathered(student), self.gathered(teacher)
             found["ld"] = losses.latent_direction_loss(ours, theirs, c.ld_kind, self.views)

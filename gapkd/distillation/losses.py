@@ -51,16 +51,20 @@ def perceptual_loss(distance: Callable[[Tensor, Tensor], Tensor], student: Tenso
     return distance(student, teacher).mean()
 
 
-def feature_loss(guesses: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> Tensor:
+def feature_loss(guesses: Sequence[Tensor], teacher_features: Sequence[Tensor],
+                 mean: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
     """Feature regression (Romero et al., *FitNets*, 2015), a baseline: mean squared error of the
     teacher's features, as guessed from the student's, over their mean square. One (N, C, r, r) a
     block, on either side; summed over blocks.
+
+    Args:
+        mean: where several processes hold a batch together, averages a number over them.
     """
     total = guesses[0].new_zeros((), dtype=torch.float32)
     for guess, features in zip(guesses, teacher_features, strict=True):
         features = features.detach().float()
         error = (guess.float() - features).square().mean()
-        total = total + error / features.square().mean().clamp(min=1e-8)
+        total = total + error / mean(features.square().mean()).clamp(min=1e-8)
     return total
 
 
