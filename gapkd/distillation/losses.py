@@ -55,10 +55,7 @@ def feature_loss(guesses: Sequence[Tensor], teacher_features: Sequence[Tensor],
                  mean: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
     """Feature regression (Romero et al., *FitNets*, 2015), a baseline: mean squared error of the
     teacher's features, as guessed from the student's, over their mean square. One (N, C, r, r) a
-    block, on either side; summed over blocks.
-
-    Args:
-        mean: where several processes hold a batch together, averages a number over them.
+    block, on either side; summed over blocks. `mean` averages over processes that share a batch.
     """
     total = guesses[0].new_zeros((), dtype=torch.float32)
     for guess, features in zip(guesses, teacher_features, strict=True):
