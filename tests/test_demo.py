@@ -9,6 +9,7 @@ import io
 import json
 import os
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -248,53 +249,63 @@ def test_a_disk_that_fills_up_leaves_nothing(files, page, tmp_path, monkeypatch)
 
 
 @pytest.fixture
-def package(tmp_path, monkeypatch):
-    """A package at a file:// address, which is expected with its checksum; or with another."""
-    def make(content=CONTENT, folder="package/dist/", sha256=None):
+def npm(tmp_path, monkeypatch):
+    """An npm that packs what it is told to, and notes every call; returns how to tell it."""
+    monkeypatch.setenv("GAPKD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+
+    def make(content=CONTENT, folder="package/dist/", expected=True, script="") -> Path:
         path = tmp_path / "packed.tgz"
         with tarfile.open(path, "w:gz") as archive:
             for name, data in content.items():
                 entry = tarfile.TarInfo(folder + name)
                 entry.size = len(data)
                 archive.addfile(entry, io.BytesIO(data))
-        digest = sha256 or hashlib.sha256(path.read_bytes()).hexdigest()
-        monkeypatch.setattr(web, "RUNTIME", f"{path.as_uri()}#sha256={digest}")
-        return path
+        if expected:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            monkeypatch.setattr(web, "PACKAGE_SHA256", digest)
+        calls, program = tmp_path / "calls", tmp_path / "bin" / "npm"
+        program.parent.mkdir()
+        program.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n'
+                           + (script or f"/bin/cat {path} > onnxruntime-web.tgz\n"))
+        program.chmod(0o755)
+        return calls
 
-    monkeypatch.setenv("GAPKD_CACHE", str(tmp_path / "cache"))
     return make
 
 
-def test_the_runtime_is_fetched_by_version_and_checksum(package, files, tmp_path):
-    address, _, digest = web.RUNTIME.partition("#sha256=")
-    assert address.startswith("https://") and f"-{VERSION}." in address and len(digest) == 64
-    package()
-    assert fetched_runtime() == CONTENT
+def test_npm_fetches_the_runtime_once(npm, files, tmp_path):
+    calls = npm()
+    assert fetched_runtime() == fetched_runtime() == CONTENT
+    command = f"pack onnxruntime-web@{VERSION} --ignore-scripts --loglevel error"
+    assert calls.read_text().splitlines() == [command]
     folder = write_demo(DemoConfig(*files, out=str(tmp_path / "page")))
     record = json.loads((folder / "networks.json").read_text())
     assert record["runtime"] == f"onnxruntime-web {VERSION}"
+    cached = tmp_path / "cache" / f"onnxruntime-web-{VERSION}.tgz"
+    cached.write_bytes(cached.read_bytes()[:60])  # damaged: it is fetched again
+    assert fetched_runtime() == CONTENT and len(calls.read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize("how, message", [
-    ({"sha256": "0" * 64}, "another check ?sum"), ({"folder": "elsewhere/"}, "not found"),
-    ({"content": {SCRIPT: b""}}, "not found")])
-def test_a_runtime_that_is_not_to_be_had_says_how_to_mend_it(package, files, tmp_path, capsys, how,
+    ({"expected": False}, "has another check sum"), ({"folder": "elsewhere/"}, "not found"),
+    ({"content": {SCRIPT: b""}}, "not found"), ({"script": "exit 0"}, "npm said: nothing"),
+    ({"script": "echo no network >&2; exit 1"}, "npm said: no network")])
+def test_a_runtime_that_is_not_to_be_had_says_how_to_mend_it(npm, files, tmp_path, capsys, how,
                                                              message):
-    package(**how)
+    npm(**how)
     with pytest.raises(DemoError, match=message):
         fetched_runtime()
     assert main(["demo", *files, "--out", str(tmp_path / "page")]) == 2
     err = capsys.readouterr().err
-    assert f"`npm install onnxruntime-web@{VERSION}` and give --runtime" in err
+    assert f"give --runtime a folder with {SCRIPT} and {WASM}" in err
     assert err.count("\n") == 1 and not (tmp_path / "page").exists()
 
 
-@pytest.mark.parametrize("cut", [True, False])
-def test_an_archive_that_is_cut_off_or_none_is_one_sentence(package, cut, monkeypatch):
-    path = package()
-    path.write_bytes(path.read_bytes()[:60] if cut else b"no archive at all")
-    monkeypatch.setattr(web, "RUNTIME", path.as_uri())
-    with pytest.raises(DemoError, match="is not to be had"):
+def test_without_npm(tmp_path, monkeypatch):
+    monkeypatch.setenv("GAPKD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DemoError, match="npm is missing, install Node.js"):
         fetched_runtime()
 
 

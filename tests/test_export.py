@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tiny import perturb
 
 from gapkd.cli import main
 from gapkd.files.checkpoints import save_network
@@ -258,3 +259,25 @@ def test_a_missing_extra_is_named(G, monkeypatch):
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ExportError, match=r"onnxscript are missing: pip install 'gapkd\[export\]'"):
         to_onnx(G)
+
+
+def test_a_program_draws_what_the_generator_draws(tmp_path):
+    torch.manual_seed(0)
+    G = perturb(Generator(16, 6, 6, 8, mapping_layers=2)).eval()
+    source = save_network(G, tmp_path / "g.safetensors")
+    (made,) = export(ExportConfig(str(source), program=str(tmp_path / "g.pt2"), latents=5))
+    assert made.path == tmp_path / "g.pt2" and made.largest < 1e-4
+    program = torch.export.load(made.path).module()  # needs nothing of gapkd
+    z, offset = torch.randn(3, 6), torch.zeros(3, G.num_ws, 6)
+    image, ws = program(z, torch.tensor([0.5]), offset)
+    torch.testing.assert_close(image, G(z, truncation=0.5), rtol=1e-4, atol=1e-4)
+    assert ws.shape == (3, G.num_ws, 6)
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({}, "say what to write: --onnx FILE.onnx, --program FILE.pt2, or both"),
+    ({"program": "g.onnx"}, "program=g.onnx must end in .pt2"),
+    ({"program": "g.pt2", "precision": "int8"}, "precision=int8 is for ONNX files")])
+def test_bad_programs(changes, message):
+    with pytest.raises(ExportError, match=message):
+        export(ExportConfig("toyfaces32", **changes))

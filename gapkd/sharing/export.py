@@ -1,4 +1,5 @@
-"""Export: a generator as one ONNX file, for places where there is no PyTorch.
+"""Export: a generator as one ONNX file, for places where there is no PyTorch, or as a torch.export
+program, for those where there is no gapkd.
 
 The file draws by itself: mapping, truncation, a step along directions, synthesis. Before it is
 written, it has drawn the same images as the generator itself.
@@ -49,14 +50,18 @@ class ExportError(ValueError):
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write a generator as an ONNX file (onnxruntime, browsers), and check it."""
+    """Write a generator as an ONNX file (onnxruntime, browsers) or as a torch.export program, and
+    check it."""
 
     generator: tyro.conf.Positional[str]
     """Its file, or the name of an embedded one."""
-    onnx: str
+    onnx: str = ""
     """ONNX file to write; an existing one is not overwritten."""
+    program: str = ""
+    """torch.export program (.pt2) to write; an existing one is not overwritten."""
     precision: Literal["float32", "float16", "int8"] = "float32"
-    """float16: weights and convolutions; int8: weights alone, one scale an output channel."""
+    """Of the ONNX file. float16: weights and convolutions; int8: weights alone, one scale an output
+    channel."""
     directions: str = ""
     """File of `gapkd directions`, kept in the ONNX file for sliders; empty: the generator's own
     SeFa directions."""
@@ -84,20 +89,53 @@ class Export:
 
 
 def export(config: ExportConfig) -> list[Export]:
-    """Write the file that `config` asks for, once it has passed its check.
+    """Write what `config` asks for, once all of it has passed its check.
 
-    Returns: the one that was written, in a list.
-    Raises: ExportError for bad settings, and when the file does not draw what it should.
+    Returns: what was written.
+    Raises: ExportError for bad settings, and when a file does not draw what it should.
     """
-    path = Path(config.onnx)
-    if path.suffix != ".onnx":
-        raise ExportError(f"onnx={config.onnx} must end in .onnx")
-    if path.exists():
-        raise ExportError(f"{path} exists already: remove it or choose another onnx")
+    _check(config)
+    G = load_generator(config.generator)
+    contents = {}
+    if config.onnx:
+        directions = _directions(config, G)
+        content = to_onnx(G, config.precision)
+        found = _judge(config, G, drawn_by(content))
+        check = {"latents": config.latents, "largest": found[0], "mean": found[1]}
+        facts = describe(config, G, directions) | {"check": check}
+        contents[config.onnx] = with_facts(content, facts), found
+    if config.program:
+        file = io.BytesIO()
+        torch.export.save(to_program(G), file)
+        content = file.getvalue()
+        found = _judge(config, G, drawn_by_program(content, Drawing(G)))
+        contents[config.program] = content, found
+    done = []
+    for path, (content, found) in contents.items():
+        write_atomically(path, content)
+        done.append(Export(Path(path), len(content), *found, config.latents))
+    return done
+
+
+def _check(config: ExportConfig) -> None:
+    if not (config.onnx or config.program):
+        raise ExportError("say what to write: --onnx FILE.onnx, --program FILE.pt2, or both")
+    for field, ending in (("onnx", ".onnx"), ("program", ".pt2")):
+        path = Path(getattr(config, field))
+        if path.name and path.suffix != ending:
+            raise ExportError(f"{field}={path} must end in {ending}")
+        if path.name and path.exists():
+            raise ExportError(f"{path} exists already: remove it or choose another {field}")
     if config.latents < 1 or config.seed < 0:
         raise ExportError(f"latents must be at least 1 and seed at least 0, not {config.latents} "
                           f"and {config.seed}")
-    G = load_generator(config.generator)
+    if config.program and config.precision != "float32":
+        raise ExportError(f"precision={config.precision} is for ONNX files: export the program "
+                          "without it")
+
+
+def _directions(config: ExportConfig, G: StyleGenerator) -> Directions:
+    """Those that go into the ONNX file, for sliders."""
     directions = load_directions(config.directions) if config.directions else sefa(G)
     if directions.vectors.shape[1] != G.w_dim:
         raise ExportError(f"{config.directions} holds directions of width "
@@ -106,9 +144,13 @@ def export(config: ExportConfig) -> list[Export]:
     if not directions.belong_to(G):
         warnings.warn(f"the directions in {config.directions} were found in another W than that of "
                       f"{config.generator}, where they mean nothing: find them with `gapkd "
-                      f"directions {config.generator}`", stacklevel=2)
-    content = to_onnx(G, config.precision)
-    largest, mean = compare(drawn_by(content), Drawing(G), config.latents, config.seed)
+                      f"directions {config.generator}`", stacklevel=3)
+    return directions
+
+
+def _judge(config: ExportConfig, G: StyleGenerator, draw: Draw) -> tuple[float, float]:
+    """The largest and the mean difference, where they are small enough."""
+    largest, mean = compare(draw, Drawing(G), config.latents, config.seed)
     most, most_on_average = LIMITS[config.precision]
     if not (largest <= most and mean <= most_on_average):
         anywhere = f", anywhere {most:.0e}" if np.isfinite(most) else ""
@@ -116,10 +158,7 @@ def export(config: ExportConfig) -> list[Export]:
         raise ExportError(f"{config.precision} does not hold for {config.generator}: images differ "
                           f"by {mean:.1e} on average and by up to {largest:.1e} (allowed: on "
                           f"average {most_on_average:.1e}{anywhere}); nothing is written{mend}")
-    check = {"latents": config.latents, "largest": largest, "mean": mean}
-    content = with_facts(content, describe(config, G, directions) | {"check": check})
-    write_atomically(path, content)
-    return [Export(path, len(content), largest, mean, config.latents)]
+    return largest, mean
 
 
 def describe(config: ExportConfig, G: StyleGenerator, directions: Directions) -> dict:
@@ -177,20 +216,28 @@ class Drawing(nn.Module):
             return self.G.synthesis(ws).image, ws
 
 
+def to_program(G: StyleGenerator, half: bool = False) -> torch.export.ExportedProgram:
+    """The generator as a torch.export program with a free batch size; inputs and outputs of
+    `Drawing`, by place."""
+    drawing = Drawing(G, half).eval()
+    example = drawing.example(3)
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    free = tuple(None if name == "truncation" else {0: batch} for name in drawing.names)
+    with torch.no_grad():
+        return torch.export.export(drawing, tuple(example[name] for name in drawing.names),
+                                   dynamic_shapes=(free,), strict=False)
+
+
 def to_onnx(G: StyleGenerator, precision: str = "float32") -> bytes:
     """The generator as the content of an ONNX file: inputs and outputs of `Drawing`, by name."""
     require("onnx", "onnxscript")
     import onnx
 
-    drawing = Drawing(G, half=precision == "float16").eval()
-    example = drawing.example(3)
-    batch = torch.export.Dim("batch", min=1, max=4096)
-    free = tuple(None if name == "truncation" else {0: batch} for name in drawing.names)
+    drawing = Drawing(G)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # silent about torchvision
-    with torch.no_grad(), warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        program = torch.export.export(drawing, tuple(example[name] for name in drawing.names),
-                                      dynamic_shapes=(free,), strict=False)
+        program = to_program(G, half=precision == "float16")
         model = torch.onnx.export(program, input_names=drawing.names, output_names=["image", "ws"],
                                   dynamo=True, external_data=False, verbose=False).model_proto
     for part in (model.graph, *model.graph.node):  # where in PyTorch's code each came from
@@ -322,6 +369,16 @@ def drawn_by(content: bytes) -> Draw:
     def draw(given: dict[str, Tensor]) -> Tensor:
         arrays = {name: value.numpy() for name, value in given.items()}
         return torch.from_numpy(opened.run(["image"], arrays)[0])
+
+    return draw
+
+
+def drawn_by_program(content: bytes, drawing: Drawing) -> Draw:
+    """A function that draws images with a torch.export program, which wants all its inputs."""
+    module = torch.export.load(io.BytesIO(content)).module()
+
+    def draw(given: dict[str, Tensor]) -> Tensor:
+        return module(*drawing.complete(given))[0]
 
     return draw
 

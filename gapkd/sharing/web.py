@@ -1,16 +1,21 @@
 """The page: one or two ONNX files, plain files beside them, and any browser draws.
 
 The page asks no server for anything but its own files; it reaches no other host. onnxruntime-web,
-which runs the networks there, is taken from a folder, or fetched once and verified. What the page
-does stands in gapkd/sharing/page.
+which runs the networks there, is taken from a folder, or fetched once by npm and verified. What the
+page does stands in gapkd/sharing/page.
 """
 
 from __future__ import annotations
 
 import gzip
+import hashlib
+import io
 import json
 import math
+import shutil
+import subprocess
 import tarfile
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -21,8 +26,8 @@ import tyro
 from PIL import Image
 
 from gapkd.data.images import png
-from gapkd.files.download import AddressError, fetch
-from gapkd.files.storage import new_folder, write_folder
+from gapkd.files.download import cache_folder
+from gapkd.files.storage import new_folder, write_atomically, write_folder
 from gapkd.sharing.export import read_onnx_facts, session
 from gapkd.sharing.origins import as_dict, named, numbers, runs_of
 
@@ -31,8 +36,8 @@ SIZES = ("resolution", "z_dim", "w_dim", "num_ws", "c_dim")
 LARGEST = 2**16  # of those sizes
 ICON = 64  # px, at least
 VERSION = "1.30.0"  # of onnxruntime-web
-RUNTIME = (f"https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-{VERSION}.tgz#sha256="
-           "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71")
+PACKAGE_SHA256 = "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71"
+MOST_SECONDS = 900  # for npm
 SCRIPT, WASM = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"  # what the page needs of it
 
 
@@ -52,7 +57,8 @@ class DemoConfig:
     out: str = "demo"
     """Folder of the page; an existing one is not overwritten."""
     runtime: str = ""
-    """Folder with onnxruntime-web (an installed package, or its dist); empty: fetched once."""
+    """Folder with onnxruntime-web (an installed package, or its dist); empty: npm fetches it
+    once."""
     seed: int = 0
     """Of the picture that the page opens with."""
     truncation: float = 1.0
@@ -110,15 +116,42 @@ def given_runtime(folder: str | Path) -> dict[str, bytes]:
 
 
 def fetched_runtime() -> dict[str, bytes]:
-    """The same, from the package, which is fetched once, verified and cached; none of it is run."""
+    """The same, from the package: npm fetches it once, it is verified and cached, nothing of it is
+    run."""
+    mend = f"give --runtime a folder with {SCRIPT} and {WASM}"
+    cached = cache_folder() / f"onnxruntime-web-{VERSION}.tgz"
     try:
-        with tarfile.open(fetch(RUNTIME)) as package:
+        content = cached.read_bytes() if cached.is_file() else b""
+        if hashlib.sha256(content).hexdigest() != PACKAGE_SHA256:
+            content = packed()
+            write_atomically(cached, content)
+        with tarfile.open(fileobj=io.BytesIO(content)) as package:
             return {name: package.extractfile(f"package/dist/{name}").read()
                     for name in (SCRIPT, WASM)}
-    except (AddressError, OSError, EOFError, KeyError, tarfile.TarError) as error:
-        raise DemoError(f"onnxruntime-web {VERSION} is not to be had ({error}): where npm has it, "
-                        f"`npm install onnxruntime-web@{VERSION}` and give --runtime "
-                        "node_modules/onnxruntime-web") from error
+    except (DemoError, OSError, KeyError, tarfile.TarError) as error:
+        raise DemoError(f"onnxruntime-web {VERSION} is not to be had ({error}): {mend}") from error
+
+
+def packed() -> bytes:
+    """The package's archive, as npm fetches it."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise DemoError("npm is missing, install Node.js, which brings it")
+    command = [npm, "pack", f"onnxruntime-web@{VERSION}", "--ignore-scripts", "--loglevel", "error"]
+    with tempfile.TemporaryDirectory() as aside:
+        try:
+            done = subprocess.run(command, cwd=aside, capture_output=True, text=True,
+                                  timeout=MOST_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise DemoError(f"npm gave no answer in {MOST_SECONDS} s") from error
+        archives = list(Path(aside).glob("*.tgz"))
+        if done.returncode or len(archives) != 1:
+            said = done.stderr.strip().splitlines() or ["nothing"]
+            raise DemoError(f"npm said: {said[0].strip()[:200]}")
+        content = archives[0].read_bytes()
+    if hashlib.sha256(content).hexdigest() != PACKAGE_SHA256:
+        raise DemoError("what npm fetched has another check sum, it was altered")
+    return content
 
 
 # ------------------------------------------------------------------------------- networks
