@@ -11,17 +11,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gapkd.experiments.results import reference_rows, results  # noqa: F401
 from gapkd.files.storage import ROOT, data_path
 
 NOTEBOOKS = ROOT / "notebooks"
 
 
 def announce() -> None:
-    """Print the version, the device and whether the embedded networks are there."""
+    """Make the kernel ready to train (`parallel.keep_memory`), and print the version, the device
+    and whether the embedded networks are there."""
     import torch
 
-    from gapkd import __version__
+    from gapkd import __version__, parallel
+
+    parallel.keep_memory()
 
     device = f"CPU, {torch.get_num_threads()} threads"
     if torch.cuda.is_available():

@@ -196,7 +196,7 @@ class DistillConfig(RunConfig):
     ] = None
     """Fresh synthesis weights, or the teacher's channels of largest magnitude, of most content
     (CAGAN), of most diversity (DCP-GAN), or those that survive a penalty on their scales (GAN
-    Slimming), on which a fifth of the images is spent."""
+    Slimming), on which a fifth of the images is spent, 20,000 at most."""
     content: Literal["", "toyfaces"] = ""
     """What of the image counts: all, or (CAGAN) heads, as their factors are read and drawn; for the
     rgb and perceptual losses and for "pruned-content"."""
@@ -238,7 +238,7 @@ class DistillConfig(RunConfig):
     @property
     def slimming_images(self) -> int:
         """What "slimmed" spends of `images` on learning which channels to keep."""
-        return self.images // 5 if self.synthesis == "slimmed" else 0
+        return min(self.images // 5, 20_000) if self.synthesis == "slimmed" else 0
 
     def __post_init__(self):
         _require(self.recipe in RECIPES,

@@ -11,6 +11,7 @@ import stat
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from gapkd.files import provenance, storage
@@ -163,4 +164,23 @@ def test_provenance(monkeypatch):
     assert re.fullmatch(r"[0-9a-f]{12}\+?|unknown", known["commit"]) and known["hardware"]
     assert known["torch"] == torch.__version__ and re.fullmatch(r"\d{4}-\d\d-\d\d", known["date"])
     monkeypatch.setenv("PATH", "")  # no git there
+    assert provenance.provenance()["commit"] == "unknown"
+
+
+def test_what_is_no_weight_and_no_name_is_one_sentence(tmp_path):
+    file = save_network(Generator(8, 4, 4, 4, mapping_layers=1), tmp_path / "g.safetensors")
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+    for dtype in (torch.float8_e4m3fn, torch.complex64, torch.int32):
+        changed = tensors | {"synthesis.const": tensors["synthesis.const"].to(dtype)}
+        save_file(changed, tmp_path / "odd.safetensors", metadata)
+        with pytest.raises(CheckpointError, match=r"odd.safetensors holds numbers of a kind"):
+            load_generator(tmp_path / "odd.safetensors")
+    with pytest.raises(CheckpointError, match="cannot be looked for"):
+        load_generator("a" * 5000)
+
+
+def test_a_commit_is_that_of_gapkd(monkeypatch, tmp_path):
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)  # as if installed in another repository
     assert provenance.provenance()["commit"] == "unknown"

@@ -10,11 +10,11 @@ import tyro
 from tiny import config, distill_config
 
 from gapkd.files.checkpoints import load_discriminator, load_generator, read_metadata
-from gapkd.files.history import stage_lines, stages
 from gapkd.metrics.attributes import load_attribute_network
 from gapkd.settings import TrainConfig, command_line, to_dict
 from gapkd.training.loop import distill, train_gan
 from tools.data_card import DATA, EmbedConfig, check_sums, embed, write_card
+from tools.history import stage_lines, stages
 
 FILES = sorted(DATA.glob("*.safetensors"))
 

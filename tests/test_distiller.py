@@ -93,3 +93,17 @@ def test_what_the_teacher_does_not_have(networks, blocks):
     ours, theirs = drawn(teacher, networks["stylegan3"], views=1)
     with pytest.raises(ValueError, match="(3, 3, 32, 32).*make the student with make_student"):
         distiller(ours, theirs)
+
+
+def test_no_gradient_reaches_what_makes_the_mask(networks):
+    teacher = networks["stylegan2"]
+    look = torch.nn.Conv2d(3, 1, 1)
+    distiller = Distiller(teacher, None, DistillConfig(ld_weight=0.0), look)
+    ours, theirs = drawn(teacher, make_student(teacher), views=1)
+    distiller.total(distiller(ours, theirs)).backward()
+    assert look.weight.grad is None
+
+
+def test_a_regression_needs_regressors(networks):
+    with pytest.raises(ValueError, match="feature_weight needs regressors"):
+        Distiller(networks["stylegan2"], None, DistillConfig(feature_weight=1.0, ld_blocks=(1, 2)))

@@ -12,9 +12,9 @@ from gapkd.cli import main
 from gapkd.distillation.distiller import Distiller
 from gapkd.distillation.students import make_student
 from gapkd.metrics.attributes import AttributeNetwork
+from gapkd.metrics.features import distance_for
 from gapkd.networks.stylegan2 import Discriminator, Generator, config_f
 from gapkd.settings import DistillConfig
-from gapkd.training.loop import distance_for
 from gapkd.training.plan import (
     PlanConfig,
     activation_memory,

@@ -20,7 +20,7 @@ from gapkd.cli import main
 from gapkd.data.images import save_png
 from gapkd.files.checkpoints import CheckpointError, load_generator, read_metadata, save_network
 from gapkd.networks.stylegan2 import Generator
-from gapkd.training.loop import best_record, distill, train_gan
+from gapkd.training.loop import best_record, distill, resume_run, train_gan
 from gapkd.training.trainer import Trainer
 
 
@@ -327,3 +327,17 @@ def test_a_run_killed_twenty_times_ends_like_one_that_was_not(tmp_path):
     train_gan(config(out, resume=True, **common))
     train_gan(config(tmp_path / "whole", **common))
     assert_same(final_state(out), final_state(tmp_path / "whole"))
+
+
+def test_a_run_of_another_version_is_said_to_be_one(half):
+    about = json.loads((half / "settings.json").read_text())
+    about["settings"]["path_batch_shrink"] = 2  # a setting that has gone
+    (half / "settings.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="another version of gapkd started it .*path_batch_shrink"):
+        resume_run(half)
+
+
+def test_other_files_among_the_checkpoints_are_left_alone(half):
+    (half / "checkpoints" / "mine.pt").write_bytes(b"x")
+    assert resume_run(half, images=32, progress=False).log[-1]["images"] == 32
+    assert (half / "checkpoints" / "mine.pt").read_bytes() == b"x"

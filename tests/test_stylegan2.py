@@ -7,7 +7,7 @@ import torch
 from recorded import STYLEKD, stylekd_network
 from tiny import perturb
 
-from gapkd.networks.families import build, kind_of
+from gapkd.networks.families import build
 from gapkd.networks.layers import blur, downsample2, fir_kernel, upsample2
 from gapkd.networks.mapping import mix_styles
 from gapkd.networks.stylegan2 import (
@@ -109,7 +109,7 @@ def test_a_discriminators_features_are_what_it_goes_on_from():
 def test_architecture_rebuilds_the_network(cls, arguments):
     network = cls(*arguments)
     assert 9.0 in network.architecture().values()
-    twin = build(kind_of(network), network.architecture())
+    twin = build(network.kind, network.architecture())
     assert type(twin) is cls and twin.architecture() == network.architecture()
     twin.load_state_dict(network.state_dict())
 

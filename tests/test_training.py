@@ -25,6 +25,7 @@ from gapkd.files.checkpoints import (
 )
 from gapkd.metrics.attributes import load_attribute_network
 from gapkd.metrics.evaluation import evaluate_generator, real_features
+from gapkd.metrics.features import distance_for
 from gapkd.networks.layers import fir_kernel, upsample2
 from gapkd.networks.stylegan2 import Discriminator, Generator
 from gapkd.training import loop, runs
@@ -92,7 +93,7 @@ def test_the_distance_of_a_discriminator_stays_as_it_was(tmp_path, teacher_file)
     file = str(tmp_path / "d.safetensors")
     save_network(Discriminator(32, 4), file)
     a, b = torch.randn(2, 3, 3, 32, 32)
-    distance = loop.distance_for(file, torch.device("cpu"))
+    distance = distance_for(file, torch.device("cpu"))
     before = distance(a, b)
     assert distance(a, a).abs().max() < 1e-6 and before.min() > 0
     run = distill(distill_config(tmp_path / "r", teacher_file, images=4, perceptual=file,

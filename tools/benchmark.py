@@ -35,6 +35,7 @@ from gapkd.files.checkpoints import load_generator
 from gapkd.files.provenance import provenance
 from gapkd.files.storage import write_atomically
 from gapkd.metrics.cost import macs, seconds, speed_ratio
+from gapkd.metrics.features import distance_for
 from gapkd.networks.stylegan2 import Discriminator, Generator, config_f, config_f_channels
 from gapkd.networks.stylegan3 import (
     AliasFreeGenerator,
@@ -44,7 +45,6 @@ from gapkd.networks.stylegan3 import (
 )
 from gapkd.parallel import choose_device
 from gapkd.settings import DistillConfig, TrainConfig, shareable, widths
-from gapkd.training.loop import distance_for
 from gapkd.training.trainer import Trainer
 from tools.textbook import textbook
 

@@ -24,12 +24,12 @@ from gapkd.files.checkpoints import (
     save_network,
     sha256,
 )
-from gapkd.files.history import stage_lines, stages
 from gapkd.files.storage import write_atomically
 from gapkd.metrics.attributes import load_attribute_network
 from gapkd.metrics.evaluation import evaluation_table
 from gapkd.metrics.sampling import sample_images
 from gapkd.settings import shareable
+from tools.history import stage_lines, stages
 from tools.readme import ROOT
 
 DATA = ROOT / "data"

@@ -77,6 +77,7 @@ def measure(config: EvaluateConfig) -> dict:
 
 
 def sweep(config: SweepConfig) -> None:
+    parallel.keep_memory()
     run_sweep(config)
 
 

@@ -347,7 +347,6 @@ class Prefetcher:
         return begun.result() if begun else self.load(position)
 
 
-Ahead = Prefetcher  # the name that trainer.py still uses
 
 
 def flip(images: Tensor, coins: Tensor) -> Tensor:

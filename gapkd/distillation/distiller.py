@@ -44,11 +44,13 @@ class Distiller:
                  regressors: nn.ModuleList | None = None):
         self.config = c = config or DistillConfig()
         self.teacher = teacher.eval().requires_grad_(False)
+        if c.feature_weight and not regressors:
+            raise ValueError("feature_weight needs regressors: give those of make_regressors")
         self.perceptual, self.content_mask = perceptual, content_mask
         self.regressors = nn.ModuleList() if regressors is None else regressors
         self.weights = {"rgb": c.rgb_weight, "ld": c.ld_weight,
                         "perceptual": c.perceptual_weight if perceptual else 0.0,
-                        "feature": c.feature_weight if regressors else 0.0}
+                        "feature": c.feature_weight}
         self.compares = any(self.weights.values())  # whether there is anything to ask the teacher
         if self.weights["ld"]:
             check_blocks("ld_blocks", c.ld_blocks, teacher)
@@ -76,7 +78,8 @@ class Distiller:
                              "make_student(teacher)")
         c, n = self.config, len(student.image) // self.views
         image, target = student.image[:n], teacher.image[:n]
-        mask = self.content_mask(target) if self.content_mask else None
+        with torch.no_grad():
+            mask = self.content_mask(target) if self.content_mask else None
         found = {}
         if self.weights["rgb"]:
             ours, theirs = student.rgbs, teacher.rgbs

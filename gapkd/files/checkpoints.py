@@ -16,11 +16,12 @@ from gapkd.files.download import AddressError, fetch, is_address
 from gapkd.files.foreign import ForeignError, find_network, outline
 from gapkd.files.pickles import UnreadableError, read
 from gapkd.networks.base import StyleGenerator
-from gapkd.networks.families import NETWORKS, build, kind_of
+from gapkd.networks.families import NETWORKS, build
 from gapkd.networks.stylegan2 import Discriminator
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # in a folder of gapkd.sharing.hub
 FORMAT = "1"
+DTYPES = torch.float16, torch.bfloat16, torch.float32, torch.float64  # of weights
 FOLDER_FORMAT = "2"  # of config.json: the architecture lies flat in it; in "1" it was a part
 KNOWN_HEADS = {
     b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture", b"\x1f\x8b": "a gzip archive",
@@ -40,7 +41,7 @@ def network_bytes(network: nn.Module, provenance: dict | None = None) -> bytes:
     """The content of the file that `save_network` writes."""
     tensors = {name: tensor.detach().cpu().clone().contiguous()
                for name, tensor in network.state_dict().items()}
-    metadata = {"format": "pt", "gapkd": FORMAT, "kind": kind_of(network),
+    metadata = {"format": "pt", "gapkd": FORMAT, "kind": network.kind,
                 "architecture": json.dumps(network.architecture()),
                 "provenance": json.dumps(provenance or {})}
     return to_bytes(tensors, metadata)
@@ -74,11 +75,16 @@ def find_checkpoint(path: str | Path) -> Path:
             raise CheckpointError(str(error)) from error
     path = Path(path)
     embedded = storage.data_folder() / f"{path}.safetensors"
-    if not path.exists() and path.name == str(path) and embedded.is_file():
-        return embedded
-    if path.is_dir():
+    try:
+        if not path.exists() and path.name == str(path) and embedded.is_file():
+            return embedded
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except OSError as error:  # a name that is too long
+        raise CheckpointError(f"{str(path)[:60]}... cannot be looked for ({error.strerror}): give "
+                              "a file, or the name of an embedded network") from error
+    if is_folder:
         return _shared_weights(path)
-    if not path.is_file():
+    if not is_file:
         folder = storage.data_folder()
         known = ", ".join(sorted(file.stem for file in folder.glob("*.safetensors")))
         raise CheckpointError(f"there is no checkpoint {path}: give a file, or the name of an "
@@ -194,7 +200,10 @@ def _load(path: str | Path, role: str) -> nn.Module:
     kind, architecture = metadata["kind"], metadata["architecture"]
     if kind not in NETWORKS or not kind.endswith(f"-{role}"):
         raise CheckpointError(f"{name} is a file of the kind {kind}, but a {role} was asked for")
-    if not all(t.isfinite().all() for t in tensors.values() if t.is_floating_point()):
+    if not all(t.dtype in DTYPES for t in tensors.values()):
+        raise CheckpointError(f"{name} holds numbers of a kind that no network of gapkd has: save "
+                              "it with float32 weights")
+    if not all(t.isfinite().all() for t in tensors.values()):
         raise CheckpointError(f"{name} holds weights that are not finite: it is damaged, or its "
                               "training diverged")
     try:

@@ -9,12 +9,16 @@ from pathlib import Path
 
 import torch
 
+from gapkd.files.storage import ROOT
+
 
 def provenance() -> dict:
     """Where and when: commit (with + when the tree had changes), hardware, versions, date."""
-    commit = _git("rev-parse", "--short=12", "HEAD") or "unknown"
-    changed = "+" if _git("status", "--porcelain", "--untracked-files=no") else ""
-    return {"commit": commit + changed, "hardware": hardware(), "threads": torch.get_num_threads(),
+    commit = "unknown"
+    if _git("rev-parse", "--show-toplevel") == str(ROOT):  # else it is somebody else's repository
+        changed = "+" if _git("status", "--porcelain", "--untracked-files=no") else ""
+        commit = (_git("rev-parse", "--short=12", "HEAD") or "unknown") + changed
+    return {"commit": commit, "hardware": hardware(), "threads": torch.get_num_threads(),
             "torch": torch.__version__, "python": platform.python_version(),
             "date": time.strftime("%Y-%m-%d")}
 
@@ -23,7 +27,7 @@ def _git(*arguments: str) -> str:
     """What git answers about this clone; nothing where there is no git or no clone."""
     try:
         return subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10,
-                              cwd=Path(__file__).parent, check=True).stdout.strip()
+                              cwd=ROOT, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
 

@@ -7,11 +7,15 @@ F)`: the attribute network (gapkd.metrics.attributes), and Inception where its w
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from gapkd.files.checkpoints import load_discriminator, read_metadata
+from gapkd.metrics.attributes import KIND, reader
 
 Distance = Callable[[Tensor, Tensor], Tensor]  # images (N, 3, R, R) twice -> (N,)
 
@@ -42,6 +46,20 @@ def perceptual_distance(net: nn.Module, a: Tensor, b: Tensor) -> Tensor:
         y = F.normalize(y.float(), dim=1, eps=1e-6)
         total = total + (x - y).square().sum(dim=1).mean(dim=(1, 2))
     return total / len(ours)
+
+
+def distance_for(name: str, device: str | torch.device = "cpu") -> Distance:
+    """The perceptual distance of that name, as of `DistillConfig.perceptual`.
+
+    Returns: a function of (N, 3, R, R) twice -> (N,).
+    """
+    if name == "lpips":
+        return lpips_distance(device)
+    if name == "toyfaces" or read_metadata(name)["kind"] == KIND:
+        network = reader(name)
+    else:
+        network = load_discriminator(name)
+    return partial(perceptual_distance, network.to(device))
 
 
 class InceptionNetwork:

@@ -33,8 +33,8 @@ def kept_channels(channels: int, keep: float) -> int:
 class SynthesisOutput:
     """What a synthesis network makes of ws.
 
-    image: (N, 3, R, R), float32, about [-1, 1], not clamped. features: output of every block, (N,
-    C_i, r_i, r_i); StyleGAN2: r_i = 4, 8, ... R, block 0 is
+    image: (N, 3, R, R), float32, about [-1, 1], not clamped.
+    features: output of every block, (N, C_i, r_i, r_i); StyleGAN2: r_i = 4, 8, ... R, block 0 is
         the 4x4 one.
     rgbs: the images on the way, (N, 3, r_i, r_i); the last one is `image`.
     """

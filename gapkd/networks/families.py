@@ -20,11 +20,6 @@ NETWORKS: dict[str, type[nn.Module]] = {cls.kind: cls for cls in (*FAMILIES, Dis
 """What a network's file may hold, by the name that it has there."""
 
 
-def kind_of(network: nn.Module) -> str:
-    """What files call a network, a key of NETWORKS."""
-    return network.kind
-
-
 def build(kind: str, architecture: dict) -> nn.Module:
     """A network with fresh weights. Raises KeyError for a kind that is not known, TypeError or
     ValueError for arguments that do not fit."""

@@ -3,8 +3,7 @@
 The leaky ReLU makes new frequencies. Applied at a higher sampling rate, between two low-pass
 filters, it makes none that the grid could not hold.
 
-Source: Karras et al., *Alias-Free Generative Adversarial Networks* (NeurIPS 2021), sections 2 and
-    3.
+Source: Karras et al., *Alias-Free Generative Adversarial Networks* (NeurIPS 2021), sections 2, 3.
 """
 
 from __future__ import annotations

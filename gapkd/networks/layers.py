@@ -191,8 +191,8 @@ class ModulatedConv2d(nn.Module):
     Args:
         demodulate: divide by the norm (off in toRGB).
         up: upsample by 2: a transposed convolution followed by the FIR filter.
-    Shape: x (N, I, H, W), style (N, I) -> (N, O, H, W) or (N, O, 2H, 2W), and the output scale (N,
-        O, 1, 1) still to be applied, so that the caller can fuse it with the bias. It is None
+    Shape: x (N, I, H, W), style (N, I) -> (N, O, H, W) or (N, O, 2H, 2W), and the output scale
+        (N, O, 1, 1) still to be applied, so that the caller can fuse it with the bias. It is None
         without demodulation.
     """
 

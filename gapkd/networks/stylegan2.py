@@ -1,9 +1,9 @@
 """StyleGAN2: synthesis network, generator and discriminator.
 
-Source: Karras et al., *Analyzing and Improving the Image Quality of StyleGAN* (CVPR 2020),
-configuration f: skip generator, residual discriminator. Channel counts are free in every
-    convolution,
-which is what a pruned or shrunk student needs.
+Configuration f: skip generator, residual discriminator. Channel counts are free in every
+convolution, which is what a pruned or shrunk student needs.
+
+Source: Karras et al., *Analyzing and Improving the Image Quality of StyleGAN* (CVPR 2020).
 """
 
 from __future__ import annotations

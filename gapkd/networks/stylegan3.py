@@ -1,11 +1,10 @@
 """StyleGAN3: the alias-free generator, configurations T (translation) and R (translation and
 rotation).
 
-Source: Karras et al., *Alias-Free Generative Adversarial Networks* (NeurIPS 2021). Every layer is
-    thought
-of as acting on a continuous image: it knows its sampling rate, the highest frequency it may hold
-    (cutoff)
-and how wide its filters' transition is (half-width).
+Every layer is thought of as acting on a continuous image: it knows its sampling rate, the highest
+frequency it may hold (cutoff) and how wide its filters' transition is (half-width).
+
+Source: Karras et al., *Alias-Free Generative Adversarial Networks* (NeurIPS 2021).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -29,9 +29,9 @@ from gapkd.distillation.distiller import Distiller, make_regressors
 from gapkd.distillation.students import make_student
 from gapkd.files.checkpoints import load_discriminator, load_generator, read_metadata, sha256
 from gapkd.files.provenance import provenance
-from gapkd.metrics import features
-from gapkd.metrics.attributes import KIND, head_mask, reader
+from gapkd.metrics.attributes import head_mask, reader
 from gapkd.metrics.evaluation import FidProbe
+from gapkd.metrics.features import distance_for
 from gapkd.networks.base import StyleGenerator
 from gapkd.networks.stylegan2 import Discriminator, Generator
 from gapkd.networks.stylegan3 import AliasFreeGenerator, stylegan3_channels
@@ -57,8 +57,10 @@ class OutOfMemory(RuntimeError):
 class RunResult:
     """What a training leaves.
 
-    generator: the weight average (EMA), eval mode. discriminator: the last one. log: the records of
-    log.jsonl. folder: where all lies.
+    generator: the weight average (EMA), eval mode.
+    discriminator: the last one.
+    log: the records of log.jsonl.
+    folder: where all lies.
     """
 
     generator: StyleGenerator
@@ -129,14 +131,15 @@ def distill(config: DistillConfig, probe: Probe | None = None,
     teacher = load_generator(config.teacher).to(device)
     if config.content and content_mask is None:
         content_mask = partial(head_mask, reader("toyfaces", device))
-    student = first_student(config, teacher, content_mask)
     perceptual = distance_for(config.perceptual, device) if config.perceptual_weight else None
+    D = first_discriminator(config, teacher)
+    student = first_student(config, teacher, content_mask)  # may take long: what can fail is above
     regressors = None
     if config.feature_weight:
         regressors = make_regressors(student, teacher, config.feature_blocks, config.seed)
         regressors = regressors.to(device)
     distiller = Distiller(teacher, perceptual, config, content_mask, regressors)
-    trainer = Trainer(config, student, first_discriminator(config, teacher), distiller)
+    trainer = Trainer(config, student, D, distiller)
     trainer.images = config.slimming_images
     trainer.seconds = time.perf_counter() - started
     inputs = {"teacher": sha256(config.teacher)}
@@ -174,20 +177,6 @@ def first_discriminator(config: DistillConfig, teacher: StyleGenerator) -> Discr
     return D
 
 
-def distance_for(name: str, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
-    """The perceptual distance of that name, as of `DistillConfig.perceptual`.
-
-    Returns: a function of (N, 3, R, R) twice -> (N,).
-    """
-    if name == "lpips":
-        return features.lpips_distance(device)
-    if name == "toyfaces" or read_metadata(name)["kind"] == KIND:
-        network = reader(name)
-    else:
-        network = load_discriminator(name)
-    return partial(features.perceptual_distance, network.to(device))
-
-
 def _warn_of_toy_features() -> None:
     if parallel.is_first():
         warnings.warn("the perceptual loss is that of a network which knows rendered toy faces "
@@ -213,6 +202,10 @@ def resume_run(folder: str | Path, images: int = 0, device: str = "",
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder} holds no run of gapkd (settings.json is missing or not "
                          "readable): name the folder of one") from error
+    if other := settings.keys() ^ {field.name for field in fields(cls)}:
+        raise ValueError(f"cannot resume {folder}: another version of gapkd started it (its "
+                         f"settings differ in {sorted(other)[0]}); go on with that version, or "
+                         "start the run anew in another folder")
     settings |= {"out": str(folder), "resume": True, "progress": progress}
     if images:
         settings["images"] = images

@@ -134,7 +134,7 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """The files that hold a state of the run, oldest first."""
-        return sorted((self.path / "checkpoints").glob("*.pt"))
+        return sorted((self.path / "checkpoints").glob("[0-9]*.pt"))
 
     def _compare_settings(self) -> None:
         try:

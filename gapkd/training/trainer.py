@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gapkd import parallel
-from gapkd.data.datasets import Ahead, flip, open_dataset, ordered_indices
+from gapkd.data.datasets import Prefetcher, flip, open_dataset, ordered_indices
 from gapkd.distillation.directions import check_blocks
 from gapkd.distillation.distiller import Distiller, two_views
 from gapkd.files.checkpoints import CheckpointError
@@ -87,7 +87,7 @@ class Trainer:
         self.dataset = open_dataset(config.data, G.resolution, seed=config.seed)
         on_cpu = self.device.type == "cpu"
         # A GPU need not wait for images; on a CPU a second thread would take from the training.
-        self.reals = Ahead(self.load_reals, in_background=self.device.type == "cuda")
+        self.reals = Prefetcher(self.load_reals, in_background=self.device.type == "cuda")
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
         # Numbers that steer are read at once: a GPU would have to be waited for.
         self.dice = self.rng if on_cpu else torch.Generator().manual_seed(config.seed)
@@ -206,15 +206,18 @@ class Trainer:
 
     def r1_step(self, reals: Tensor) -> None:
         """In float32: it differentiates twice and squares."""
-        penalties = {"r1": reals}
-        if self.relativistic:
-            penalties["r2"] = self.draw_fakes().float()
-        for name, images in penalties.items():
-            images = images.detach().requires_grad_(True)
-            penalties[name] = adversarial.gradient_penalty(self.D(images), images)
+        penalty = r1 = self.gradient_penalty(reals)
+        self.note(r1=r1)
+        if self.relativistic:  # the same on drawn images
+            r2 = self.gradient_penalty(self.draw_fakes().float())
+            self.note(r2=r2)
+            penalty = r1 + r2
         gamma = self.config.r1_gamma * self.faded(self.config.r1_end)
-        self.update(self.opt_d, sum(penalties.values()) * (gamma / 2 * self.config.r1_every))
-        self.note(**penalties)
+        self.update(self.opt_d, penalty * (gamma / 2 * self.config.r1_every))
+
+    def gradient_penalty(self, images: Tensor) -> Tensor:
+        images = images.detach().requires_grad_(True)
+        return adversarial.gradient_penalty(self.D(images), images)
 
     def generator_step(self, reals: Tensor) -> None:
         """One route for z: draw, mapping of both networks, synthesis of both, losses, sum."""
