@@ -96,7 +96,7 @@ def test_a_slimmed_student_is_not_slimmed_again(tmp_path, teacher_file, fake_dis
 
 def test_a_run_whose_last_batch_overshoots_can_be_taken_up(tmp_path):
     for resume in (False, True):
-        result = train_gan(config(tmp_path, images=10, resume=resume))
+        result = train_gan(config(tmp_path, images=10, log_every=6, resume=resume))
         assert [r["images"] for r in result.log] == [8, 12]
 
 
@@ -111,7 +111,7 @@ def test_a_signal_saves_and_says_so(tmp_path, capsys, monkeypatch, number):
 
     monkeypatch.setattr(Trainer, "train_step", step)
     assert main(["teacher", "--out", str(tmp_path), "--resolution", "8", "--channels", "8",
-                 "--batch", "4", "--no-progress"]) == 130
+                 "--batch", "4", "--images", "24", "--no-progress"]) == 130
     err = capsys.readouterr().err
     assert "stopped at image 12; the state is saved, and `gapkd resume" in err
     assert "Traceback" not in err and checkpoints(tmp_path) == ["12.pt"]
