@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
+from PIL import Image
 from torch import Tensor
 
 from gapkd.data.images import to_uint8
@@ -76,9 +77,11 @@ class NotebookFigure(Figure):
 
 def to_png(figure: Figure, sharpness: int = 1) -> bytes:
     """The figure as a PNG file, with `sharpness` times its pixels on every side."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=DPI * sharpness)
-    return file.getvalue()
+    drawn, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=DPI * sharpness)
+    with Image.open(drawn) as picture:  # all colours, but nothing is transparent
+        picture.convert("RGB").save(small, format="png", optimize=True)
+    return small.getvalue()
 
 
 # ------------------------------------------------------------------------------- room for text
