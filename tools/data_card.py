@@ -50,7 +50,8 @@ faces of all methods in `table/` (behind most chapters), `sizes.jsonl`, `directi
 `growth.png`. `story.png`, the README's picture, shows the faces in `results/table/`; `demo.png` is
 a screenshot of the page that `gapkd demo` writes.
 """
-FAMILIES = {"stylegan2-generator": "StyleGAN2", "stylegan3-generator": "StyleGAN3"}
+FAMILIES = {"stylegan2-generator": "StyleGAN2", "stylegan3-generator": "StyleGAN3",
+            "mobile-generator": "MobileStyleGAN"}
 ROLES = {
     "attributes": "The attribute network: reads the factors of toy faces; perceptual distance and "
                   "feature space of FID.",
