@@ -21,6 +21,7 @@ NO_LOSS = {"gan_weight": 0.0, "rgb_weight": 0, "perceptual_weight": 0, "ld_weigh
     (TrainConfig, {"lr_end": 1.5}, r"lr_end must lie in \(0, 1\]"),
     (TrainConfig, {"style_mixing": 2.0}, "probability"),
     (TrainConfig, {"seed": -1}, "seed must not be negative"),
+    (TrainConfig, {"seed": 2**63}, "seed must be below 2.63"),
     (TrainConfig, {"d_first": 100_000}, "d_first must be below images"),
     (TrainConfig, {"channels": []}, "channels must name at least one width"),
     (TrainConfig, {"resume": True}, "resume needs out"),

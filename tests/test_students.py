@@ -18,7 +18,7 @@ KINDS = pytest.mark.parametrize("kind", ["stylegan2", "stylegan3"])
 
 @pytest.mark.parametrize("channels, keep, kept", [
     (512, 0.3, 154), (256, 0.3, 77), (128, 0.3, 39), (64, 0.3, 20), (32, 0.3, 10),  # the paper's
-    (10, 0.3, 3), (64, 1.0, 64), (3, 1e-6, 1)])
+    (10, 0.3, 3), (10, 0.9, 9), (64, 1.0, 64), (3, 1e-6, 1)])
 def test_channel_rule(channels, keep, kept):
     assert kept_channels(channels, keep) == kept
 

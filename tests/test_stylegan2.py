@@ -8,8 +8,8 @@ from recorded import STYLEKD, stylekd_network
 from tiny import perturb
 
 from gapkd.networks.families import build
-from gapkd.networks.layers import blur, downsample2, fir_kernel, upsample2
-from gapkd.networks.mapping import mix_styles
+from gapkd.networks.layers import EqualConv2d, blur, downsample2, fir_kernel, upsample2
+from gapkd.networks.mapping import mix_styles, normalise
 from gapkd.networks.stylegan2 import (
     Discriminator,
     Generator,
@@ -54,6 +54,9 @@ def test_noise_modes():
     assert torch.equal(first, again) and not torch.allclose(first, other)
     maps = [conv.noise_const for conv in G.synthesis.convs]
     assert torch.equal(G(z, noise="const"), G(z, noise=maps))
+    fresh = G.synthesis.draw_noise(2, torch.Generator())
+    alone = G(z[1:], noise=[m[1:] for m in fresh])
+    torch.testing.assert_close(G(z, noise=fresh)[1:], alone)
     nothing = [torch.zeros_like(m) for m in maps]
     assert torch.equal(G(z, noise="none"), G(z, noise=nothing))
     assert not torch.equal(G(z, noise="none"), G(z))
@@ -77,9 +80,14 @@ def test_conditional_networks_use_their_label():
     first, second = eye[[0, 1]], eye[[2, 1]]
     ours, theirs = G(z, first), G(z, second)
     assert not torch.allclose(ours[0], theirs[0]) and torch.equal(ours[1], theirs[1])
+    x = torch.cat([normalise(z), normalise(G.mapping.embed(first))], dim=1)
+    for layer in G.mapping.layers:
+        x = layer(x)
+    assert torch.equal(G.mapping(z, first), x)
     images = torch.randn(2, 3, 32, 32)
-    assert D(images, first).shape == (2, 1)
-    assert not torch.allclose(D(images, first)[0], D(images, second)[0])
+    x = D.out(D.fc(D.conv(minibatch_std(D.features(images)[-1])).flatten(1)))
+    projected = (x * D.label(None, second)).sum(dim=1, keepdim=True) / 8**0.5
+    torch.testing.assert_close(D(images, second), projected)
     with pytest.raises(ValueError, match=r"conditional: give one-hot labels c of shape \(N, 3\)"):
         G(z)
 
@@ -112,6 +120,12 @@ def test_architecture_rebuilds_the_network(cls, arguments):
     twin = build(network.kind, network.architecture())
     assert type(twin) is cls and twin.architecture() == network.architecture()
     twin.load_state_dict(network.state_dict())
+
+
+@pytest.mark.parametrize("activate", [True, False])
+def test_a_clamp_follows_the_gain(activate):
+    conv = EqualConv2d(3, 4, 1, activate=activate, gain=0.5, clamp=0.2)
+    assert conv(100 * torch.randn(2, 3, 8, 8)).max().item() == pytest.approx(0.1)
 
 
 def test_widths_of_configuration_f():

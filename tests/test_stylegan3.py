@@ -46,6 +46,8 @@ def test_a_shift_of_the_input_shifts_the_image(kernel, radial):
     still = G.synthesis(w).image
     G.synthesis.input.transform[0, 2] = -4 / 32
     moved = G.synthesis(w).image
+    G.synthesis.output_scale *= 2
+    torch.testing.assert_close(G.synthesis(w).image, 2 * moved)
     inside = (moved[..., 4:] - still[..., :-4]).abs().mean() / still.abs().mean()
     opposite = (moved[..., :-4] - still[..., 4:]).abs().mean() / still.abs().mean()
     assert inside < 0.05 < opposite
@@ -71,7 +73,11 @@ def test_magnitudes_are_tracked_in_training_only():
         assert first.magnitude_ema == 1
         G.train()(z)
         square = G.synthesis.input(G.mapping(z)).square().mean()
-    torch.testing.assert_close(first.magnitude_ema, 0.999 + 0.001 * square)
+        torch.testing.assert_close(first.magnitude_ema, 0.999 + 0.001 * square)
+        x, w = torch.randn(2, 4, first.plan.in_size, first.plan.in_size), torch.randn(2, 6)
+        tracked = first.eval()(x, w)
+        first.magnitude_ema *= 4
+        torch.testing.assert_close(first(2 * x, w), tracked)  # keeps the signal's size
 
 
 def test_training_and_distilling(tmp_path):

@@ -44,6 +44,8 @@ def perturb(network: torch.nn.Module) -> torch.nn.Module:
         for name, value in network.named_buffers():
             if name.endswith("w_avg"):
                 value.normal_()
+            if name.endswith("magnitude_ema"):
+                value.uniform_(0.5, 2.0)
     return network
 
 

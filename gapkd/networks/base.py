@@ -25,7 +25,7 @@ def check_resolution(resolution: int, least: int = 8) -> None:
 
 def kept_channels(channels: int, keep: float) -> int:
     """The paper's rule: remove floor((1 - keep) c) channels. keep 0.3: 512 -> 154, 64 -> 20."""
-    removed = round((1 - keep) * channels, 6)  # 0.7 * 10 is 7.000000000000001
+    removed = round((1 - keep) * channels, 6)  # (1 - 0.9) 10 is 0.9999999999999998
     return channels - int(removed)
 
 

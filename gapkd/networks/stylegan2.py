@@ -196,15 +196,10 @@ class SynthesisNetwork(NoisyNetwork):
                 layer += 1
             # Shares its w with the next block's first convolution
             rgb = block.torgb(x, styles[layer])
-            image = rgb if image is None else _upsample_image(image, self.fir) + rgb
+            image = rgb if image is None else upsample2(image, self.fir) + rgb
             features.append(x)
             rgbs.append(image)  # (N, 3, r, r)
         return SynthesisOutput(image=image, features=features, rgbs=rgbs)
-
-
-def _upsample_image(image: Tensor, fir: Tensor) -> Tensor:
-    with full_precision(image):  # the image is accumulated in full precision
-        return upsample2(image, fir)
 
 
 class Generator(StyleGenerator):
