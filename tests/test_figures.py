@@ -245,7 +245,7 @@ def test_nothing_is_left_in_pyplot_and_a_notebook_shows_a_figure_once():
     figure = figures.curves({"a": line(0, 1)}, "t", "x", "y", width=6, height=3)
     assert plt.get_fignums() == before and plt.rcParams["font.size"] == size
     png, meta = figure._repr_png_()
-    assert Image.open(io.BytesIO(png)).size == (1152, 576)  # sharp, and as large as before
+    assert Image.open(io.BytesIO(png)).size == (864, 432)  # sharp, and as large as before
     assert meta == {"width": 576, "height": 288} and shown(figure).shape == (288, 576, 3)
 
 

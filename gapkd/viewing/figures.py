@@ -65,7 +65,7 @@ class NotebookFigure(Figure):
     """
 
     def __init__(self, width: float, height: float, layout: str | None = "constrained",
-                 sharpness: int = 2):
+                 sharpness: float = 1.5):
         super().__init__(figsize=(width, height), dpi=DPI, layout=layout)
         self.sharpness = sharpness
         FigureCanvasAgg(self)
@@ -75,7 +75,7 @@ class NotebookFigure(Figure):
         return to_png(self, self.sharpness), size
 
 
-def to_png(figure: Figure, sharpness: int = 1) -> bytes:
+def to_png(figure: Figure, sharpness: float = 1) -> bytes:
     """The figure as a PNG file, with `sharpness` times its pixels on every side."""
     drawn, small = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=DPI * sharpness)
