@@ -8,7 +8,14 @@ from recorded import STYLEKD, stylekd_network
 from tiny import perturb
 
 from gapkd.networks.families import build
-from gapkd.networks.layers import EqualConv2d, blur, downsample2, fir_kernel, upsample2
+from gapkd.networks.layers import (
+    EqualConv2d,
+    EqualLinear,
+    blur,
+    downsample2,
+    fir_kernel,
+    upsample2,
+)
 from gapkd.networks.mapping import mix_styles, normalise
 from gapkd.networks.stylegan2 import (
     Discriminator,
@@ -120,6 +127,12 @@ def test_architecture_rebuilds_the_network(cls, arguments):
     twin = build(network.kind, network.architecture())
     assert type(twin) is cls and twin.architecture() == network.architecture()
     twin.load_state_dict(network.state_dict())
+
+
+def test_equalised_layers_start_at_unit_variance():
+    layer = EqualLinear(256, 256, lr_multiplier=0.01)
+    assert layer.weight.std().item() == pytest.approx(100, rel=0.05)
+    assert layer(torch.randn(64, 256)).std().item() == pytest.approx(1, rel=0.05)
 
 
 @pytest.mark.parametrize("activate", [True, False])
