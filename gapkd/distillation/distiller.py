@@ -48,9 +48,8 @@ class Distiller:
             raise ValueError("feature_weight needs regressors: give those of make_regressors")
         self.perceptual, self.content_mask = perceptual, content_mask
         self.regressors = nn.ModuleList() if regressors is None else regressors
-        self.weights = {"rgb": c.rgb_weight, "ld": c.ld_weight,
-                        "perceptual": c.perceptual_weight if perceptual else 0.0,
-                        "feature": c.feature_weight}
+        self.weights = {"rgb": c.rgb_weight, "ld": c.ld_weight, "feature": c.feature_weight,
+                        "perceptual": c.perceptual_weight if perceptual else 0.0}
         self.compares = any(self.weights.values())  # whether there is anything to ask the teacher
         if self.weights["ld"]:
             check_blocks("ld_blocks", c.ld_blocks, teacher)

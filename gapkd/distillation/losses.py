@@ -54,9 +54,8 @@ def perceptual_loss(distance: Callable[[Tensor, Tensor], Tensor], student: Tenso
 def feature_loss(guesses: Sequence[Tensor], teacher_features: Sequence[Tensor],
                  mean: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
     """Feature regression (Romero et al., *FitNets*, 2015), a baseline: mean squared error of the
-    teacher's features, as guessed from the student's, over their mean square. One (N, C, r, r) a
-    block, on either side; summed over blocks. `mean` averages over processes that share a batch.
-    """
+    teacher's features (N, C, r, r), as guessed from the student's, over their mean square; summed
+    over blocks. `mean` averages over processes that share a batch."""
     total = guesses[0].new_zeros((), dtype=torch.float32)
     for guess, features in zip(guesses, teacher_features, strict=True):
         features = features.detach().float()
@@ -92,8 +91,7 @@ def latent_direction_loss(student_features: Sequence[Tensor], teacher_features: 
             networks.
         kind: "kl", KL(softmax(S_teacher) || softmax(S_student)) of each row, batch mean; or "mse",
             the mean squared difference of the matrices. Summed over blocks.
-        views: 2 relates w_i to w_j + offset_j; with 1 the features hold N images of w, which are
-            related among themselves.
+        views: 2 relates w_i to w_j + offset_j; 1 relates N images of w among themselves.
     """
     _check_features(student_features, teacher_features, kind, views)
     total = 0.0

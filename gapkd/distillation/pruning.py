@@ -114,8 +114,8 @@ def slim(teacher: StyleGenerator, images: int = 20_000, penalty: float = 0.006, 
 
     Every channel that enters a layer gets a scale, 1 at first. Weights and scales then learn to go
     on drawing the teacher's images while an L1 penalty pulls all scales towards zero: those that
-    the image can do without get there first. The scale multiplies the features, not the style:
-    demodulation would undo a factor that all channels of a layer share.
+    the image can do without get there first. Features are scaled, not styles: demodulation would
+    undo a factor that a layer's channels share.
 
     Args:
         images: length of the training.
@@ -124,8 +124,8 @@ def slim(teacher: StyleGenerator, images: int = 20_000, penalty: float = 0.006, 
         scale_lr: length of the scales' gradient steps, each followed by a soft threshold.
     Returns: a generator whose style affines hold the scales (demodulated layers then weigh their
         channels as before, at their usual size), and the scales' magnitudes.
-    Source: Wang et al., *GAN Slimming* (ECCV 2020); its quantisation is left out, and the
-        adversarial loss comes afterwards, with the distillation.
+    Source: Wang et al., *GAN Slimming* (ECCV 2020), without its quantisation; the adversarial loss
+        comes afterwards, with the distillation.
     """
     G, dice = _with_gradients(teacher, seed)
     scales = [weight.new_ones(weight.shape[1]).requires_grad_() for weight in weights(G)]
@@ -160,8 +160,7 @@ def slim(teacher: StyleGenerator, images: int = 20_000, penalty: float = 0.006, 
 
 
 def _scaled(scale: Tensor, layer: nn.Module, inputs: tuple) -> tuple:
-    x, *others = inputs
-    return (x * scale[:, None, None], *others)
+    return inputs[0] * scale[:, None, None], *inputs[1:]
 
 
 def _with_gradients(G: StyleGenerator, seed: int) -> tuple[StyleGenerator, torch.Generator]:
