@@ -79,10 +79,10 @@ def overview() -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Entry point. Returns the exit status: 0, 2 for bad input, 130 when interrupted."""
     command, *options = (sys.argv[1:] if arguments is None else arguments) or [""]
-    if command in ("", "-h", "--help", "help"):
-        print(overview(), file=sys.stdout if command else sys.stderr)
-        return 0 if command else 2
     try:
+        if command in ("", "-h", "--help", "help"):
+            print(overview(), file=sys.stdout if command else sys.stderr, flush=True)
+            return 0 if command else 2
         run(command, options)
     except KeyboardInterrupt as error:
         if int(os.environ.get("RANK", 0)) == 0:  # of several processes one says so
