@@ -66,6 +66,8 @@ class RunConfig:
     float32. tf32: no autocast, but NVIDIA's 10 bits of mantissa in products."""
     device: str = "auto"
     """"auto", "cpu", "cuda", "cuda:1"..."""
+    cuda_graphs: bool = True
+    """On a GPU, replay each step as one CUDA graph: small networks wait for Python otherwise."""
     log_every: int = 1_000
     """Images between two lines of the log."""
     grid_every: int = 10_000

@@ -167,7 +167,7 @@ def test_styles_are_mixed_only_where_both_networks_mix_them(tmp_path, networks):
         trainer = Trainer(config, student, D, Distiller(teacher, None, config))
         trainer.train_step()
         for G in (student, teacher):
-            ws = trainer.to_ws(G, trainer.draw_latents(4, slice(None)))
+            ws = trainer.to_ws(G, trainer.draw_latents(4, slice(None), trainer.draw_crossover()))
             assert bool((ws != ws[:, :1]).any()) == teacher.mixes_styles
     finer = distill_config(tmp_path, "teacher", ld_blocks=(2,))
     teacher = networks["stylegan2"]

@@ -217,6 +217,12 @@ class StyleGenerator(nn.Module):
         for layer in self.synthesis.noise_layers():
             layer.noise_strength.requires_grad_(False).zero_()
 
+    @property
+    def silent(self) -> bool:
+        """Whether no noise map can be seen in its images, now or after a training."""
+        return not any(layer.noise_strength.requires_grad or layer.noise_strength.item()
+                       for layer in self.synthesis.noise_layers())
+
 
 def copy_affine(ours: nn.Module, theirs: nn.Module, rows: Tensor) -> None:
     """The styles of the channels that stay: rows of a style affine."""

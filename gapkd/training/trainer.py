@@ -21,14 +21,16 @@ from gapkd.data.datasets import Prefetcher, flip, open_dataset, ordered_indices
 from gapkd.distillation.directions import check_blocks
 from gapkd.distillation.distiller import Distiller, two_views
 from gapkd.files.checkpoints import CheckpointError
-from gapkd.networks.base import StyleGenerator, SynthesisOutput
+from gapkd.networks.base import Noise, StyleGenerator, SynthesisOutput
 from gapkd.networks.mapping import mix_styles
 from gapkd.networks.stylegan2 import Discriminator
 from gapkd.parallel import autocast_dtype, choose_device
 from gapkd.settings import RunConfig
 from gapkd.training import adversarial
+from gapkd.training.graphs import StepGraphs
 
 Rows = Tensor | slice
+Notes = dict[str, Tensor]
 Latents = tuple[Tensor, Tensor, int | None]
 """Two z a sample, (N, z_dim) each, and the layer from which the second one rules; None: nowhere."""
 
@@ -37,13 +39,15 @@ class TrainingDiverged(RuntimeError):
     """A loss or a weight is no longer finite, or the logits have run away."""
 
 
-def lazy_adam(parts: dict[torch.nn.Module, float], every: int) -> torch.optim.Adam:
+def lazy_adam(parts: dict[torch.nn.Module, float], every: int,
+              capturable: bool = False) -> torch.optim.Adam:
     """Adam with beta1 = 0 whose step and memory make up for the extra regularisation steps
     (StyleGAN2, appendix B).
 
     Args:
         parts: learning rate of each part of a network.
         every: steps between two regularisation steps; 0: there are none.
+        capturable: for steps that are replayed as CUDA graphs.
     """
     ratio = every / (every + 1) if every else 1.0
     groups = []
@@ -51,7 +55,8 @@ def lazy_adam(parts: dict[torch.nn.Module, float], every: int) -> torch.optim.Ad
         trained = [p for p in part.parameters() if p.requires_grad]
         if trained:
             groups.append({"params": trained, "lr": lr * ratio})
-    return torch.optim.Adam(groups, betas=(0.0, 0.99**ratio), eps=1e-8, fused=True)
+    return torch.optim.Adam(groups, betas=(0.0, 0.99**ratio), eps=1e-8, fused=True,
+                            capturable=capturable)
 
 
 class Trainer:
@@ -75,20 +80,26 @@ class Trainer:
         self.distiller = distiller
         together = [G] if distiller is None else [G, distiller.teacher]
         self.mixes = all(network.mixes_styles for network in together)
+        self.silent = all(network.silent for network in together)
         self.gan_weight = getattr(config, "gan_weight", 1.0)
         self.d_first = getattr(config, "d_first", 0)
         regressors = distiller.regressors if distiller else torch.nn.ModuleList()
+        on_cpu = self.device.type == "cpu"
+        replay = config.cuda_graphs and self.device.type == "cuda" and parallel.count() == 1
         self.opt_g = lazy_adam({self.G.mapping: config.lr * config.mapping_lr,
                                 self.G.synthesis: config.lr, regressors: config.lr},
-                               config.path_every if config.path_weight else 0)
-        self.opt_d = lazy_adam({self.D: config.lr}, config.r1_every if config.r1_gamma else 0)
+                               config.path_every if config.path_weight else 0, replay)
+        self.opt_d = lazy_adam({self.D: config.lr}, config.r1_every if config.r1_gamma else 0,
+                               replay)
         self.rates = [group["lr"] for group in self.groups()]
 
-        self.dataset = open_dataset(config.data, G.resolution, seed=config.seed)
-        on_cpu = self.device.type == "cpu"
+        self.dataset = open_dataset(config.data, G.resolution, seed=config.seed,
+                                    device=self.device)
         # A GPU need not wait for images; on a CPU a second thread would take from the training.
-        self.reals = Prefetcher(self.load_reals, in_background=self.device.type == "cuda")
+        drawn = getattr(self.dataset, "device", None) == self.device
+        self.reals = Prefetcher(self.load_reals, in_background=not (on_cpu or drawn))
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
+        self.graphs = StepGraphs(self.rng if replay else None)
         # Numbers that steer are read at once: a GPU would have to be waited for.
         self.dice = self.rng if on_cpu else torch.Generator().manual_seed(config.seed)
         self.mine = parallel.rows(config.batch, D.mbstd_group)
@@ -97,11 +108,14 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         if self.device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = config.precision == "tf32"
-            torch.backends.cudnn.allow_tf32 = config.precision == "tf32"
+            # Beside half precision, what is left in float32 is the regularisers.
+            torch.backends.cudnn.allow_tf32 = config.precision != "float32"
 
         self.step, self.images = 0, 0
         self.seconds = 0.0  # spent before the first step
         self.path_mean = torch.zeros((), device=self.device)
+        # What changes from step to step is a tensor, so that a step can be replayed.
+        self.r1_weight = torch.zeros((), dtype=torch.float64, device=self.device)
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
 
@@ -122,27 +136,33 @@ class Trainer:
         return reals
 
     def load_reals(self, position: int) -> Tensor:
-        """This process's share of the batch at a position of the data's stream, on the CPU."""
+        """This process's share of the batch at a position of the data's stream."""
         c = self.config
         indices = ordered_indices(self.dataset.size, position, c.batch, c.seed)[self.mine]
         reals = self.dataset.load(indices)
-        return reals.pin_memory() if self.device.type == "cuda" else reals
+        return reals.pin_memory() if self.device.type == "cuda" and not reals.is_cuda else reals
 
-    def draw_latents(self, n: int, mine: Rows) -> Latents:
+    def draw_crossover(self) -> int | None:
+        """The layer from which a second style rules; None: this batch mixes none."""
+        mixed, place = torch.rand(2, generator=self.dice).tolist()
+        if self.mixes and mixed < self.config.style_mixing:
+            return 1 + int(place * (self.G.num_ws - 1))
+        return None
+
+    def draw_latents(self, n: int, mine: Rows, crossover: int | None) -> Latents:
         """Two z a sample and where the second one takes over.
 
         Args:
             n: samples of the whole batch.
             mine: the rows of it to keep.
         """
-        mixed, place = torch.rand(2, generator=self.dice).tolist()
-        crossover = None
-        if self.mixes and mixed < self.config.style_mixing:
-            crossover = 1 + int(place * (self.G.num_ws - 1))
         return self.draw(n, self.G.z_dim)[mine], self.draw(n, self.G.z_dim)[mine], crossover
 
-    def draw_noise(self, n: int, mine: Rows) -> list[Tensor]:
-        """Fresh noise maps for `mine` of n samples; they fit the teacher too."""
+    def draw_noise(self, n: int, mine: Rows) -> Noise:
+        """Fresh noise maps for `mine` of n samples; they fit the teacher too. None are drawn where
+        they would not be seen."""
+        if self.silent:
+            return "none"
         return [m[mine] for m in self.G.synthesis.draw_noise(n, self.rng)]
 
     @staticmethod
@@ -154,31 +174,43 @@ class Trainer:
             return mix_styles(w_a, w_a, G.num_ws, G.num_ws)
         return mix_styles(w_a, G.mapping(z_b), crossover, G.num_ws)
 
-    def draw_fakes(self) -> Tensor:
+    def draw_fakes(self, crossover: int | None) -> Tensor:
         """This process's share of a batch of images (N, 3, R, R), without gradients."""
         n = self.config.batch
         with torch.no_grad(), self.autocast():
-            ws = self.to_ws(self.G, self.draw_latents(n, self.mine))
+            ws = self.to_ws(self.G, self.draw_latents(n, self.mine, crossover))
             return self.G.synthesis(ws, noise=self.draw_noise(n, self.mine)).image
 
     # ---------------------------------------------------------------------------------- steps
 
     def train_step(self) -> None:
         c = self.config
-        for group, rate in zip(self.groups(), self.rates, strict=True):
-            group["lr"] = rate * self.faded(c.lr_end)
+        self.set_rates()
         reals = self.real_batch()
         if self.gan_weight:
-            self.discriminator_step(reals)
+            self.D.requires_grad_(True)
+            self.do(self.discriminator_step, reals, self.draw_crossover())
             if c.r1_gamma and self.step % c.r1_every == 0:
-                self.r1_step(reals)
+                self.do(self.r1_step, reals, self.draw_crossover() if self.relativistic else None)
+            self.D.requires_grad_(False)
         if self.images >= self.d_first:
-            self.generator_step(reals)
+            self.do(self.generator_step, reals, self.draw_crossover())
             if c.path_weight and self.step % c.path_every == 0:
-                self.path_step()
+                self.do(self.path_step, reals, self.draw_crossover())
         self.step += 1
         self.images += c.batch
         self.average_weights()
+
+    def do(self, step: Callable[[Tensor, int | None], Notes], reals: Tensor,
+           crossover: int | None) -> None:
+        self.note(**self.graphs.run(step, reals, crossover))
+
+    def set_rates(self) -> None:
+        """The learning rates and R1's weight for where the run stands."""
+        c = self.config
+        for group, rate in zip(self.groups(), self.rates, strict=True):
+            self.graphs.set_rate(group, rate * self.faded(c.lr_end))
+        self.r1_weight.fill_(c.r1_gamma * self.faded(c.r1_end) / 2 * c.r1_every)
 
     def groups(self) -> list[dict]:
         return self.opt_g.param_groups + self.opt_d.param_groups
@@ -192,9 +224,8 @@ class Trainer:
     def relativistic(self) -> bool:
         return self.config.adversarial == "relativistic"
 
-    def discriminator_step(self, reals: Tensor) -> None:
-        fakes = self.draw_fakes()
-        self.D.requires_grad_(True)
+    def discriminator_step(self, reals: Tensor, crossover: int | None) -> Notes:
+        fakes = self.draw_fakes(crossover)
         with self.autocast():
             real_logits, fake_logits = self.D(reals), self.D(fakes)
         if self.relativistic:
@@ -202,28 +233,24 @@ class Trainer:
         else:
             loss = adversarial.discriminator_loss(real_logits, fake_logits)
         self.update(self.opt_d, loss)
-        self.note(loss_d=loss, real_logit=real_logits.mean(), fake_logit=fake_logits.mean())
+        return {"loss_d": loss, "real_logit": real_logits.mean(), "fake_logit": fake_logits.mean()}
 
-    def r1_step(self, reals: Tensor) -> None:
+    def r1_step(self, reals: Tensor, crossover: int | None) -> Notes:
         """In float32: it differentiates twice and squares."""
-        penalty = r1 = self.gradient_penalty(reals)
-        self.note(r1=r1)
+        penalties = {"r1": self.gradient_penalty(reals)}
         if self.relativistic:  # the same on drawn images
-            r2 = self.gradient_penalty(self.draw_fakes().float())
-            self.note(r2=r2)
-            penalty = r1 + r2
-        gamma = self.config.r1_gamma * self.faded(self.config.r1_end)
-        self.update(self.opt_d, penalty * (gamma / 2 * self.config.r1_every))
+            penalties["r2"] = self.gradient_penalty(self.draw_fakes(crossover).float())
+        self.update(self.opt_d, sum(penalties.values()) * self.r1_weight)
+        return penalties
 
     def gradient_penalty(self, images: Tensor) -> Tensor:
         images = images.detach().requires_grad_(True)
         return adversarial.gradient_penalty(self.D(images), images)
 
-    def generator_step(self, reals: Tensor) -> None:
+    def generator_step(self, reals: Tensor, crossover: int | None) -> Notes:
         """One route for z: draw, mapping of both networks, synthesis of both, losses, sum."""
         n = self.config.batch
-        latents, noise = self.draw_latents(n, self.mine), self.draw_noise(n, self.mine)
-        self.D.requires_grad_(False)
+        latents, noise = self.draw_latents(n, self.mine, crossover), self.draw_noise(n, self.mine)
         with self.autocast():
             ws = self.to_ws(self.G, latents)
             self.G.mapping.track(parallel.gather(ws[:, 0].detach()))
@@ -236,9 +263,9 @@ class Trainer:
                 parts["gan"] = self.adversarial_loss(out.image[:len(ws)], reals)
                 total = total + self.gan_weight * parts["gan"]
         self.update(self.opt_g, total)
-        self.note(loss_g=total, **parts)
+        return {"loss_g": total, **parts}
 
-    def compare(self, ws: Tensor, latents: Latents, noise: list[Tensor]
+    def compare(self, ws: Tensor, latents: Latents, noise: Noise
                 ) -> tuple[SynthesisOutput, dict[str, Tensor]]:
         """Student and teacher side by side, each with its own mapping, both with the same noise
         maps.
@@ -246,7 +273,7 @@ class Trainer:
         Args:
             ws: (N, num_ws, w_dim), the student's.
             latents: what they were made of.
-            noise: maps (N, 1, r, r).
+            noise: maps (N, 1, r, r), or "none".
         Returns: what the student drew, and the losses by name.
         """
         distiller, teacher = self.distiller, self.distiller.teacher
@@ -256,7 +283,7 @@ class Trainer:
         offsets = distiller.draw_offsets(self.config.batch, self.rng)
         if offsets is not None:  # the same steps for both networks, under the same noise
             offsets = offsets[self.mine]
-            noise = [torch.cat([m, m]) for m in noise]
+            noise = noise if noise == "none" else [torch.cat([m, m]) for m in noise]
         out = self.G.synthesis(two_views(ws, offsets), noise=noise)
         with torch.no_grad():
             target = teacher.synthesis(two_views(teacher_ws, offsets), noise=noise)
@@ -269,21 +296,22 @@ class Trainer:
             real_logits = self.D(reals)
         return adversarial.relativistic_loss(self.D(images), real_logits)
 
-    def path_step(self) -> None:
+    def path_step(self, reals: Tensor, crossover: int | None) -> Notes:
         """Path-length regularisation, in float32, on half the batch."""
         c, together = self.config, parallel.count()
         n = together * max(1, c.batch // PATH_BATCH_SHRINK // together)
         mine = parallel.rows(n)
-        ws = self.to_ws(self.G, self.draw_latents(n, mine))
+        ws = self.to_ws(self.G, self.draw_latents(n, mine, crossover))
         if not ws.requires_grad:  # a frozen mapping network
             ws = ws.detach().requires_grad_(True)
         image = self.G.synthesis(ws, noise=self.draw_noise(n, mine)).image
         direction = self.draw(n, *image.shape[1:])[mine]
         lengths = adversarial.path_lengths(image, ws, direction)
-        self.path_mean = self.path_mean.lerp(parallel.mean(lengths.mean()), 0.01)
+        with torch.no_grad():
+            self.path_mean.lerp_(parallel.mean(lengths.mean()), 0.01)
         penalty = adversarial.path_penalty(lengths, self.path_mean)
         self.update(self.opt_g, penalty * (c.path_weight * c.path_every))
-        self.note(path=penalty, path_length=lengths.mean())
+        return {"path": penalty, "path_length": lengths.mean()}
 
     def update(self, optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
         optimiser.zero_grad(set_to_none=True)
@@ -362,7 +390,7 @@ class Trainer:
                 self.distiller.regressors.load_state_dict(state["regressors"])
             self.rng.set_state(state["rng"].cpu())
             self.dice.set_state(state["dice"].cpu())
-            self.path_mean = state["path_mean"].to(self.device)
+            self.path_mean.copy_(state["path_mean"])
             self.sums = {name: total.to(self.device) for name, total in state["sums"].items()}
             self.counts = dict(state["counts"])
             self.step, self.images = state["step"], state["images"]

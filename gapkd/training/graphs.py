@@ -1,0 +1,68 @@
+"""The steps of a training as CUDA graphs.
+
+A step of a small network is a thousand small kernels, and Python launches them more slowly than a
+GPU computes them. A graph records them once and launches them together from then on. What it reads
+stays in place: the images are copied in, rates and weights that change are tensors, and random
+numbers come from the run's own generator, so that a replay draws what the step itself would have
+drawn.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+WARM_UP = 3
+"""So often a step runs as it is written before it is recorded: libraries set themselves up."""
+
+
+class StepGraphs:
+    """Runs steps, and from their fourth time on replays them.
+
+    Args:
+        rng: the generator of all their random numbers, on a GPU; None: steps run as written.
+    """
+
+    def __init__(self, rng: torch.Generator | None):
+        self.rng = rng
+        self.runs: Counter = Counter()
+        self.recorded: dict = {}
+        self.pool = None  # memory that all graphs share: they run one after the other
+
+    def run(self, step: Callable[[Tensor, int | None], dict[str, Tensor]], reals: Tensor,
+            crossover: int | None) -> dict[str, Tensor]:
+        """What step(reals, crossover) returns; replayed, it is overwritten by the next replay."""
+        if self.rng is None:
+            return step(reals, crossover)
+        key = step.__name__, crossover
+        self.runs[key] += 1
+        if self.runs[key] <= WARM_UP:
+            return step(reals, crossover)
+        if key not in self.recorded:
+            self.recorded[key] = self.record(step, reals, crossover)
+        graph, images, notes = self.recorded[key]
+        images.copy_(reals)
+        graph.replay()
+        return notes
+
+    def record(self, step: Callable, reals: Tensor, crossover: int | None) -> tuple:
+        graph, images = torch.cuda.CUDAGraph(), reals.clone()
+        graph.register_generator_state(self.rng)
+        # Another thread may be loading images meanwhile.
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            notes = {name: value.detach() for name, value in step(images, crossover).items()}
+        self.pool = self.pool or graph.pool()
+        return graph, images, notes
+
+    def set_rate(self, group: dict, rate: float) -> None:
+        """Set an optimiser group's learning rate, in place where a graph reads it."""
+        if self.rng is None:
+            group["lr"] = rate
+        elif isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = torch.tensor(rate, device=self.rng.device)
+            group["capturable"] = True
