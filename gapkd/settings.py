@@ -209,6 +209,9 @@ class DistillConfig(RunConfig):
     too."""
     gan_weight: Annotated[float | None, _by_recipe("gan_weight", "FLOAT")] = None
     """Weight of the adversarial loss."""
+    gan_from: float = 0.0
+    """Fraction of the images after which the discriminator begins: until then, the teacher alone
+    has a say."""
     rgb_weight: float = 3.0
     """Weight of the mean absolute image difference."""
     rgb_levels: Literal["last", "all"] = "last"
@@ -252,6 +255,9 @@ class DistillConfig(RunConfig):
         _require(0 < self.keep <= 1, f"keep must lie in (0, 1], not {self.keep}: it is the "
                                      "fraction of channels that stay")
         _require(self.d_channels, "d_channels must name at least one width")
+        _require(0 <= self.gan_from < 1, f"gan_from must lie in [0, 1), not {self.gan_from}: it is "
+                                         "a fraction of the images; for no discriminator at all "
+                                         "set gan_weight to 0")
         weights = ("gan_weight", "rgb_weight", "perceptual_weight", "feature_weight", "ld_weight")
         _at_least(self, 0, *weights, "ld_strength")
         _require(any(getattr(self, name) for name in weights),

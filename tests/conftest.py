@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from browser import chromium
@@ -9,6 +11,12 @@ from tiny import perturb, quicken_latent_space
 from gapkd.files.checkpoints import save_network
 from gapkd.networks.stylegan2 import Generator
 from gapkd.networks.stylegan3 import AliasFreeGenerator
+
+
+def pytest_configure(config):
+    """What is recorded or compared here was computed on CPUs: only `pytest -m gpu` sees a GPU."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(autouse=True)

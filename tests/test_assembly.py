@@ -168,6 +168,8 @@ class ByHand:
         c = self.c
         relativistic = c.adversarial == "relativistic"
         gan_weight = getattr(c, "gan_weight", 1.0)
+        if self.images < getattr(c, "gan_from", 0.0) * c.images:
+            gan_weight = 0
         rate = self.fallen(c.lr_end)
         reals = Images().load(torch.arange(self.images, self.images + c.batch))
         if c.flip:
@@ -300,6 +302,7 @@ def assert_alike(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("mapping, changes", [
     ("random", {}), ("random", FALLING), ("random", {"gan_weight": 0.0, "flip": False}),
+    ("random", {"gan_from": 0.3}),
     ("random", {"ld_blocks": (2,), "ld_kind": "mse", "ld_offsets": "global", "rgb_levels": "all"}),
     ("random", {"ld_views": 1, "content": "toyfaces"}), ("random", {"ld_offsets": "random"}),
     ("inherit", {"style_mixing": 0.0}), ("inherit-frozen", {"style_mixing": 1.0})])

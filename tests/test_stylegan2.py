@@ -11,8 +11,10 @@ from gapkd.networks.families import build
 from gapkd.networks.layers import (
     EqualConv2d,
     EqualLinear,
+    _filter,
     blur,
     downsample2,
+    filter_by_matrices,
     fir_kernel,
     upsample2,
 )
@@ -203,3 +205,23 @@ def test_resampling_differentiates_twice(operation, size):
     assert torch.autograd.gradgradcheck(lambda x: operation(x, kernel).square(), x)
     half = operation(x.detach().bfloat16(), kernel)
     torch.testing.assert_close(half.double(), operation(x, kernel), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("arguments", [(2, 1, True), (1, 1, False), (1, 2, False), (2, 1, False)])
+@pytest.mark.parametrize("channels", [3, 5])
+def test_a_filter_is_two_matrix_products(arguments, channels):
+    x = torch.randn(2, channels, 6, 8, dtype=torch.float64)
+    kernel = fir_kernel(gain=4.0).double()
+    expected = _filter(x, kernel, *arguments)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        found = filter_by_matrices(x.contiguous(memory_format=layout), kernel, *arguments)
+        torch.testing.assert_close(found, expected)
+    assert found.is_contiguous(memory_format=torch.channels_last) or channels == 3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+def test_a_gpu_draws_what_a_cpu_draws():
+    G, z = Generator(32, 8, 8, 8, mapping_layers=2), torch.randn(4, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(G.cuda()(z.cuda()).cpu(), G.cpu()(z), rtol=1e-4, atol=1e-4)

@@ -276,6 +276,7 @@ def test_a_record_of_options_that_are_gone_is_read_but_not_run(table):
         run_sweep(SweepConfig(file))
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_students_are_measured_where_they_are_trained(table, monkeypatch):
     seen = []

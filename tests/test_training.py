@@ -30,7 +30,7 @@ from gapkd.metrics.features import distance_for
 from gapkd.networks.layers import fir_kernel, upsample2
 from gapkd.networks.stylegan2 import Discriminator, Generator
 from gapkd.training import loop, runs
-from gapkd.training.loop import distill, train_gan
+from gapkd.training.loop import distill, fresh_generator, train_gan
 from gapkd.training.trainer import Trainer, TrainingDiverged
 
 
@@ -145,6 +145,36 @@ def test_training_on_a_gpu(tmp_path, teacher_file, precision):
     result = distill(distill_config(tmp_path / "student", teacher_file, **changes))
     assert next(result.generator.parameters()).is_cuda
     assert torch.backends.cuda.matmul.allow_tf32 == (precision == "tf32")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+@pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
+def test_a_step_that_is_replayed_does_what_it_did_as_it_was_written(tmp_path, precision):
+    settings = {"images": 40, "batch": 4, "adversarial": "relativistic", "r1_every": 2,
+                "path_weight": 1.0, "path_every": 3, "style_mixing": 0.5, "lr_end": 0.1,
+                "r1_end": 0.1, "device": "cuda", "precision": precision}
+    written, again, replayed = [
+        train_gan(config(tmp_path / name, cuda_graphs=graphs, **settings))
+        for name, graphs in (("written", False), ("again", False), ("replayed", True))]
+    start, ours, theirs, same = [
+        torch.cat([p.flatten().cpu() for p in G.parameters()])
+        for G in (fresh_generator(config(tmp_path, **settings)), replayed.generator,
+                  written.generator, again.generator)]
+    # sums on a GPU come in any order: as near as a second run of the same, or rounding
+    bound = max(4 * (theirs - same).norm(), 1e-3 * (theirs - start).norm())
+    assert (ours - theirs).norm() <= bound
+    assert [r["images"] for r in replayed.log] == [r["images"] for r in written.log]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+def test_faces_rendered_on_a_gpu():
+    indices = torch.tensor([5, 4095, 4096, 20_000, 7])
+    found = open_dataset("toyfaces", 64, seed=3, device="cuda").load(indices)
+    assert found.is_cuda
+    torch.testing.assert_close(found.cpu(), open_dataset("toyfaces", 64, seed=3).load(indices),
+                               rtol=0, atol=2e-3)
 
 
 def test_the_fid_in_the_log_is_that_of_the_saved_generator(tmp_path):

@@ -32,18 +32,21 @@ class StepGraphs:
         self.recorded: dict = {}
         self.pool = None  # memory that all graphs share: they run one after the other
 
-    def run(self, step: Callable[[Tensor, int | None], dict[str, Tensor]], reals: Tensor,
-            crossover: int | None) -> dict[str, Tensor]:
-        """What step(reals, crossover) returns; replayed, it is overwritten by the next replay."""
+    def run(self, kind: tuple, step: Callable[[Tensor, int | None], dict[str, Tensor]],
+            reals: Tensor, crossover: int | None) -> dict[str, Tensor]:
+        """What step(reals, crossover) returns; replayed, it is overwritten by the next replay.
+
+        Args:
+            kind: all that makes the step take another course; each kind has its graph.
+        """
         if self.rng is None:
             return step(reals, crossover)
-        key = step.__name__, crossover
-        self.runs[key] += 1
-        if self.runs[key] <= WARM_UP:
+        self.runs[kind] += 1
+        if self.runs[kind] <= WARM_UP:
             return step(reals, crossover)
-        if key not in self.recorded:
-            self.recorded[key] = self.record(step, reals, crossover)
-        graph, images, notes = self.recorded[key]
+        if kind not in self.recorded:
+            self.recorded[kind] = self.record(step, reals, crossover)
+        graph, images, notes = self.recorded[kind]
         images.copy_(reals)
         graph.replay()
         return notes

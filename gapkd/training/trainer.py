@@ -82,6 +82,7 @@ class Trainer:
         self.mixes = all(network.mixes_styles for network in together)
         self.silent = all(network.silent for network in together)
         self.gan_weight = getattr(config, "gan_weight", 1.0)
+        self.gan_first = getattr(config, "gan_from", 0.0) * config.images
         self.d_first = getattr(config, "d_first", 0)
         regressors = distiller.regressors if distiller else torch.nn.ModuleList()
         on_cpu = self.device.type == "cpu"
@@ -187,7 +188,7 @@ class Trainer:
         c = self.config
         self.set_rates()
         reals = self.real_batch()
-        if self.gan_weight:
+        if self.judged:
             self.D.requires_grad_(True)
             self.do(self.discriminator_step, reals, self.draw_crossover())
             if c.r1_gamma and self.step % c.r1_every == 0:
@@ -203,7 +204,13 @@ class Trainer:
 
     def do(self, step: Callable[[Tensor, int | None], Notes], reals: Tensor,
            crossover: int | None) -> None:
-        self.note(**self.graphs.run(step, reals, crossover))
+        kind = step.__name__, crossover, self.judged  # what a step's course depends on
+        self.note(**self.graphs.run(kind, step, reals, crossover))
+
+    @property
+    def judged(self) -> bool:
+        """Whether the discriminator has a say by now."""
+        return bool(self.gan_weight) and self.images >= self.gan_first
 
     def set_rates(self) -> None:
         """The learning rates and R1's weight for where the run stands."""
@@ -259,7 +266,7 @@ class Trainer:
                 total = self.distiller.total(parts)
             else:
                 out, parts, total = self.G.synthesis(ws, noise=noise), {}, 0.0
-            if self.gan_weight:  # the discriminator meets the images of w, not of w + offset
+            if self.judged:  # the discriminator meets the images of w, not of w + offset
                 parts["gan"] = self.adversarial_loss(out.image[:len(ws)], reals)
                 total = total + self.gan_weight * parts["gan"]
         self.update(self.opt_g, total)
