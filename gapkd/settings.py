@@ -157,13 +157,17 @@ class TrainConfig(RunConfig):
 
 Synthesis = Literal["random", "pruned", "pruned-content", "pruned-diversity", "slimmed"]
 RECIPES: dict[str, dict[str, Any]] = {
-    "paper": {"synthesis": "random", "lr": 0.002, "gan_weight": 1.0, "ld_weight": 30.0},
-    "gapkd": {"synthesis": "pruned-diversity", "lr": 0.008, "gan_weight": 0.3, "ld_weight": 0.0},
+    "paper": {"synthesis": "random", "lr": 0.002, "lr_end": 1.0, "gan_weight": 1.0,
+              "gan_from": 0.0, "ld_weight": 30.0},
+    "gapkd": {"synthesis": "pruned-diversity", "lr": 0.008, "lr_end": 0.1, "gan_weight": 0.3,
+              "gan_from": 0.8, "ld_weight": 0.0},
 }
 """The settings of DistillConfig in which recipes differ, and what each recipe says of them.
 
-"paper" is the paper's method; "gapkd" was put together from what paid in
-tools/sweeps/screening.yml, and chapter 6 compares it with the others at equal budget."""
+"paper" is the paper's method. "gapkd" was put together from what paid in
+tools/sweeps/screening.yml, and chapter 6 compares it with the others at equal budget; its schedule
+(image losses first, a rate that falls, the discriminator at the end) came later, from
+tools/sweeps/schedule.yml."""
 
 
 def _by_recipe(name: str, metavar: str) -> Any:
@@ -179,12 +183,14 @@ class DistillConfig(RunConfig):
     gan_weight L_gan + rgb_weight L_rgb + perceptual_weight L_lpips + ld_weight L_ld."""
 
     recipe: Literal["paper", "gapkd"] = "paper"
-    """Where lr, synthesis, gan_weight and ld_weight come from unless they are given: the
-    paper's method, or the recipe of chapter 6."""
+    """Where lr, lr_end, synthesis, gan_weight, gan_from and ld_weight come from unless they are
+    given: the paper's method, or the recipe of chapter 6."""
     teacher: str = "toyfaces32"
     """The teacher's file, or the name of an embedded one."""
     lr: Annotated[float | None, _by_recipe("lr", "FLOAT")] = None
     """Adam's learning rate for student and discriminator."""
+    lr_end: Annotated[float | None, _by_recipe("lr_end", "FLOAT")] = None
+    """What is left of it at the last image; it falls along half a cosine."""
     keep: float = 0.3
     """Fraction of the teacher's channels that the student keeps in every layer."""
     kernel: Literal[3, 1] = 3
@@ -209,7 +215,7 @@ class DistillConfig(RunConfig):
     too."""
     gan_weight: Annotated[float | None, _by_recipe("gan_weight", "FLOAT")] = None
     """Weight of the adversarial loss."""
-    gan_from: float = 0.0
+    gan_from: Annotated[float | None, _by_recipe("gan_from", "FLOAT")] = None
     """Fraction of the images after which the discriminator begins: until then, the teacher alone
     has a say."""
     rgb_weight: float = 3.0

@@ -221,7 +221,8 @@ def test_a_filter_is_two_matrix_products(arguments, channels):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
-def test_a_gpu_draws_what_a_cpu_draws():
+def test_a_gpu_draws_what_a_cpu_draws(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     G, z = Generator(32, 8, 8, 8, mapping_layers=2), torch.randn(4, 8)
     with torch.no_grad():
         torch.testing.assert_close(G.cuda()(z.cuda()).cpu(), G.cpu()(z), rtol=1e-4, atol=1e-4)

@@ -76,26 +76,35 @@ class EmbedConfig:
     """Images a set in the evaluation."""
     seed: int = 0
     """Of the evaluation's latents and real images."""
+    half: bool = False
+    """Store the weights as float16: half the size, images equal to about a grey level."""
 
 
 def embed(config: EmbedConfig, folder: Path = DATA) -> None:
     """Measure and copy a teacher and its discriminator, or a student; write card and checksums."""
     if config.run:
         run = Path(config.run)
-        G = load_generator(run / "generator.safetensors")
+        G = rounded(load_generator(run / "generator.safetensors"), config.half)
         provenance = read_metadata(run / "generator.safetensors")["provenance"]
         teacher = provenance["settings"].get("teacher")
         provenance["metrics"] = measure(G, teacher, config.samples, config.seed)
         for stage in stages(provenance):
             stage["settings"] = shareable(stage["settings"])
-        save_network(G, folder / f"{config.name}.safetensors", provenance)
+        file = folder / f"{config.name}.safetensors"
+        save_network(G.half() if config.half else G, file, provenance)
+        G = load_generator(file)
         if not teacher:
             D = load_discriminator(run / "discriminator.safetensors")
             origin = {"trained with": config.name}
-            save_network(D, folder / f"{config.name}_discriminator.safetensors", origin)
+            save_network(D.half() if config.half else D, folder / f"{config.name}_discriminator.safetensors", origin)
         sheet = torch.cat(list(sample_images(G, 64, seed=1)))
         save_png(sheet, folder / f"{config.name}.png", columns=16)
     write_card(folder)
+
+
+def rounded(G: torch.nn.Module, half: bool) -> torch.nn.Module:
+    """The network as it comes back from its file: measured is what is stored."""
+    return G.half().float() if half else G
 
 
 def measure(G: torch.nn.Module, teacher: str | None, samples: int, seed: int) -> dict[str, dict]:

@@ -73,10 +73,12 @@ class ToyFaces:
         if self.device.type == "cpu":
             images, _ = toy_faces(indices, resolution=self.resolution, seed=self.seed)
             return images
-        numbers = indices // self._at_once
-        parts = [self._block(int(number))[(indices[numbers == number] % self._at_once)]
-                 for number in numbers.unique()]
-        return torch.cat(parts)
+        numbers, images = indices // self._at_once, []
+        for number, count in zip(*torch.unique_consecutive(numbers, return_counts=True),
+                                 strict=True):
+            places, indices = indices.split([count, len(indices) - count])
+            images.append(self._block(int(number))[places % self._at_once])
+        return torch.cat(images)
 
     @property
     def _at_once(self) -> int:

@@ -159,7 +159,7 @@ def first_student(config: DistillConfig, teacher: StyleGenerator,
     if parallel.count() > 1:
         weights = {name: value.cpu() for name, value in student.state_dict().items()}
         student.load_state_dict(parallel.from_first(lambda: weights))
-    if not config.noise:
+    if teacher.silent or not config.noise:
         student.silence()
     return student
 
