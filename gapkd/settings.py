@@ -208,6 +208,9 @@ class DistillConfig(RunConfig):
     content: Literal["", "toyfaces"] = ""
     """What of the image counts: all, or (CAGAN) heads, as their factors are read and drawn; for the
     rgb and perceptual losses and for "pruned-content"."""
+    reuse: int = 1
+    """How often an image of the teacher's is compared with; some thousand are kept in memory. For
+    the losses on images, in networks without noise."""
     discriminator: str = ""
     """File of a discriminator to start from (or an embedded name); empty: a fresh one."""
     d_channels: tuple[int, ...] = (64, 32)
@@ -264,6 +267,11 @@ class DistillConfig(RunConfig):
         _require(0 <= self.gan_from < 1, f"gan_from must lie in [0, 1), not {self.gan_from}: it is "
                                          "a fraction of the images; for no discriminator at all "
                                          "set gan_weight to 0")
+        _at_least(self, 1, "reuse")
+        _require(self.reuse == 1 or not (self.ld_weight or self.feature_weight
+                                         or self.rgb_levels == "all"),
+                 "reuse keeps the teacher's images alone, not its features: set reuse to 1, or "
+                 'ld_weight and feature_weight to 0 and rgb_levels to "last"')
         weights = ("gan_weight", "rgb_weight", "perceptual_weight", "feature_weight", "ld_weight")
         _at_least(self, 0, *weights, "ld_strength")
         _require(any(getattr(self, name) for name in weights),

@@ -20,6 +20,7 @@ from gapkd.cli import main
 from gapkd.data.images import save_png
 from gapkd.files.checkpoints import CheckpointError, load_generator, read_metadata, save_network
 from gapkd.networks.stylegan2 import Generator
+from gapkd.training import lessons
 from gapkd.training.loop import best_record, distill, resume_run, train_gan
 from gapkd.training.trainer import Trainer
 
@@ -82,6 +83,20 @@ def test_distillation_resumes_exactly(tmp_path, teacher_file, fake_distance, cha
     assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "half"))
     assert {"gan", "rgb", "perceptual", "ld"} <= log[-1].keys()
     assert ("feature" in log[-1]) == ("feature_weight" in changes)
+
+
+def test_a_run_that_reuses_images_resumes_exactly(tmp_path, fake_distance, monkeypatch):
+    monkeypatch.setattr(lessons, "MOST", 3)
+    monkeypatch.setattr(lessons, "FEWEST", 2)
+    teacher = Generator(16, 8, 8, 8, mapping_layers=2)
+    teacher.silence()
+    save_network(teacher, tmp_path / "teacher.safetensors")
+    settings = {"reuse": 3, "ld_weight": 0.0, "path_weight": 0.0, "log_every": 4}
+    for name, lengths in (("whole", [48]), ("half", [20, 48])):  # 20: in the midst of a pass
+        for images in lengths:
+            distill(distill_config(tmp_path / name, tmp_path / "teacher.safetensors", images=images,
+                                   resume=images > lengths[0], **settings))
+    assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "half"))
 
 
 def test_a_slimmed_student_is_not_slimmed_again(tmp_path, teacher_file, fake_distance, monkeypatch):

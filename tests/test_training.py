@@ -18,6 +18,8 @@ from tiny import config, distill_config, equal, newest
 from gapkd.cli import main
 from gapkd.data.datasets import open_dataset
 from gapkd.data.images import save_png
+from gapkd.distillation.distiller import Distiller
+from gapkd.distillation.students import make_student
 from gapkd.files.checkpoints import (
     load_discriminator,
     load_generator,
@@ -29,7 +31,8 @@ from gapkd.metrics.evaluation import evaluate_generator, real_features
 from gapkd.metrics.features import distance_for
 from gapkd.networks.layers import fir_kernel, upsample2
 from gapkd.networks.stylegan2 import Discriminator, Generator
-from gapkd.training import loop, runs
+from gapkd.training import lessons, loop, runs
+from gapkd.training.lessons import Lessons
 from gapkd.training.loop import distill, fresh_generator, train_gan
 from gapkd.training.trainer import Trainer, TrainingDiverged
 
@@ -345,3 +348,33 @@ def test_tensorboard(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="needs the extra `tensorboard`: pip install"):
         train_gan(config(tmp_path / "r", tensorboard=True))
     assert not (tmp_path / "r").exists()
+
+
+def test_lessons_are_given_as_often_as_asked_in_another_order_each_time(monkeypatch):
+    monkeypatch.setattr(lessons, "MOST", 16)
+    pool, dice, fresh = Lessons(3, 4, 16), torch.Generator().manual_seed(0), iter(range(1000))
+    given = [pool.next(lambda: next(fresh), dice).latents for _ in range(100)]
+    first, second, third = given[:16], given[16:32], given[32:48]
+    assert first == list(range(16)) == sorted(second) == sorted(third)
+    assert second != third != first and given[48:64] == list(range(16, 32))  # others come after
+    once = Lessons(1, 4, 16)
+    assert [once.next(lambda: next(fresh), dice).latents for _ in range(3)] == [36, 37, 38]
+    with pytest.raises(ValueError, match="only 5 batches of 16 at 512 px fit: lower batch, or set"):
+        Lessons(2, 16, 512)
+
+
+def test_a_teacher_draws_a_lesson_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(lessons, "MOST", 3)
+    monkeypatch.setattr(lessons, "FEWEST", 2)
+    teacher, asked = Generator(16, 8, 8, 8, mapping_layers=2), []
+    c = distill_config(tmp_path, "teacher", reuse=4, ld_weight=0.0, path_weight=0.0)
+    student = make_student(teacher, 0.5)
+    with pytest.raises(ValueError, match="reuse needs a student and a teacher without noise"):
+        Trainer(c, student, Discriminator(16, 4), Distiller(teacher, None, c))
+    for network in (teacher, student):
+        network.silence()
+    trainer = Trainer(c, student, Discriminator(16, 4), Distiller(teacher, None, c))
+    teacher.synthesis.register_forward_hook(lambda *_: asked.append(1))
+    for _ in range(12):
+        trainer.train_step()
+    assert len(asked) == 3  # and four times each of the three

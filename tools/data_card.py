@@ -25,6 +25,7 @@ from gapkd.files.checkpoints import (
     sha256,
 )
 from gapkd.files.storage import write_atomically
+from gapkd.metrics.agreement import factor_coverage, read_factors
 from gapkd.metrics.attributes import load_attribute_network
 from gapkd.metrics.evaluation import evaluation_table
 from gapkd.metrics.sampling import sample_images
@@ -44,13 +45,17 @@ This page is written by `python -m tools.data_card` from the files' metadata.
 `results/` holds what was measured, with settings, seeds, commit, hardware and date. One JSON line a
 run, from `gapkd sweep` with the table of that name in `tools/sweeps/`: `table.jsonl`, with the
 faces of all methods in `table/` (behind most chapters), `sizes.jsonl`, `direction.jsonl` and
-`screening.jsonl` (chapter 6), `short.jsonl` (chapter 4's own training), `stylegan3.jsonl` (chapter
-5) and `photographs.jsonl` (the README says of what). By `python -m tools.benchmark`:
+`screening.jsonl` (chapter 6), `short.jsonl` (chapter 4's own training), `students.jsonl` (the 64 px
+students below), `schedule.jsonl` (what the recipe should do with its time), `stylegan3.jsonl`
+(chapter 5) and `photographs.jsonl` (the README says of what). By `python -m tools.benchmark`:
 `benchmark.json` and `stylegan3_speed.json`. By `python -m tools.growth`: `growth.json`, and
-`growth.png`. `objective.json` holds three trainings of a 32 px teacher, 100,000 images and seed 0
-each: StyleGAN2's objective, the relativistic one, and rates that fall. `story.png`, the README's
-picture, shows the faces in `results/table/`; `demo.png` is a screenshot of the page that `gapkd
-demo` writes.
+`growth.png`. `objective.json` holds trainings of teachers, one seed each: at 32 px and 50,000 or
+100,000 images StyleGAN2's objective, the relativistic one, rates that fall, and the strength of R1;
+then the three of a few minutes on a GPU, two of which are the 64 px teachers below. `story.png`,
+the README's picture, shows the faces in `results/table/`; `demo.png` is a screenshot of the page
+that `gapkd demo` writes.
+
+The two 64 px teachers differ in their seed alone; `toyfaces64` is the one with the lower FID.
 """
 FAMILIES = {"stylegan2-generator": "StyleGAN2", "stylegan3-generator": "StyleGAN3",
             "mobile-generator": "MobileStyleGAN"}
@@ -88,6 +93,8 @@ def embed(config: EmbedConfig, folder: Path = DATA) -> None:
         provenance = read_metadata(run / "generator.safetensors")["provenance"]
         teacher = provenance["settings"].get("teacher")
         provenance["metrics"] = measure(G, teacher, config.samples, config.seed)
+        if not teacher:
+            provenance["coverage"] = coverage(G, config.samples, config.seed)
         for stage in stages(provenance):
             stage["settings"] = shareable(stage["settings"])
         file = folder / f"{config.name}.safetensors"
@@ -96,7 +103,8 @@ def embed(config: EmbedConfig, folder: Path = DATA) -> None:
         if not teacher:
             D = load_discriminator(run / "discriminator.safetensors")
             origin = {"trained with": config.name}
-            save_network(D.half() if config.half else D, folder / f"{config.name}_discriminator.safetensors", origin)
+            stored = folder / f"{config.name}_discriminator.safetensors"
+            save_network(D.half() if config.half else D, stored, origin)
         sheet = torch.cat(list(sample_images(G, 64, seed=1)))
         save_png(sheet, folder / f"{config.name}.png", columns=16)
     write_card(folder)
@@ -119,6 +127,38 @@ def measure(G: torch.nn.Module, teacher: str | None, samples: int, seed: int) ->
             name: round(value, 4) for name, value in row.items()
             if name.startswith(FIGURES) and not any(part in name for part in left_out)}
     return found
+
+
+def coverage(G: torch.nn.Module, samples: int, seed: int) -> dict:
+    """How far a teacher's faces show every class and the whole range of every factor, beside
+    rendered faces that are read in the same way."""
+    net = load_attribute_network()
+    with torch.no_grad():
+        drawn = read_factors(net, sample_images(G, samples, seed))
+        faces = open_dataset("toyfaces", G.resolution, seed=12_345)
+        real = read_factors(net, (faces.load(part) for part in torch.arange(samples).split(100)))
+    found = factor_coverage(drawn, real)
+    shares = {name: {label: [round(entry["share"], 3), round(entry["true"], 3)]
+                     for label, entry in classes.items()}
+              for name, classes in found["shares"].items()}
+    spread = {name: round(value, 2) for name, value in found["spread"].items()}
+    cells = sum(entry["cells"] for entry in found["missing"].values())
+    return {"shares": shares, "spread": spread, "missing_cells": found["missing_cells"],
+            "cells": cells}
+
+
+def coverage_lines(found: dict) -> list[str]:
+    """The same as two lines of the card."""
+    shares = []
+    for name, classes in found["shares"].items():
+        listed = ", ".join(f"{label} {share:.2f} ({true:.2f})"
+                           for label, (share, true) in classes.items())
+        shares.append(f"{name.replace('_', ' ')}: {listed}")
+    spread = ", ".join(f"{name.replace('_', ' ')} {value:.2f}"
+                       for name, value in found["spread"].items())
+    return [f"- share of every class (of rendered faces): {'; '.join(shares)}",
+            f"- spread over that of rendered faces: {spread}",
+            f"- pairs of classes that never occur: {found['missing_cells']} of {found['cells']}"]
 
 
 def write_card(folder: Path = DATA) -> None:
@@ -161,6 +201,8 @@ def describe(file: Path) -> list[str]:
              f"- origin: seed {card['settings']['seed']}, {origin}"]
     for name, figures in card["metrics"].items():
         lines.append(f"- {name}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()))
+    if "coverage" in card:
+        lines += coverage_lines(card["coverage"])
     return [*lines, "", f"![Sixty-four samples without truncation]({file.stem}.png)"]
 
 

@@ -28,6 +28,7 @@ from gapkd.parallel import autocast_dtype, choose_device
 from gapkd.settings import RunConfig
 from gapkd.training import adversarial
 from gapkd.training.graphs import StepGraphs
+from gapkd.training.lessons import Lesson, Lessons
 
 Rows = Tensor | slice
 Notes = dict[str, Tensor]
@@ -86,7 +87,12 @@ class Trainer:
         self.d_first = getattr(config, "d_first", 0)
         regressors = distiller.regressors if distiller else torch.nn.ModuleList()
         on_cpu = self.device.type == "cpu"
-        replay = config.cuda_graphs and self.device.type == "cuda" and parallel.count() == 1
+        self.lessons = Lessons(getattr(config, "reuse", 1), config.batch, G.resolution)
+        if self.lessons.reuse > 1 and not self.silent:
+            raise ValueError("reuse needs a student and a teacher without noise maps, which are "
+                             "drawn anew each time: set reuse to 1, or take such a teacher")
+        replay = (config.cuda_graphs and self.device.type == "cuda" and parallel.count() == 1
+                  and self.lessons.reuse == 1)
         self.opt_g = lazy_adam({self.G.mapping: config.lr * config.mapping_lr,
                                 self.G.synthesis: config.lr, regressors: config.lr},
                                config.path_every if config.path_weight else 0, replay)
@@ -257,12 +263,13 @@ class Trainer:
     def generator_step(self, reals: Tensor, crossover: int | None) -> Notes:
         """One route for z: draw, mapping of both networks, synthesis of both, losses, sum."""
         n = self.config.batch
-        latents, noise = self.draw_latents(n, self.mine, crossover), self.draw_noise(n, self.mine)
+        lesson = self.lessons.next(lambda: self.draw_latents(n, self.mine, crossover), self.dice)
+        noise = self.draw_noise(n, self.mine)
         with self.autocast():
-            ws = self.to_ws(self.G, latents)
+            ws = self.to_ws(self.G, lesson.latents)
             self.G.mapping.track(parallel.gather(ws[:, 0].detach()))
             if self.distiller:
-                out, parts = self.compare(ws, latents, noise)
+                out, parts = self.compare(ws, lesson, noise)
                 total = self.distiller.total(parts)
             else:
                 out, parts, total = self.G.synthesis(ws, noise=noise), {}, 0.0
@@ -272,28 +279,32 @@ class Trainer:
         self.update(self.opt_g, total)
         return {"loss_g": total, **parts}
 
-    def compare(self, ws: Tensor, latents: Latents, noise: Noise
+    def compare(self, ws: Tensor, lesson: Lesson, noise: Noise
                 ) -> tuple[SynthesisOutput, dict[str, Tensor]]:
         """Student and teacher side by side, each with its own mapping, both with the same noise
         maps.
 
         Args:
             ws: (N, num_ws, w_dim), the student's.
-            latents: what they were made of.
+            lesson: what they were made of, and what the teacher made of it, if it has.
             noise: maps (N, 1, r, r), or "none".
         Returns: what the student drew, and the losses by name.
         """
         distiller, teacher = self.distiller, self.distiller.teacher
         if not distiller.compares:
             return self.G.synthesis(ws, noise=noise), {}
-        teacher_ws = self.to_ws(teacher, latents)
         offsets = distiller.draw_offsets(self.config.batch, self.rng)
         if offsets is not None:  # the same steps for both networks, under the same noise
             offsets = offsets[self.mine]
             noise = noise if noise == "none" else [torch.cat([m, m]) for m in noise]
         out = self.G.synthesis(two_views(ws, offsets), noise=noise)
+        if lesson.teacher:
+            return out, distiller(out, lesson.teacher)
         with torch.no_grad():
+            teacher_ws = self.to_ws(teacher, lesson.latents)
             target = teacher.synthesis(two_views(teacher_ws, offsets), noise=noise)
+        if self.lessons.reuse > 1:  # of all that it made, the image is kept
+            lesson.teacher = SynthesisOutput(target.image, [], [target.image])
         return out, distiller(out, target)
 
     def adversarial_loss(self, images: Tensor, reals: Tensor) -> Tensor:
@@ -373,8 +384,9 @@ class Trainer:
         if self.distiller and self.distiller.regressors:
             networks["regressors"] = self.distiller.regressors.state_dict()
         return {**networks, "rng": self.rng.get_state(), "dice": self.dice.get_state(),
-                "path_mean": self.path_mean, "sums": dict(self.sums), "counts": dict(self.counts),
-                "step": self.step, "images": self.images, "device": self.device.type,
+                "path_mean": self.path_mean, "lessons": self.lessons.state(),
+                "sums": dict(self.sums), "counts": dict(self.counts), "step": self.step,
+                "images": self.images, "device": self.device.type,
                 "processes": parallel.count(), "dtype": str(self.dtype)}
 
     @staticmethod
@@ -398,6 +410,7 @@ class Trainer:
             self.rng.set_state(state["rng"].cpu())
             self.dice.set_state(state["dice"].cpu())
             self.path_mean.copy_(state["path_mean"])
+            self.lessons.load_state(state["lessons"])
             self.sums = {name: total.to(self.device) for name, total in state["sums"].items()}
             self.counts = dict(state["counts"])
             self.step, self.images = state["step"], state["images"]

@@ -1,0 +1,72 @@
+"""The teacher's images, each used several times.
+
+A teacher draws the same image for the same latents for ever, and half of the time of a step with
+image losses alone goes into its drawing. So some lessons (batches of latents, and what the teacher
+made of them) are gathered, gone through a few times in a shuffled order, and given up for others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gapkd.networks.base import SynthesisOutput
+
+POOL_BYTES = 2**28
+MOST, FEWEST = 128, 8
+"""Lessons that are gathered: few would be learned by heart."""
+
+
+@dataclass
+class Lesson:
+    """latents: what the batch was drawn from. teacher: its images, once it has drawn them."""
+
+    latents: Any
+    teacher: SynthesisOutput | None = None
+
+
+class Lessons:
+    """Gathers lessons and gives each of them `reuse` times.
+
+    Args:
+        reuse: 1: every lesson is a new one.
+        batch, resolution: of the images that are kept, which decides how many lessons fit.
+    Raises ValueError when so few fit that they would be learned by heart.
+    """
+
+    def __init__(self, reuse: int, batch: int, resolution: int):
+        self.reuse, self.size = reuse, 1
+        if reuse > 1:
+            self.size = min(MOST, POOL_BYTES // (4 * 3 * resolution**2 * batch))
+        if self.size < FEWEST and reuse > 1:
+            raise ValueError(f"reuse={reuse} keeps teacher images in {POOL_BYTES >> 20} MB, where "
+                             f"only {self.size} batches of {batch} at {resolution} px fit: lower "
+                             "batch, or set reuse to 1")
+        self.kept: list[Lesson] = []
+        self.order: list[int] = []  # of this pass, the next one last
+        self.passes = 0
+
+    def next(self, draw: Callable[[], Any], dice: torch.Generator) -> Lesson:
+        """A new lesson from what `draw` draws, or one that was kept."""
+        if self.order:
+            return self.kept[self.order.pop()]
+        if len(self.kept) == self.size:
+            self.passes += 1
+            if self.passes < self.reuse:
+                self.order = torch.randperm(self.size, generator=dice).tolist()
+                return self.kept[self.order.pop()]
+            self.kept, self.passes = [], 0
+        self.kept.append(Lesson(draw()))
+        return self.kept[-1]
+
+    def state(self) -> dict:
+        """All but the images, which the teacher draws again."""
+        return {"latents": [lesson.latents for lesson in self.kept], "order": list(self.order),
+                "passes": self.passes}
+
+    def load_state(self, state: dict) -> None:
+        self.kept = [Lesson(latents) for latents in state["latents"]]
+        self.order, self.passes = list(state["order"]), state["passes"]
