@@ -13,7 +13,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
-from tiny import config, distill_config, equal, newest
+from tiny import config, distill_config, equal, newest, perturb
 
 from gapkd.cli import main
 from gapkd.data.datasets import open_dataset
@@ -257,16 +257,83 @@ def test_bad_networks(tmp_path, teacher_file):
             distill(distill_config(tmp_path / "r", teacher, **changes))
 
 
-def test_conditional_networks_are_drawn_from_but_not_distilled(tmp_path, capsys):
-    file, sheet = tmp_path / "c.safetensors", tmp_path / "sheet.png"
-    save_network(Generator(32, 8, 8, 8, mapping_layers=2, c_dim=3), file)
-    with pytest.raises(ValueError, match="the network is conditional, with 3 classes"):
-        distill(distill_config(tmp_path / "r", file))
+@pytest.fixture
+def classes(tmp_path):
+    """A folder of eight labelled pictures, in which class 1 of three does not occur, and a
+    conditional teacher."""
+    folder, labels = tmp_path / "pictures", [0, 0, 0, 2, 0, 0, 0, 2]
+    folder.mkdir()
+    for i in range(8):
+        save_png(torch.rand(1, 3, 32, 32) * 2 - 1, folder / f"{i}.png", columns=1)
+    pairs = [[f"{i}.png", label] for i, label in enumerate(labels)]
+    (folder / "dataset.json").write_text(json.dumps({"labels": pairs}))
+    file = tmp_path / "conditional.safetensors"
+    save_network(perturb(Generator(32, 8, 8, 8, mapping_layers=2, c_dim=3)), file)
+    return folder, torch.tensor(labels), file
+
+
+def test_a_conditional_sheet_shows_the_classes_that_are_asked_for(classes, tmp_path, capsys):
     for label, code in (("-1", 0), ("2", 0), ("3", 2)):
-        assert main(["sample", "--generator", str(file), "--label", label, "--count", "5",
-                     "--out", str(sheet)]) == code
-        sheet.unlink(missing_ok=True)
+        out = str(tmp_path / f"sheet{label}.png")
+        assert main(["sample", "--generator", str(classes[2]), "--label", label, "--count", "5",
+                     "--out", out]) == code
     assert "has 3 classes, 0 to 2; -1 takes them in turn" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("adversarial", ["logistic", "relativistic"])
+def test_each_image_meets_the_label_that_it_was_drawn_for(classes, tmp_path, adversarial):
+    folder, labels, file = classes
+    teacher, D = load_generator(file), Discriminator(32, 4, c_dim=3)
+    c = distill_config(tmp_path, file, data=str(folder), flip=False, adversarial=adversarial)
+    trainer = Trainer(c, make_student(teacher, 0.5), D, Distiller(teacher, None, c))
+    drawn = trainer.draw_latents(4000, slice(None), None)[3]
+    assert drawn.mean(dim=0).tolist() == pytest.approx([0.75, 0, 0.25], abs=0.03)
+    latents = trainer.draw_latents(4, slice(None), 3)
+    z_a, z_b, _, given = latents
+    ws = trainer.to_ws(teacher, latents)
+    torch.testing.assert_close(ws[:, 0], teacher.mapping(z_a, given))
+    torch.testing.assert_close(ws[:, -1], teacher.mapping(z_b, given))
+    seen, asked = [], []
+    D.register_forward_pre_hook(lambda _, given: seen.append((given[0].detach(), given[1])))
+    for network in (trainer.G, teacher):
+        network.mapping.register_forward_pre_hook(lambda _, given: asked.append(given[1]))
+    for _ in range(4):
+        trainer.train_step()
+    pictures = open_dataset(str(folder), 32).load(torch.arange(8))
+    real = 0
+    for images, c in seen:
+        places = [(pictures - image).abs().amax(dim=(1, 2, 3)).min(dim=0) for image in images]
+        if all(place.values < 1e-6 for place in places):
+            real += 1
+            assert c.argmax(dim=1).tolist() == [labels[place.indices].item() for place in places]
+        else:
+            assert any(torch.equal(c, other) for other in asked)
+    assert real >= 5  # of four steps, R1 among them
+
+
+def test_a_conditional_student(classes, tmp_path):
+    folder, _, file = classes
+    result = distill(distill_config(tmp_path / "run", file, data=str(folder)))
+    student, teacher = load_generator(result.checkpoint), load_generator(file)
+    assert student.c_dim == 3 and result.discriminator.c_dim == 3
+    found = evaluate_generator(student, load_attribute_network(), 12, teacher=teacher)
+    assert {"agree_class0_mean_correlation", "agree_class2_mean_accuracy"} <= found.keys()
+    same = evaluate_generator(teacher, load_attribute_network(), 12, teacher=teacher)
+    assert same["agree_class1_mean_accuracy"] == 1
+
+
+def test_a_conditional_training_needs_its_classes(classes, tmp_path):
+    folder, labels, file = classes
+    with pytest.raises(ValueError, match="with 3 classes, but toyfaces has no class labels"):
+        distill(distill_config(tmp_path / "r", file))
+    save_network(Discriminator(32, 4), tmp_path / "D.safetensors")
+    with pytest.raises(ValueError, match="knows 3 classes and the discriminator 0"):
+        distill(distill_config(tmp_path / "r", file, data=str(folder),
+                               discriminator=str(tmp_path / "D.safetensors")))
+    pairs = [[f"{i}.png", 3] for i in range(8)]
+    (folder / "dataset.json").write_text(json.dumps({"labels": pairs}))
+    with pytest.raises(ValueError, match="names class 3, but the network's classes are 0 to 2"):
+        distill(distill_config(tmp_path / "r", file, data=str(folder)))
 
 
 @pytest.mark.parametrize("looked_at, message", [

@@ -169,6 +169,7 @@ def readme(text: str) -> str:
     sections = {
         "chapters": [chapter_rows()],
         "table": sweep_section("table"),
+        "students": sweep_section("students"),
         "sizes": sweep_section("sizes", beside=whole_models()),
         "stylegan3": sweep_section("stylegan3"),
         "photographs": sweep_section("photographs"),
@@ -215,15 +216,14 @@ def execute(name: str) -> float:
     return seconds
 
 
-STORY = {"teacher": "teacher", "alone": "student\nalone", "random": "own\nmapping",
-         "inherit": "teacher's\nmapping", "paper": "full\nmethod",
-         "pruned": "mapping and\npruned weights"}
+STORY = {"teacher": "teacher", "own": "own\nmapping", "inherited": "teacher's\nmapping",
+         "recipe": "its channels,\ntoo: recipe", "paper": "paper's\nsettings"}
 """Arms in the picture at the top, and what it calls them."""
 
 
 def draw_story() -> None:
     """The README's picture: the teacher's faces above those of the first seed's students."""
-    faces = read_faces(ROOT / "data" / "results" / "table.jsonl", list(STORY))
+    faces = read_faces(ROOT / "data" / "results" / "students.jsonl", list(STORY))
     rows = {STORY[arm]: images[:12] for arm, images in faces.items()}
     title = "The same twelve latents: a teacher and its students after 100,000 images"
     picture = figures.to_png(figures.compare_rows(rows, title, ncols=12))

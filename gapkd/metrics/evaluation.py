@@ -15,7 +15,13 @@ from torch import Tensor
 
 from gapkd import parallel
 from gapkd.data.datasets import Dataset, ordered_indices
-from gapkd.metrics.agreement import SameZ, compare_readings, join_readings, name_classes
+from gapkd.metrics.agreement import (
+    Reading,
+    SameZ,
+    compare_readings,
+    join_readings,
+    name_classes,
+)
 from gapkd.metrics.attributes import AttributeNetwork, reader
 from gapkd.metrics.distribution import (
     FeatureNetwork,
@@ -29,6 +35,7 @@ from gapkd.metrics.features import InceptionNetwork, perceptual_distance
 from gapkd.metrics.projection import project
 from gapkd.metrics.sampling import (
     Part,
+    draw_latents,
     sample_images,
     share,
 )
@@ -99,7 +106,8 @@ def evaluate_generator(G: StyleGenerator, net: AttributeNetwork, samples: int = 
             `agree_<factor>_chance`, their means `agree_mean_accuracy` and `agree_mean_correlation`,
             `l1`, `perceptual` (each with its `_chance`), and the Frechet distance to the teacher's
             images of the same z, fid_to_teacher_... (0 for equal networks; of independent z it
-            would begin at the bias of two finite samples).
+            would begin at the bias of two finite samples); of conditional networks, agreement class
+            by class, too.
         real: features of real images (`real_features`); gives fid_..., kid_..., precision_...
         space: the network whose features those are, as `InceptionNetwork()`; `net` by default.
     """
@@ -122,14 +130,37 @@ def evaluate_generator(G: StyleGenerator, net: AttributeNetwork, samples: int = 
     if real is not None:
         result |= distribution_metrics(real, torch.cat(ours), name, seed)
     if teacher is not None:
-        agreement = compare_readings(*(join_readings(_of_all(side)) for side in readings))
+        ours_read, theirs_read = (join_readings(_of_all(side)) for side in readings)
+        agreement = compare_readings(ours_read, theirs_read)
         for factor, entry in agreement.items():
             result[f"agree_{factor}"] = entry.value
             result[f"agree_{factor}_chance"] = entry.chance
+        if G.c_dim:
+            _, labels = draw_latents(G, samples, seed)
+            result |= agreement_by_class(ours_read, theirs_read, labels.argmax(dim=1))
         result |= distances.result(parallel.gather_objects(distances.totals))
         fid = frechet_distance(torch.cat(ours), torch.cat(theirs))
         result[metric_name("fid_to_teacher", name, samples)] = fid
     return result
+
+
+def agreement_by_class(ours: Reading, theirs: Reading, labels: Tensor) -> Row:
+    """The mean agreement of two conditional generators on the images of each class.
+
+    Args:
+        labels: (N,) class of every image.
+    Returns: agree_class<k>_mean_accuracy and _mean_correlation, of classes with two images or more.
+    """
+    found = {}
+    for number in labels.unique().tolist():
+        rows = labels == number
+        if rows.sum() < 2:
+            continue
+        parts = ({name: values[rows] for name, values in side.items()} for side in (ours, theirs))
+        for factor, entry in compare_readings(*parts).items():
+            if factor.startswith("mean_"):
+                found[f"agree_class{number}_{factor}"] = entry.value
+    return found
 
 
 def measure_latent_space(G: StyleGenerator, net: AttributeNetwork, targets: Tensor,

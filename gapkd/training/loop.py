@@ -32,6 +32,7 @@ from gapkd.files.provenance import provenance
 from gapkd.metrics.attributes import head_mask, reader
 from gapkd.metrics.evaluation import FidProbe
 from gapkd.metrics.features import distance_for
+from gapkd.metrics.sampling import draw_sheet
 from gapkd.networks.base import StyleGenerator
 from gapkd.networks.stylegan2 import Discriminator, Generator
 from gapkd.networks.stylegan3 import AliasFreeGenerator, stylegan3_channels
@@ -169,7 +170,8 @@ def first_discriminator(config: DistillConfig, teacher: StyleGenerator) -> Discr
     if not config.discriminator:
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
-            return Discriminator(teacher.resolution, widths(config.d_channels, teacher.resolution))
+            channels = widths(config.d_channels, teacher.resolution)
+            return Discriminator(teacher.resolution, channels, teacher.c_dim)
     D = load_discriminator(config.discriminator).requires_grad_(True)
     if D.resolution != teacher.resolution:
         raise ValueError(f"discriminator {config.discriminator} is for {D.resolution} px, the "
@@ -274,8 +276,6 @@ class Loop:
         self.judge = None
         if c.fid_every:
             self.judge = FidProbe(trainer.dataset, c.fid_features, c.fid_samples, trainer.device)
-        z = torch.randn(64, trainer.G.z_dim, generator=torch.Generator().manual_seed(0))
-        self.grid_z = z.to(trainer.device)
 
     def _take_up(self) -> None:
         trainer, folder = self.trainer, self.folder
@@ -335,8 +335,7 @@ class Loop:
             if self.judge and (done or self.crossed(c.fid_every)):
                 record |= self.judge(trainer.G_ema)
             if c.grid_every and parallel.is_first() and (done or self.crossed(c.grid_every)):
-                images = torch.cat([trainer.G_ema(z) for z in self.grid_z.split(c.batch)])
-                self.folder.save_grid(images, trainer.images)
+                self.folder.save_grid(draw_sheet(trainer.G_ema, 64, seed=0), trainer.images)
         return record
 
     def write(self, record: dict) -> bool:

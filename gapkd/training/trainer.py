@@ -15,9 +15,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from gapkd import parallel
-from gapkd.data.datasets import Prefetcher, flip, open_dataset, ordered_indices
+from gapkd.data.datasets import Dataset, Prefetcher, flip, open_dataset, ordered_indices
 from gapkd.distillation.directions import check_blocks
 from gapkd.distillation.distiller import Distiller, two_views
 from gapkd.files.checkpoints import CheckpointError
@@ -32,8 +33,9 @@ from gapkd.training.lessons import Lesson, Lessons
 
 Rows = Tensor | slice
 Notes = dict[str, Tensor]
-Latents = tuple[Tensor, Tensor, int | None]
-"""Two z a sample, (N, z_dim) each, and the layer from which the second one rules; None: nowhere."""
+Latents = tuple[Tensor, Tensor, int | None, Tensor | None]
+"""Two z a sample, (N, z_dim) each, the layer from which the second one rules (None: nowhere), and
+one-hot labels (N, c_dim) (None: the networks know no classes)."""
 
 
 class TrainingDiverged(RuntimeError):
@@ -73,7 +75,7 @@ class Trainer:
     def __init__(self, config: RunConfig, G: StyleGenerator, D: Discriminator,
                  distiller: Distiller | None = None):
         self.config, self.device = config, choose_device(config.device)
-        check_networks(config, G)
+        check_networks(config, G, D)
         if distiller and distiller.weights["ld"]:  # a student may have fewer blocks
             check_blocks("ld_blocks", config.ld_blocks, G)
         self.G, self.D = G.to(self.device).train(), D.to(self.device).train()
@@ -92,7 +94,7 @@ class Trainer:
             raise ValueError("reuse needs a student and a teacher without noise maps, which are "
                              "drawn anew each time: set reuse to 1, or take such a teacher")
         replay = (config.cuda_graphs and self.device.type == "cuda" and parallel.count() == 1
-                  and self.lessons.reuse == 1)
+                  and self.lessons.reuse == 1 and not G.c_dim)
         self.opt_g = lazy_adam({self.G.mapping: config.lr * config.mapping_lr,
                                 self.G.synthesis: config.lr, regressors: config.lr},
                                config.path_every if config.path_weight else 0, replay)
@@ -102,6 +104,7 @@ class Trainer:
 
         self.dataset = open_dataset(config.data, G.resolution, seed=config.seed,
                                     device=self.device)
+        self.classes = class_shares(self.dataset, G.c_dim) if G.c_dim else None  # (c_dim,)
         # A GPU need not wait for images; on a CPU a second thread would take from the training.
         drawn = getattr(self.dataset, "device", None) == self.device
         self.reals = Prefetcher(self.load_reals, in_background=not (on_cpu or drawn))
@@ -142,11 +145,21 @@ class Trainer:
             reals = flip(reals, self.draw(n, kind=torch.rand)[self.mine])
         return reals
 
+    def real_indices(self, position: int) -> Tensor:
+        """This process's share of the data's stream at a position."""
+        c = self.config
+        return ordered_indices(self.dataset.size, position, c.batch, c.seed)[self.mine]
+
+    def real_labels(self) -> Tensor | None:
+        """One-hot labels (N, c_dim) of the next real images."""
+        if self.classes is None:
+            return None
+        labels = self.dataset.labels[self.real_indices(self.images)]
+        return one_hot(labels, self.G.c_dim).float().to(self.device)
+
     def load_reals(self, position: int) -> Tensor:
         """This process's share of the batch at a position of the data's stream."""
-        c = self.config
-        indices = ordered_indices(self.dataset.size, position, c.batch, c.seed)[self.mine]
-        reals = self.dataset.load(indices)
+        reals = self.dataset.load(self.real_indices(position))
         return reals.pin_memory() if self.device.type == "cuda" and not reals.is_cuda else reals
 
     def draw_crossover(self) -> int | None:
@@ -157,13 +170,19 @@ class Trainer:
         return None
 
     def draw_latents(self, n: int, mine: Rows, crossover: int | None) -> Latents:
-        """Two z a sample and where the second one takes over.
+        """Two z a sample, where the second one takes over, and labels as frequent as in the data.
 
         Args:
             n: samples of the whole batch.
             mine: the rows of it to keep.
         """
-        return self.draw(n, self.G.z_dim)[mine], self.draw(n, self.G.z_dim)[mine], crossover
+        z_a, z_b = self.draw(n, self.G.z_dim)[mine], self.draw(n, self.G.z_dim)[mine]
+        c = None
+        if self.classes is not None:
+            shares = self.classes.to(self.device)
+            drawn = torch.multinomial(shares, n, replacement=True, generator=self.rng)
+            c = one_hot(drawn, self.G.c_dim).float()[mine]
+        return z_a, z_b, crossover, c
 
     def draw_noise(self, n: int, mine: Rows) -> Noise:
         """Fresh noise maps for `mine` of n samples; they fit the teacher too. None are drawn where
@@ -175,18 +194,20 @@ class Trainer:
     @staticmethod
     def to_ws(G: StyleGenerator, latents: Latents) -> Tensor:
         """(N, num_ws, w_dim) of drawn latents under a network's own mapping."""
-        z_a, z_b, crossover = latents
-        w_a = G.mapping(z_a)
+        z_a, z_b, crossover, c = latents
+        w_a = G.mapping(z_a, c)
         if crossover is None:
             return mix_styles(w_a, w_a, G.num_ws, G.num_ws)
-        return mix_styles(w_a, G.mapping(z_b), crossover, G.num_ws)
+        return mix_styles(w_a, G.mapping(z_b, c), crossover, G.num_ws)
 
-    def draw_fakes(self, crossover: int | None) -> Tensor:
-        """This process's share of a batch of images (N, 3, R, R), without gradients."""
+    def draw_fakes(self, crossover: int | None) -> tuple[Tensor, Tensor | None]:
+        """This process's share of a batch of images (N, 3, R, R) without gradients, and their
+        labels."""
         n = self.config.batch
         with torch.no_grad(), self.autocast():
-            ws = self.to_ws(self.G, self.draw_latents(n, self.mine, crossover))
-            return self.G.synthesis(ws, noise=self.draw_noise(n, self.mine)).image
+            latents = self.draw_latents(n, self.mine, crossover)
+            ws = self.to_ws(self.G, latents)
+            return self.G.synthesis(ws, noise=self.draw_noise(n, self.mine)).image, latents[3]
 
     # ---------------------------------------------------------------------------------- steps
 
@@ -238,9 +259,9 @@ class Trainer:
         return self.config.adversarial == "relativistic"
 
     def discriminator_step(self, reals: Tensor, crossover: int | None) -> Notes:
-        fakes = self.draw_fakes(crossover)
+        fakes, c = self.draw_fakes(crossover)
         with self.autocast():
-            real_logits, fake_logits = self.D(reals), self.D(fakes)
+            real_logits, fake_logits = self.D(reals, self.real_labels()), self.D(fakes, c)
         if self.relativistic:
             loss = adversarial.relativistic_loss(real_logits, fake_logits)
         else:
@@ -250,15 +271,16 @@ class Trainer:
 
     def r1_step(self, reals: Tensor, crossover: int | None) -> Notes:
         """In float32: it differentiates twice and squares."""
-        penalties = {"r1": self.gradient_penalty(reals)}
+        penalties = {"r1": self.gradient_penalty(reals, self.real_labels())}
         if self.relativistic:  # the same on drawn images
-            penalties["r2"] = self.gradient_penalty(self.draw_fakes(crossover).float())
+            fakes, c = self.draw_fakes(crossover)
+            penalties["r2"] = self.gradient_penalty(fakes.float(), c)
         self.update(self.opt_d, sum(penalties.values()) * self.r1_weight)
         return penalties
 
-    def gradient_penalty(self, images: Tensor) -> Tensor:
+    def gradient_penalty(self, images: Tensor, c: Tensor | None) -> Tensor:
         images = images.detach().requires_grad_(True)
-        return adversarial.gradient_penalty(self.D(images), images)
+        return adversarial.gradient_penalty(self.D(images, c), images)
 
     def generator_step(self, reals: Tensor, crossover: int | None) -> Notes:
         """One route for z: draw, mapping of both networks, synthesis of both, losses, sum."""
@@ -274,7 +296,8 @@ class Trainer:
             else:
                 out, parts, total = self.G.synthesis(ws, noise=noise), {}, 0.0
             if self.judged:  # the discriminator meets the images of w, not of w + offset
-                parts["gan"] = self.adversarial_loss(out.image[:len(ws)], reals)
+                fakes, c = out.image[:len(ws)], lesson.latents[3]
+                parts["gan"] = self.adversarial_loss(fakes, c, reals)
                 total = total + self.gan_weight * parts["gan"]
         self.update(self.opt_g, total)
         return {"loss_g": total, **parts}
@@ -307,12 +330,13 @@ class Trainer:
             lesson.teacher = SynthesisOutput(target.image, [], [target.image])
         return out, distiller(out, target)
 
-    def adversarial_loss(self, images: Tensor, reals: Tensor) -> Tensor:
+    def adversarial_loss(self, images: Tensor, c: Tensor | None, reals: Tensor) -> Tensor:
+        logits = self.D(images, c)
         if not self.relativistic:
-            return adversarial.generator_loss(self.D(images))
+            return adversarial.generator_loss(logits)
         with torch.no_grad():
-            real_logits = self.D(reals)
-        return adversarial.relativistic_loss(self.D(images), real_logits)
+            real_logits = self.D(reals, self.real_labels())
+        return adversarial.relativistic_loss(logits, real_logits)
 
     def path_step(self, reals: Tensor, crossover: int | None) -> Notes:
         """Path-length regularisation, in float32, on half the batch."""
@@ -444,11 +468,28 @@ PATH_BATCH_SHRINK = 2
 """The path-length step takes this fraction of a batch (StyleGAN2)."""
 
 
-def check_networks(config: RunConfig, G: StyleGenerator) -> None:
-    """Raise ValueError for a generator that cannot be trained so."""
-    if G.c_dim:
-        raise ValueError(f"the network is conditional, with {G.c_dim} classes: trainings here have "
-                         "none; choose another teacher")
+def class_shares(dataset: Dataset, c_dim: int) -> Tensor:
+    """How frequent each class of a labelled dataset is: (c_dim,), sum 1.
+
+    Raises ValueError for data that do not have the network's classes.
+    """
+    labels = getattr(dataset, "labels", None)
+    if labels is None or labels.ndim != 1:
+        raise ValueError(f"the network is conditional, with {c_dim} classes, but {dataset.name} "
+                         "has no class labels: give data with a dataset.json that names the class "
+                         "of every image, or take a network without classes")
+    if labels.min() < 0 or labels.max() >= c_dim:
+        raise ValueError(f"dataset.json of {dataset.name} names class {int(labels.max())}, but the "
+                         f"network's classes are 0 to {c_dim - 1}: give the data that it was "
+                         "trained on")
+    return torch.bincount(labels, minlength=c_dim) / len(labels)
+
+
+def check_networks(config: RunConfig, G: StyleGenerator, D: Discriminator) -> None:
+    """Raise ValueError for networks that cannot be trained so."""
+    if G.c_dim != D.c_dim and getattr(config, "gan_weight", 1.0):
+        raise ValueError(f"the generator knows {G.c_dim} classes and the discriminator {D.c_dim}: "
+                         "choose one of the same training, or leave discriminator empty")
     if config.path_weight and not G.mixes_styles:
         raise ValueError("StyleGAN3 is trained without path-length regularisation: leave "
                          "path_weight at 0")
