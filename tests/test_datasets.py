@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import threading
 import warnings
 import zipfile
@@ -178,8 +179,66 @@ def test_what_macos_leaves_in_a_zip_is_not_an_image(six, tmp_path):
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("__MACOSX/00000/img0.png", b"\0\5\x16\7")
         archive.writestr("00000/._img0.png", b"\0\5\x16\7")
-        archive.writestr("notes.txt", "not an image")
-    assert open_dataset(path, 16).names == sorted(six[0])
+        archive.writestr("00000/.DS_Store", b"\0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # that these are no pictures goes without saying
+        assert open_dataset(path, 16).names == sorted(six[0])
+
+
+def test_every_format_of_pillow_is_taken_with_its_first_frame(tmp_path):
+    first, second = Image.new("RGB", (16, 16), (200, 60, 20)), Image.new("RGB", (16, 16), "blue")
+    frames = {"a.gif": "GIF", "b.webp": "WEBP", "c.tif": "TIFF", "d.avif": "AVIF", "e.apng": "PNG"}
+    for name, kind in frames.items():
+        first.save(tmp_path / name, kind, save_all=True, append_images=[second])
+    plain = {"f.jfif": "JPEG", "g.JPE": "JPEG", "h.jp2": "JPEG2000", "i.tga": "TGA", "j.pcx": "PCX",
+             "k": "JPEG", "l.ico": "ICO", "m.qoi": "QOI", "n.sgi": "SGI", "o.pnm": "PPM",
+             "p.png": "WEBP"}
+    for name, kind in plain.items():
+        first.save(tmp_path / name, kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dataset = open_dataset(tmp_path, 16)
+    assert set(dataset.names) == {*frames, *plain}
+    expected = torch.tensor([200, 60, 20]).view(1, 3, 1, 1) / 127.5 - 1
+    assert (dataset.load(torch.arange(dataset.size)) - expected).abs().max() < 0.06
+
+
+def test_what_is_left_out_is_said_in_one_line(six, tmp_path):
+    for name in ("a.heic", "b.heic", "notes.txt", "Thumbs.db", "what is.this one", "README",
+                 "@eaDir/0.png/SYNOPHOTO_THUMB_M.png", ".thumbs/0.jpg", "#recycle/0.png"):
+        (six[1] / name).parent.mkdir(parents=True, exist_ok=True)
+        (six[1] / name).write_bytes(b"\x89PN")
+    (six[1] / "gone.png").symlink_to(tmp_path / "nothing.png")
+    with pytest.warns(UserWarning) as notices:
+        assert open_dataset(six[1], 16).names == sorted(six[0])
+    assert [str(notice.message) for notice in notices] == [
+        "9 of the 15 files in six are left out, since they are no images that can be read: "
+        "3 hidden, deleted or thumbnails, 2 .heic, 2 of other kinds, 1 .txt, "
+        "1 that are no files or lead to none"]
+
+
+def test_linked_folders_are_followed_once(six, tmp_path):
+    inner, outer = six[1], tmp_path / "outer"
+    folder_of(outer, {"deep/a.png": gradient(), "b.png": gradient()})
+    (inner / "more").symlink_to(outer)
+    (inner / "again").symlink_to(outer / "deep")
+    (outer / "deep" / "back").symlink_to(inner)
+    (outer / "loop").symlink_to(outer)
+    (inner / "c.png").symlink_to(outer / "b.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dataset = open_dataset(inner, 16)
+    assert dataset.names == sorted([*six[0], "again/a.png", "more/b.png", "c.png"])
+    (inner / "up").symlink_to(tmp_path)
+    with pytest.warns(UserWarning, match="1 that lead to a folder around it"):
+        assert open_dataset(inner, 16).size == 9
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")
+def test_a_file_that_is_no_file_is_not_waited_for(six):
+    os.mkfifo(six[1] / "pipe.png")
+    with pytest.warns(UserWarning, match="1 that are no files"):
+        assert open_dataset(six[1], 16).size == 6
 
 
 # -- kinds of images
@@ -337,8 +396,15 @@ def test_a_large_set_names_damage_when_it_is_met(six, never_at_once):
 
 def test_what_is_no_image_is_named_and_never_run(six, monkeypatch):
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_: pytest.fail("it was run"))
-    (six[1] / "fake.png").write_bytes(
-        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\n%%EOF\n")
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\n%%EOF\n"
+    (six[1] / "a.eps").write_bytes(script)
+    # an IPTC record, whose content Pillow would open as whatever it is
+    header = b"\x1c\x03\x3c\x00\x02\x01\x00\x1c\x03\x14\x00\x01\x08\x1c\x03\x1e\x00\x01\x08"
+    record = b"\x1c\x08\x0a" + len(script).to_bytes(2, "big") + script
+    (six[1] / "b.iim").write_bytes(header + record)
+    with pytest.warns(UserWarning, match="1 .eps, 1 .iim"):
+        open_dataset(six[1], 16)
+    (six[1] / "fake.png").write_bytes(script)
     fails("fake.png in .* cannot be read as an image", six[1])
 
 

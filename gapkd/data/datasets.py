@@ -4,9 +4,8 @@ A dataset turns indices into images, nothing more; which indices come when is `o
 affair. So a run that resumes at image 100,000 sees what it would have seen without the pause, and
 two runs that share a seed see the same images in the same order.
 
-Reading a file executes nothing: Pillow decodes a fixed list of formats (its PostScript reader,
-which calls another program, is not among them), and entries of a zip are read in memory and never
-unpacked.
+Reading a file executes nothing (gapkd/data/decoding.py), and entries of a zip are read in memory
+and never unpacked.
 """
 
 from __future__ import annotations
@@ -15,11 +14,12 @@ import json
 import os
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
 
 import numpy as np
@@ -27,10 +27,18 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from gapkd.data.decoding import (
+    SIGNED,
+    USUAL,
+    formats,
+    is_furniture,
+    is_put_away,
+    shown,
+    suffix,
+    suffixes,
+)
 from gapkd.data.toyfaces import check_resolution, toy_faces
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
 CACHE_BYTES = 2**30
 ENTRY_BYTES = 2**28  # a zip entry that unpacks to more is no image that anybody trains on
 AT_ONCE_PIXELS = 10**8  # so much is decoded within seconds: when a dataset is opened
@@ -93,9 +101,10 @@ class ToyFaces:
 class ImageFiles:
     """What a folder and a zip share: named files that become square RGB images of one size.
 
-    Every header is read at once, so that what is no image or too small is named before training
-    starts. Pixels are kept as uint8 if the whole set fits into `cache_bytes`. They are decoded when
-    asked for; where all of that takes seconds, here, so that a damaged file is named here, too.
+    Every header is read at once, so that what is too small or damaged is named before training
+    starts; what is no picture is left out, which one line says. Pixels are kept as uint8 if the
+    whole set fits into `cache_bytes`. They are decoded when asked for; where all of that takes
+    seconds, here, so that a damaged file is named here, too.
 
     Args:
         path: of the folder or zip.
@@ -114,12 +123,11 @@ class ImageFiles:
         check_resolution(resolution)
         self.path, self.resolution = Path(path), resolution
         self.name = self.path.resolve().stem
+        self._left_out: Counter[str] = Counter()
         everything = [only] if only else self._list()
-        self.names = sorted(name for name in everything if _is_image_name(name))
-        if not self.names:
-            raise ValueError(f"there is no image in {self.path}: "
-                             f"it should hold files that end in {', '.join(SUFFIXES)}")
+        self.names = [only] if only else sorted(filter(self._is_taken, everything))
         self.size = len(self.names)
+        self._say_what_is_left_out()
         self.labels = self._read_labels() if "dataset.json" in everything else None
         self._cached = self.size * 3 * resolution**2 <= cache_bytes
         self._kept: dict[int, Tensor] = {}
@@ -141,24 +149,64 @@ class ImageFiles:
         return pixels.float().div_(127.5).sub_(1.0)
 
     def _list(self) -> list[str]:
+        """All files; what cannot be one is counted in `_left_out` at once."""
         raise NotImplementedError
 
     def _open(self, name: str) -> BinaryIO:
         raise NotImplementedError
+
+    def _is_taken(self, name: str) -> bool:
+        """Whether a file is a picture of the set; if not, it is counted by the reason."""
+        kind = suffix(name)
+        if is_furniture(name) or is_put_away(name) and kind not in suffixes():
+            return False
+        if is_put_away(name):
+            self._left_out["hidden, deleted or thumbnails"] += 1
+        elif kind in suffixes() or not kind and self._begins_like_an_image(name):
+            return True
+        else:  # a long or odd end is no suffix
+            self._left_out[kind if kind[1:].isalnum() and len(kind) < 9 else "of other kinds"] += 1
+        return False
+
+    def _begins_like_an_image(self, name: str) -> bool:
+        try:
+            with self._open(name) as file, Image.open(file, formats=SIGNED):
+                return True
+        except Exception:  # decoders raise what they like
+            return False
+
+    def _say_what_is_left_out(self) -> None:
+        ordered = sorted(self._left_out.items(), key=lambda item: (-item[1], item[0]))
+        parts = [f"{count:,} {reason}" for reason, count in ordered[:8]]
+        if len(self._left_out) > len(parts):
+            parts.append("...")
+        left, listed = self._left_out.total(), ", ".join(parts)
+        if not self.size:
+            raise ValueError(f"there is no image in {shown(self.path)}"
+                             f"{f' (left out: {listed})' if left else ''}: it should hold files "
+                             f"that end in {USUAL}")
+        if left:
+            warnings.warn(f"{left:,} of the {left + self.size:,} files in {shown(self.path.name)} "
+                          f"are left out, since they are no images that can be read: {listed}",
+                          stacklevel=4)
 
     @contextmanager
     def _image(self, name: str) -> Iterator[Image.Image]:
         """The opened image; whatever goes wrong with it names it."""
         bombs = Image.DecompressionBombError, Image.DecompressionBombWarning, _TooMuchError
         try:
-            with self._open(name) as file, Image.open(file, formats=FORMATS) as image:
+            with (self._open(name) as file,
+                  Image.open(file, formats=formats(name)) as image):
                 yield image
         except bombs as error:
-            raise ValueError(f"{name} in {self.path} is refused, it would unpack to an enormous "
+            raise ValueError(f"{self._named(name)} is refused, it would unpack to an enormous "
                              f"image ({error}): remove it or make it smaller") from error
         except Exception as error:  # decoders raise what they like: OSError, struct.error, ...
-            raise ValueError(f"{name} in {self.path} cannot be read as an image ({error}): remove "
-                             "or replace it") from error
+            raise ValueError(f"{self._named(name)} cannot be read as an image ({error}): remove or "
+                             "replace it") from error
+
+    def _named(self, name: str) -> str:
+        return f"{shown(name)} in {shown(self.path)}"
 
     def _image_size(self, name: str) -> tuple[int, int]:
         with self._image(name) as image:
@@ -166,7 +214,7 @@ class ImageFiles:
         if min(width, height) < self.resolution:
             fitting = 1 << (min(width, height).bit_length() - 1)
             raise ValueError(
-                f"{name} in {self.path} is {width}x{height}, smaller than the resolution "
+                f"{self._named(name)} is {width}x{height}, smaller than the resolution "
                 f"{self.resolution}: remove it, or ask for a resolution of at most {fitting}")
         return width, height
 
@@ -210,11 +258,30 @@ class ImageFiles:
 
 
 class ImageFolder(ImageFiles):
-    """Images in a folder and the folders below it. Arguments and errors as for ImageFiles."""
+    """Images in a folder and the folders below it, linked ones too. Arguments and errors as for
+    ImageFiles."""
 
     def _list(self) -> list[str]:
-        files = (Path(folder, file) for folder, _, names in os.walk(self.path) for file in names)
-        return [file.relative_to(self.path).as_posix() for file in files]
+        above, seen = {*self.path.resolve().parents}, set()
+        found, queue = [], [str(self.path)]
+        for start in queue:  # what is linked comes after what lies here, and nothing comes twice
+            for folder, below, names in os.walk(start, onerror=self._count_unreadable):
+                if not _is_new(folder, seen):
+                    below.clear()
+                    continue
+                found += [os.path.join(folder, name) for name in names]
+                paths = [os.path.join(folder, name) for name in sorted(below)]
+                links = [path for path in paths if os.path.islink(path)]
+                onward = [link for link in links if Path(link).resolve() not in above]
+                self._left_out["that lead to a folder around it"] += len(links) - len(onward)
+                queue += onward
+        files = [file for file in found if os.path.isfile(file)]
+        self._left_out["that are no files or lead to none"] += len(found) - len(files)
+        self._left_out += Counter()  # drops what was counted as 0
+        return [Path(file).relative_to(self.path).as_posix() for file in files]
+
+    def _count_unreadable(self, _: OSError) -> None:
+        self._left_out["that you may not read"] += 1
 
     def _open(self, name: str) -> BinaryIO:
         return open(self.path / name, "rb")
@@ -242,10 +309,12 @@ class _TooMuchError(ValueError):
     """A zip entry that is far larger than any image."""
 
 
-def _is_image_name(name: str) -> bool:
-    # macOS puts "._photo.jpg", which is no image, beside photo.jpg, and "__MACOSX" into its zips.
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
-    return name.lower().endswith(SUFFIXES) and not hidden
+def _is_new(folder: str, seen: set[tuple[int, int]]) -> bool:
+    """Whether a folder is met for the first time, under whatever name. It is then in `seen`."""
+    there = os.stat(folder)
+    new = (there.st_dev, there.st_ino) not in seen
+    seen.add((there.st_dev, there.st_ino))
+    return new
 
 
 def _try_all(read: Callable[[T], U], items: Iterable[T]) -> list[U]:
@@ -289,8 +358,8 @@ def load_image(path: str | Path, resolution: int) -> Tensor:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no image {path}: give the path of a picture")
-    if not _is_image_name(path.name):
-        raise ValueError(f"{path} is no image by its name: it should end in {', '.join(SUFFIXES)}")
+    if suffix(path.name) not in ("", *suffixes()):
+        raise ValueError(f"{path} is no image by its name: it should end in {USUAL}")
     one = ImageFolder(path.parent, resolution, only=path.name)
     return one.load(torch.zeros(1, dtype=torch.int64))
 
