@@ -3,9 +3,11 @@
 import io
 import json
 import os
+import struct
 import threading
 import warnings
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -325,6 +327,78 @@ def test_turned_photographs_are_turned_upright(tmp_path):
     upright.save(tmp_path / "b.png")
     images = open_dataset(tmp_path, 16).load(torch.arange(2))
     assert torch.equal(images[0], images[1])
+
+
+def chunk(kind, content):
+    """A chunk of a PNG file."""
+    return (struct.pack(">I", len(content)) + kind + content
+            + struct.pack(">I", zlib.crc32(kind + content)))
+
+
+def entry(tag, kind, count, value):
+    return struct.pack("<HHI", tag, kind, count) + value.ljust(4, b"\0")
+
+
+LARGE_TEXT = b"workflow\0\0" + zlib.compress(bytes(3_000_000))
+TURNED = entry(0x0112, 3, 1, b"\6")
+EXIF = b"Exif\0\0II*\0\x08\0\0\0"
+ODD = {
+    "text.png": chunk(b"zTXt", LARGE_TEXT), "size.png": chunk(b"pHYs", b"\0"),
+    "gamma.png": chunk(b"gAMA", b""), "sum.png": chunk(b"tEXt", b"a\0b")[:-1] + b"?",
+    "method.png": chunk(b"zTXt", b"k\0\5rubbish"), "exif.png": chunk(b"eXIf", b"\0\x08\0\2\x01"),
+    "moving.png": chunk(b"acTL", b"\0"),
+    "exif.jpg": b"\xe1" + EXIF + b"\xff\xff" + b"\xff" * 20, "none.jpg": b"\xe1Exif\0\0",
+    "profile.jpg": b"\xe2ICC_PROFILE\0", "iptc.jpg": b"\xedPhotoshop 3.0\x008BIM\3\xed",
+    "jfif.jpg": b"\xe0JFIF", "adobe.jpg": b"\xeeAdobe", "pictures.jpg": b"\xe2MPF\0II*\0\xff",
+}
+
+
+def with_metadata(picture, name):
+    """A file whose metadata are the odd ones of that name: a chunk, or a segment with its kind."""
+    odd, encoded = ODD[name], io.BytesIO()
+    picture.save(encoded, "PNG" if name.endswith("png") else "JPEG", quality=100, subsampling=0)
+    plain = encoded.getvalue()
+    if name.endswith("png"):
+        return plain[:33] + odd + plain[33:]
+    return plain[:2] + b"\xff" + odd[:1] + struct.pack(">H", len(odd) + 1) + odd[1:] + plain[2:]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_metadata_is_not_content(tmp_path, name):
+    (tmp_path / name).write_bytes(with_metadata(gradient(), name))
+    gradient().save(tmp_path / "z.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nobody need hear of it
+        odd, plain = open_dataset(tmp_path, 16).load(torch.arange(2))
+    assert (odd - plain).abs().max() < 0.04
+
+
+def test_metadata_after_the_pixels_are_no_content_either(tmp_path):
+    gradient().save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "b.png").write_bytes(content[:-12] + chunk(b"zTXt", LARGE_TEXT) + content[-12:])
+    images = open_dataset(tmp_path, 16).load(torch.arange(2))
+    assert torch.equal(images[0], images[1])
+
+
+@pytest.mark.parametrize("broken", [entry(0x0128, 2, 2, b"2"), entry(0x9003, 2, 900, b"\xff")])
+def test_a_turn_is_read_beside_broken_fields(tmp_path, broken):
+    upright = gradient()
+    exif = EXIF + struct.pack("<H", 2) + TURNED + broken + bytes(4)
+    upright.rotate(90).save(tmp_path / "a.jpg", exif=exif, quality=100, subsampling=0)
+    upright.rotate(90).save(tmp_path / "b.png", exif=exif[6:])
+    upright.save(tmp_path / "c.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        images = open_dataset(tmp_path, 16).load(torch.arange(3))
+    assert (images[0] - images[2]).abs().max() < 0.04 and torch.equal(images[1], images[2])
+
+
+@pytest.mark.parametrize("name", ["exif.png", "gamma.png", "jfif.jpg", "exif.jpg"])
+def test_damaged_pixels_are_damaged_whatever_the_metadata(tmp_path, name):
+    content = with_metadata(gradient(), name)
+    (tmp_path / name).write_bytes(content[:len(content) * 3 // 4])
+    fails(f"{name} in .* cannot be read as an image", tmp_path)
 
 
 def test_one_image_is_cut_and_resized(tmp_path):

@@ -10,21 +10,21 @@ and never unpacked.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from gapkd.data.decoding import (
@@ -36,6 +36,8 @@ from gapkd.data.decoding import (
     shown,
     suffix,
     suffixes,
+    upright,
+    without_metadata,
 )
 from gapkd.data.toyfaces import check_resolution, toy_faces
 
@@ -123,6 +125,9 @@ class ImageFiles:
         check_resolution(resolution)
         self.path, self.resolution = Path(path), resolution
         self.name = self.path.resolve().stem
+        # What Pillow finds odd in metadata is of no use to anybody here. (It warns of large images
+        # in another category.)
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
         self._left_out: Counter[str] = Counter()
         everything = [only] if only else self._list()
         self.names = [only] if only else sorted(filter(self._is_taken, everything))
@@ -190,14 +195,22 @@ class ImageFiles:
                           f"are left out, since they are no images that can be read: {listed}",
                           stacklevel=4)
 
-    @contextmanager
-    def _image(self, name: str) -> Iterator[Image.Image]:
-        """The opened image; whatever goes wrong with it names it."""
+    def _read(self, name: str, take: Callable[[Image.Image], T]) -> T:
+        """What `take` makes of the opened image; whatever goes wrong with it names it."""
         bombs = Image.DecompressionBombError, Image.DecompressionBombWarning, _TooMuchError
         try:
-            with (self._open(name) as file,
-                  Image.open(file, formats=formats(name)) as image):
-                yield image
+            try:
+                with self._open(name) as file, Image.open(file, formats=formats(name)) as image:
+                    return take(image)
+            except bombs:
+                raise
+            except Exception:
+                with self._open(name) as file:
+                    bare = without_metadata(file.read(ENTRY_BYTES))
+                if bare is None:
+                    raise
+                with Image.open(io.BytesIO(bare), formats=formats(name)) as image:
+                    return take(image)
         except bombs as error:
             raise ValueError(f"{self._named(name)} is refused, it would unpack to an enormous "
                              f"image ({error}): remove it or make it smaller") from error
@@ -209,8 +222,7 @@ class ImageFiles:
         return f"{shown(name)} in {shown(self.path)}"
 
     def _image_size(self, name: str) -> tuple[int, int]:
-        with self._image(name) as image:
-            width, height = image.size
+        width, height = self._read(name, lambda image: image.size)
         if min(width, height) < self.resolution:
             fitting = 1 << (min(width, height).bit_length() - 1)
             raise ValueError(
@@ -222,10 +234,7 @@ class ImageFiles:
         """Image i, uint8 (3, R, R)."""
         if i in self._kept:
             return self._kept[i]
-        with self._image(self.names[i]) as image:
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            square = to_rgb(image)
+        square = self._read(self.names[i], _decode)
         if square.size != (self.resolution, self.resolution):
             side = min(square.size)
             left, top = (square.width - side) // 2, (square.height - side) // 2
@@ -331,6 +340,11 @@ def _try_all(read: Callable[[T], U], items: Iterable[T]) -> list[U]:
     if problems:
         raise problems[0]
     return found
+
+
+def _decode(image: Image.Image) -> Image.Image:
+    image.load()
+    return to_rgb(upright(image))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
