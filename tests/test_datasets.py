@@ -283,6 +283,95 @@ def test_pixels_of_unknown_range_are_refused(mode, value):
         to_rgb(Image.new(mode, (1, 1), value))
 
 
+def png_of(values):
+    """A PNG of 16 bits, which Pillow would not write in colour. values: (H, W, C)."""
+    height, width, channels = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 3: 2, 4: 6}[channels], 0, 0, 0)
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows))
+            + chunk(b"IEND", b""))
+
+
+def tiff_of(values, bits=16, order="<", deflated=False):
+    """A TIFF of 12 (grey) or 16 bits a value. values: (H, W, C)."""
+    height, width, channels = values.shape
+    pixels = values.astype(f"{order}u2").tobytes()
+    if bits == 12:  # two values in three bytes
+        pixels = bytes.fromhex("".join(f"{value:03x}" for value in values.flat))
+    pixels = zlib.compress(pixels) if deflated else pixels
+    start = 8 + 2 + 9 * 12 + 4
+    colour = channels >= 3
+    fields = {256: (1, width), 257: (1, height), 258: (channels, start if colour else bits),
+              259: (1, 8 if deflated else 1), 262: (1, 2 if colour else 1), 273: (1, start + 8),
+              277: (1, channels), 278: (1, height), 279: (1, len(pixels))}
+    listed = b""
+    for tag, (count, value) in fields.items():
+        small = tag not in (273, 279) and count == 1
+        listed += struct.pack(f"{order}HHI", tag, 3 if small or tag == 258 else 4, count)
+        listed += struct.pack(f"{order}{'H2x' if small else 'I'}", value)
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, 9)
+    return head + listed + bytes(4) + struct.pack(f"{order}4H", *[bits] * 4) + pixels
+
+
+@pytest.mark.parametrize("largest, white", [
+    (1, 255), (200, 255), (300, 1023), (1000, 1023), (4000, 4095), (16_000, 16_383),
+    (20_000, 65_535), (65_535, 65_535)])
+@pytest.mark.parametrize("kind", ["int32", "uint16", "png"])
+def test_the_largest_value_of_a_set_tells_its_depth(tmp_path, kind, largest, white):
+    values = np.full((2, 16, 16), largest // 2)
+    values[1, 0, 0] = largest  # in the second picture alone
+    for i, picture in enumerate(values):
+        name = tmp_path / f"{i}.{'png' if kind == 'png' else 'tif'}"
+        Image.fromarray(picture.astype("uint16" if kind == "png" else kind)).save(name)
+    with warnings.catch_warnings(record=True) as notices:
+        warnings.simplefilter("always")
+        images = open_dataset(tmp_path, 16).load(torch.arange(2))
+    expected = torch.from_numpy(values / white * 2 - 1).float()
+    assert (images - expected[:, None]).abs().max() < 1 / 250
+    said = [str(notice.message) for notice in notices]
+    assert len(said) == (white < 65_535)
+    assert all(f"so white is {white:,}" in text and "2 of the 2 images" in text for text in said)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("kind", [
+    png_of, tiff_of, lambda values: tiff_of(values, order=">"),
+    lambda values: tiff_of(values, deflated=True)])
+def test_colours_of_12_bits_are_not_black(tmp_path, kind, channels):
+    values = np.random.default_rng(0).integers(0, 4096, (16, 16, channels))
+    values[0, 0], values[..., 3:] = 4095, 4095
+    (tmp_path / "a.bin").write_bytes(kind(values))
+    (tmp_path / "a.bin").rename(tmp_path / ("a.png" if kind is png_of else "a.tif"))
+    with pytest.warns(UserWarning, match="largest value needs 12, so white is 4,095"):
+        image = open_dataset(tmp_path, 16).load(torch.tensor([0]))[0]
+    expected = torch.from_numpy(values[..., :3] / 4095 * 2 - 1).permute(2, 0, 1).float()
+    assert (image - expected).abs().max() < 1 / 250
+
+
+def test_a_depth_that_a_file_states_decides(tmp_path):
+    """However dark it is, and whatever lies beside it."""
+    values = np.full((16, 16, 1), 1000)
+    (tmp_path / "a.tif").write_bytes(tiff_of(values, bits=12))
+    (tmp_path / "b.pgm").write_bytes(b"P5 16 16 4095\n" + values.astype(">u2").tobytes())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        images = open_dataset(tmp_path, 16).load(torch.arange(2))
+    assert (images - (1000 / 4095 * 2 - 1)).abs().max() < 1 / 250
+    Image.fromarray(np.full((16, 16), 65535, np.uint16)).save(tmp_path / "c.png")
+    images = open_dataset(tmp_path, 16).load(torch.arange(3))
+    assert (images[:2] - (1000 / 4095 * 2 - 1)).abs().max() < 1 / 250 and images[2].min() == 1
+
+
+def test_deep_pictures_are_turned_upright(tmp_path):
+    values = np.arange(256, dtype=np.uint16).reshape(16, 16) * 16
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(values).copy()).save(tmp_path / "a.png", exif=exif)
+    with pytest.warns(UserWarning, match="white is 4,095"):
+        image = load_image(tmp_path / "a.png", 16)[0]
+    assert (image[0] - torch.from_numpy(values / 4095 * 2 - 1)).abs().max() < 1 / 250
+
+
 def test_transparent_parts_become_white(tmp_path):
     rgba = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
     rgba.putpixel((0, 0), (0, 0, 255, 255))

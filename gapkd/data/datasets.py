@@ -28,15 +28,19 @@ from PIL import Image
 from torch import Tensor
 
 from gapkd.data.decoding import (
+    DEPTHS,
     SIGNED,
     USUAL,
     formats,
     is_furniture,
     is_put_away,
+    needed_depth,
     shown,
+    stated_depth,
     suffix,
     suffixes,
-    upright,
+    to_8_bits,
+    turn_of,
     without_metadata,
 )
 from gapkd.data.toyfaces import check_resolution, toy_faces
@@ -138,12 +142,14 @@ class ImageFiles:
         self._kept: dict[int, Tensor] = {}
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            sizes = _try_all(self._image_size, self.names)
+            sizes, depths = zip(*_try_all(self._size_and_depth, self.names), strict=True)
         others = sum(size != (resolution, resolution) for size in sizes)
         if others and not only:
             warnings.warn(f"{others:,} of the {self.size:,} images in {self.path.name} are not "
                           f"{resolution}x{resolution}: they are cut to their central square and "
                           "resized", stacklevel=3)
+        self._depth = self._find_depth(
+            [name for name, depth in zip(self.names, depths, strict=True) if depth is None])
         if self._cached and sum(width * height for width, height in sizes) <= AT_ONCE_PIXELS:
             _try_all(self._pixels, range(self.size))
 
@@ -221,20 +227,22 @@ class ImageFiles:
     def _named(self, name: str) -> str:
         return f"{shown(name)} in {shown(self.path)}"
 
-    def _image_size(self, name: str) -> tuple[int, int]:
-        width, height = self._read(name, lambda image: image.size)
+    def _size_and_depth(self, name: str) -> tuple[tuple[int, int], int | None]:
+        """Width and height, and the bits of a value if the file states them."""
+        (width, height), depth = self._read(
+            name, lambda image: (image.size, stated_depth(image)))
         if min(width, height) < self.resolution:
             fitting = 1 << (min(width, height).bit_length() - 1)
             raise ValueError(
                 f"{self._named(name)} is {width}x{height}, smaller than the resolution "
                 f"{self.resolution}: remove it, or ask for a resolution of at most {fitting}")
-        return width, height
+        return (width, height), depth
 
     def _pixels(self, i: int) -> Tensor:
         """Image i, uint8 (3, R, R)."""
         if i in self._kept:
             return self._kept[i]
-        square = self._read(self.names[i], _decode)
+        square = self._read(self.names[i], self._decode)
         if square.size != (self.resolution, self.resolution):
             side = min(square.size)
             left, top = (square.width - side) // 2, (square.height - side) // 2
@@ -245,6 +253,25 @@ class ImageFiles:
         if self._cached:
             self._kept[i] = pixels
         return pixels
+
+    def _decode(self, image: Image.Image) -> Image.Image:
+        picture = to_8_bits(image, stated_depth(image) or self._depth)
+        picture.load()
+        picture, turn = to_rgb(picture), turn_of(image)
+        return picture if turn is None else picture.transpose(turn)
+
+    def _find_depth(self, names: list[str]) -> int:
+        """Bits of a value of images that do not state them: what the largest value of all needs."""
+        depth = DEPTHS[0]
+        for name in names:
+            if depth < DEPTHS[-1]:
+                depth = max(depth, self._read(name, needed_depth))
+        if names and depth < DEPTHS[-1]:
+            warnings.warn(f"{len(names):,} of the {self.size:,} images in {shown(self.path.name)} "
+                          "store more than 8 bits a value and do not say how many count: their "
+                          f"largest value needs {depth}, so white is {2**depth - 1:,}",
+                          stacklevel=4)
+        return depth
 
     def _read_labels(self) -> Tensor | None:
         try:
@@ -342,24 +369,14 @@ def _try_all(read: Callable[[T], U], items: Iterable[T]) -> list[U]:
     return found
 
 
-def _decode(image: Image.Image) -> Image.Image:
-    image.load()
-    return to_rgb(upright(image))
-
-
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any 8- or 16-bit image -> RGB. 16 bits are scaled to 8; transparent parts become white.
 
-    Raises ValueError for pixels without a known range (32-bit integers above 65,535, floats).
+    Raises ValueError for pixels without a known range (integers below 0 or above 65,535, floats).
     """
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        if values.size and (values.min() < 0 or values.max() > 65535):
-            raise ValueError("it has 32-bit pixels; 8 or 16 bits are understood")
-        eight_bits = (values.astype(np.uint32) * 255 + 32767) // 65535
-        image = Image.fromarray(eight_bits.astype(np.uint8))
-    elif image.mode == "F":
+    if image.mode == "F":
         raise ValueError("it has floating-point pixels; 8 or 16 bits are understood")
+    image = to_8_bits(image, depth=16)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

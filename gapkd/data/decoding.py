@@ -6,9 +6,12 @@ what they cannot decode stay out.
 
 from __future__ import annotations
 
+import re
+import sys
 import zlib
 from pathlib import PurePosixPath
 
+import numpy as np
 from PIL import ExifTags, Image
 
 UNFIT = {"EPS", "WMF", "IPTC", "MPEG", "BUFR", "GRIB", "HDF5"}
@@ -72,13 +75,12 @@ PNG_CONTENT = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 JPEG_LEAST = {0xe0: 14, 0xe1: 0, 0xee: 12}  # JFIF, EXIF, Adobe: bytes of what is kept
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """The image as it was seen; metadata that cannot be read says nothing."""
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """What shows the image upright, if it is not; metadata that cannot be read says nothing."""
     try:
-        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
     except Exception:  # Pillow raises what it likes
-        turn = None
-    return image if turn is None else image.transpose(turn)
+        return None
 
 
 def without_metadata(content: bytes) -> bytes | None:
@@ -110,3 +112,68 @@ def _bare_jpeg(content: bytes) -> bytes:
             kept.append(content[at:at + 2 + length])
         at += 2 + length
     return b"".join([*kept, content[at:]])
+
+
+DEEP_COLOUR = re.compile("(RGB[AX]?;16)([BLN])")  # what Pillow reads the upper bytes of
+DEPTHS = (8, 10, 12, 14, 16)
+"""Bits that cameras, scanners and formats give a value."""
+
+
+def stated_depth(image: Image.Image) -> int | None:
+    """Bits of a value as the file has them; None where it says no more than how they are stored:
+    whatever is deeper than a byte and shallower than 16 bits is stored in 16, or in 32."""
+    if image.mode.startswith("I"):
+        stored = getattr(image, "tag_v2", {}).get(258, (16,))[0]  # BitsPerSample of a TIFF
+        known = stored < 16 or image.format == "PPM"  # whose values Pillow brings to 16 bits
+        return min(stored, 16) if known else None
+    return None if _deep_colour(image) else 8
+
+
+def needed_depth(image: Image.Image) -> int:
+    """The least of `DEPTHS` that holds all values of an image whose depth is not stated."""
+    deep_colour, values = _deep_colour(image), np.asarray(image)
+    largest = int(values[..., :3].max()) * 256 + 255 if deep_colour else values.max()
+    return next((bits for bits in DEPTHS if largest < 2**bits), DEPTHS[-1])
+
+
+def to_8_bits(image: Image.Image, depth: int) -> Image.Image:
+    """Values of `depth` bits brought to 8; an image that has them is returned as it is.
+
+    Raises ValueError for values below 0, or of more than 16 bits.
+    """
+    deep_colour = _deep_colour(image)
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+    elif deep_colour and depth < 16:  # 16 bits Pillow has brought to 8 by itself
+        values = _both_bytes(image, deep_colour)
+    else:
+        return image
+    if values.size and (values.min() < 0 or values.max() > 65535):
+        raise ValueError("it has pixels below 0 or above 65,535; 8 or 16 bits are understood")
+    white = 2**depth - 1
+    eight_bits = (values.astype(np.uint32) * 255 + white // 2) // white
+    return Image.fromarray(eight_bits.clip(0, 255).astype(np.uint8))
+
+
+def _deep_colour(image: Image.Image) -> re.Match | None:
+    """How the bytes of a colour image of 16 bits lie, as long as it is not loaded."""
+    arguments = image.tile[0].args if getattr(image, "tile", None) else None
+    raw = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return DEEP_COLOUR.fullmatch(raw) if isinstance(raw, str) else None
+
+
+def _both_bytes(image: Image.Image, found: re.Match) -> np.ndarray:
+    """(H, W, C) of a colour image of 16 bits; the lower bytes are what Pillow takes for the upper
+    ones when it is told the other order."""
+    order = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}[found[2]]
+    file = image.fp
+    upper = np.asarray(image).astype(np.uint32)
+    file.seek(0)
+    with Image.open(file, formats=[image.format]) as lower:
+        lower.tile = [_told(tile, found[1] + order) for tile in lower.tile]
+        return upper * 256 + np.asarray(lower)
+
+
+def _told(tile: tuple, raw: str) -> tuple:
+    """A tile whose bytes lie as `raw` says."""
+    return tile._replace(args=raw if isinstance(tile.args, str) else (raw, *tile.args[1:]))
