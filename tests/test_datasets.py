@@ -2,9 +2,12 @@
 
 import io
 import json
+import math
 import os
+import shutil
 import struct
 import threading
+import unicodedata
 import warnings
 import zipfile
 import zlib
@@ -623,3 +626,71 @@ def test_unreadable_labels(six, text):
 def test_missing_label_is_named(six, tmp_path):
     labels = [[name, 1] for name in six[0] if "img3" not in name]
     fails("no label for 00001/img3.png", zip_of(tmp_path / "six.zip", six[0], labels))
+
+
+NUMBERED = [(f"f\u00fcnf/{i}.png", i) for i in range(4)]
+
+
+@pytest.mark.parametrize("spelt", [
+    lambda name: unicodedata.normalize("NFD", name), lambda name: f"./{name}",
+    lambda name: name.replace("/", "\\")])
+def test_labels_are_found_however_a_name_is_spelt(tmp_path, spelt):
+    pictures = {name: Image.new("RGB", (16, 16)) for name, _ in NUMBERED}
+    labels = [[spelt(name), i] for name, i in NUMBERED]
+    dataset = open_dataset(zip_of(tmp_path / "a.zip", pictures, labels), 16)
+    assert dataset.labels.tolist() == [0, 1, 2, 3]
+    turned = {spelt(name): picture for name, picture in pictures.items()}
+    dataset = open_dataset(zip_of(tmp_path / "b.zip", turned, NUMBERED), 16)
+    assert dataset.labels.tolist() == [0, 1, 2, 3]
+
+
+def test_two_spellings_of_one_name_are_two_files(tmp_path):
+    names = ["e\u0301.png", "\u00e9.png"]
+    pictures = {name: Image.new("RGB", (16, 16)) for name in names}
+    path = zip_of(tmp_path / "a.zip", pictures, [[name, i] for i, name in enumerate(names)])
+    assert open_dataset(path, 16).labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("folders", [["photos"], ["photos/train", "photos/val"]])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_labels_in_a_folder_of_the_folder_or_zip(tmp_path, folders, zipped):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for folder in folders:
+            for i in range(3):
+                encoded = io.BytesIO()
+                Image.new("RGB", (16, 16)).save(encoded, "PNG")
+                archive.writestr(f"{folder}/{i}.png", encoded.getvalue())
+            labels = [[f"{i}.png", i] for i in range(3)]
+            archive.writestr(f"{folder}/dataset.json", json.dumps({"labels": labels}))
+        archive.extractall(tmp_path / "a")
+    path = tmp_path / ("a.zip" if zipped else "a")
+    assert open_dataset(path, 16).labels.tolist() == [0, 1, 2] * len(folders)
+    if not zipped:  # a picture of which no dataset.json speaks
+        Image.new("RGB", (16, 16)).save(path / "cover.png")
+        assert open_dataset(path, 16).labels is None
+
+
+@pytest.mark.parametrize("label", [[0.5, math.nan], [math.inf, 0.0]])
+def test_labels_that_are_no_numbers_are_named(six, tmp_path, label):
+    labels = [[name, label if "img3" in name else [0.5, 1.0]] for name in six[0]]
+    fails(r"label of 00001/img3.png in .* no finite number .* mend it in dataset.json",
+          zip_of(tmp_path / "six.zip", six[0], labels))
+
+
+def test_names_that_are_not_utf8_or_hold_a_line_break(six):
+    bad = os.fsencode(six[1])
+    try:
+        for name in (b"m\xfcller.png", b"a\nb.png"):
+            shutil.copy(os.path.join(bad, b"00000", b"img0.png"), os.path.join(bad, name))
+    except OSError:
+        pytest.skip("this file system has no such names")
+    dataset = open_dataset(six[1], 16)
+    assert dataset.size == 8 and dataset.load(torch.arange(8)).shape == (8, 3, 16, 16)
+    for name in {*dataset.names} - {*six[0]}:
+        (six[1] / name).write_bytes(b"")
+    (six[1] / "dataset.json").write_text(json.dumps({"labels": [[n, 1] for n in six[0]]}))
+    fails(r"no label for 'a\\nb.png'", six[1])
+    (six[1] / "dataset.json").unlink()
+    with pytest.raises(ValueError, match=r"'a\\nb.png' in .* cannot be read") as caught:
+        open_dataset(six[1], 16)
+    str(caught.value).encode()

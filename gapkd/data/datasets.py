@@ -35,6 +35,7 @@ from gapkd.data.decoding import (
     is_furniture,
     is_put_away,
     needed_depth,
+    same_name,
     shown,
     stated_depth,
     suffix,
@@ -137,7 +138,7 @@ class ImageFiles:
         self.names = [only] if only else sorted(filter(self._is_taken, everything))
         self.size = len(self.names)
         self._say_what_is_left_out()
-        self.labels = self._read_labels() if "dataset.json" in everything else None
+        self.labels = None if only else self._read_labels(self._label_files(everything))
         self._cached = self.size * 3 * resolution**2 <= cache_bytes
         self._kept: dict[int, Tensor] = {}
         with warnings.catch_warnings():
@@ -273,24 +274,48 @@ class ImageFiles:
                           stacklevel=4)
         return depth
 
-    def _read_labels(self) -> Tensor | None:
+    def _label_files(self, everything: list[str]) -> list[str]:
+        """dataset.json; where there is none those of folders below, if no picture lies outside."""
+        if "dataset.json" in everything:
+            return ["dataset.json"]
+        found = [name for name in everything
+                 if same_name(name).endswith("/dataset.json") and not is_put_away(name)]
+        above = tuple(name.removesuffix("dataset.json") for name in found)
+        return found if all(name.startswith(above) for name in self.names) else []
+
+    def _read_labels(self, files: list[str]) -> Tensor | None:
+        by_name, listed = {}, ", ".join(map(shown, files))
         try:
-            with self._open("dataset.json") as file:
-                entries = json.loads(file.read()).get("labels")
-            if not entries:
+            for file in files:
+                by_name |= self._entries(file)
+            if not by_name:
                 return None
-            by_name = dict(entries)
-            labels = torch.tensor([by_name[name] for name in self.names])
+            spelt = {same_name(name): label for name, label in by_name.items()}
+            labels = torch.tensor([by_name[name] if name in by_name else spelt[same_name(name)]
+                                   for name in self.names])
             if labels.ndim > 2 or (labels.ndim == 1 and labels.is_floating_point()):
                 raise ValueError("a label is a whole number or a vector")
         except KeyError as error:
-            raise ValueError(f"dataset.json in {self.path} has no label for {error.args[0]}: add "
-                             "it, or remove dataset.json to train without labels") from error
+            raise ValueError(f"{listed} in {shown(self.path)} has no label for "
+                             f"{shown(error.args[0])}: add it, or remove {listed} to train without "
+                             "labels") from error
         except (ValueError, TypeError, AttributeError, RecursionError, OSError, RuntimeError,
                 zipfile.BadZipFile) as error:
-            raise ValueError(f"dataset.json in {self.path} is not in StyleGAN's format, "
+            raise ValueError(f"{listed} in {shown(self.path)} is not in StyleGAN's format, "
                              '{"labels": [["name.png", 3], ...]}: mend or remove it') from error
+        for name, finite in zip(self.names, labels.isfinite().view(self.size, -1), strict=True):
+            if not finite.all():
+                raise ValueError(f"the label of {self._named(name)} holds what is no finite number "
+                                 f"(NaN?): mend it in {listed}, or remove {listed} to train "
+                                 "without labels")
         return labels.float() if labels.ndim == 2 else labels.long()
+
+    def _entries(self, file: str) -> dict[str, object]:
+        """Name -> label, as a dataset.json has them. It speaks of the folder in which it lies."""
+        with self._open(file) as content:
+            entries = json.loads(content.read()).get("labels")
+        folder = file.removesuffix("dataset.json")
+        return {folder + name: label for name, label in dict(entries or []).items()}
 
 
 class ImageFolder(ImageFiles):

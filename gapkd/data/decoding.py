@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+import unicodedata
 import zlib
 from pathlib import PurePosixPath
 
@@ -44,6 +45,12 @@ def formats(name: str) -> list[str]:
 def suffix(name: str) -> str:
     """The end of a name, from its last dot, in small letters; empty where there is none."""
     return PurePosixPath(name).suffix.lower()
+
+
+def same_name(name: str) -> str:
+    """What two spellings of a name have in common: systems compose accents differently, and turn
+    the slashes between folders round."""
+    return unicodedata.normalize("NFC", name.replace("\\", "/")).removeprefix("./")
 
 
 def is_put_away(name: str) -> bool:
