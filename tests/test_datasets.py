@@ -504,6 +504,116 @@ def test_one_image_is_cut_and_resized(tmp_path):
     assert image.shape == (1, 3, 16, 16) and image.min() == 1.0
 
 
+# -- large pictures
+
+
+@pytest.fixture
+def large(tmp_path, monkeypatch):
+    """A folder of three pictures of another size than 16x16 and one that has it; and the cache."""
+    monkeypatch.setenv("GAPKD_CACHE", str(tmp_path / "cache"))
+    noise = np.random.default_rng(0).integers(0, 256, (3, 48, 64, 3), dtype=np.uint8)
+    pictures = {f"{i}.png": Image.fromarray(pixels) for i, pixels in enumerate(noise)}
+    folder_of(tmp_path / "large", pictures | {"fits.png": gradient()})
+    return tmp_path / "large", tmp_path / "cache" / "pictures"
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The names of files that are decoded."""
+    found, read = [], ImageFolder._read
+    monkeypatch.setattr(ImageFolder, "_read", lambda self, name, take: (
+        found.append(name) if take.__name__ == "_decode" else None) or read(self, name, take))
+    return found
+
+
+def test_small_copies_of_large_pictures_are_kept_on_the_disk(large, decoded):
+    folder, cache = large
+    before = sorted(folder.iterdir())
+    plain = ImageFolder(folder, 16).load(torch.arange(4))
+    assert not cache.exists()  # in memory there is room
+    decoded.clear()
+    with pytest.warns(UserWarning) as notices:
+        dataset = ImageFolder(folder, 16, cache_bytes=0)
+    assert any(f"(at most 0.0 GB) are kept in {cache}, which may be" in str(notice.message)
+               for notice in notices)
+    order = torch.tensor([0, 1, 0, 3, 3])
+    assert torch.equal(dataset.load(order), plain[order])
+    assert decoded == ["0.png", "1.png", "fits.png", "fits.png"]
+    decoded.clear()
+    again = ImageFolder(folder, 16, cache_bytes=0)
+    assert torch.equal(again.load(torch.arange(4)), plain) and decoded == ["2.png", "fits.png"]
+    assert len([*cache.rglob("*.png")]) == 3 and not [*cache.rglob("*.partial")]
+    assert sorted(folder.iterdir()) == before
+
+
+def test_a_copy_is_of_this_file_at_this_size_and_depth(large, decoded):
+    folder, _ = large
+    first = ImageFolder(folder, 16, cache_bytes=0).load(torch.tensor([0]))
+    assert ImageFolder(folder, 32 // 4, cache_bytes=0).load(torch.tensor([0])).shape[-1] == 8
+    there = (folder / "0.png").stat()
+    Image.open(folder / "1.png").transpose(Image.Transpose.ROTATE_180).save(folder / "0.png")
+    os.utime(folder / "0.png", ns=(there.st_atime_ns, there.st_mtime_ns))
+    assert not torch.equal(ImageFolder(folder, 16, cache_bytes=0).load(torch.tensor([0])), first)
+    values = np.full((32, 32), 200, np.uint16)
+    deep = folder_of(folder.parent / "deep", {"a.png": Image.fromarray(values)})
+    dark = ImageFolder(deep, 16, cache_bytes=0).load(torch.tensor([0]))
+    Image.fromarray(values * 300).save(deep / "b.png")  # white is now elsewhere
+    assert ImageFolder(deep, 16, cache_bytes=0).load(torch.tensor([0])).max() < dark.min()
+
+
+def test_small_copies_of_a_zip_last_when_it_is_moved(large, tmp_path):
+    folder, cache = large
+    pictures = {f"{i}.png": Image.open(folder / f"{i}.png") for i in range(3)}
+    path = zip_of(tmp_path / "a.zip", pictures)
+    first = ImageZip(path, 16, cache_bytes=0).load(torch.arange(3))
+    copies = {file: file.stat().st_mtime_ns for file in cache.rglob("*.png")}
+    moved = ImageZip(path.rename(tmp_path / "b.zip"), 16, cache_bytes=0)
+    assert torch.equal(moved.load(torch.arange(3)), first) and len(copies) == 3
+    assert copies == {file: file.stat().st_mtime_ns for file in cache.rglob("*.png")}
+    swapped = zip_of(tmp_path / "c.zip", {"0.png": pictures["1.png"]})
+    assert torch.equal(ImageZip(swapped, 16, cache_bytes=0).load(torch.tensor([0])), first[1:2])
+
+
+@pytest.mark.parametrize("damage", [b"", b"rubbish", None])
+def test_damaged_copies_are_made_anew(large, damage):
+    folder, cache = large
+    dataset = ImageFolder(folder, 16, cache_bytes=0)
+    first = dataset.load(torch.arange(3))
+    for file in cache.rglob("*.png"):
+        file.write_bytes(file.read_bytes()[:-30] if damage is None else damage)
+    assert torch.equal(dataset.load(torch.arange(3)), first)
+    assert {Image.open(file).size for file in cache.rglob("*.png")} == {(16, 16)}
+
+
+@pytest.mark.parametrize("fault", ["a file", "nearly full"])
+def test_a_cache_that_takes_nothing_is_done_without(large, tmp_path, monkeypatch, fault):
+    folder, cache = large
+    plain = ImageFolder(folder, 16).load(torch.arange(3))
+    if fault == "a file":
+        (tmp_path / "cache").write_text("in the way")
+    else:
+        monkeypatch.setattr("gapkd.data.decoding.SPARE", 2**70)
+    dataset = ImageFolder(folder, 16, cache_bytes=0)
+    with pytest.warns(UserWarning, match="no more small copies .* set GAPKD_CACHE") as notices:
+        assert torch.equal(dataset.load(torch.arange(3)), plain)
+    assert len(notices) == 1 and not [*cache.rglob("*.p*")]
+    (folder / "2.png").unlink()
+    with pytest.raises(ValueError, match="2.png in .* cannot be read"):
+        dataset.load(torch.tensor([2]))
+
+
+def test_large_jpegs_are_decoded_at_a_reduced_size(tmp_path, monkeypatch):
+    coarse = Image.fromarray(np.random.default_rng(1).integers(0, 256, (24, 32, 3), dtype=np.uint8))
+    coarse.resize((1024, 768), Image.Resampling.BICUBIC).save(tmp_path / "a.jpg", quality=95)
+    sizes = []
+    monkeypatch.setattr("gapkd.data.datasets.to_rgb",
+                        lambda image: sizes.append(image.size) or to_rgb(image))
+    reduced = load_image(tmp_path / "a.jpg", 64)
+    assert sizes == [(256, 192)]  # at least twice the size
+    Image.open(tmp_path / "a.jpg").save(tmp_path / "b.png")
+    assert (load_image(tmp_path / "b.png", 64) - reduced).abs().mean() < 0.01
+
+
 # -- bad input
 
 

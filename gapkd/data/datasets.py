@@ -31,6 +31,7 @@ from gapkd.data.decoding import (
     DEPTHS,
     SIGNED,
     USUAL,
+    SmallCopies,
     formats,
     is_furniture,
     is_put_away,
@@ -45,6 +46,7 @@ from gapkd.data.decoding import (
     without_metadata,
 )
 from gapkd.data.toyfaces import check_resolution, toy_faces
+from gapkd.files.storage import cache_folder
 
 CACHE_BYTES = 2**30
 ENTRY_BYTES = 2**28  # a zip entry that unpacks to more is no image that anybody trains on
@@ -110,13 +112,14 @@ class ImageFiles:
 
     Every header is read at once, so that what is too small or damaged is named before training
     starts; what is no picture is left out, which one line says. Pixels are kept as uint8 if the
-    whole set fits into `cache_bytes`. They are decoded when asked for; where all of that takes
-    seconds, here, so that a damaged file is named here, too.
+    whole set fits into `cache_bytes`; if not, small copies of larger pictures are kept on the disk.
+    They are decoded when asked for; where all of that takes seconds, here, so that a damaged file
+    is named here, too.
 
     Args:
         path: of the folder or zip.
         resolution: R, a power of two. Other images are cut to their central square and resized.
-        cache_bytes: memory that decoded images may take; 0 decodes every time.
+        cache_bytes: memory that decoded images may take.
         only: name of the one image to read; empty: all of them.
     Attributes:
         names: paths inside the folder or zip, sorted; index i is names[i].
@@ -144,11 +147,10 @@ class ImageFiles:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             sizes, depths = zip(*_try_all(self._size_and_depth, self.names), strict=True)
-        others = sum(size != (resolution, resolution) for size in sizes)
-        if others and not only:
-            warnings.warn(f"{others:,} of the {self.size:,} images in {self.path.name} are not "
-                          f"{resolution}x{resolution}: they are cut to their central square and "
-                          "resized", stacklevel=3)
+        self._fits = [size == (resolution, resolution) for size in sizes]
+        self._copies = None if self._cached else SmallCopies(cache_folder() / "pictures")
+        if not only:
+            self._say_what_is_resized(self._fits.count(False))
         self._depth = self._find_depth(
             [name for name, depth in zip(self.names, depths, strict=True) if depth is None])
         if self._cached and sum(width * height for width, height in sizes) <= AT_ONCE_PIXELS:
@@ -202,6 +204,19 @@ class ImageFiles:
                           f"are left out, since they are no images that can be read: {listed}",
                           stacklevel=4)
 
+    def _say_what_is_resized(self, count: int) -> None:
+        if not count:
+            return
+        warnings.warn(f"{count:,} of the {self.size:,} images in {shown(self.path.name)} are not "
+                      f"{self.resolution}x{self.resolution}: they are cut to their central square "
+                      "and resized", stacklevel=4)
+        if self._copies:
+            gigabytes = count * 3 * self.resolution**2 / 1e9
+            warnings.warn(f"decoded, all {self.size:,} images are too many for the memory: small "
+                          f"copies (at most {gigabytes:.1f} GB) are kept in "
+                          f"{shown(self._copies.folder)}, which may be removed at any time",
+                          stacklevel=4)
+
     def _read(self, name: str, take: Callable[[Image.Image], T]) -> T:
         """What `take` makes of the opened image; whatever goes wrong with it names it."""
         bombs = Image.DecompressionBombError, Image.DecompressionBombWarning, _TooMuchError
@@ -243,19 +258,46 @@ class ImageFiles:
         """Image i, uint8 (3, R, R)."""
         if i in self._kept:
             return self._kept[i]
-        square = self._read(self.names[i], self._decode)
-        if square.size != (self.resolution, self.resolution):
-            side = min(square.size)
-            left, top = (square.width - side) // 2, (square.height - side) // 2
-            # cropped first, not by resize(box=...): the filter would reach beyond the box
-            square = square.crop((left, top, left + side, top + side))
-            square = square.resize((self.resolution, self.resolution), Image.Resampling.LANCZOS)
+        square = self._square(i)
         pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1)
         if self._cached:
             self._kept[i] = pixels
         return pixels
 
+    def _square(self, i: int) -> Image.Image:
+        """Image i, RxR; where that takes long and is not kept in memory, from its copy."""
+        if self._fits[i] or not self._copies:
+            return self._decoded(i)
+        try:
+            decisive = self.resolution, self._depth, self._identity(self.names[i])
+        except OSError:  # the file is gone, which is said where it is read
+            return self._decoded(i)
+        square = self._copies.get(*decisive)
+        if square is None:
+            square = self._decoded(i)
+            self._copies.put(square, *decisive)
+        return square
+
+    def _decoded(self, i: int) -> Image.Image:
+        return self._cut(self._read(self.names[i], self._decode))
+
+    def _identity(self, name: str) -> tuple:
+        """What changes when the file does."""
+        raise NotImplementedError
+
+    def _cut(self, picture: Image.Image) -> Image.Image:
+        """The central square, RxR."""
+        if picture.size == (self.resolution, self.resolution):
+            return picture
+        side = min(picture.size)
+        left, top = (picture.width - side) // 2, (picture.height - side) // 2
+        # cropped first, not by resize(box=...): the filter would reach beyond the box
+        square = picture.crop((left, top, left + side, top + side))
+        return square.resize((self.resolution, self.resolution), Image.Resampling.LANCZOS)
+
     def _decode(self, image: Image.Image) -> Image.Image:
+        # A JPEG can be decoded at a half, a quarter or an eighth; twice R is left to the filter.
+        image.draft(None, (2 * self.resolution, 2 * self.resolution))
         picture = to_8_bits(image, stated_depth(image) or self._depth)
         picture.load()
         picture, turn = to_rgb(picture), turn_of(image)
@@ -347,6 +389,11 @@ class ImageFolder(ImageFiles):
     def _open(self, name: str) -> BinaryIO:
         return open(self.path / name, "rb")
 
+    def _identity(self, name: str) -> tuple:
+        there = os.stat(self.path / name)
+        return (os.path.realpath(self.path / name), there.st_size, there.st_mtime_ns,
+                there.st_ctime_ns)
+
 
 class ImageZip(ImageFiles):
     """Images in a zip, as one made for StyleGAN. Arguments and errors as for ImageFiles."""
@@ -364,6 +411,10 @@ class ImageZip(ImageFiles):
         if entry.file_size > ENTRY_BYTES:
             raise _TooMuchError(f"{entry.file_size:,} bytes")
         return self._zip.open(entry)
+
+    def _identity(self, name: str) -> tuple:
+        entry = self._zip.getinfo(name)
+        return name, entry.CRC, entry.file_size, entry.compress_size
 
 
 class _TooMuchError(ValueError):

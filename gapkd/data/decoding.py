@@ -1,4 +1,4 @@
-"""Picture files: which are read, and how a file becomes pixels.
+"""Picture files: which are read, how a file becomes pixels, and small copies of large ones.
 
 Reading one executes nothing: of Pillow's formats, those that call another program or only name
 what they cannot decode stay out.
@@ -6,13 +6,21 @@ what they cannot decode stay out.
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import os
 import re
+import shutil
 import sys
 import unicodedata
+import uuid
+import warnings
 import zlib
-from pathlib import PurePosixPath
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 
 import numpy as np
+import PIL
 from PIL import ExifTags, Image
 
 UNFIT = {"EPS", "WMF", "IPTC", "MPEG", "BUFR", "GRIB", "HDF5"}
@@ -184,3 +192,52 @@ def _both_bytes(image: Image.Image, found: re.Match) -> np.ndarray:
 def _told(tile: tuple, raw: str) -> tuple:
     """A tile whose bytes lie as `raw` says."""
     return tile._replace(args=raw if isinstance(tile.args, str) else (raw, *tile.args[1:]))
+
+
+SPARE = 2**31  # bytes of a disk that are left to others
+DECODING = f"1, Pillow {PIL.__version__}"  # another number where other pixels come of a file
+
+
+class SmallCopies:
+    """Pictures at the size at which they are asked for, as PNG files that lose nothing.
+
+    They lie in the user's cache under names that are digests of all that decides their pixels, so
+    that a file that was changed has none. They are written aside and renamed. One that cannot be
+    read is as good as none, and so is a disk that takes no more.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.takes_more = folder, True
+
+    def get(self, *decisive: object) -> Image.Image | None:
+        try:
+            with Image.open(self._file(decisive), formats=["PNG"]) as copy:
+                copy.load()
+                return copy
+        except Exception:  # decoders raise what they like
+            return None
+
+    def put(self, picture: Image.Image, *decisive: object) -> None:
+        if not self.takes_more:
+            return
+        file = self._file(decisive)
+        aside = file.with_name(f".{uuid.uuid4().hex}.partial")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(file.parent).free < SPARE:
+                raise OSError(errno.ENOSPC, "its disk is nearly full")
+            picture.save(aside, "PNG", compress_level=1)
+            os.replace(aside, file)
+        except OSError as error:
+            self.takes_more = False
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
+            warnings.warn(f"no more small copies are written to {shown(self.folder)} "
+                          f"({error.strerror or error}): large pictures are decoded anew each "
+                          "time; set GAPKD_CACHE to another folder to have them kept",
+                          stacklevel=4)
+
+    def _file(self, decisive: tuple) -> Path:
+        said = repr((DECODING, *decisive)).encode(errors="surrogatepass")
+        digits = hashlib.sha256(said).hexdigest()[:40]
+        return self.folder / digits[:2] / f"{digits[2:]}.png"
