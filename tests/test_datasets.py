@@ -517,6 +517,10 @@ def large(tmp_path, monkeypatch):
     return tmp_path / "large", tmp_path / "cache" / "pictures"
 
 
+small_copies = pytest.mark.filterwarnings("ignore:.*cut to their central", "ignore:decoded, all",
+                                          "ignore:.*so white is")
+
+
 @pytest.fixture
 def decoded(monkeypatch):
     """The names of files that are decoded."""
@@ -526,6 +530,7 @@ def decoded(monkeypatch):
     return found
 
 
+@small_copies
 def test_small_copies_of_large_pictures_are_kept_on_the_disk(large, decoded):
     folder, cache = large
     before = sorted(folder.iterdir())
@@ -546,6 +551,7 @@ def test_small_copies_of_large_pictures_are_kept_on_the_disk(large, decoded):
     assert sorted(folder.iterdir()) == before
 
 
+@small_copies
 def test_a_copy_is_of_this_file_at_this_size_and_depth(large, decoded):
     folder, _ = large
     first = ImageFolder(folder, 16, cache_bytes=0).load(torch.tensor([0]))
@@ -561,6 +567,7 @@ def test_a_copy_is_of_this_file_at_this_size_and_depth(large, decoded):
     assert ImageFolder(deep, 16, cache_bytes=0).load(torch.tensor([0])).max() < dark.min()
 
 
+@small_copies
 def test_small_copies_of_a_zip_last_when_it_is_moved(large, tmp_path):
     folder, cache = large
     pictures = {f"{i}.png": Image.open(folder / f"{i}.png") for i in range(3)}
@@ -574,6 +581,7 @@ def test_small_copies_of_a_zip_last_when_it_is_moved(large, tmp_path):
     assert torch.equal(ImageZip(swapped, 16, cache_bytes=0).load(torch.tensor([0])), first[1:2])
 
 
+@small_copies
 @pytest.mark.parametrize("damage", [b"", b"rubbish", None])
 def test_damaged_copies_are_made_anew(large, damage):
     folder, cache = large
@@ -585,6 +593,7 @@ def test_damaged_copies_are_made_anew(large, damage):
     assert {Image.open(file).size for file in cache.rglob("*.png")} == {(16, 16)}
 
 
+@small_copies
 @pytest.mark.parametrize("fault", ["a file", "nearly full"])
 def test_a_cache_that_takes_nothing_is_done_without(large, tmp_path, monkeypatch, fault):
     folder, cache = large
@@ -680,6 +689,8 @@ def test_what_is_no_image_is_named_and_never_run(six, monkeypatch):
     (six[1] / "b.iim").write_bytes(header + record)
     with pytest.warns(UserWarning, match="1 .eps, 1 .iim"):
         open_dataset(six[1], 16)
+    for name in ("a.eps", "b.iim"):
+        (six[1] / name).unlink()
     (six[1] / "fake.png").write_bytes(script)
     fails("fake.png in .* cannot be read as an image", six[1])
 

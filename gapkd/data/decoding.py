@@ -29,7 +29,7 @@ SIGNED = ("PNG", "JPEG", "WEBP", "GIF", "AVIF")
 """Formats that are believed without a suffix: their first bytes leave no doubt."""
 USUAL = ".png, .jpg, .webp, .gif, .tif..."
 PUT_AWAY = {"__macosx", "@eadir", "@__thumb", "@recycle", "#recycle", "$recycle.bin", "#snapshot",
-            "@recently-snapshot", "lost+found", "system volume information"}
+            "~snapshot", "@recently-snapshot", "lost+found", "system volume information"}
 """Folders that systems and network drives make: thumbnails, what was deleted, earlier versions."""
 FURNITURE = {"thumbs.db", "ehthumbs.db", "desktop.ini", "dataset.json"}
 """Files beside pictures that nobody would take for one."""
@@ -64,12 +64,12 @@ def same_name(name: str) -> str:
 def is_put_away(name: str) -> bool:
     """Whether a file is hidden, or lies in a folder of the system's."""
     return any(part.startswith(".") or part.lower() in PUT_AWAY
-               for part in PurePosixPath(name).parts)
+               for part in PurePosixPath(same_name(name)).parts)
 
 
 def is_furniture(name: str) -> bool:
     """Whether it goes without saying that this file is no picture."""
-    path = PurePosixPath(name)
+    path = PurePosixPath(same_name(name))
     # macOS puts "._photo.jpg", which is no image, beside photo.jpg, and "__MACOSX" into its zips.
     return path.name.lower() in FURNITURE or path.name.startswith("._") or "__MACOSX" in path.parts
 
