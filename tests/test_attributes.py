@@ -4,6 +4,7 @@ one can read."""
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -186,7 +187,24 @@ def test_it_stands_in_for_the_embedded_network(judged, tmp_path, teacher_file, c
     assert "fid_halves_20" in capsys.readouterr().out
 
 
+def test_what_is_rare_is_both_learnt_and_measured(tmp_path):
+    """Wherever the two images lie: of 20, 2 are held out."""
+    for k, pair in enumerate([(0, 1), (4, 11), (7, 19)]):
+        data = labelled(tmp_path / str(k), [int(i in pair) for i in range(20)])
+        scores = train(tmp_path / f"{k}.safetensors", data, images=4, batch=4, held_out=0.5 + k / 9)
+        assert scores["label_majority"] < 1 and math.isfinite(scores["label_score"])
+
+
+def test_what_only_one_image_shows_is_left_out(tmp_path):
+    data = labelled(tmp_path / "d", [[float(k % 2), float(k == 3)] for k in range(20)])
+    with pytest.warns(UserWarning, match="^label_1 of .* differ in a single image"):
+        scores = train(tmp_path / "j.safetensors", data, images=4, batch=4)
+    assert scores.keys() == {"label_0"} and math.isfinite(scores["label_0"])
+
+
 @pytest.mark.parametrize("labels, message", [
+    ([int(k == 3) for k in range(20)], "alike but for a single image"),
+    ([[math.nan if k == 3 else k / 20] for k in range(20)], "label of 003.png .* finite"),
     (None, "has no labels: a judge needs a dataset.json"), ([1, 1, 1], "are all alike"),
     ([[1.0], [1.0]], "are all alike"), ([0, 1], "too few to hold 10% out")])
 def test_labels_that_teach_nothing(tmp_path, labels, message):

@@ -2,9 +2,15 @@
 
 import io
 import json
+import math
+import os
+import shutil
+import struct
 import threading
+import unicodedata
 import warnings
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -178,8 +184,66 @@ def test_what_macos_leaves_in_a_zip_is_not_an_image(six, tmp_path):
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("__MACOSX/00000/img0.png", b"\0\5\x16\7")
         archive.writestr("00000/._img0.png", b"\0\5\x16\7")
-        archive.writestr("notes.txt", "not an image")
-    assert open_dataset(path, 16).names == sorted(six[0])
+        archive.writestr("00000/.DS_Store", b"\0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # that these are no pictures goes without saying
+        assert open_dataset(path, 16).names == sorted(six[0])
+
+
+def test_every_format_of_pillow_is_taken_with_its_first_frame(tmp_path):
+    first, second = Image.new("RGB", (16, 16), (200, 60, 20)), Image.new("RGB", (16, 16), "blue")
+    frames = {"a.gif": "GIF", "b.webp": "WEBP", "c.tif": "TIFF", "d.avif": "AVIF", "e.apng": "PNG"}
+    for name, kind in frames.items():
+        first.save(tmp_path / name, kind, save_all=True, append_images=[second])
+    plain = {"f.jfif": "JPEG", "g.JPE": "JPEG", "h.jp2": "JPEG2000", "i.tga": "TGA", "j.pcx": "PCX",
+             "k": "JPEG", "l.ico": "ICO", "m.qoi": "QOI", "n.sgi": "SGI", "o.pnm": "PPM",
+             "p.png": "WEBP"}
+    for name, kind in plain.items():
+        first.save(tmp_path / name, kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dataset = open_dataset(tmp_path, 16)
+    assert set(dataset.names) == {*frames, *plain}
+    expected = torch.tensor([200, 60, 20]).view(1, 3, 1, 1) / 127.5 - 1
+    assert (dataset.load(torch.arange(dataset.size)) - expected).abs().max() < 0.06
+
+
+def test_what_is_left_out_is_said_in_one_line(six, tmp_path):
+    for name in ("a.heic", "b.heic", "notes.txt", "Thumbs.db", "what is.this one", "README",
+                 "@eaDir/0.png/SYNOPHOTO_THUMB_M.png", ".thumbs/0.jpg", "#recycle/0.png"):
+        (six[1] / name).parent.mkdir(parents=True, exist_ok=True)
+        (six[1] / name).write_bytes(b"\x89PN")
+    (six[1] / "gone.png").symlink_to(tmp_path / "nothing.png")
+    with pytest.warns(UserWarning) as notices:
+        assert open_dataset(six[1], 16).names == sorted(six[0])
+    assert [str(notice.message) for notice in notices] == [
+        "9 of the 15 files in six are left out, since they are no images that can be read: "
+        "3 hidden, deleted or thumbnails, 2 .heic, 2 of other kinds, 1 .txt, "
+        "1 that are no files or lead to none"]
+
+
+def test_linked_folders_are_followed_once(six, tmp_path):
+    inner, outer = six[1], tmp_path / "outer"
+    folder_of(outer, {"deep/a.png": gradient(), "b.png": gradient()})
+    (inner / "more").symlink_to(outer)
+    (inner / "again").symlink_to(outer / "deep")
+    (outer / "deep" / "back").symlink_to(inner)
+    (outer / "loop").symlink_to(outer)
+    (inner / "c.png").symlink_to(outer / "b.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dataset = open_dataset(inner, 16)
+    assert dataset.names == sorted([*six[0], "again/a.png", "more/b.png", "c.png"])
+    (inner / "up").symlink_to(tmp_path)
+    with pytest.warns(UserWarning, match="1 that lead to a folder around it"):
+        assert open_dataset(inner, 16).size == 9
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")
+def test_a_file_that_is_no_file_is_not_waited_for(six):
+    os.mkfifo(six[1] / "pipe.png")
+    with pytest.warns(UserWarning, match="1 that are no files"):
+        assert open_dataset(six[1], 16).size == 6
 
 
 # -- kinds of images
@@ -220,6 +284,95 @@ def test_16_bits_are_scaled_not_clipped():
 def test_pixels_of_unknown_range_are_refused(mode, value):
     with pytest.raises(ValueError, match="8 or 16 bits"):
         to_rgb(Image.new(mode, (1, 1), value))
+
+
+def png_of(values):
+    """A PNG of 16 bits, which Pillow would not write in colour. values: (H, W, C)."""
+    height, width, channels = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 3: 2, 4: 6}[channels], 0, 0, 0)
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows))
+            + chunk(b"IEND", b""))
+
+
+def tiff_of(values, bits=16, order="<", deflated=False):
+    """A TIFF of 12 (grey) or 16 bits a value. values: (H, W, C)."""
+    height, width, channels = values.shape
+    pixels = values.astype(f"{order}u2").tobytes()
+    if bits == 12:  # two values in three bytes
+        pixels = bytes.fromhex("".join(f"{value:03x}" for value in values.flat))
+    pixels = zlib.compress(pixels) if deflated else pixels
+    start = 8 + 2 + 9 * 12 + 4
+    colour = channels >= 3
+    fields = {256: (1, width), 257: (1, height), 258: (channels, start if colour else bits),
+              259: (1, 8 if deflated else 1), 262: (1, 2 if colour else 1), 273: (1, start + 8),
+              277: (1, channels), 278: (1, height), 279: (1, len(pixels))}
+    listed = b""
+    for tag, (count, value) in fields.items():
+        small = tag not in (273, 279) and count == 1
+        listed += struct.pack(f"{order}HHI", tag, 3 if small or tag == 258 else 4, count)
+        listed += struct.pack(f"{order}{'H2x' if small else 'I'}", value)
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, 9)
+    return head + listed + bytes(4) + struct.pack(f"{order}4H", *[bits] * 4) + pixels
+
+
+@pytest.mark.parametrize("largest, white", [
+    (1, 255), (200, 255), (300, 1023), (1000, 1023), (4000, 4095), (16_000, 16_383),
+    (20_000, 65_535), (65_535, 65_535)])
+@pytest.mark.parametrize("kind", ["int32", "uint16", "png"])
+def test_the_largest_value_of_a_set_tells_its_depth(tmp_path, kind, largest, white):
+    values = np.full((2, 16, 16), largest // 2)
+    values[1, 0, 0] = largest  # in the second picture alone
+    for i, picture in enumerate(values):
+        name = tmp_path / f"{i}.{'png' if kind == 'png' else 'tif'}"
+        Image.fromarray(picture.astype("uint16" if kind == "png" else kind)).save(name)
+    with warnings.catch_warnings(record=True) as notices:
+        warnings.simplefilter("always")
+        images = open_dataset(tmp_path, 16).load(torch.arange(2))
+    expected = torch.from_numpy(values / white * 2 - 1).float()
+    assert (images - expected[:, None]).abs().max() < 1 / 250
+    said = [str(notice.message) for notice in notices]
+    assert len(said) == (white < 65_535)
+    assert all(f"so white is {white:,}" in text and "2 of the 2 images" in text for text in said)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("kind", [
+    png_of, tiff_of, lambda values: tiff_of(values, order=">"),
+    lambda values: tiff_of(values, deflated=True)])
+def test_colours_of_12_bits_are_not_black(tmp_path, kind, channels):
+    values = np.random.default_rng(0).integers(0, 4096, (16, 16, channels))
+    values[0, 0], values[..., 3:] = 4095, 4095
+    (tmp_path / "a.bin").write_bytes(kind(values))
+    (tmp_path / "a.bin").rename(tmp_path / ("a.png" if kind is png_of else "a.tif"))
+    with pytest.warns(UserWarning, match="largest value needs 12, so white is 4,095"):
+        image = open_dataset(tmp_path, 16).load(torch.tensor([0]))[0]
+    expected = torch.from_numpy(values[..., :3] / 4095 * 2 - 1).permute(2, 0, 1).float()
+    assert (image - expected).abs().max() < 1 / 250
+
+
+def test_a_depth_that_a_file_states_decides(tmp_path):
+    """However dark it is, and whatever lies beside it."""
+    values = np.full((16, 16, 1), 1000)
+    (tmp_path / "a.tif").write_bytes(tiff_of(values, bits=12))
+    (tmp_path / "b.pgm").write_bytes(b"P5 16 16 4095\n" + values.astype(">u2").tobytes())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        images = open_dataset(tmp_path, 16).load(torch.arange(2))
+    assert (images - (1000 / 4095 * 2 - 1)).abs().max() < 1 / 250
+    Image.fromarray(np.full((16, 16), 65535, np.uint16)).save(tmp_path / "c.png")
+    images = open_dataset(tmp_path, 16).load(torch.arange(3))
+    assert (images[:2] - (1000 / 4095 * 2 - 1)).abs().max() < 1 / 250 and images[2].min() == 1
+
+
+def test_deep_pictures_are_turned_upright(tmp_path):
+    values = np.arange(256, dtype=np.uint16).reshape(16, 16) * 16
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(values).copy()).save(tmp_path / "a.png", exif=exif)
+    with pytest.warns(UserWarning, match="white is 4,095"):
+        image = load_image(tmp_path / "a.png", 16)[0]
+    assert (image[0] - torch.from_numpy(values / 4095 * 2 - 1)).abs().max() < 1 / 250
 
 
 def test_transparent_parts_become_white(tmp_path):
@@ -268,6 +421,78 @@ def test_turned_photographs_are_turned_upright(tmp_path):
     assert torch.equal(images[0], images[1])
 
 
+def chunk(kind, content):
+    """A chunk of a PNG file."""
+    return (struct.pack(">I", len(content)) + kind + content
+            + struct.pack(">I", zlib.crc32(kind + content)))
+
+
+def entry(tag, kind, count, value):
+    return struct.pack("<HHI", tag, kind, count) + value.ljust(4, b"\0")
+
+
+LARGE_TEXT = b"workflow\0\0" + zlib.compress(bytes(3_000_000))
+TURNED = entry(0x0112, 3, 1, b"\6")
+EXIF = b"Exif\0\0II*\0\x08\0\0\0"
+ODD = {
+    "text.png": chunk(b"zTXt", LARGE_TEXT), "size.png": chunk(b"pHYs", b"\0"),
+    "gamma.png": chunk(b"gAMA", b""), "sum.png": chunk(b"tEXt", b"a\0b")[:-1] + b"?",
+    "method.png": chunk(b"zTXt", b"k\0\5rubbish"), "exif.png": chunk(b"eXIf", b"\0\x08\0\2\x01"),
+    "moving.png": chunk(b"acTL", b"\0"),
+    "exif.jpg": b"\xe1" + EXIF + b"\xff\xff" + b"\xff" * 20, "none.jpg": b"\xe1Exif\0\0",
+    "profile.jpg": b"\xe2ICC_PROFILE\0", "iptc.jpg": b"\xedPhotoshop 3.0\x008BIM\3\xed",
+    "jfif.jpg": b"\xe0JFIF", "adobe.jpg": b"\xeeAdobe", "pictures.jpg": b"\xe2MPF\0II*\0\xff",
+}
+
+
+def with_metadata(picture, name):
+    """A file whose metadata are the odd ones of that name: a chunk, or a segment with its kind."""
+    odd, encoded = ODD[name], io.BytesIO()
+    picture.save(encoded, "PNG" if name.endswith("png") else "JPEG", quality=100, subsampling=0)
+    plain = encoded.getvalue()
+    if name.endswith("png"):
+        return plain[:33] + odd + plain[33:]
+    return plain[:2] + b"\xff" + odd[:1] + struct.pack(">H", len(odd) + 1) + odd[1:] + plain[2:]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_metadata_is_not_content(tmp_path, name):
+    (tmp_path / name).write_bytes(with_metadata(gradient(), name))
+    gradient().save(tmp_path / "z.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nobody need hear of it
+        odd, plain = open_dataset(tmp_path, 16).load(torch.arange(2))
+    assert (odd - plain).abs().max() < 0.04
+
+
+def test_metadata_after_the_pixels_are_no_content_either(tmp_path):
+    gradient().save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "b.png").write_bytes(content[:-12] + chunk(b"zTXt", LARGE_TEXT) + content[-12:])
+    images = open_dataset(tmp_path, 16).load(torch.arange(2))
+    assert torch.equal(images[0], images[1])
+
+
+@pytest.mark.parametrize("broken", [entry(0x0128, 2, 2, b"2"), entry(0x9003, 2, 900, b"\xff")])
+def test_a_turn_is_read_beside_broken_fields(tmp_path, broken):
+    upright = gradient()
+    exif = EXIF + struct.pack("<H", 2) + TURNED + broken + bytes(4)
+    upright.rotate(90).save(tmp_path / "a.jpg", exif=exif, quality=100, subsampling=0)
+    upright.rotate(90).save(tmp_path / "b.png", exif=exif[6:])
+    upright.save(tmp_path / "c.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        images = open_dataset(tmp_path, 16).load(torch.arange(3))
+    assert (images[0] - images[2]).abs().max() < 0.04 and torch.equal(images[1], images[2])
+
+
+@pytest.mark.parametrize("name", ["exif.png", "gamma.png", "jfif.jpg", "exif.jpg"])
+def test_damaged_pixels_are_damaged_whatever_the_metadata(tmp_path, name):
+    content = with_metadata(gradient(), name)
+    (tmp_path / name).write_bytes(content[:len(content) * 3 // 4])
+    fails(f"{name} in .* cannot be read as an image", tmp_path)
+
+
 def test_one_image_is_cut_and_resized(tmp_path):
     picture = Image.new("RGB", (64, 40), "black")
     picture.paste("white", (12, 0, 52, 40))  # its central square
@@ -277,6 +502,125 @@ def test_one_image_is_cut_and_resized(tmp_path):
         warnings.simplefilter("error")
         image = load_image(tmp_path / "a.png", 16)
     assert image.shape == (1, 3, 16, 16) and image.min() == 1.0
+
+
+# -- large pictures
+
+
+@pytest.fixture
+def large(tmp_path, monkeypatch):
+    """A folder of three pictures of another size than 16x16 and one that has it; and the cache."""
+    monkeypatch.setenv("GAPKD_CACHE", str(tmp_path / "cache"))
+    noise = np.random.default_rng(0).integers(0, 256, (3, 48, 64, 3), dtype=np.uint8)
+    pictures = {f"{i}.png": Image.fromarray(pixels) for i, pixels in enumerate(noise)}
+    folder_of(tmp_path / "large", pictures | {"fits.png": gradient()})
+    return tmp_path / "large", tmp_path / "cache" / "pictures"
+
+
+small_copies = pytest.mark.filterwarnings("ignore:.*cut to their central", "ignore:decoded, all",
+                                          "ignore:.*so white is")
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The names of files that are decoded."""
+    found, read = [], ImageFolder._read
+    monkeypatch.setattr(ImageFolder, "_read", lambda self, name, take: (
+        found.append(name) if take.__name__ == "_decode" else None) or read(self, name, take))
+    return found
+
+
+@small_copies
+def test_small_copies_of_large_pictures_are_kept_on_the_disk(large, decoded):
+    folder, cache = large
+    before = sorted(folder.iterdir())
+    plain = ImageFolder(folder, 16).load(torch.arange(4))
+    assert not cache.exists()  # in memory there is room
+    decoded.clear()
+    with pytest.warns(UserWarning) as notices:
+        dataset = ImageFolder(folder, 16, cache_bytes=0)
+    assert any(f"(at most 0.0 GB) are kept in {cache}, which may be" in str(notice.message)
+               for notice in notices)
+    order = torch.tensor([0, 1, 0, 3, 3])
+    assert torch.equal(dataset.load(order), plain[order])
+    assert decoded == ["0.png", "1.png", "fits.png", "fits.png"]
+    decoded.clear()
+    again = ImageFolder(folder, 16, cache_bytes=0)
+    assert torch.equal(again.load(torch.arange(4)), plain) and decoded == ["2.png", "fits.png"]
+    assert len([*cache.rglob("*.png")]) == 3 and not [*cache.rglob("*.partial")]
+    assert sorted(folder.iterdir()) == before
+
+
+@small_copies
+def test_a_copy_is_of_this_file_at_this_size_and_depth(large, decoded):
+    folder, _ = large
+    first = ImageFolder(folder, 16, cache_bytes=0).load(torch.tensor([0]))
+    assert ImageFolder(folder, 32 // 4, cache_bytes=0).load(torch.tensor([0])).shape[-1] == 8
+    there = (folder / "0.png").stat()
+    Image.open(folder / "1.png").transpose(Image.Transpose.ROTATE_180).save(folder / "0.png")
+    os.utime(folder / "0.png", ns=(there.st_atime_ns, there.st_mtime_ns))
+    assert not torch.equal(ImageFolder(folder, 16, cache_bytes=0).load(torch.tensor([0])), first)
+    values = np.full((32, 32), 200, np.uint16)
+    deep = folder_of(folder.parent / "deep", {"a.png": Image.fromarray(values)})
+    dark = ImageFolder(deep, 16, cache_bytes=0).load(torch.tensor([0]))
+    Image.fromarray(values * 300).save(deep / "b.png")  # white is now elsewhere
+    assert ImageFolder(deep, 16, cache_bytes=0).load(torch.tensor([0])).max() < dark.min()
+
+
+@small_copies
+def test_small_copies_of_a_zip_last_when_it_is_moved(large, tmp_path):
+    folder, cache = large
+    pictures = {f"{i}.png": Image.open(folder / f"{i}.png") for i in range(3)}
+    path = zip_of(tmp_path / "a.zip", pictures)
+    first = ImageZip(path, 16, cache_bytes=0).load(torch.arange(3))
+    copies = {file: file.stat().st_mtime_ns for file in cache.rglob("*.png")}
+    moved = ImageZip(path.rename(tmp_path / "b.zip"), 16, cache_bytes=0)
+    assert torch.equal(moved.load(torch.arange(3)), first) and len(copies) == 3
+    assert copies == {file: file.stat().st_mtime_ns for file in cache.rglob("*.png")}
+    swapped = zip_of(tmp_path / "c.zip", {"0.png": pictures["1.png"]})
+    assert torch.equal(ImageZip(swapped, 16, cache_bytes=0).load(torch.tensor([0])), first[1:2])
+
+
+@small_copies
+@pytest.mark.parametrize("damage", [b"", b"rubbish", None])
+def test_damaged_copies_are_made_anew(large, damage):
+    folder, cache = large
+    dataset = ImageFolder(folder, 16, cache_bytes=0)
+    first = dataset.load(torch.arange(3))
+    for file in cache.rglob("*.png"):
+        file.write_bytes(file.read_bytes()[:-30] if damage is None else damage)
+    assert torch.equal(dataset.load(torch.arange(3)), first)
+    assert {Image.open(file).size for file in cache.rglob("*.png")} == {(16, 16)}
+
+
+@small_copies
+@pytest.mark.parametrize("fault", ["a file", "nearly full"])
+def test_a_cache_that_takes_nothing_is_done_without(large, tmp_path, monkeypatch, fault):
+    folder, cache = large
+    plain = ImageFolder(folder, 16).load(torch.arange(3))
+    if fault == "a file":
+        (tmp_path / "cache").write_text("in the way")
+    else:
+        monkeypatch.setattr("gapkd.data.decoding.SPARE", 2**70)
+    dataset = ImageFolder(folder, 16, cache_bytes=0)
+    with pytest.warns(UserWarning, match="no more small copies .* set GAPKD_CACHE") as notices:
+        assert torch.equal(dataset.load(torch.arange(3)), plain)
+    assert len(notices) == 1 and not [*cache.rglob("*.p*")]
+    (folder / "2.png").unlink()
+    with pytest.raises(ValueError, match="2.png in .* cannot be read"):
+        dataset.load(torch.tensor([2]))
+
+
+def test_large_jpegs_are_decoded_at_a_reduced_size(tmp_path, monkeypatch):
+    coarse = Image.fromarray(np.random.default_rng(1).integers(0, 256, (24, 32, 3), dtype=np.uint8))
+    coarse.resize((1024, 768), Image.Resampling.BICUBIC).save(tmp_path / "a.jpg", quality=95)
+    sizes = []
+    monkeypatch.setattr("gapkd.data.datasets.to_rgb",
+                        lambda image: sizes.append(image.size) or to_rgb(image))
+    reduced = load_image(tmp_path / "a.jpg", 64)
+    assert sizes == [(256, 192)]  # at least twice the size
+    Image.open(tmp_path / "a.jpg").save(tmp_path / "b.png")
+    assert (load_image(tmp_path / "b.png", 64) - reduced).abs().mean() < 0.01
 
 
 # -- bad input
@@ -337,8 +681,17 @@ def test_a_large_set_names_damage_when_it_is_met(six, never_at_once):
 
 def test_what_is_no_image_is_named_and_never_run(six, monkeypatch):
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_: pytest.fail("it was run"))
-    (six[1] / "fake.png").write_bytes(
-        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\n%%EOF\n")
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\n%%EOF\n"
+    (six[1] / "a.eps").write_bytes(script)
+    # an IPTC record, whose content Pillow would open as whatever it is
+    header = b"\x1c\x03\x3c\x00\x02\x01\x00\x1c\x03\x14\x00\x01\x08\x1c\x03\x1e\x00\x01\x08"
+    record = b"\x1c\x08\x0a" + len(script).to_bytes(2, "big") + script
+    (six[1] / "b.iim").write_bytes(header + record)
+    with pytest.warns(UserWarning, match="1 .eps, 1 .iim"):
+        open_dataset(six[1], 16)
+    for name in ("a.eps", "b.iim"):
+        (six[1] / name).unlink()
+    (six[1] / "fake.png").write_bytes(script)
     fails("fake.png in .* cannot be read as an image", six[1])
 
 
@@ -394,3 +747,71 @@ def test_unreadable_labels(six, text):
 def test_missing_label_is_named(six, tmp_path):
     labels = [[name, 1] for name in six[0] if "img3" not in name]
     fails("no label for 00001/img3.png", zip_of(tmp_path / "six.zip", six[0], labels))
+
+
+NUMBERED = [(f"f\u00fcnf/{i}.png", i) for i in range(4)]
+
+
+@pytest.mark.parametrize("spelt", [
+    lambda name: unicodedata.normalize("NFD", name), lambda name: f"./{name}",
+    lambda name: name.replace("/", "\\")])
+def test_labels_are_found_however_a_name_is_spelt(tmp_path, spelt):
+    pictures = {name: Image.new("RGB", (16, 16)) for name, _ in NUMBERED}
+    labels = [[spelt(name), i] for name, i in NUMBERED]
+    dataset = open_dataset(zip_of(tmp_path / "a.zip", pictures, labels), 16)
+    assert dataset.labels.tolist() == [0, 1, 2, 3]
+    turned = {spelt(name): picture for name, picture in pictures.items()}
+    dataset = open_dataset(zip_of(tmp_path / "b.zip", turned, NUMBERED), 16)
+    assert dataset.labels.tolist() == [0, 1, 2, 3]
+
+
+def test_two_spellings_of_one_name_are_two_files(tmp_path):
+    names = ["e\u0301.png", "\u00e9.png"]
+    pictures = {name: Image.new("RGB", (16, 16)) for name in names}
+    path = zip_of(tmp_path / "a.zip", pictures, [[name, i] for i, name in enumerate(names)])
+    assert open_dataset(path, 16).labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("folders", [["photos"], ["photos/train", "photos/val"]])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_labels_in_a_folder_of_the_folder_or_zip(tmp_path, folders, zipped):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for folder in folders:
+            for i in range(3):
+                encoded = io.BytesIO()
+                Image.new("RGB", (16, 16)).save(encoded, "PNG")
+                archive.writestr(f"{folder}/{i}.png", encoded.getvalue())
+            labels = [[f"{i}.png", i] for i in range(3)]
+            archive.writestr(f"{folder}/dataset.json", json.dumps({"labels": labels}))
+        archive.extractall(tmp_path / "a")
+    path = tmp_path / ("a.zip" if zipped else "a")
+    assert open_dataset(path, 16).labels.tolist() == [0, 1, 2] * len(folders)
+    if not zipped:  # a picture of which no dataset.json speaks
+        Image.new("RGB", (16, 16)).save(path / "cover.png")
+        assert open_dataset(path, 16).labels is None
+
+
+@pytest.mark.parametrize("label", [[0.5, math.nan], [math.inf, 0.0]])
+def test_labels_that_are_no_numbers_are_named(six, tmp_path, label):
+    labels = [[name, label if "img3" in name else [0.5, 1.0]] for name in six[0]]
+    fails(r"label of 00001/img3.png in .* no finite number .* mend it in dataset.json",
+          zip_of(tmp_path / "six.zip", six[0], labels))
+
+
+def test_names_that_are_not_utf8_or_hold_a_line_break(six):
+    bad = os.fsencode(six[1])
+    try:
+        for name in (b"m\xfcller.png", b"a\nb.png"):
+            shutil.copy(os.path.join(bad, b"00000", b"img0.png"), os.path.join(bad, name))
+    except OSError:
+        pytest.skip("this file system has no such names")
+    dataset = open_dataset(six[1], 16)
+    assert dataset.size == 8 and dataset.load(torch.arange(8)).shape == (8, 3, 16, 16)
+    for name in {*dataset.names} - {*six[0]}:
+        (six[1] / name).write_bytes(b"")
+    (six[1] / "dataset.json").write_text(json.dumps({"labels": [[n, 1] for n in six[0]]}))
+    fails(r"no label for 'a\\nb.png'", six[1])
+    (six[1] / "dataset.json").unlink()
+    with pytest.raises(ValueError, match=r"'a\\nb.png' in .* cannot be read") as caught:
+        open_dataset(six[1], 16)
+    str(caught.value).encode()

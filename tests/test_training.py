@@ -4,6 +4,7 @@ Whole steps, written out: test_assembly; stopping and resuming: test_resume."""
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -64,6 +65,15 @@ def test_the_seed_decides_which_images_are_seen(tmp_path, data):
         settings = config(tmp_path, seed=seed, data=source, flip=False)
         batches.append(Trainer(settings, Generator(8, 8, 8), Discriminator(8)).real_batch())
     assert torch.equal(batches[0], batches[1]) and not torch.equal(batches[0], batches[2])
+
+
+def test_a_picture_whose_name_is_not_utf8_is_trained_on(tmp_path):
+    photo = save_png(torch.rand(1, 3, 8, 8), tmp_path / "photos" / "a.png", columns=1)
+    try:
+        photo.rename(photo.with_name(os.fsdecode(b"m\xfcller.png")))
+    except OSError:
+        pytest.skip("this file system has no such names")
+    assert train_gan(config(tmp_path / "run", images=4, data=str(photo.parent))).checkpoint.exists()
 
 
 def test_toy_features_for_other_images_are_warned_of(tmp_path, teacher_file, fake_distance):

@@ -4,33 +4,50 @@ A dataset turns indices into images, nothing more; which indices come when is `o
 affair. So a run that resumes at image 100,000 sees what it would have seen without the pause, and
 two runs that share a seed see the same images in the same order.
 
-Reading a file executes nothing: Pillow decodes a fixed list of formats (its PostScript reader,
-which calls another program, is not among them), and entries of a zip are read in memory and never
-unpacked.
+Reading a file executes nothing (gapkd/data/decoding.py), and entries of a zip are read in memory
+and never unpacked.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from gapkd.data.decoding import (
+    DEPTHS,
+    SIGNED,
+    USUAL,
+    SmallCopies,
+    formats,
+    is_furniture,
+    is_put_away,
+    needed_depth,
+    same_name,
+    shown,
+    stated_depth,
+    suffix,
+    suffixes,
+    to_8_bits,
+    turn_of,
+    without_metadata,
+)
 from gapkd.data.toyfaces import check_resolution, toy_faces
+from gapkd.files.storage import cache_folder
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
 CACHE_BYTES = 2**30
 ENTRY_BYTES = 2**28  # a zip entry that unpacks to more is no image that anybody trains on
 AT_ONCE_PIXELS = 10**8  # so much is decoded within seconds: when a dataset is opened
@@ -93,14 +110,16 @@ class ToyFaces:
 class ImageFiles:
     """What a folder and a zip share: named files that become square RGB images of one size.
 
-    Every header is read at once, so that what is no image or too small is named before training
-    starts. Pixels are kept as uint8 if the whole set fits into `cache_bytes`. They are decoded when
-    asked for; where all of that takes seconds, here, so that a damaged file is named here, too.
+    Every header is read at once, so that what is too small or damaged is named before training
+    starts; what is no picture is left out, which one line says. Pixels are kept as uint8 if the
+    whole set fits into `cache_bytes`; if not, small copies of larger pictures are kept on the disk.
+    They are decoded when asked for; where all of that takes seconds, here, so that a damaged file
+    is named here, too.
 
     Args:
         path: of the folder or zip.
         resolution: R, a power of two. Other images are cut to their central square and resized.
-        cache_bytes: memory that decoded images may take; 0 decodes every time.
+        cache_bytes: memory that decoded images may take.
         only: name of the one image to read; empty: all of them.
     Attributes:
         names: paths inside the folder or zip, sorted; index i is names[i].
@@ -114,23 +133,26 @@ class ImageFiles:
         check_resolution(resolution)
         self.path, self.resolution = Path(path), resolution
         self.name = self.path.resolve().stem
+        # What Pillow finds odd in metadata is of no use to anybody here. (It warns of large images
+        # in another category.)
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+        self._left_out: Counter[str] = Counter()
         everything = [only] if only else self._list()
-        self.names = sorted(name for name in everything if _is_image_name(name))
-        if not self.names:
-            raise ValueError(f"there is no image in {self.path}: "
-                             f"it should hold files that end in {', '.join(SUFFIXES)}")
+        self.names = [only] if only else sorted(filter(self._is_taken, everything))
         self.size = len(self.names)
-        self.labels = self._read_labels() if "dataset.json" in everything else None
+        self._say_what_is_left_out()
+        self.labels = None if only else self._read_labels(self._label_files(everything))
         self._cached = self.size * 3 * resolution**2 <= cache_bytes
         self._kept: dict[int, Tensor] = {}
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            sizes = _try_all(self._image_size, self.names)
-        others = sum(size != (resolution, resolution) for size in sizes)
-        if others and not only:
-            warnings.warn(f"{others:,} of the {self.size:,} images in {self.path.name} are not "
-                          f"{resolution}x{resolution}: they are cut to their central square and "
-                          "resized", stacklevel=3)
+            sizes, depths = zip(*_try_all(self._size_and_depth, self.names), strict=True)
+        self._fits = [size == (resolution, resolution) for size in sizes]
+        self._copies = None if self._cached else SmallCopies(cache_folder() / "pictures")
+        if not only:
+            self._say_what_is_resized(self._fits.count(False))
+        self._depth = self._find_depth(
+            [name for name, depth in zip(self.names, depths, strict=True) if depth is None])
         if self._cached and sum(width * height for width, height in sizes) <= AT_ONCE_PIXELS:
             _try_all(self._pixels, range(self.size))
 
@@ -141,83 +163,236 @@ class ImageFiles:
         return pixels.float().div_(127.5).sub_(1.0)
 
     def _list(self) -> list[str]:
+        """All files; what cannot be one is counted in `_left_out` at once."""
         raise NotImplementedError
 
     def _open(self, name: str) -> BinaryIO:
         raise NotImplementedError
 
-    @contextmanager
-    def _image(self, name: str) -> Iterator[Image.Image]:
-        """The opened image; whatever goes wrong with it names it."""
+    def _is_taken(self, name: str) -> bool:
+        """Whether a file is a picture of the set; if not, it is counted by the reason."""
+        kind = suffix(name)
+        if is_furniture(name) or is_put_away(name) and kind not in suffixes():
+            return False
+        if is_put_away(name):
+            self._left_out["hidden, deleted or thumbnails"] += 1
+        elif kind in suffixes() or not kind and self._begins_like_an_image(name):
+            return True
+        else:  # a long or odd end is no suffix
+            self._left_out[kind if kind[1:].isalnum() and len(kind) < 9 else "of other kinds"] += 1
+        return False
+
+    def _begins_like_an_image(self, name: str) -> bool:
+        try:
+            with self._open(name) as file, Image.open(file, formats=SIGNED):
+                return True
+        except Exception:  # decoders raise what they like
+            return False
+
+    def _say_what_is_left_out(self) -> None:
+        ordered = sorted(self._left_out.items(), key=lambda item: (-item[1], item[0]))
+        parts = [f"{count:,} {reason}" for reason, count in ordered[:8]]
+        if len(self._left_out) > len(parts):
+            parts.append("...")
+        left, listed = self._left_out.total(), ", ".join(parts)
+        if not self.size:
+            raise ValueError(f"there is no image in {shown(self.path)}"
+                             f"{f' (left out: {listed})' if left else ''}: it should hold files "
+                             f"that end in {USUAL}")
+        if left:
+            warnings.warn(f"{left:,} of the {left + self.size:,} files in {shown(self.path.name)} "
+                          f"are left out, since they are no images that can be read: {listed}",
+                          stacklevel=4)
+
+    def _say_what_is_resized(self, count: int) -> None:
+        if not count:
+            return
+        warnings.warn(f"{count:,} of the {self.size:,} images in {shown(self.path.name)} are not "
+                      f"{self.resolution}x{self.resolution}: they are cut to their central square "
+                      "and resized", stacklevel=4)
+        if self._copies:
+            gigabytes = count * 3 * self.resolution**2 / 1e9
+            warnings.warn(f"decoded, all {self.size:,} images are too many for the memory: small "
+                          f"copies (at most {gigabytes:.1f} GB) are kept in "
+                          f"{shown(self._copies.folder)}, which may be removed at any time",
+                          stacklevel=4)
+
+    def _read(self, name: str, take: Callable[[Image.Image], T]) -> T:
+        """What `take` makes of the opened image; whatever goes wrong with it names it."""
         bombs = Image.DecompressionBombError, Image.DecompressionBombWarning, _TooMuchError
         try:
-            with self._open(name) as file, Image.open(file, formats=FORMATS) as image:
-                yield image
+            try:
+                with self._open(name) as file, Image.open(file, formats=formats(name)) as image:
+                    return take(image)
+            except bombs:
+                raise
+            except Exception:
+                with self._open(name) as file:
+                    bare = without_metadata(file.read(ENTRY_BYTES))
+                if bare is None:
+                    raise
+                with Image.open(io.BytesIO(bare), formats=formats(name)) as image:
+                    return take(image)
         except bombs as error:
-            raise ValueError(f"{name} in {self.path} is refused, it would unpack to an enormous "
+            raise ValueError(f"{self._named(name)} is refused, it would unpack to an enormous "
                              f"image ({error}): remove it or make it smaller") from error
         except Exception as error:  # decoders raise what they like: OSError, struct.error, ...
-            raise ValueError(f"{name} in {self.path} cannot be read as an image ({error}): remove "
-                             "or replace it") from error
+            raise ValueError(f"{self._named(name)} cannot be read as an image ({error}): remove or "
+                             "replace it") from error
 
-    def _image_size(self, name: str) -> tuple[int, int]:
-        with self._image(name) as image:
-            width, height = image.size
+    def _named(self, name: str) -> str:
+        return f"{shown(name)} in {shown(self.path)}"
+
+    def _size_and_depth(self, name: str) -> tuple[tuple[int, int], int | None]:
+        """Width and height, and the bits of a value if the file states them."""
+        (width, height), depth = self._read(
+            name, lambda image: (image.size, stated_depth(image)))
         if min(width, height) < self.resolution:
             fitting = 1 << (min(width, height).bit_length() - 1)
             raise ValueError(
-                f"{name} in {self.path} is {width}x{height}, smaller than the resolution "
+                f"{self._named(name)} is {width}x{height}, smaller than the resolution "
                 f"{self.resolution}: remove it, or ask for a resolution of at most {fitting}")
-        return width, height
+        return (width, height), depth
 
     def _pixels(self, i: int) -> Tensor:
         """Image i, uint8 (3, R, R)."""
         if i in self._kept:
             return self._kept[i]
-        with self._image(self.names[i]) as image:
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            square = to_rgb(image)
-        if square.size != (self.resolution, self.resolution):
-            side = min(square.size)
-            left, top = (square.width - side) // 2, (square.height - side) // 2
-            # cropped first, not by resize(box=...): the filter would reach beyond the box
-            square = square.crop((left, top, left + side, top + side))
-            square = square.resize((self.resolution, self.resolution), Image.Resampling.LANCZOS)
+        square = self._square(i)
         pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1)
         if self._cached:
             self._kept[i] = pixels
         return pixels
 
-    def _read_labels(self) -> Tensor | None:
+    def _square(self, i: int) -> Image.Image:
+        """Image i, RxR; where that takes long and is not kept in memory, from its copy."""
+        if self._fits[i] or not self._copies:
+            return self._decoded(i)
         try:
-            with self._open("dataset.json") as file:
-                entries = json.loads(file.read()).get("labels")
-            if not entries:
+            decisive = self.resolution, self._depth, self._identity(self.names[i])
+        except OSError:  # the file is gone, which is said where it is read
+            return self._decoded(i)
+        square = self._copies.get(*decisive)
+        if square is None:
+            square = self._decoded(i)
+            self._copies.put(square, *decisive)
+        return square
+
+    def _decoded(self, i: int) -> Image.Image:
+        return self._cut(self._read(self.names[i], self._decode))
+
+    def _identity(self, name: str) -> tuple:
+        """What changes when the file does."""
+        raise NotImplementedError
+
+    def _cut(self, picture: Image.Image) -> Image.Image:
+        """The central square, RxR."""
+        if picture.size == (self.resolution, self.resolution):
+            return picture
+        side = min(picture.size)
+        left, top = (picture.width - side) // 2, (picture.height - side) // 2
+        # cropped first, not by resize(box=...): the filter would reach beyond the box
+        square = picture.crop((left, top, left + side, top + side))
+        return square.resize((self.resolution, self.resolution), Image.Resampling.LANCZOS)
+
+    def _decode(self, image: Image.Image) -> Image.Image:
+        # A JPEG can be decoded at a half, a quarter or an eighth; twice R is left to the filter.
+        image.draft(None, (2 * self.resolution, 2 * self.resolution))
+        picture = to_8_bits(image, stated_depth(image) or self._depth)
+        picture.load()
+        picture, turn = to_rgb(picture), turn_of(image)
+        return picture if turn is None else picture.transpose(turn)
+
+    def _find_depth(self, names: list[str]) -> int:
+        """Bits of a value of images that do not state them: what the largest value of all needs."""
+        depth = DEPTHS[0]
+        for name in names:
+            if depth < DEPTHS[-1]:
+                depth = max(depth, self._read(name, needed_depth))
+        if names and depth < DEPTHS[-1]:
+            warnings.warn(f"{len(names):,} of the {self.size:,} images in {shown(self.path.name)} "
+                          "store more than 8 bits a value and do not say how many count: their "
+                          f"largest value needs {depth}, so white is {2**depth - 1:,}",
+                          stacklevel=4)
+        return depth
+
+    def _label_files(self, everything: list[str]) -> list[str]:
+        """dataset.json; where there is none those of folders below, if no picture lies outside."""
+        if "dataset.json" in everything:
+            return ["dataset.json"]
+        found = [name for name in everything
+                 if same_name(name).endswith("/dataset.json") and not is_put_away(name)]
+        above = tuple(name.removesuffix("dataset.json") for name in found)
+        return found if all(name.startswith(above) for name in self.names) else []
+
+    def _read_labels(self, files: list[str]) -> Tensor | None:
+        by_name, listed = {}, ", ".join(map(shown, files))
+        try:
+            for file in files:
+                by_name |= self._entries(file)
+            if not by_name:
                 return None
-            by_name = dict(entries)
-            labels = torch.tensor([by_name[name] for name in self.names])
+            spelt = {same_name(name): label for name, label in by_name.items()}
+            labels = torch.tensor([by_name[name] if name in by_name else spelt[same_name(name)]
+                                   for name in self.names])
             if labels.ndim > 2 or (labels.ndim == 1 and labels.is_floating_point()):
                 raise ValueError("a label is a whole number or a vector")
         except KeyError as error:
-            raise ValueError(f"dataset.json in {self.path} has no label for {error.args[0]}: add "
-                             "it, or remove dataset.json to train without labels") from error
+            raise ValueError(f"{listed} in {shown(self.path)} has no label for "
+                             f"{shown(error.args[0])}: add it, or remove {listed} to train without "
+                             "labels") from error
         except (ValueError, TypeError, AttributeError, RecursionError, OSError, RuntimeError,
                 zipfile.BadZipFile) as error:
-            raise ValueError(f"dataset.json in {self.path} is not in StyleGAN's format, "
+            raise ValueError(f"{listed} in {shown(self.path)} is not in StyleGAN's format, "
                              '{"labels": [["name.png", 3], ...]}: mend or remove it') from error
+        for name, finite in zip(self.names, labels.isfinite().view(self.size, -1), strict=True):
+            if not finite.all():
+                raise ValueError(f"the label of {self._named(name)} holds what is no finite number "
+                                 f"(NaN?): mend it in {listed}, or remove {listed} to train "
+                                 "without labels")
         return labels.float() if labels.ndim == 2 else labels.long()
+
+    def _entries(self, file: str) -> dict[str, object]:
+        """Name -> label, as a dataset.json has them. It speaks of the folder in which it lies."""
+        with self._open(file) as content:
+            entries = json.loads(content.read()).get("labels")
+        folder = file.removesuffix("dataset.json")
+        return {folder + name: label for name, label in dict(entries or []).items()}
 
 
 class ImageFolder(ImageFiles):
-    """Images in a folder and the folders below it. Arguments and errors as for ImageFiles."""
+    """Images in a folder and the folders below it, linked ones too. Arguments and errors as for
+    ImageFiles."""
 
     def _list(self) -> list[str]:
-        files = (Path(folder, file) for folder, _, names in os.walk(self.path) for file in names)
-        return [file.relative_to(self.path).as_posix() for file in files]
+        above, seen = {*self.path.resolve().parents}, set()
+        found, queue = [], [str(self.path)]
+        for start in queue:  # what is linked comes after what lies here, and nothing comes twice
+            for folder, below, names in os.walk(start, onerror=self._count_unreadable):
+                if not _is_new(folder, seen):
+                    below.clear()
+                    continue
+                found += [os.path.join(folder, name) for name in names]
+                paths = [os.path.join(folder, name) for name in sorted(below)]
+                links = [path for path in paths if os.path.islink(path)]
+                onward = [link for link in links if Path(link).resolve() not in above]
+                self._left_out["that lead to a folder around it"] += len(links) - len(onward)
+                queue += onward
+        files = [file for file in found if os.path.isfile(file)]
+        self._left_out["that are no files or lead to none"] += len(found) - len(files)
+        self._left_out += Counter()  # drops what was counted as 0
+        return [Path(file).relative_to(self.path).as_posix() for file in files]
+
+    def _count_unreadable(self, _: OSError) -> None:
+        self._left_out["that you may not read"] += 1
 
     def _open(self, name: str) -> BinaryIO:
         return open(self.path / name, "rb")
+
+    def _identity(self, name: str) -> tuple:
+        there = os.stat(self.path / name)
+        return (os.path.realpath(self.path / name), there.st_size, there.st_mtime_ns,
+                there.st_ctime_ns)
 
 
 class ImageZip(ImageFiles):
@@ -237,15 +412,21 @@ class ImageZip(ImageFiles):
             raise _TooMuchError(f"{entry.file_size:,} bytes")
         return self._zip.open(entry)
 
+    def _identity(self, name: str) -> tuple:
+        entry = self._zip.getinfo(name)
+        return name, entry.CRC, entry.file_size, entry.compress_size
+
 
 class _TooMuchError(ValueError):
     """A zip entry that is far larger than any image."""
 
 
-def _is_image_name(name: str) -> bool:
-    # macOS puts "._photo.jpg", which is no image, beside photo.jpg, and "__MACOSX" into its zips.
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
-    return name.lower().endswith(SUFFIXES) and not hidden
+def _is_new(folder: str, seen: set[tuple[int, int]]) -> bool:
+    """Whether a folder is met for the first time, under whatever name. It is then in `seen`."""
+    there = os.stat(folder)
+    new = (there.st_dev, there.st_ino) not in seen
+    seen.add((there.st_dev, there.st_ino))
+    return new
 
 
 def _try_all(read: Callable[[T], U], items: Iterable[T]) -> list[U]:
@@ -267,16 +448,11 @@ def _try_all(read: Callable[[T], U], items: Iterable[T]) -> list[U]:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any 8- or 16-bit image -> RGB. 16 bits are scaled to 8; transparent parts become white.
 
-    Raises ValueError for pixels without a known range (32-bit integers above 65,535, floats).
+    Raises ValueError for pixels without a known range (integers below 0 or above 65,535, floats).
     """
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        if values.size and (values.min() < 0 or values.max() > 65535):
-            raise ValueError("it has 32-bit pixels; 8 or 16 bits are understood")
-        eight_bits = (values.astype(np.uint32) * 255 + 32767) // 65535
-        image = Image.fromarray(eight_bits.astype(np.uint8))
-    elif image.mode == "F":
+    if image.mode == "F":
         raise ValueError("it has floating-point pixels; 8 or 16 bits are understood")
+    image = to_8_bits(image, depth=16)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -289,8 +465,8 @@ def load_image(path: str | Path, resolution: int) -> Tensor:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no image {path}: give the path of a picture")
-    if not _is_image_name(path.name):
-        raise ValueError(f"{path} is no image by its name: it should end in {', '.join(SUFFIXES)}")
+    if suffix(path.name) not in ("", *suffixes()):
+        raise ValueError(f"{path} is no image by its name: it should end in {USUAL}")
     one = ImageFolder(path.parent, resolution, only=path.name)
     return one.load(torch.zeros(1, dtype=torch.int64))
 

@@ -15,10 +15,9 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-import platformdirs
 from filelock import FileLock
 
-from gapkd.files.storage import sha256
+from gapkd.files.storage import cache_folder, sha256
 
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 CHUNK = 2**20
@@ -32,11 +31,6 @@ class AddressError(ValueError):
 def is_address(name: str | Path) -> bool:
     """Whether it is an address and not a path."""
     return bool(SCHEME.match(str(name)))
-
-
-def cache_folder() -> Path:
-    """$GAPKD_CACHE, or gapkd's folder in the user's cache."""
-    return Path(os.environ.get("GAPKD_CACHE") or platformdirs.user_cache_path("gapkd"))
 
 
 def fetch(address: str, progress: bool = True) -> Path:

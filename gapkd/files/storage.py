@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import platformdirs
+
 ROOT = Path(__file__).resolve().parents[2]
 """The clone of the repository (of an installed copy: the folder that holds the package)."""
 
@@ -26,6 +28,11 @@ def data_path(name: str) -> Path:
         raise FileNotFoundError(f"the embedded file {name} is not in {folder}: work in a clone of "
                                 "the repository, or set GAPKD_DATA to its data folder")
     return folder / name
+
+
+def cache_folder() -> Path:
+    """$GAPKD_CACHE, or gapkd's folder in the user's cache."""
+    return Path(os.environ.get("GAPKD_CACHE") or platformdirs.user_cache_path("gapkd"))
 
 
 def sha256(file: str | Path) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -280,7 +281,27 @@ class _LabelLessons:
         if not len(self.seen) or not len(self.unseen):
             raise ValueError(f"{self.dataset.path} holds {size} images, too few to hold "
                              f"{config.held_out:.0%} out")
+        for values in self.truth.values():
+            self.seen, self.unseen = lend(self.seen, self.unseen, values)
+            self.unseen, self.seen = lend(self.unseen, self.seen, values)
+        self._drop_rare()
         self.coins = torch.Generator().manual_seed(config.seed)
+
+    def _drop_rare(self) -> None:
+        """Factors that show nothing different in one of the two parts are neither learnt nor
+        measured."""
+        rare = [name for name, values in self.truth.items()
+                if not (varies(values[self.seen]) and varies(values[self.unseen]))]
+        if len(rare) == len(self.truth):
+            raise ValueError(f"the labels of {self.dataset.path} are alike but for a single image, "
+                             "so they cannot be both learnt and measured: add images whose label "
+                             "differs from the others'")
+        if rare:
+            warnings.warn(f"{', '.join(rare)} of {self.dataset.path} differ in a single image "
+                          "each: they are neither learnt nor measured", stacklevel=4)
+        for named in (self.categorical, self.continuous, self.truth):
+            for name in rare:
+                named.pop(name, None)
 
     def read(self, rows: Tensor) -> Example:
         factors = {name: values[rows] for name, values in self.truth.items()}
@@ -291,6 +312,20 @@ class _LabelLessons:
         images, factors = self.read(
             self.seen[ordered_indices(len(self.seen), step * count, count, seed)])
         return flip(images, torch.rand(count, generator=self.coins)), factors
+
+
+def varies(values: Tensor) -> bool:
+    return bool(values.min() < values.max())
+
+
+def lend(giver: Tensor, taker: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Two lists of rows; if all values of the second are alike, with a row of the first that
+    differs, should that have another one."""
+    others = (values[giver] != values[taker[0]]).nonzero()[:, 0]
+    if varies(values[taker]) or len(others) < 2:
+        return giver, taker
+    kept = torch.arange(len(giver)) != others[0]
+    return giver[kept], torch.cat([taker, giver[others[:1]]])
 
 
 def factors_of(dataset: ImageFiles) -> tuple[dict[str, list[str]], dict[str, list[float]],
@@ -313,7 +348,7 @@ def factors_of(dataset: ImageFiles) -> tuple[dict[str, list[str]], dict[str, lis
             return categorical, {}, truth
         return categorical, {"label_score": [0.0, 1.0]}, truth | {"label_score": classes.float()}
     columns = labels.float().view(len(labels), -1).unbind(dim=1)
-    varying = {f"label_{k}": v for k, v in enumerate(columns) if v.min() < v.max()}
+    varying = {f"label_{k}": v for k, v in enumerate(columns) if varies(v)}
     if not varying:
         raise ValueError(f"the labels of {dataset.path} are all alike: there is nothing to learn "
                          "from them")

@@ -26,8 +26,7 @@ import tyro
 from PIL import Image
 
 from gapkd.data.images import png
-from gapkd.files.download import cache_folder
-from gapkd.files.storage import new_folder, write_atomically, write_folder
+from gapkd.files.storage import cache_folder, new_folder, write_atomically, write_folder
 from gapkd.sharing.export import read_onnx_facts, session
 from gapkd.sharing.origins import as_dict, named, numbers, runs_of
 

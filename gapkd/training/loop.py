@@ -253,7 +253,8 @@ def fit(trainer: Trainer, kind: str, probe: Probe | None = None,
     """
     inputs = dict(inputs or {})
     if names := getattr(trainer.dataset, "names", None):
-        inputs["data"] = hashlib.sha256("\0".join(names).encode()).hexdigest()
+        spelt = "\0".join(names).encode(errors="surrogatepass")  # not every name is UTF-8
+        inputs["data"] = hashlib.sha256(spelt).hexdigest()
     with RunFolder(trainer.config, kind, inputs) as folder:
         return Loop(trainer, kind, folder, probe).run()
 

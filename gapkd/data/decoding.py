@@ -1,0 +1,243 @@
+"""Picture files: which are read, how a file becomes pixels, and small copies of large ones.
+
+Reading one executes nothing: of Pillow's formats, those that call another program or only name
+what they cannot decode stay out.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+import sys
+import unicodedata
+import uuid
+import warnings
+import zlib
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import PIL
+from PIL import ExifTags, Image
+
+UNFIT = {"EPS", "WMF", "IPTC", "MPEG", "BUFR", "GRIB", "HDF5"}
+"""EPS calls Ghostscript, WMF draws with Windows, IPTC may hold either; the others are stubs."""
+SIGNED = ("PNG", "JPEG", "WEBP", "GIF", "AVIF")
+"""Formats that are believed without a suffix: their first bytes leave no doubt."""
+USUAL = ".png, .jpg, .webp, .gif, .tif..."
+PUT_AWAY = {"__macosx", "@eadir", "@__thumb", "@recycle", "#recycle", "$recycle.bin", "#snapshot",
+            "~snapshot", "@recently-snapshot", "lost+found", "system volume information"}
+"""Folders that systems and network drives make: thumbnails, what was deleted, earlier versions."""
+FURNITURE = {"thumbs.db", "ehthumbs.db", "desktop.ini", "dataset.json"}
+"""Files beside pictures that nobody would take for one."""
+
+
+def suffixes() -> dict[str, str]:
+    """Suffix -> format, of every format that is read."""
+    Image.init()
+    known = {*Image.OPEN, "MPO"} - UNFIT  # MPO is opened as a JPEG
+    return {end: kind for end, kind in Image.registered_extensions().items() if kind in known}
+
+
+def formats(name: str) -> list[str]:
+    """The formats that a file may have, whatever its suffix says; those that no first bytes tell
+    apart from anything else only where the suffix names them."""
+    named = suffixes().get(suffix(name))
+    return [kind for kind, (_, accepts) in Image.OPEN.items()
+            if kind not in UNFIT and (accepts or kind == named)]
+
+
+def suffix(name: str) -> str:
+    """The end of a name, from its last dot, in small letters; empty where there is none."""
+    return PurePosixPath(name).suffix.lower()
+
+
+def same_name(name: str) -> str:
+    """What two spellings of a name have in common: systems compose accents differently, and turn
+    the slashes between folders round."""
+    return unicodedata.normalize("NFC", name.replace("\\", "/")).removeprefix("./")
+
+
+def is_put_away(name: str) -> bool:
+    """Whether a file is hidden, or lies in a folder of the system's."""
+    return any(part.startswith(".") or part.lower() in PUT_AWAY
+               for part in PurePosixPath(same_name(name)).parts)
+
+
+def is_furniture(name: str) -> bool:
+    """Whether it goes without saying that this file is no picture."""
+    path = PurePosixPath(same_name(name))
+    # macOS puts "._photo.jpg", which is no image, beside photo.jpg, and "__MACOSX" into its zips.
+    return path.name.lower() in FURNITURE or path.name.startswith("._") or "__MACOSX" in path.parts
+
+
+def shown(name: object) -> str:
+    """A name as a message shows it: on one line, whatever it is made of."""
+    name = str(name)
+    return name if name.isprintable() else ascii(name)
+
+
+TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+         4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+         6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+         8: Image.Transpose.ROTATE_90}
+"""EXIF's orientation -> what shows the picture upright."""
+PNG_START, JPEG_START = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+PNG_CONTENT = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
+JPEG_LEAST = {0xe0: 14, 0xe1: 0, 0xee: 12}  # JFIF, EXIF, Adobe: bytes of what is kept
+
+
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """What shows the image upright, if it is not; metadata that cannot be read says nothing."""
+    try:
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # Pillow raises what it likes
+        return None
+
+
+def without_metadata(content: bytes) -> bytes | None:
+    """A PNG or JPEG without texts, profiles and dates, which may be malformed where the picture is
+    not; None for other files. How it is held (EXIF) is kept where that can be read."""
+    if content.startswith(PNG_START):
+        return _bare_png(content)
+    return _bare_jpeg(content) if content.startswith(JPEG_START) else None
+
+
+def _bare_png(content: bytes) -> bytes:
+    kept, at = [PNG_START], len(PNG_START)
+    while at < len(content):
+        end = at + 12 + int.from_bytes(content[at:at + 4], "big")
+        kind, chunk = content[at + 4:at + 8], content[at:end]
+        whole = zlib.crc32(chunk[4:-4]).to_bytes(4, "big") == chunk[-4:]
+        if kind in PNG_CONTENT or kind == b"eXIf" and whole:
+            kept.append(chunk)
+        at = end
+    return b"".join(kept)
+
+
+def _bare_jpeg(content: bytes) -> bytes:
+    kept, at = [JPEG_START], len(JPEG_START)
+    while content[at:at + 1] == b"\xff" and content[at + 1:at + 2] not in (b"", b"\xda"):
+        kind, length = content[at + 1], int.from_bytes(content[at + 2:at + 4], "big")
+        told = 0xe0 <= kind <= 0xef or kind == 0xfe  # an application's segment, or a comment
+        if not told or length - 2 >= JPEG_LEAST.get(kind, length):
+            kept.append(content[at:at + 2 + length])
+        at += 2 + length
+    return b"".join([*kept, content[at:]])
+
+
+DEEP_COLOUR = re.compile("(RGB[AX]?;16)([BLN])")  # what Pillow reads the upper bytes of
+DEPTHS = (8, 10, 12, 14, 16)
+"""Bits that cameras, scanners and formats give a value."""
+
+
+def stated_depth(image: Image.Image) -> int | None:
+    """Bits of a value as the file has them; None where it says no more than how they are stored:
+    whatever is deeper than a byte and shallower than 16 bits is stored in 16, or in 32."""
+    if image.mode.startswith("I"):
+        stored = getattr(image, "tag_v2", {}).get(258, (16,))[0]  # BitsPerSample of a TIFF
+        known = stored < 16 or image.format == "PPM"  # whose values Pillow brings to 16 bits
+        return min(stored, 16) if known else None
+    return None if _deep_colour(image) else 8
+
+
+def needed_depth(image: Image.Image) -> int:
+    """The least of `DEPTHS` that holds all values of an image whose depth is not stated."""
+    deep_colour, values = _deep_colour(image), np.asarray(image)
+    largest = int(values[..., :3].max()) * 256 + 255 if deep_colour else values.max()
+    return next((bits for bits in DEPTHS if largest < 2**bits), DEPTHS[-1])
+
+
+def to_8_bits(image: Image.Image, depth: int) -> Image.Image:
+    """Values of `depth` bits brought to 8; an image that has them is returned as it is.
+
+    Raises ValueError for values below 0, or of more than 16 bits.
+    """
+    deep_colour = _deep_colour(image)
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+    elif deep_colour and depth < 16:  # 16 bits Pillow has brought to 8 by itself
+        values = _both_bytes(image, deep_colour)
+    else:
+        return image
+    if values.size and (values.min() < 0 or values.max() > 65535):
+        raise ValueError("it has pixels below 0 or above 65,535; 8 or 16 bits are understood")
+    white = 2**depth - 1
+    eight_bits = (values.astype(np.uint32) * 255 + white // 2) // white
+    return Image.fromarray(eight_bits.clip(0, 255).astype(np.uint8))
+
+
+def _deep_colour(image: Image.Image) -> re.Match | None:
+    """How the bytes of a colour image of 16 bits lie, as long as it is not loaded."""
+    arguments = image.tile[0].args if getattr(image, "tile", None) else None
+    raw = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return DEEP_COLOUR.fullmatch(raw) if isinstance(raw, str) else None
+
+
+def _both_bytes(image: Image.Image, found: re.Match) -> np.ndarray:
+    """(H, W, C) of a colour image of 16 bits; the lower bytes are what Pillow takes for the upper
+    ones when it is told the other order."""
+    order = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}[found[2]]
+    file = image.fp
+    upper = np.asarray(image).astype(np.uint32)
+    file.seek(0)
+    with Image.open(file, formats=[image.format]) as lower:
+        lower.tile = [_told(tile, found[1] + order) for tile in lower.tile]
+        return upper * 256 + np.asarray(lower)
+
+
+def _told(tile: tuple, raw: str) -> tuple:
+    """A tile whose bytes lie as `raw` says."""
+    return tile._replace(args=raw if isinstance(tile.args, str) else (raw, *tile.args[1:]))
+
+
+SPARE = 2**31  # bytes of a disk that are left to others
+DECODING = f"1, Pillow {PIL.__version__}"  # another number where other pixels come of a file
+
+
+class SmallCopies:
+    """Pictures at the size at which they are asked for, as PNG files that lose nothing.
+
+    They lie in the user's cache under names that are digests of all that decides their pixels, so
+    that a file that was changed has none. They are written aside and renamed. One that cannot be
+    read is as good as none, and so is a disk that takes no more.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.takes_more = folder, True
+
+    def get(self, *decisive: object) -> Image.Image | None:
+        try:
+            with Image.open(self._file(decisive), formats=["PNG"]) as copy:
+                copy.load()
+                return copy
+        except Exception:  # decoders raise what they like
+            return None
+
+    def put(self, picture: Image.Image, *decisive: object) -> None:
+        if not self.takes_more:
+            return
+        file = self._file(decisive)
+        aside = file.with_name(f".{uuid.uuid4().hex}.partial")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(file.parent).free < SPARE:
+                raise OSError(errno.ENOSPC, "its disk is nearly full")
+            picture.save(aside, "PNG", compress_level=1)
+            os.replace(aside, file)
+        except OSError as error:
+            self.takes_more = False
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
+            warnings.warn(f"no more small copies are written to {shown(self.folder)} "
+                          f"({error.strerror or error}): large pictures are decoded anew each "
+                          "time; set GAPKD_CACHE to another folder to have them kept",
+                          stacklevel=4)
+
+    def _file(self, decisive: tuple) -> Path:
+        said = repr((DECODING, *decisive)).encode(errors="surrogatepass")
+        digits = hashlib.sha256(said).hexdigest()[:40]
+        return self.folder / digits[:2] / f"{digits[2:]}.png"
