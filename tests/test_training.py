@@ -323,7 +323,8 @@ def test_each_image_meets_the_label_that_it_was_drawn_for(classes, tmp_path, adv
 
 def test_a_conditional_student(classes, tmp_path):
     folder, _, file = classes
-    result = distill(distill_config(tmp_path / "run", file, data=str(folder)))
+    result = distill(distill_config(tmp_path / "run", file, data=str(folder),
+                                    perceptual_weight=0.0))
     student, teacher = load_generator(result.checkpoint), load_generator(file)
     assert student.c_dim == 3 and result.discriminator.c_dim == 3
     found = evaluate_generator(student, load_attribute_network(), 12, teacher=teacher)
@@ -339,11 +340,12 @@ def test_a_conditional_training_needs_its_classes(classes, tmp_path):
     save_network(Discriminator(32, 4), tmp_path / "D.safetensors")
     with pytest.raises(ValueError, match="knows 3 classes and the discriminator 0"):
         distill(distill_config(tmp_path / "r", file, data=str(folder),
+                               perceptual_weight=0.0,
                                discriminator=str(tmp_path / "D.safetensors")))
     pairs = [[f"{i}.png", 3] for i in range(8)]
     (folder / "dataset.json").write_text(json.dumps({"labels": pairs}))
     with pytest.raises(ValueError, match="names class 3, but the network's classes are 0 to 2"):
-        distill(distill_config(tmp_path / "r", file, data=str(folder)))
+        distill(distill_config(tmp_path / "r", file, data=str(folder), perceptual_weight=0.0))
 
 
 @pytest.mark.parametrize("looked_at, message", [
