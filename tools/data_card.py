@@ -45,7 +45,7 @@ This page is written by `python -m tools.data_card` from the files' metadata.
 `results/` holds what was measured, with settings, seeds, commit, hardware and date. One JSON line a
 run, from `gapkd sweep` with the table of that name in `tools/sweeps/`: `table.jsonl`, with the
 faces of all methods in `table/` (behind most chapters), `sizes.jsonl`, `direction.jsonl` and
-`screening.jsonl` (chapter 6), `short.jsonl` (chapter 4's own training), `students.jsonl` (the 64 px
+`screening.jsonl` (chapter 6), `short.jsonl` (some minutes at 32 px), `students.jsonl` (the 64 px
 students below), `schedule.jsonl` (what the recipe should do with its time), `stylegan3.jsonl`
 (chapter 5) and `photographs.jsonl` (the README says of what). By `python -m tools.benchmark`:
 `benchmark.json` and `stylegan3_speed.json`. By `python -m tools.growth`: `growth.json`, and
