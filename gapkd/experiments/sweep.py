@@ -36,7 +36,14 @@ from gapkd.files.storage import write_atomically
 from gapkd.metrics.sampling import sample_images
 from gapkd.networks.base import StyleGenerator
 from gapkd.parallel import choose_device
-from gapkd.settings import DistillConfig, command_line, from_dict, shareable, to_dict
+from gapkd.settings import (
+    DistillConfig,
+    command_line,
+    from_dict,
+    read_yaml,
+    shareable,
+    to_dict,
+)
 from gapkd.training.loop import OutOfMemory
 from gapkd.training.trainer import TrainingDiverged
 
@@ -154,7 +161,7 @@ ENTRIES = dict.fromkeys((f.name for f in fields(Table)), (lambda v: isinstance(v
 def read_table(path: str | Path) -> Table:
     """Read and check a table. Raises ValueError that names the file and the place."""
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = read_yaml(Path(path).read_text())
     except OSError as error:
         raise ValueError(f"the table {path} cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
