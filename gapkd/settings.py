@@ -93,6 +93,11 @@ class RunConfig:
     resume: bool = False
     """Go on from the checkpoint in `out`."""
 
+    @property
+    def least_batch(self) -> int:
+        """Images that a step needs to have an aim."""
+        return 1
+
     def __post_init__(self):
         for name, hint in get_type_hints(type(self)).items():
             _check_type(name, getattr(self, name), hint)
@@ -249,6 +254,10 @@ class DistillConfig(RunConfig):
     """Length of an offset, times N(0, 1)."""
 
     @property
+    def least_batch(self) -> int:
+        return 2 if self.ld_weight else 1
+
+    @property
     def slimming_images(self) -> int:
         """What "slimmed" spends of `images` on learning which channels to keep."""
         return min(self.images // 5, 20_000) if self.synthesis == "slimmed" else 0
@@ -271,6 +280,9 @@ class DistillConfig(RunConfig):
         _require(any(getattr(self, name) for name in weights),
                  f"{', '.join(weights[:-1])} and {weights[-1]} are all 0: give one of them a "
                  "weight")
+        _require(self.batch >= self.least_batch,
+                 "the latent-direction loss relates the images of a batch to one another, and of "
+                 "one image it is always 0: choose a batch of at least 2, or set ld_weight to 0")
         for kind in ("feature", "ld"):
             used = getattr(self, f"{kind}_weight")
             _require(getattr(self, f"{kind}_blocks") or not used,

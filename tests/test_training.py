@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from unittest.mock import MagicMock
+from unittest.mock import MagicMock, Mock
 
 import pytest
 import torch
@@ -310,6 +310,27 @@ def test_too_little_memory_names_the_setting(tmp_path, monkeypatch, error, messa
     with pytest.raises(RuntimeError, match=message) as caught:
         train_gan(config(tmp_path / "r"))
     assert isinstance(caught.value, loop.OutOfMemory) == message.startswith("a step")
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"batch": 8}, "lower batch, or share it among more processes, or close other programs$"),
+    ({"batch": 4}, "cpu: lower batch, or close other programs$"),  # one group of the discriminator
+    ({"batch": 1}, "cpu: close other programs$"),
+    ({"batch": 8, "resume": True}, r"lower batch \(in a new run: this one keeps its batch\), or")])
+def test_what_helps_against_too_little_memory_works(tmp_path, monkeypatch, changes, message):
+    if "resume" in changes:
+        train_gan(config(tmp_path, batch=8, images=8))
+    monkeypatch.setattr(Trainer, "train_step", Mock(side_effect=torch.OutOfMemoryError()))
+    with pytest.raises(loop.OutOfMemory, match=message):
+        train_gan(config(tmp_path, **changes))
+
+
+def test_one_image_has_no_relations(tmp_path, teacher_file, fake_distance):
+    with pytest.raises(ValueError, match="of one image it is always 0: choose a batch of at least "
+                                         "2, or set ld_weight to 0"):
+        distill_config(tmp_path, teacher_file, batch=1)
+    log = distill(distill_config(tmp_path, teacher_file, batch=1, images=1, ld_weight=0.0)).log
+    assert log[-1]["rgb"] > 0 and "ld" not in log[-1]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")

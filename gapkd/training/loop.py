@@ -425,5 +425,21 @@ def _memory(trainer: Trainer):
         if not full:
             raise
         raise OutOfMemory(f"a step with batch={trainer.config.batch} at {trainer.G.resolution} px "
-                          f"does not fit into the memory of {trainer.device}: lower batch, or "
-                          "share it among more processes") from error
+                          f"does not fit into the memory of {trainer.device}: "
+                          f"{_way_out(trainer)}") from error
+
+
+def _way_out(trainer: Trainer) -> str:
+    """What helps against too little memory, for this run."""
+    c, ways = trainer.config, []
+    if c.batch > c.least_batch:
+        begun = c.resume or trainer.images
+        anew = " (in a new run: this one keeps its batch)" if begun else ""
+        ways.append(f"lower batch{anew}")
+    if c.batch % trainer.D.mbstd_group == 0 and c.batch // trainer.D.mbstd_group > parallel.count():
+        ways.append("share it among more processes")
+    if trainer.device.type == "cuda" and c.precision in ("float32", "tf32"):
+        ways.append("choose precision=bf16")
+    elif trainer.device.type == "cpu":
+        ways.append("close other programs")
+    return ", or ".join(ways) or "choose a smaller network, or a machine with more memory"
