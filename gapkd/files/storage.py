@@ -87,6 +87,15 @@ def check_place(path: str | Path, kind: str = "file") -> Path:
     return path
 
 
+def new_file(path: str | Path, *endings: str) -> Path:
+    """The path, if a new file can be made there. Raises ValueError, in one sentence, if not."""
+    if endings and Path(path).suffix not in endings:
+        raise ValueError(f"{path} must end in {' or '.join(endings)}: that is what is written")
+    if os.path.lexists(path):
+        raise ValueError(f"{path} exists already: remove it or choose another out")
+    return check_place(path)
+
+
 def new_folder(folder: str | Path) -> Path:
     """The path, if a folder can be made there. Raises ValueError, in one sentence, if not."""
     if os.path.lexists(folder) and str(folder):

@@ -25,7 +25,7 @@ from gapkd.data.datasets import ImageFiles, flip, open_dataset, ordered_indices
 from gapkd.data.toyfaces import CATEGORICAL, CONTINUOUS, face_mask, toy_faces
 from gapkd.files.checkpoints import CheckpointError, find_checkpoint, read_metadata
 from gapkd.files.provenance import provenance
-from gapkd.files.storage import write_atomically
+from gapkd.files.storage import new_file, write_atomically
 from gapkd.networks.layers import full_precision
 
 KIND = "attribute-network"
@@ -231,10 +231,10 @@ class AttributeConfig:
 def train_attribute_network(config: AttributeConfig) -> dict[str, float]:
     """Train and save an attribute network; returns its `reading_scores` on the images held out.
 
-    Raises ValueError for a file that exists, labels that teach nothing or too few images.
+    Raises ValueError for a file that exists or cannot be made, labels that teach nothing or too few
+        images.
     """
-    if Path(config.out).exists():
-        raise ValueError(f"{config.out} exists already: remove it or choose another out")
+    new_file(config.out)
     started = time.perf_counter()
     lessons = _ToyLessons(config) if config.data == "toyfaces" else _LabelLessons(config)
     with torch.random.fork_rng(devices=[]):
