@@ -1,21 +1,91 @@
-"""Start a GAN training from a finished run, at its resolution or at twice that."""
+"""Start a GAN training from a run, at its resolution or at twice that, or from another repository's
+file."""
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from gapkd.files.checkpoints import find_checkpoint, load_discriminator, load_generator
+from gapkd.files.checkpoints import (
+    CheckpointError,
+    find_checkpoint,
+    load_discriminator,
+    load_generator,
+    recognise,
+)
+from gapkd.files.download import is_address
 from gapkd.networks.base import StyleGenerator
-from gapkd.networks.stylegan2 import Discriminator
+from gapkd.networks.stylegan2 import Discriminator, Generator
+from gapkd.networks.stylegan3 import AliasFreeGenerator
+from gapkd.settings import TrainConfig, widths
+
+
+def is_file(start: str) -> bool:
+    """Whether networks to start from are those of one file: another repository's (.pkl, .pt), or a
+    checkpoint of a run. Of our own files each holds one."""
+    if is_address(start) or Path(start).is_file():
+        return recognise(find_checkpoint(start)) == "pickle"
+    return False
+
+
+def networks_of_file(config: TrainConfig
+                     ) -> tuple[TrainConfig, StyleGenerator, Discriminator]:
+    """Generator and discriminator of one file as they are, whatever their widths, and the settings
+    with those in. Without a discriminator in the file, a fresh one begins.
+
+    Raises CheckpointError when the file holds no generator, ValueError for one that is not trained
+        here, or of another resolution than was asked for.
+    """
+    start = config.start_from
+    G = load_generator(start)
+    try:
+        D = load_discriminator(start)
+    except CheckpointError as error:
+        warnings.warn(f"a fresh discriminator begins, since there is none in {start} ({error}): "
+                      "with d_first it trains alone for so many images, lest it spoils the "
+                      "generator", stacklevel=4)
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            D = Discriminator(G.resolution, widths(config.d_channels, G.resolution))
+    wrong = f"start_from={start} cannot be trained further: it holds"
+    if not isinstance(G, Generator | AliasFreeGenerator):
+        raise ValueError(f"{wrong} a {G.kind}, which is distilled; choose a StyleGAN2 or StyleGAN3")
+    if (D.resolution, D.c_dim) != (G.resolution, G.c_dim):
+        raise ValueError(f"{wrong} a {G.resolution} px generator of {G.c_dim} classes and a "
+                         f"{D.resolution} px discriminator of {D.c_dim}; choose another file")
+    if config.resolution not in (G.resolution, TrainConfig.resolution):
+        raise ValueError(f"start_from={start} holds {G.resolution} px networks: choose resolution="
+                         f"{G.resolution}, not {config.resolution}")
+    taken = _settings_of(G) | {"d_channels": tuple(D.channels)}
+    warnings.warn(f"start_from={start}: {G.resolution} px networks, which keep their own widths, "
+                  "z_dim, w_dim and layers", stacklevel=4)
+    return replace(config, **taken), G.requires_grad_(True), D.requires_grad_(True)
+
+
+def _settings_of(G: Generator | AliasFreeGenerator) -> dict:
+    """The settings that describe a generator, as far as they can."""
+    found = {"resolution": G.resolution, "z_dim": G.z_dim, "w_dim": G.w_dim,
+             "mapping_layers": len(G.mapping.layers)}
+    if isinstance(G, Generator):
+        channels = tuple(second for _, second in G.channels)
+        return found | {"architecture": "stylegan2", "channels": channels}
+    return found | {"architecture": f"stylegan3-{'r' if G.radial else 't'}", "margin": G.margin,
+                    "layers": len(G.channels), "channels": (max(G.channels), min(G.channels))}
 
 
 def start_files(run: str) -> tuple[Path, Path]:
-    """Generator's and discriminator's file of a finished run's folder, or of an embedded
-    teacher."""
+    """Generator's and discriminator's file of a run's folder, finished or stopped, or of an
+    embedded teacher; of a file that holds both, twice that."""
+    if is_file(run):
+        return find_checkpoint(run), find_checkpoint(run)
     if Path(run).is_dir():
+        states = sorted(Path(run).glob("checkpoints/[0-9]*.pt"))
+        if states and not (Path(run) / "generator.safetensors").is_file():
+            return states[-1], states[-1]
         return Path(run) / "generator.safetensors", Path(run) / "discriminator.safetensors"
     if Path(run).is_file():
         raise ValueError(f"start_from={run} is a file: name the run's folder, which holds both "

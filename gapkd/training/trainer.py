@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gapkd import parallel
-from gapkd.data.datasets import Prefetcher, flip, open_dataset, ordered_indices
+from gapkd.data.datasets import Dataset, Prefetcher, flip, open_dataset, ordered_indices
 from gapkd.distillation.directions import check_blocks
 from gapkd.distillation.distiller import Distiller, two_views
 from gapkd.files.checkpoints import CheckpointError
@@ -67,10 +67,11 @@ class Trainer:
         G: the generator, or the student.
         D: the discriminator.
         distiller: the teacher and its losses; None where a GAN is trained from scratch.
+        dataset: the one that the settings name, where it is open already.
     """
 
     def __init__(self, config: RunConfig, G: StyleGenerator, D: Discriminator,
-                 distiller: Distiller | None = None):
+                 distiller: Distiller | None = None, dataset: Dataset | None = None):
         self.config, self.device = config, choose_device(config.device)
         check_networks(config, G)
         if distiller and distiller.weights["ld"]:  # a student may have fewer blocks
@@ -94,11 +95,12 @@ class Trainer:
                                replay)
         self.rates = [group["lr"] for group in self.groups()]
 
-        self.dataset = open_dataset(config.data, G.resolution, seed=config.seed,
-                                    device=self.device)
+        self.dataset = dataset or open_dataset(config.data, G.resolution, seed=config.seed,
+                                               device=self.device)
         # A GPU need not wait for images; on a CPU a second thread would take from the training.
         drawn = getattr(self.dataset, "device", None) == self.device
         self.reals = Prefetcher(self.load_reals, in_background=not (on_cpu or drawn))
+        self.fetched: Tensor | None = None
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
         self.graphs = StepGraphs(self.rng if replay else None)
         # Numbers that steer are read at once: a GPU would have to be waited for.
@@ -128,10 +130,16 @@ class Trainer:
     def draw(self, *shape: int, kind: Callable[..., Tensor] = torch.randn) -> Tensor:
         return kind(*shape, generator=self.rng, device=self.device)
 
+    def fetch(self) -> None:
+        """Load the real images of the next step. ValueError names a broken one."""
+        if self.fetched is None:
+            self.fetched = self.reals(self.images, self.images + self.config.batch)
+
     def real_batch(self) -> Tensor:
         """The next real images (N, 3, R, R)."""
-        n = self.config.batch
-        reals = self.reals(self.images, self.images + n).to(self.device, non_blocking=True)
+        self.fetch()
+        n, reals = self.config.batch, self.fetched.to(self.device, non_blocking=True)
+        self.fetched = None
         if self.config.flip:
             reals = flip(reals, self.draw(n, kind=torch.rand)[self.mine])
         return reals
@@ -384,18 +392,28 @@ class Trainer:
     def load_state(self, state: dict) -> None:
         """Take over what `state` returned.
 
-        Raises CheckpointError for the state of other networks or another device.
+        Raises CheckpointError for the state of other networks, or of another device unless this one
+        was asked for by name.
         """
-        if isinstance(state, dict) and state.get("device", self.device.type) != self.device.type:
+        before = state.get("device", self.device.type)
+        moved = before != self.device.type
+        if moved and self.config.device == "auto":
             raise CheckpointError(
-                f"the run was trained on {state['device']}, whose random numbers "
-                f"{self.device.type} cannot continue: resume with device={state['device']}")
+                f"the run was trained on {before}, whose random numbers {self.device.type} cannot "
+                f"continue: resume with device={before}, or, to go on with others, with "
+                f"device={self.device.type}")
         try:
             for name in self._stateful():
-                getattr(self, name).load_state_dict(state[name])
+                if name != "scaler" or state[name]:  # of a precision without one it is empty
+                    getattr(self, name).load_state_dict(state[name])
+            for group in self.groups():
+                group["capturable"] = self.graphs.rng is not None
             if self.distiller and self.distiller.regressors:
                 self.distiller.regressors.load_state_dict(state["regressors"])
-            self.rng.set_state(state["rng"].cpu())
+            if moved:
+                self.rng.manual_seed(self.config.seed + state["images"])
+            else:
+                self.rng.set_state(state["rng"].cpu())
             self.dice.set_state(state["dice"].cpu())
             self.path_mean.copy_(state["path_mean"])
             self.sums = {name: total.to(self.device) for name, total in state["sums"].items()}
@@ -413,8 +431,12 @@ class Trainer:
                           "up to rounding, not bit for bit", stacklevel=2)
         if dtype != str(self.dtype):
             warnings.warn(f"the run computed in {_precision(dtype)} so far and goes on in "
-                          f"{_precision(self.dtype)}, which is what precision=auto means on this "
-                          "machine: not bit for bit", stacklevel=2)
+                          f"{_precision(self.dtype)}, which is what precision="
+                          f"{self.config.precision} means on this machine: not bit for bit",
+                          stacklevel=2)
+        if moved:
+            warnings.warn(f"the run was trained on {before}, and {self.device.type} goes on with "
+                          "other random numbers: not bit for bit", stacklevel=2)
 
     def fingerprint(self) -> str:
         """A number that the weights of all processes must share."""
