@@ -121,7 +121,8 @@ def convert(config: ConvertConfig) -> None:
     from gapkd.files.storage import new_file, write_atomically
 
     out = new_file(config.out, ".safetensors", ".pt")
-    role = "discriminator" if "discriminator" in out.stem.lower() else "generator"
+    named_so = "discriminator" in out.stem.lower() or out.stem == "D"
+    role = "discriminator" if named_so else "generator"
     if role == "discriminator" and out.suffix != ".safetensors":
         raise ValueError(f"{out}: discriminators are written as .safetensors, for `gapkd distill "
                          "--discriminator`; choose that ending, or another name for a generator")

@@ -35,6 +35,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", "
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
 CACHE_BYTES = 2**30
 ENTRY_BYTES = 2**28  # a zip entry that unpacks to more is no image that anybody trains on
+CHECK_SECONDS = 20  # so long images are looked at before a training begins
 AT_ONCE_PIXELS = 10**8  # so much is decoded within seconds: when a dataset is opened
 T = TypeVar("T")
 U = TypeVar("U")

@@ -133,11 +133,16 @@ def _shared_weights(folder: Path) -> Path:
 
 def _network_of_run(folder: Path) -> Path | None:
     """The generator of a training, or its newest checkpoint if that came later."""
+    folder = folder.parent if folder.name == "checkpoints" else folder
     if not (folder / "settings.json").is_file():
         return None
     states = sorted(folder.glob("checkpoints/[0-9]*.pt"))
     networks = [folder / "generator.safetensors", *states[-1:]]
     there = [file for file in networks if file.is_file()]
+    if not there and (folder / "log.jsonl").is_file():
+        raise CheckpointError(f"{folder} is a training that has not saved its networks yet: wait "
+                              "for its first checkpoint, or start it with a shorter "
+                              "checkpoint_every")
     return max(there, key=lambda file: file.stat().st_mtime, default=None)
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from gapkd.data.datasets import ImageFiles, flip, open_dataset, ordered_indices
+from gapkd.data.datasets import CHECK_SECONDS, ImageFiles, flip, open_dataset, ordered_indices
 from gapkd.data.toyfaces import CATEGORICAL, CONTINUOUS, face_mask, toy_faces
 from gapkd.files.checkpoints import CheckpointError, find_checkpoint, read_metadata
 from gapkd.files.provenance import provenance
@@ -272,6 +272,7 @@ class _LabelLessons:
 
     def __init__(self, config: AttributeConfig):
         self.config, self.dataset = config, open_dataset(config.data, AttributeNetwork.size)
+        self.dataset.check(CHECK_SECONDS)
         self.name, size = self.dataset.name, self.dataset.size
         self.categorical, self.continuous, self.truth = factors_of(self.dataset)
         order = ordered_indices(size, 0, size, config.seed)

@@ -12,7 +12,7 @@ import json
 import signal
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from gapkd import parallel
-from gapkd.data.datasets import Dataset, ImageFiles, open_dataset
+from gapkd.data.datasets import CHECK_SECONDS, Dataset, ImageFiles, open_dataset
 from gapkd.distillation.directions import check_blocks
 from gapkd.distillation.distiller import Distiller, make_regressors
 from gapkd.distillation.students import check_request, make_student
@@ -57,8 +57,6 @@ from gapkd.training.runs import (
 from gapkd.training.start import is_file, networks_of_file, start_files, start_from
 from gapkd.training.trainer import Trainer, TrainingDiverged, check_networks
 
-CHECK_SECONDS = 20
-"""So long the images of a run are looked at before it begins."""
 Probe = Callable[[StyleGenerator], dict]
 AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
 
@@ -286,7 +284,7 @@ def resume_run(folder: str | Path, images: int = 0, device: str = "", progress: 
         raise ValueError(f"cannot resume {folder}: another version of gapkd started it (its "
                          f"settings differ in {sorted(other)[0]}); go on with that version, or "
                          "start the run anew in another folder")
-    if fixed := changes.keys() - (FREE | KNOWN_BY_CONTENT) & settings.keys():
+    if fixed := changes.keys() - ((FREE | KNOWN_BY_CONTENT) & settings.keys()):
         raise ValueError(f"a {about['kind']} run cannot be resumed with another "
                          f"{sorted(fixed)[0]}: leave it out, or start the run anew in another "
                          "folder")
@@ -295,36 +293,41 @@ def resume_run(folder: str | Path, images: int = 0, device: str = "", progress: 
         settings["images"] = images
     if device:
         settings["device"] = device
-    for name in set(_used_files(settings)) - changes.keys():
-        settings[name] = _found(name, settings[name], about.get("started_in", ""), folder)
+    settings |= _find_files(settings, about.get("started_in", ""), changes)
     return train(from_dict(cls, settings))
 
 
-def _used_files(settings: dict) -> list[str]:
-    """Settings of a run that name a file which it goes on to need."""
+def _find_files(settings: dict, started_in: str, given: Iterable[str]) -> dict[str, str]:
+    """Where the files are that a run goes on to need. Relative paths count from the folder in which
+    it was started, or from here.
+
+    Args:
+        given: settings that were just given: they are as they are.
+    Raises ValueError naming those that are not there any more.
+    """
     used = {"data": settings["data"] != "toyfaces", "teacher": "teacher" in settings,
             "perceptual": settings.get("perceptual_weight")
             and settings["perceptual"] not in ("toyfaces", "lpips"),
             "fid_features": settings["fid_every"]
             and settings["fid_features"] not in ("toyfaces", "inception")}
-    return [name for name, needed in used.items() if needed]
+    wanted = [name for name, needed in used.items() if needed and name not in given]
+    places = {name: _place(settings[name], started_in, name) for name in wanted}
+    if missing := [name for name, place in places.items() if place is None]:
+        named = ", ".join(f"{name}={settings[name]}" for name in missing)
+        options = " ".join(f"--{name.replace('_', '-')} PATH" for name in missing)
+        raise ValueError(f"what the run in {settings['out']} needs is not there any more: {named}; "
+                         f"say where it is now, `gapkd resume {settings['out']} {options}`")
+    return places
 
 
-def _found(name: str, value: str, started_in: str, run: str | Path) -> str:
-    """Where a file of a run is by now: relative paths count from the folder in which the run was
-    started, or from here."""
+def _place(value: str, started_in: str, name: str) -> str | None:
     for path in (Path(started_in, value), Path(value)):
         if path.exists():
             return str(path)
     try:
-        if name != "data":
-            find_checkpoint(value)  # an embedded network, or an address
-            return value
+        return value if name != "data" and find_checkpoint(value) else None
     except CheckpointError:
-        pass
-    option = name.replace("_", "-")
-    raise ValueError(f"{name}={value}, of the run in {run}, is not there any more: say where it is "
-                     f"now, `gapkd resume {run} --{option} PATH`")
+        return None
 
 
 def _begin(config: AnyConfig, kind: str) -> AnyConfig:
