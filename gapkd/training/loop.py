@@ -12,7 +12,7 @@ import json
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -25,21 +25,18 @@ from tqdm.auto import tqdm
 
 from gapkd import parallel
 from gapkd.data.datasets import CHECK_SECONDS, Dataset, ImageFiles, open_dataset
-from gapkd.distillation.directions import check_blocks
 from gapkd.distillation.distiller import Distiller, make_regressors
-from gapkd.distillation.students import check_request, make_student
+from gapkd.distillation.students import make_student
 from gapkd.files.checkpoints import (
-    CheckpointError,
-    find_checkpoint,
     load_discriminator,
     load_generator,
     read_metadata,
     sha256,
 )
 from gapkd.files.provenance import provenance
-from gapkd.metrics.attributes import AttributeNetwork, head_mask, reader
+from gapkd.metrics.attributes import head_mask, reader
 from gapkd.metrics.evaluation import FidProbe
-from gapkd.metrics.features import Distance, distance_for
+from gapkd.metrics.features import distance_for
 from gapkd.networks.base import StyleGenerator
 from gapkd.networks.families import build
 from gapkd.networks.stylegan2 import Discriminator, Generator
@@ -51,11 +48,19 @@ from gapkd.training.runs import (
     KNOWN_BY_CONTENT,
     RunFolder,
     belongs_to_this_job,
+    find_files,
     job,
     remembered,
 )
-from gapkd.training.start import is_file, networks_of_file, start_files, start_from
-from gapkd.training.trainer import Trainer, TrainingDiverged, check_networks
+from gapkd.training.start import (
+    check_distance,
+    check_student,
+    is_file,
+    networks_of_file,
+    start_files,
+    start_from,
+)
+from gapkd.training.trainer import Trainer, TrainingDiverged
 
 Probe = Callable[[StyleGenerator], dict]
 AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
@@ -116,7 +121,7 @@ def train_gan(config: TrainConfig, probe: Probe | None = None) -> RunResult:
 def first_networks(config: TrainConfig) -> tuple[TrainConfig, StyleGenerator, Discriminator]:
     """Both networks before the first step, and the settings with what was taken over from a
     file."""
-    if config.resume and (known := remembered(config.out, "networks")):
+    if known := _known_networks(config):
         return config, build(**known["G"]), build(**known["D"])  # their weights follow
     if not config.resume and is_file(config.start_from):
         return networks_of_file(config)
@@ -127,6 +132,13 @@ def first_networks(config: TrainConfig) -> tuple[TrainConfig, StyleGenerator, Di
     if config.start_from and not config.resume:
         start_from(G, D, config.start_from)
     return config, G, D
+
+
+def _known_networks(config: RunConfig) -> dict:
+    """Kind and architecture of the networks of a run that is resumed; {} for any other."""
+    if not config.resume:
+        return {}
+    return parallel.from_first(lambda: remembered(config.out, "networks"))
 
 
 def fresh_generator(config: TrainConfig) -> StyleGenerator:
@@ -164,7 +176,7 @@ def distill(config: DistillConfig, probe: Probe | None = None,
     if config.content and content_mask is None:
         content_mask = partial(head_mask, reader("toyfaces", device))
     perceptual = distance_for(config.perceptual, device) if config.perceptual_weight else None
-    _check_distance(config, perceptual, teacher)
+    check_distance(config, perceptual, teacher)
     D, dataset = first_discriminator(config, teacher), _open_data(config, teacher)
     student = first_student(config, teacher, content_mask)  # may take long: what can fail is above
     regressors = None
@@ -179,35 +191,6 @@ def distill(config: DistillConfig, probe: Probe | None = None,
     if config.perceptual_weight and config.perceptual not in ("toyfaces", "lpips"):
         inputs["perceptual"] = sha256(config.perceptual)
     return fit(trainer, "distill", probe, inputs)
-
-
-def check_student(config: DistillConfig, teacher: StyleGenerator) -> None:
-    """Raise ValueError for a student that cannot be trained so, before it costs anything."""
-    family, architecture = check_request(teacher, config.keep, config.kernel, config.mapping,
-                                         config.synthesis, config.kind)
-    check_networks(config, teacher)
-    with torch.device("meta"):
-        student = family(**architecture)
-    check_networks(config, student)
-    for kind in ("ld", "feature"):
-        if getattr(config, f"{kind}_weight"):
-            for network in (student, teacher):
-                check_blocks(f"{kind}_blocks", getattr(config, f"{kind}_blocks"), network)
-    if config.content and teacher.resolution < AttributeNetwork.size:
-        raise ValueError(f"content={config.content} is seen at {AttributeNetwork.size} px and "
-                         f"above, the teacher draws {teacher.resolution}: leave content empty")
-
-
-def _check_distance(config: DistillConfig, distance: Distance | None, teacher: StyleGenerator
-                    ) -> None:
-    if distance is None:
-        return
-    images = torch.zeros(2, 1, 3, teacher.resolution, teacher.resolution)
-    try:
-        distance(*images.to(next(teacher.parameters()).device))
-    except ValueError as error:
-        raise ValueError(f"perceptual={config.perceptual} cannot look at the teacher's images "
-                         f"({error}): choose another, or set perceptual_weight to 0") from error
 
 
 def _open_data(config: RunConfig, G: StyleGenerator) -> Dataset:
@@ -239,7 +222,7 @@ def first_student(config: DistillConfig, teacher: StyleGenerator,
 
 def first_discriminator(config: DistillConfig, teacher: StyleGenerator) -> Discriminator:
     """A fresh discriminator, or the one that the settings name; a resumed run asks no more."""
-    if config.resume and (known := remembered(config.out, "networks")):
+    if known := _known_networks(config):
         return build(**known["D"])
     if not config.discriminator:
         with torch.random.fork_rng():
@@ -293,41 +276,8 @@ def resume_run(folder: str | Path, images: int = 0, device: str = "", progress: 
         settings["images"] = images
     if device:
         settings["device"] = device
-    settings |= _find_files(settings, about.get("started_in", ""), changes)
+    settings |= find_files(settings, about.get("started_in", ""), changes)
     return train(from_dict(cls, settings))
-
-
-def _find_files(settings: dict, started_in: str, given: Iterable[str]) -> dict[str, str]:
-    """Where the files are that a run goes on to need. Relative paths count from the folder in which
-    it was started, or from here.
-
-    Args:
-        given: settings that were just given: they are as they are.
-    Raises ValueError naming those that are not there any more.
-    """
-    used = {"data": settings["data"] != "toyfaces", "teacher": "teacher" in settings,
-            "perceptual": settings.get("perceptual_weight")
-            and settings["perceptual"] not in ("toyfaces", "lpips"),
-            "fid_features": settings["fid_every"]
-            and settings["fid_features"] not in ("toyfaces", "inception")}
-    wanted = [name for name, needed in used.items() if needed and name not in given]
-    places = {name: _place(settings[name], started_in, name) for name in wanted}
-    if missing := [name for name, place in places.items() if place is None]:
-        named = ", ".join(f"{name}={settings[name]}" for name in missing)
-        options = " ".join(f"--{name.replace('_', '-')} PATH" for name in missing)
-        raise ValueError(f"what the run in {settings['out']} needs is not there any more: {named}; "
-                         f"say where it is now, `gapkd resume {settings['out']} {options}`")
-    return places
-
-
-def _place(value: str, started_in: str, name: str) -> str | None:
-    for path in (Path(started_in, value), Path(value)):
-        if path.exists():
-            return str(path)
-    try:
-        return value if name != "data" and find_checkpoint(value) else None
-    except CheckpointError:
-        return None
 
 
 def _begin(config: AnyConfig, kind: str) -> AnyConfig:

@@ -10,7 +10,7 @@ import json
 import os
 import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gapkd import parallel
 from gapkd.data.images import save_png
-from gapkd.files.checkpoints import CheckpointError, save_network
+from gapkd.files.checkpoints import CheckpointError, find_checkpoint, save_network
 from gapkd.files.provenance import provenance
 from gapkd.files.storage import check_place, write_atomically
 from gapkd.networks.base import StyleGenerator
@@ -67,6 +67,39 @@ def next_run_folder(kind: str, root: str | Path = "runs") -> Path:
     while (folder := Path(root) / f"{kind}-{number:03d}").exists():
         number += 1
     return folder
+
+
+def find_files(settings: dict, started_in: str, given: Iterable[str]) -> dict[str, str]:
+    """Where the files are that a run goes on to need. Relative paths count from the folder in which
+    it was started, or from here.
+
+    Args:
+        given: settings that were just given: they are as they are.
+    Raises ValueError naming those that are not there any more.
+    """
+    used = {"data": settings["data"] != "toyfaces", "teacher": "teacher" in settings,
+            "perceptual": settings.get("perceptual_weight")
+            and settings["perceptual"] not in ("toyfaces", "lpips"),
+            "fid_features": settings["fid_every"]
+            and settings["fid_features"] not in ("toyfaces", "inception")}
+    wanted = [name for name, needed in used.items() if needed and name not in given]
+    places = {name: _place(settings[name], started_in, name) for name in wanted}
+    if missing := [name for name, place in places.items() if place is None]:
+        named = ", ".join(f"{name}={settings[name]}" for name in missing)
+        options = " ".join(f"--{name.replace('_', '-')} PATH" for name in missing)
+        raise ValueError(f"what the run in {settings['out']} needs is not there any more: {named}; "
+                         f"say where it is now, `gapkd resume {settings['out']} {options}`")
+    return places
+
+
+def _place(value: str, started_in: str, name: str) -> str | None:
+    for path in (Path(started_in, value), Path(value)):
+        if path.exists():
+            return str(path)
+    try:
+        return value if name != "data" and find_checkpoint(value) else None
+    except CheckpointError:
+        return None
 
 
 class RunFolder:

@@ -1,5 +1,5 @@
-"""Start a GAN training from a run, at its resolution or at twice that, or from another repository's
-file."""
+"""Before the first step: start a GAN training from a run, at its resolution or at twice that, or
+from another repository's file; say what cannot be trained while it costs nothing yet."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gapkd.distillation.directions import check_blocks
+from gapkd.distillation.students import check_request
 from gapkd.files.checkpoints import (
     CheckpointError,
     find_checkpoint,
@@ -18,10 +20,13 @@ from gapkd.files.checkpoints import (
     recognise,
 )
 from gapkd.files.download import is_address
+from gapkd.metrics.attributes import AttributeNetwork
+from gapkd.metrics.features import Distance
 from gapkd.networks.base import StyleGenerator
 from gapkd.networks.stylegan2 import Discriminator, Generator
 from gapkd.networks.stylegan3 import AliasFreeGenerator
-from gapkd.settings import TrainConfig, widths
+from gapkd.settings import DistillConfig, TrainConfig, widths
+from gapkd.training.trainer import check_networks
 
 
 def is_file(start: str) -> bool:
@@ -146,3 +151,36 @@ def _shifted(state: dict[str, Tensor]) -> dict[str, Tensor]:
             name = f"blocks.{int(number) + 1}.{rest}"
         shifted[name] = value
     return shifted
+
+
+# ------------------------------------------------------------------------- what cannot be trained
+
+
+def check_student(config: DistillConfig, teacher: StyleGenerator) -> None:
+    """Raise ValueError for a student that cannot be trained so, before it costs anything."""
+    family, architecture = check_request(teacher, config.keep, config.kernel, config.mapping,
+                                         config.synthesis, config.kind)
+    check_networks(config, teacher)
+    with torch.device("meta"):
+        student = family(**architecture)
+    check_networks(config, student)
+    for kind in ("ld", "feature"):
+        if getattr(config, f"{kind}_weight"):
+            for network in (student, teacher):
+                check_blocks(f"{kind}_blocks", getattr(config, f"{kind}_blocks"), network)
+    if config.content and teacher.resolution < AttributeNetwork.size:
+        raise ValueError(f"content={config.content} is seen at {AttributeNetwork.size} px and "
+                         f"above, the teacher draws {teacher.resolution}: leave content empty")
+
+
+def check_distance(config: DistillConfig, distance: Distance | None, teacher: StyleGenerator
+                    ) -> None:
+    """Raise ValueError for a perceptual distance that cannot see what the teacher draws."""
+    if distance is None:
+        return
+    images = torch.zeros(2, 1, 3, teacher.resolution, teacher.resolution)
+    try:
+        distance(*images.to(next(teacher.parameters()).device))
+    except ValueError as error:
+        raise ValueError(f"perceptual={config.perceptual} cannot look at the teacher's images "
+                         f"({error}): choose another, or set perceptual_weight to 0") from error
