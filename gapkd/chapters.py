@@ -5,13 +5,20 @@ What is written into the notebooks beforehand, badges and first cells, is in too
 
 from __future__ import annotations
 
+import ast
 import difflib
 import json
+import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gapkd.files.storage import ROOT, data_path
+import yaml
+
+from gapkd.files.download import is_address
+from gapkd.files.storage import ROOT, check_place, data_folder, data_path
+from gapkd.settings import as_kind, read_yaml
 
 NOTEBOOKS = ROOT / "notebooks"
 
@@ -37,10 +44,24 @@ def announce() -> None:
 
 
 def new_run(name: str) -> str:
-    """The next free folder runs/<name>-NNN of the repository, for the `out` of a live training."""
+    """The next free folder runs/<name>-NNN of the repository, for the `out` of a live training.
+
+    Where the repository can only be read, of the folder where one is, or else of the home folder;
+    that is then said. Raises ValueError where none of them can be written.
+    """
     from gapkd.training.runs import next_run_folder
 
-    return str(next_run_folder(name, ROOT / "runs"))
+    homes = ROOT / "runs", Path.cwd() / "runs", Path.home() / "gapkd-runs"
+    for home in homes:
+        try:
+            folder = check_place(next_run_folder(name, home))
+        except ValueError:
+            continue
+        if home != homes[0]:
+            print(f"{homes[0]} cannot be written: this run goes into {folder}")
+        return str(folder)
+    raise ValueError(f"no run can be written below {', '.join(map(str, homes))}: name a folder "
+                     "with out")
 
 
 def find_notebook(name: str) -> Path:
@@ -60,13 +81,13 @@ def parse_parameters(pairs: Sequence[str], known: dict) -> dict:
     """name=value pairs as papermill wants them.
 
     Args:
-        pairs: as typed; values are read as YAML: numbers, booleans, lists.
-        known: the notebook's parameters, name -> default, as papermill reports them.
+        pairs: as typed; values are read as YAML: numbers, switches, lists. What names a file counts
+            from the folder where it was typed.
+        known: the notebook's parameters, name -> as papermill reports them ("default", "help").
 
-    Raises ValueError naming an unknown or malformed parameter (papermill itself only warns).
+    Raises ValueError naming a parameter that is unknown, malformed, of another kind than its
+    default, or a file that is not there (papermill itself only warns).
     """
-    import yaml
-
     values = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -76,8 +97,65 @@ def parse_parameters(pairs: Sequence[str], known: dict) -> dict:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
             raise ValueError(f"this chapter has no parameter {name}: {hint}")
-        values[name] = yaml.safe_load(text)
+        values[name] = _value(name, text, _default(known[name]))
+        if isinstance(values[name], str) and _names_a_file(known[name]):
+            values[name] = _found(name, values[name], _default(known[name]))
     return values
+
+
+def _default(parameter: dict) -> object:
+    """A parameter's default; None where it is no plain value."""
+    try:
+        return ast.literal_eval(parameter["default"])
+    except (ValueError, SyntaxError):
+        return None
+
+
+def _value(name: str, text: str, default: object) -> object:
+    """What was typed, as the kind of the default."""
+    kind = type(default)
+    if kind is str:
+        quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+        return text[1:-1] if quoted else text
+    try:
+        value = as_kind(read_yaml(text), kind)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name}={text} cannot be read: write a number, true or false, or a list "
+                         "such as [1, 2]") from error
+    right = isinstance(value, (int, float) if kind is float else kind)
+    if default is not None and (not right or kind is not bool and isinstance(value, bool)):
+        raise ValueError(f"{name} must be {KINDS.get(kind, 'of another kind')}, as "
+                         f"{name}={default} is, not {text!r}")
+    return value
+
+
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", list: "a list"}
+"""Kinds of parameters, in words."""
+
+
+def _names_a_file(parameter: dict) -> bool:
+    """Whether a parameter names a file or folder: the words beside it say so, or its default is an
+    embedded network."""
+    words = set(re.findall(r"\w+", parameter["help"]))
+    embedded = data_folder() / f"{_default(parameter)}.safetensors"
+    return bool(words & {"file", "folder", "path"}) or embedded.is_file()
+
+
+def _found(name: str, value: str, default: object) -> str:
+    """The absolute path of what a parameter names, seen from here or from the repository; the name
+    of an embedded network, an address or the default as it is. `out` need not be there."""
+    if value in ("", default) or is_address(value):
+        return value
+    path = Path(value).expanduser()
+    if name == "out":
+        return str(path.absolute())
+    if not os.path.lexists(path) and (data_folder() / f"{value}.safetensors").is_file():
+        return value
+    for place in (path.absolute(), ROOT / path):
+        if os.path.lexists(place):
+            return str(place)
+    raise ValueError(f"{name}={value}: there is neither a file nor a folder {path.absolute()}, nor "
+                     "an embedded network of that name: give a path that exists")
 
 
 def run_chapter(name: str, parameters: Sequence[str] = (), out: str = "") -> Path:
@@ -98,10 +176,11 @@ def run_chapter(name: str, parameters: Sequence[str] = (), out: str = "") -> Pat
     executed = folder / notebook.name
     if executed.exists():
         raise ValueError(f"{executed} exists already: choose another out")
-    known = {p: d["default"] for p, d in papermill.inspect_notebook(str(notebook)).items()}
+    known = papermill.inspect_notebook(str(notebook))
     values = parse_parameters(parameters, known)
     if "out" in known and "out" not in values:
         values["out"] = str(folder)
+    check_place(executed)
     folder.mkdir(parents=True, exist_ok=True)
     where = short(executed)
     print(f"running {notebook.stem} (some minutes on two cores); {where} fills in", flush=True)

@@ -8,11 +8,13 @@ the comment gives both.
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
+import yaml
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,11 @@ class RunConfig:
     """Show a progress bar."""
     resume: bool = False
     """Go on from the checkpoint in `out`."""
+
+    @property
+    def least_batch(self) -> int:
+        """Images that a step needs to have an aim."""
+        return 1
 
     def __post_init__(self):
         for name, hint in get_type_hints(type(self)).items():
@@ -250,6 +257,10 @@ class DistillConfig(RunConfig):
     """Length of an offset, times N(0, 1)."""
 
     @property
+    def least_batch(self) -> int:
+        return 2 if self.ld_weight else 1
+
+    @property
     def slimming_images(self) -> int:
         """What "slimmed" spends of `images` on learning which channels to keep."""
         return min(self.images // 5, 20_000) if self.synthesis == "slimmed" else 0
@@ -277,6 +288,9 @@ class DistillConfig(RunConfig):
         _require(any(getattr(self, name) for name in weights),
                  f"{', '.join(weights[:-1])} and {weights[-1]} are all 0: give one of them a "
                  "weight")
+        _require(self.batch >= self.least_batch,
+                 "the latent-direction loss relates the images of a batch to one another, and of "
+                 "one image it is always 0: choose a batch of at least 2, or set ld_weight to 0")
         for kind in ("feature", "ld"):
             used = getattr(self, f"{kind}_weight")
             _require(getattr(self, f"{kind}_blocks") or not used,
@@ -330,11 +344,69 @@ def from_dict(cls: type, values: dict[str, Any]):
             hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
             raise ValueError(f"{cls.__name__} has no setting {name}{hint}")
     values = dict(values)
+    hints = get_type_hints(cls)
     for field in fields(cls):
+        if field.name in values:
+            values[field.name] = as_kind(values[field.name], hints[field.name])
         value = values.get(field.name)
         if isinstance(field.default, tuple) and isinstance(value, (list, int)):
             values[field.name] = tuple(value) if isinstance(value, list) else (value,)
     return cls(**values)
+
+
+class _Written(yaml.SafeLoader):
+    """YAML as people write settings: 1e-3 is a number, and 1e5 a whole one; `on` and `no` are
+    words, as are the names of a mapping's entries."""
+
+    yaml_implicit_resolvers: dict = {}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        for key, _ in node.value:
+            if key.tag in _MISREAD:
+                key.tag = "tag:yaml.org,2002:str"
+        return super().construct_mapping(node, deep)
+
+
+_MISREAD = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float", "timestamp", "null")}
+"""What YAML takes words for."""
+
+
+def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int | float:
+    text = node.value.replace("_", "").lower()
+    if text.lstrip("+-").isdecimal():
+        return int(text)
+    if text.lstrip("+-") in (".inf", ".nan"):
+        return float(text.replace(".", ""))
+    whole = "e" in text and float(text).is_integer()
+    return int(float(text)) if whole else float(text)
+
+
+_FLOAT = r"[-+]?(\d[\d_]*\.[\d_]*|\.\d[\d_]*|\d[\d_]*(?=[eE]))([eE][-+]?\d+)?|[-+]?\.(inf|nan)"
+for _kind, _pattern in (("bool", "true|false"), ("null", "~|null|"), ("merge", "<<"),
+                        ("int", r"[-+]?\d[\d_]*"), ("float", _FLOAT)):
+    _Written.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}",
+                                   re.compile(rf"(?:{_pattern})\Z", re.IGNORECASE), None)
+for _kind in ("int", "float"):
+    _Written.add_constructor(f"tag:yaml.org,2002:{_kind}", _number)
+
+
+def read_yaml(text: str) -> Any:
+    """What a table's file or a parameter on the command line says. Raises yaml.YAMLError."""
+    return yaml.load(text, _Written)  # noqa: S506 (a SafeLoader)
+
+
+def as_kind(value: Any, kind: type) -> Any:
+    """A value of a table or a command line as the kind that is asked for, where it is one: 100.0 as
+    a whole number, on and off as a switch."""
+    if kind is bool and str(value).lower() in SWITCHES:
+        return SWITCHES[str(value).lower()]
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+SWITCHES = {"on": True, "yes": True, "true": True, "off": False, "no": False, "false": False}
+"""Words for a switch."""
 
 
 def widths(channels: tuple[int, ...], resolution: int) -> list[int]:

@@ -52,13 +52,77 @@ def test_a_failing_cell_is_one_sentence(notebook, tmp_path):
 ])
 def test_wrong_parameters_are_named(pair, message):
     with pytest.raises(ValueError, match=message):
-        chapters.parse_parameters([pair], {"images": "4"})
+        chapters.parse_parameters([pair], {"images": parameter("4")})
 
 
-def test_values_are_read_as_numbers_booleans_and_lists():
-    pairs = ["a=0.5", "b=true", "c=[1, 2]", "d=x=y"]
-    values = chapters.parse_parameters(pairs, dict.fromkeys("abcd"))
-    assert values == {"a": 0.5, "b": True, "c": [1, 2], "d": "x=y"}
+def parameter(default: str, help: str = "") -> dict:
+    """A notebook's parameter as papermill reports it."""
+    return {"default": default, "help": help}
+
+
+@pytest.mark.parametrize("default, text, value", [
+    ("0.1", "1e-3", 0.001), ("0.1", "2", 2), ("15_000", "1e5", 100_000), ("1", "2.0", 2),
+    ("False", "on", True), ("True", "no", False), ("[2, 3]", "[1, 2]", [1, 2]),
+    ("['paper']", "[on, 1e2]", ["on", 100]), ('"x"', "on", "on"), ('"x"', "1e3", "1e3"),
+    ('""', "x=y", "x=y"), ('"x"', "''", ""), ("make()", "0.5", 0.5), ("1", "010", 10)])
+def test_values_are_of_the_kind_of_the_default(default, text, value):
+    found = chapters.parse_parameters([f"a={text}"], {"a": parameter(default)})["a"]
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize("default, text, message", [
+    ("4", "many", "a must be a whole number, as a=4 is, not 'many'"),
+    ("4", "0.5", "a whole number"), ("4", "true", "a whole number"),
+    ("0.5", "x", "must be a number"), ("True", "2", "true or false"),
+    ("[2]", "2", r"a must be a list, as a=\[2\] is, not '2'"),
+    ("[2]", "[1", "a=.1 cannot be read")])
+def test_values_of_another_kind_are_refused_before_the_kernel_starts(default, text, message):
+    with pytest.raises(ValueError, match=message):
+        chapters.parse_parameters([f"a={text}"], {"a": parameter(default)})
+
+
+def test_files_count_from_where_the_command_was_typed(notebook, tmp_path, monkeypatch):
+    """Files by the words beside a parameter, or since its default is an embedded network."""
+    monkeypatch.setattr(chapters, "ROOT", tmp_path / "clone")
+    for name in ("clone/runs/old", "here/photos", "here/random", "here/toyfaces"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "here" / "me.jpg").touch()
+    monkeypatch.chdir(tmp_path / "here")
+    known = {"data": parameter('"toyfaces"', '"toyfaces", or a folder or zip'),
+             "mapping": parameter('"inherit"', "inherit or random"),
+             "photo": parameter('""', "your own picture, by its full path"),
+             "student": parameter('"toyfaces32"', "a student"),
+             "resume": parameter('""', "folder of an earlier run"),
+             "out": parameter('""', "folder for the results")}
+    read = lambda text: chapters.parse_parameters([text], known).popitem()[1]  # noqa: E731
+    assert read("data=photos") == str(tmp_path / "here" / "photos")
+    assert read("photo=me.jpg") == str(tmp_path / "here" / "me.jpg")
+    assert read("student=photos") == str(tmp_path / "here" / "photos")
+    assert read("resume=runs/old") == str(tmp_path / "clone" / "runs" / "old")
+    assert read("out=new") == str(tmp_path / "here" / "new")
+    for text in ("data=toyfaces", "mapping=random", "photo=", "student=toyfaces64",
+                 "student=https://host/net.pkl"):
+        assert read(text) == text.partition("=")[2]
+    for text in ("data=phptos", "photo=you.jpg", "student=toyfaces65"):
+        with pytest.raises(ValueError, match=f"{text}: there is neither a file nor .*/here/"):
+            read(text)
+
+
+def test_where_the_repository_can_only_be_read(notebook, tmp_path, monkeypatch, capsys):
+    (tmp_path / "clone").touch()  # nothing can be made in it
+    (tmp_path / "here").mkdir()
+    monkeypatch.setattr(chapters, "ROOT", tmp_path / "clone")
+    monkeypatch.chdir(tmp_path / "here")
+    assert chapters.new_run("a") == str(tmp_path / "here" / "runs" / "a-001")
+    assert "clone/runs cannot be written: this run goes into" in capsys.readouterr().out
+    (tmp_path / "here" / "runs").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert chapters.new_run("a") == str(tmp_path / "home" / "gapkd-runs" / "a-001")
+    (tmp_path / "home").touch()
+    with pytest.raises(ValueError, match="no run can be written below .*: name a folder with out"):
+        chapters.new_run("a")
+    with pytest.raises(ValueError, match="cannot be made, since .*/clone is a file"):
+        chapters.run_chapter("07", out=str(tmp_path / "clone" / "out"))
 
 
 def test_an_unknown_chapter_names_the_known_ones(notebook):

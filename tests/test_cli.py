@@ -217,3 +217,31 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path):
     done = subprocess.run(shell, capture_output=True, text=True)
     assert done.stdout.startswith("0 of 3000 runs") and done.stderr == ""
     assert done.returncode == 141
+
+
+@pytest.mark.parametrize("command", [
+    "sample --generator toyfaces32 --out OUT.png", "directions toyfaces32 --out OUT.safetensors",
+    "convert toyfaces32 OUT.pt", "export toyfaces32 --onnx OUT.onnx",
+    "export toyfaces32 --program OUT.pt2", "demo toyfaces32 --out OUT",
+    "share toyfaces32 --out OUT", "evaluate --generator toyfaces32 --out OUT.json",
+    "judge --data toyfaces --out OUT.safetensors",
+    "teacher --out OUT", "distill --out OUT --synthesis slimmed", "chapter 04 --out OUT",
+    "sweep table.yml --results OUT.jsonl"])
+@pytest.mark.parametrize("place, message", [
+    ("file/x", "file is a file: choose another"),
+    ("locked/x", "locked is not writable: choose"),
+    ("n" * 300, "File name too long")])
+def test_outputs_are_checked_before_the_work(tmp_path, monkeypatch, capsys, command, place,
+                                             message):
+    """Nothing is loaded, drawn or trained before."""
+    (tmp_path / "file").touch()
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "table.yml").write_text("arms: {paper: }\nresults: r.jsonl")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.access", lambda path, mode: "locked" not in str(path))
+    worked = Mock(side_effect=AssertionError)
+    monkeypatch.setattr("papermill.execute_notebook", worked)
+    for name in ("files.checkpoints._load", "metrics.attributes.fit_network",
+                 "training.loop.fresh_generator", "training.loop.load_generator"):
+        monkeypatch.setattr(f"gapkd.{name}", worked)
+    assert message in refusal(capsys, *command.replace("OUT", place).split())

@@ -87,6 +87,8 @@ FEATURES = [torch.zeros(5, 2, 4, 4)]
 @pytest.mark.parametrize("arguments, message", [
     ((FEATURES, FEATURES), "hold 5 .* the same multiple of 2"),
     ((FEATURES, [FEATURES[0][:4]], "kl", 1), "5 .student. and 4"),
+    (([FEATURES[0][:1]], [FEATURES[0][:1]], "kl", 1), "of one image it is always 0: give at least"),
+    (([FEATURES[0][:2]], [FEATURES[0][:2]]), "of one image it is always 0: give at least 2"),
     ((FEATURES, FEATURES, "l2"), 'kind must be "kl" or "mse"'),
     ((FEATURES, FEATURES, "kl", 3), "views 1 or 2, not 'kl' and 3"),
     ((FEATURES, [], "kl", 1), "same blocks of both"), (([], [], "kl", 1), "at least one")])

@@ -58,7 +58,8 @@ def test_the_work_of_a_step_is_that_of_a_real_step(tmp_path, views):
     reals, work = trainer.real_batch(), {}
     for name, run in {"d": lambda: trainer.discriminator_step(reals),
                       "g": lambda: trainer.generator_step(reals),
-                      "r1": lambda: trainer.r1_step(reals), "path": trainer.path_step}.items():
+                      "r1": lambda: trainer.r1_step(reals),
+                      "path": lambda: trainer.path_step(reals)}.items():
         with Work() as counter:
             run()
         work[name] = counter.total / batch

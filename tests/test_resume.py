@@ -3,6 +3,7 @@ is lost."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -18,10 +20,17 @@ from tiny import config, distill_config, newest
 
 from gapkd.cli import main
 from gapkd.data.images import save_png
-from gapkd.files.checkpoints import CheckpointError, load_generator, read_metadata, save_network
+from gapkd.files.checkpoints import (
+    CheckpointError,
+    load_discriminator,
+    load_generator,
+    read_metadata,
+    save_network,
+)
 from gapkd.networks.stylegan2 import Generator
 from gapkd.training import lessons
 from gapkd.training.loop import best_record, distill, resume_run, train_gan
+from gapkd.training.runs import FREE
 from gapkd.training.trainer import Trainer
 
 
@@ -198,6 +207,191 @@ def test_other_images_and_another_teacher_are_noticed(tmp_path, teacher_file, fa
         distill(again)
 
 
+@pytest.fixture
+def photos(tmp_path):
+    """Twelve pictures in a folder below "old"."""
+    dice = torch.Generator().manual_seed(0)
+    for k in range(12):
+        images = torch.rand(1, 3, 32, 32, generator=dice)
+        save_png(images, tmp_path / "old" / "photos" / f"{k:02}.png", columns=1)
+    return tmp_path / "old" / "photos"
+
+
+def test_data_and_teacher_may_move(tmp_path, teacher_file, photos, fake_distance, monkeypatch,
+                                   capsys):
+    """What is resumed from elsewhere equals what was never moved; a relative path counts from where
+    the run was started."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(teacher_file, photos.parent / "teacher.safetensors")
+    changes = {"data": "old/photos", "perceptual_weight": 0.0}
+    for name, images in (("whole", 12), ("half", 4)):
+        distill(distill_config(Path(name), "old/teacher.safetensors", images=images, **changes))
+    photos.parent.rename(tmp_path / "new")
+    for option, place, advice in (("--data", "new/photos", "--data PATH --teacher PATH"),
+                                  ("--teacher", "new/teacher.safetensors", "--teacher PATH")):
+        assert main(["resume", "half", "--images", "8"]) == 2
+        err = capsys.readouterr().err
+        assert f"say where it is now, `gapkd resume half {advice}`" in err
+        settings = json.loads(Path("half/settings.json").read_text())
+        settings["settings"][option[2:]] = place  # by hand, which must not make it another run
+        Path("half/settings.json").write_text(json.dumps(settings))
+    moved = ["--data", "new/photos", "--teacher", "new/teacher.safetensors", "--log-every", "4"]
+    assert main(["resume", "half", "--images", "8", "--no-progress", *moved]) == 0
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    resume_run("../half", images=12, progress=False)
+    assert_same(final_state(tmp_path / "half"), final_state(tmp_path / "whole"))
+
+
+def test_what_may_change_when_a_run_is_resumed(half):
+    with pytest.raises(ValueError, match="a teacher run cannot be resumed with another lr: leave"):
+        resume_run(half, lr=0.1)
+    with pytest.raises(ValueError, match="a teacher run cannot be resumed with another teacher"):
+        resume_run(half, teacher="toyfaces32")
+    with pytest.warns(UserWarning, match="in float32 so far and goes on in float16"):
+        log = resume_run(half, images=32, log_every=4, grid_every=8, checkpoint_every=4,
+                         precision="fp16", progress=False).log
+    assert [r["images"] for r in log] == [8, 16, 20, 24, 28, 32]
+    with pytest.warns(UserWarning, match="in float16 so far and goes on in bfloat16"):
+        resume_run(half, images=36, precision="bf16", progress=False)
+    grids = sorted(int(file.stem) for file in half.glob("grids/*.png"))
+    assert grids == [16, 24, 32, 36]
+
+
+def test_checkpoints_of_former_versions_are_taken_up(half, runs):
+    """Their digest held the paths; losses that had not reached the log were not in them."""
+    about = json.loads((half / "settings.json").read_text())
+    deciding = {name: value for name, value in about["settings"].items()
+                if name in ("precision", "cuda_graphs", "data", "start_from")
+                or name not in FREE | {"images"}}
+    text = json.dumps(["teacher", deciding, about["inputs"]], sort_keys=True)
+    state = torch.load(newest(half), weights_only=True)
+    state = {k: v for k, v in state.items() if k not in ("notes", "about")}
+    state["run"] = hashlib.sha256(text.encode()).hexdigest()
+    torch.save(state, newest(half))
+    for name in ("networks", "started_in"):
+        about.pop(name)
+    (half / "settings.json").write_text(json.dumps(about))
+    resume_run(half, images=32, progress=False)
+    assert_same(final_state(half), final_state(runs / "whole"))
+
+
+def test_a_run_of_another_device_goes_on_if_it_is_asked_for(half):
+    content = torch.load(newest(half), weights_only=True)
+    content |= {"device": "cuda", "rng": torch.zeros(16, dtype=torch.uint8)}
+    torch.save(content, newest(half))
+    with pytest.raises(CheckpointError, match="device=cuda, or, to go on .* with device=cpu"):
+        resume_run(half, images=32, progress=False)
+    with pytest.warns(UserWarning, match="trained on cuda, and cpu goes on with other random"):
+        assert resume_run(half, images=32, device="cpu", progress=False).log[-1]["loss_g"] > 0
+
+
+# ---------------------------------------------------------------------- pictures and measurements
+
+
+def spoil(*files: Path) -> None:
+    """Cut files off in the middle."""
+    for file in files:
+        file.write_bytes(file.read_bytes()[:len(file.read_bytes()) // 2])
+
+
+def test_broken_pictures_end_a_run_once_and_nothing_is_lost(tmp_path, photos, monkeypatch):
+    """They are named all at once, the state is saved, and without them the run goes on."""
+    settings = config(tmp_path / "run", data=str(photos), checkpoint_every=0, batch=4)
+    names = [photos / f"{k:02}.png" for k in (3, 7, 9)]
+    real = Trainer.train_step
+
+    def step(trainer):
+        real(trainer)
+        if trainer.images == 12:
+            trainer.dataset._kept.clear()
+            spoil(*names)
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    everything = (r"03.png in .* \(3 such files in all\); the others: 07.png, 09.png; stopped at "
+                  r"image 12, the state is saved, and `gapkd resume")
+    with pytest.raises(ValueError, match=everything):
+        train_gan(settings)
+    assert checkpoints(tmp_path / "run") == ["12.pt"]
+    with pytest.raises(ValueError, match="the others: 07.png, 09.png$"):  # at once this time
+        resume_run(tmp_path / "run", progress=False)
+    for file in names:
+        file.unlink()
+    with pytest.warns(UserWarning, match=r"3 \(03.png, 07.png, 09.png\) of the 12 images that the "
+                                         "run began with are gone: it goes on with the others"):
+        log = resume_run(tmp_path / "run", progress=False).log
+    assert [r["images"] for r in log] == [8, 16, 24, 32]
+    resume_run(tmp_path / "run", images=36, progress=False)
+    shutil.copy(photos / "00.png", photos / "99.png")
+    with pytest.raises(ValueError, match=r"when the run began \(new: 1 \(99.png\); gone: none\)"):
+        resume_run(tmp_path / "run", images=40, progress=False)
+
+
+def test_before_a_run_pictures_are_looked_at_for_a_while(tmp_path, photos, monkeypatch):
+    monkeypatch.setattr("gapkd.data.datasets.AT_ONCE_PIXELS", 0)
+    spoil(photos / "11.png")
+    monkeypatch.setattr(Trainer, "train_step", Mock(side_effect=AssertionError))
+    with pytest.raises(ValueError, match="11.png in .* cannot be read as an image"):
+        train_gan(config(tmp_path / "run", data=str(photos)))
+    monkeypatch.setattr("gapkd.training.loop.CHECK_SECONDS", -1)  # there is no time
+    with pytest.raises(AssertionError):
+        train_gan(config(tmp_path / "run", data=str(photos), batch=1))
+
+
+def test_a_measurement_that_fails_costs_nothing_and_can_be_left_out(tmp_path, runs, monkeypatch):
+    judge = Mock(side_effect=ValueError("the judge is ill"))
+    judge.try_out = Mock()
+    monkeypatch.setattr("gapkd.training.loop.FidProbe", lambda *arguments: judge)
+    settings = {"fid_every": 12, "checkpoint_every": 0}
+    message = "the judge is ill; the state at image 12 is saved: .* --fid-every 0 --grid-every 0"
+    with pytest.raises(ValueError, match=message):
+        train_gan(config(tmp_path, **settings))
+    assert checkpoints(tmp_path) == ["12.pt"]
+    with pytest.raises(ValueError, match=message):
+        resume_run(tmp_path, progress=False)
+    resume_run(tmp_path, progress=False, fid_every=0, checkpoint_every=16)
+    assert_same(final_state(tmp_path), final_state(runs / "whole"))
+    assert logged(tmp_path) == logged(runs / "whole")
+
+
+def test_a_run_that_dies_in_a_measurement_takes_it_up_again(tmp_path):
+    """The checkpoint due at the same image is written before, and the log lacks no line."""
+    def probe(G, dies=True):
+        if dies and torch.load(newest(tmp_path / "half"), weights_only=True)["images"] == 16:
+            raise KeyboardInterrupt("power gone")
+        return {"mean": G(torch.ones(1, 8)).mean().item()}
+
+    whole = train_gan(config(tmp_path / "whole"), lambda G: probe(G, dies=False)).log
+    with pytest.raises(KeyboardInterrupt):
+        train_gan(config(tmp_path / "half"), probe)
+    log = train_gan(config(tmp_path / "half", resume=True), lambda G: probe(G, dies=False)).log
+    without = [{k: v for k, v in r.items() if k != "seconds"} for r in (*log, *whole)]
+    assert without[:4] == without[4:] and [r["images"] for r in log] == [8, 16, 24, 32]
+
+
+def test_a_stopped_run_can_be_looked_at(half, tmp_path, capsys):
+    """By its folder or its checkpoint; once it has its networks, those are taken."""
+    final = load_generator(half / "generator.safetensors")
+    for file in half.glob("*.safetensors"):
+        file.unlink()
+    for place in (half, half / "checkpoints", newest(half)):
+        assert_same(load_generator(place).state_dict(), final.state_dict())
+    assert load_discriminator(newest(half)).channels == [8, 8]
+    assert read_metadata(half)["provenance"]["images"] == 16
+    for arguments in (["sample", "--generator", half, "--out", tmp_path / "s.png"],
+                      ["convert", half, tmp_path / "g.safetensors"],
+                      ["convert", half, tmp_path / "discriminator.safetensors"]):
+        assert main([str(argument) for argument in arguments]) == 0
+    assert_same(load_generator(tmp_path / "g.safetensors").state_dict(), final.state_dict())
+    assert load_discriminator(tmp_path / "discriminator.safetensors").resolution == 8
+    state(half, {"G_ema": {}, "D": {}, "opt_g": {}})
+    assert main(["sample", "--generator", str(half), "--out", str(tmp_path / "t.png")]) == 2
+    assert "the state of a training by an older gapkd: finish that" in capsys.readouterr().err
+    shutil.rmtree(half / "checkpoints")
+    with pytest.raises(CheckpointError, match="half is a training that has not saved its networks"):
+        load_generator(half)
+
+
 def test_another_precision_is_said(half, monkeypatch):
     monkeypatch.setattr("gapkd.training.trainer.autocast_dtype", lambda *_: torch.bfloat16)
     with pytest.warns(UserWarning, match="in float32 so far and goes on in bfloat16, which is"):
@@ -207,7 +401,7 @@ def test_another_precision_is_said(half, monkeypatch):
 @pytest.mark.parametrize("left, message", [
     (["generator.safetensors", "settings.json", "log.jsonl"], "already holds networks"),
     (["settings.json"], "no run of gapkd wrote"), (["log.jsonl"], "no run of gapkd wrote"),
-    (["below"], "cannot make the folder .*below/run for the run .Not a directory.")])
+    (["below"], "settings.json cannot be made, since .*below is a file: choose another out")])
 def test_files_of_others_are_not_written_over(tmp_path, left, message):
     for name in left:
         (tmp_path / name).write_text("{}")
@@ -297,7 +491,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(runs, half, damage):
 
 def test_the_newest_checkpoints_and_the_best_one_stay(tmp_path, monkeypatch):
     values = iter([5.0, 2.0, 4.0, 3.0, 6.0, 7.0])
-    judge = lambda G: {"fid_fake_10": next(values)}  # noqa: E731
+    judge = Mock(side_effect=lambda G: {"fid_fake_10": next(values)})
     monkeypatch.setattr("gapkd.training.loop.FidProbe", lambda *arguments: judge)
     log = train_gan(config(tmp_path, images=48, fid_every=8, checkpoint_every=24)).log
     # A record that is the lowest so far is kept at once.

@@ -245,6 +245,22 @@ def test_bad_tables(table, changes, message):
         read_table(table(**changes))
 
 
+def test_numbers_and_names_are_what_they_look_like(tmp_path):
+    """1e-3 is a number, 1e5 a whole one, and a method may be called `on`, `no`, `null` or `1e3`."""
+    (tmp_path / "t.yml").write_text("""
+seeds: [0, 1e1]
+samples: 2e3
+settings: {lr: 1e-3, images: 1e5, flip: off, noise: yes}
+arms: {on: {ema_half_life: 2e3}, off: , no: , null: , 1e3: {keep: 5e-1}, 007: , 2024-01-01: }
+""")
+    table = read_table(tmp_path / "t.yml")
+    assert list(table.arms) == ["on", "off", "no", "null", "1e3", "007", "2024-01-01"]
+    assert table.seeds == (0, 10) and table.samples == 2000
+    config = table.config("1e3", 0)
+    assert (config.lr, config.images, config.flip, config.noise) == (0.001, 100_000, False, True)
+    assert config.keep == 0.5 and table.config("on", 0).ema_half_life == 2000
+
+
 @pytest.mark.parametrize("text", ["arms: [", "arms: !!python/object/apply:os.system ['true']"])
 def test_bad_files(tmp_path, text):
     (tmp_path / "bad.yml").write_text(text)

@@ -10,10 +10,11 @@ import shutil
 import subprocess
 import sys
 import warnings
-from unittest.mock import MagicMock
+from unittest.mock import MagicMock, Mock
 
 import pytest
 import torch
+from official_files import named_like_nvidia, nvidia_pickle
 from tiny import config, distill_config, equal, newest, perturb
 
 from gapkd.cli import main
@@ -32,6 +33,7 @@ from gapkd.metrics.evaluation import evaluate_generator, real_features
 from gapkd.metrics.features import distance_for
 from gapkd.networks.layers import fir_kernel, upsample2
 from gapkd.networks.stylegan2 import Discriminator, Generator
+from gapkd.settings import TrainConfig
 from gapkd.training import lessons, loop, runs
 from gapkd.training.lessons import Lessons
 from gapkd.training.loop import distill, fresh_generator, train_gan
@@ -253,6 +255,86 @@ def test_bad_starts(tmp_path, small, changes, message):
         train_gan(config(tmp_path / "x", **changes))
 
 
+@pytest.fixture
+def elsewhere(tmp_path):
+    """A generator and a discriminator of unequal widths in a .pkl, as another repository pickles
+    them."""
+    G, D = perturb(Generator(8, 6, 5, [(7, 7), (3, 3)], mapping_layers=3)), Discriminator(8, [6, 4])
+    named = map(named_like_nvidia, (G, D))
+    (tmp_path / "net.pkl").write_bytes(nvidia_pickle(*named))
+    return G, D, tmp_path / "net.pkl"
+
+
+def test_a_run_starts_from_both_networks_of_another_repository(tmp_path, elsewhere):
+    G, D, file = elsewhere
+    photos = tmp_path / "photos"
+    for number in range(4):
+        save_png(torch.rand(1, 3, 8, 8), photos / f"{number}.png", columns=1)
+    settings = {"out": str(tmp_path / "run"), "data": str(photos), "batch": 2, "images": 2,
+                "start_from": str(file), "precision": "float32", "progress": False, "lr": 1e-12}
+    with pytest.warns(UserWarning, match="net.pkl: 8 px networks, which keep their own widths"):
+        run = train_gan(TrainConfig(**settings))  # no width, no resolution
+    z = torch.randn(3, 6)
+    torch.testing.assert_close(run.generator(z), G.eval()(z), rtol=1e-4, atol=1e-4)
+    images = torch.randn(4, 3, 8, 8)
+    torch.testing.assert_close(run.discriminator(images), D(images), rtol=1e-4, atol=1e-4)
+    card = read_metadata(run.checkpoint)["provenance"]
+    assert card["started_from"]["file"] == "net.pkl" and card["settings"]["channels"] == [7, 3]
+    file.unlink()  # is not asked for again
+    again = loop.resume_run(run.folder, images=6, progress=False)
+    assert again.log[-1]["images"] == 6 and again.generator.channels == [(7, 7), (3, 3)]
+
+
+def test_files_that_no_run_can_start_from(tmp_path, elsewhere):
+    G, D, file = elsewhere
+    settings = {"start_from": str(file), "images": 2, "batch": 2}
+    with pytest.raises(ValueError, match="holds 8 px networks: choose resolution=8, not 16"):
+        train_gan(config(tmp_path / "a", **settings | {"resolution": 16}))
+    file.write_bytes(nvidia_pickle(named_like_nvidia(G), named_like_nvidia(Discriminator(16, 4))))
+    with pytest.raises(ValueError, match="8 px generator of 0 classes and a 16 px discriminator"):
+        train_gan(config(tmp_path / "b", **settings))
+    file.write_bytes(nvidia_pickle(named_like_nvidia(G)))
+    with pytest.warns(UserWarning, match="a fresh discriminator begins, since there is none in"):
+        run = train_gan(config(tmp_path / "c", **settings))
+    assert run.discriminator.channels == [8, 8]
+
+
+def test_a_run_starts_from_a_stopped_one(tmp_path):
+    """From its folder, whose networks are not written yet, and from its checkpoint."""
+    old = train_gan(config(tmp_path / "old", images=8))
+    for file in old.folder.glob("*.safetensors"):
+        file.unlink()
+    for name, start in (("a", old.folder), ("b", newest(old.folder))):
+        run = train_gan(config(tmp_path / name, images=4, lr=1e-12, start_from=str(start)))
+        z = torch.randn(3, 8)
+        torch.testing.assert_close(run.generator(z), old.generator(z))
+
+
+def test_what_a_training_cannot_measure_is_known_before_it(tmp_path, teacher_file, monkeypatch):
+    save_png(torch.rand(1, 3, 32, 32), tmp_path / "one" / "a.png", columns=1)
+    monkeypatch.setattr(Trainer, "train_step", Mock(side_effect=AssertionError))
+    for changes, message in (({}, "with R of at least 32, not .2, 3, 8, 8.*set fid_every to 0"),
+                             ({"resolution": 32, "data": str(tmp_path / "one")}, "holds 1 image")):
+        with pytest.raises(ValueError, match=f"the FID cannot be measured .*{message}"):
+            train_gan(config(tmp_path / "r", fid_every=256, **changes))
+    small = tmp_path / "small.safetensors"
+    save_network(Generator(16, 8, 8, 8, mapping_layers=2), small)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setattr(loop, "first_student", Mock(side_effect=AssertionError))
+    slow = {"synthesis": "slimmed"}  # what takes long comes last
+    for teacher, changes, message in (
+            (small, {"ld_weight": 0.0}, "cannot look at the teacher's images .*set perceptual_"),
+            (small, {"ld_blocks": (1,), "content": "toyfaces"}, "leave content empty"),
+            (teacher_file, {"ld_blocks": (9,)}, "ld_blocks must name blocks 1 to 3"),
+            (teacher_file, {"keep": 0.5, "kind": "mobile"}, "another family"),
+            (teacher_file, {"data": "nowhere"}, "there is no folder or zip at nowhere"),
+            (teacher_file, {"tensorboard": True}, "needs the extra `tensorboard`")):
+        with pytest.raises(ValueError, match=message):
+            distill(distill_config(tmp_path / "r", teacher, **slow | changes))
+    with pytest.raises(ValueError, match="small.safetensors is a file: choose another out"):
+        distill(distill_config(small / "r", teacher_file, **slow))
+
+
 # ---------------------------------------------------------------------- bad input and bad luck
 
 
@@ -392,6 +474,27 @@ def test_too_little_memory_names_the_setting(tmp_path, monkeypatch, error, messa
     with pytest.raises(RuntimeError, match=message) as caught:
         train_gan(config(tmp_path / "r"))
     assert isinstance(caught.value, loop.OutOfMemory) == message.startswith("a step")
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"batch": 8}, "lower batch, or share it among more processes, or close other programs$"),
+    ({"batch": 4}, "cpu: lower batch, or close other programs$"),  # one group of the discriminator
+    ({"batch": 1}, "cpu: close other programs$"),
+    ({"batch": 8, "resume": True}, r"lower batch \(in a new run: this one keeps its batch\), or")])
+def test_what_helps_against_too_little_memory_works(tmp_path, monkeypatch, changes, message):
+    if "resume" in changes:
+        train_gan(config(tmp_path, batch=8, images=8))
+    monkeypatch.setattr(Trainer, "train_step", Mock(side_effect=torch.OutOfMemoryError()))
+    with pytest.raises(loop.OutOfMemory, match=message):
+        train_gan(config(tmp_path, **changes))
+
+
+def test_one_image_has_no_relations(tmp_path, teacher_file, fake_distance):
+    with pytest.raises(ValueError, match="of one image it is always 0: choose a batch of at least "
+                                         "2, or set ld_weight to 0"):
+        distill_config(tmp_path, teacher_file, batch=1)
+    log = distill(distill_config(tmp_path, teacher_file, batch=1, images=1, ld_weight=0.0)).log
+    assert log[-1]["rgb"] > 0 and "ld" not in log[-1]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")

@@ -54,17 +54,20 @@ class DirectionsConfig:
 @dataclass(frozen=True)
 class ConvertConfig:
     """Write a generator in another format: .safetensors (gapkd) or .pt (rosinality's layout, which
-    SeFa, StyleKD, CAGAN and projection scripts read)."""
+    SeFa, StyleKD, CAGAN and projection scripts read). Or a discriminator, if that is the name of
+    the file to write."""
 
     source: tyro.conf.Positional[str]
-    """File of the generator: .safetensors, NVIDIA's .pkl or rosinality's .pt."""
+    """File of the network: .safetensors, NVIDIA's .pkl or rosinality's .pt."""
     out: tyro.conf.Positional[str]
-    """File to write; its ending says which format. An existing one is not overwritten."""
+    """File to write; its ending says which format, and "discriminator" in its name which network.
+    An existing one is not overwritten."""
 
 
 def sample(config: SampleConfig) -> None:
     from gapkd.data.images import save_png
     from gapkd.files.checkpoints import load_generator
+    from gapkd.files.storage import new_file
     from gapkd.metrics.sampling import draw_sheet
 
     if not 0 <= config.seed < 2**63:
@@ -75,7 +78,7 @@ def sample(config: SampleConfig) -> None:
         )
     if not math.isfinite(config.truncation):
         raise ValueError(f"truncation must be a number, 1 for none, not {config.truncation}")
-    _new_file(config.out, ".png", ".PNG")
+    new_file(config.out, ".png", ".PNG")
     G = load_generator(config.generator)
     if not -1 <= config.label < max(G.c_dim, 0):
         mend = f"classes, 0 to {G.c_dim - 1}; -1 takes them in turn"
@@ -87,10 +90,11 @@ def sample(config: SampleConfig) -> None:
 
 def directions(config: DirectionsConfig) -> None:
     from gapkd.files.checkpoints import load_generator
+    from gapkd.files.storage import new_file
     from gapkd.metrics.attributes import reader
     from gapkd.metrics.editing import factor_directions, save_directions, sefa
 
-    out = _new_file(config.out, ".safetensors")
+    out = new_file(config.out, ".safetensors")
     if config.samples < 100 or config.seed < 0:
         raise ValueError(
             "samples must be at least 100 and seed at least 0, "
@@ -114,26 +118,23 @@ def convert(config: ConvertConfig) -> None:
 
     from gapkd.files import checkpoints
     from gapkd.files.foreign import to_rosinality
-    from gapkd.files.storage import write_atomically
+    from gapkd.files.storage import new_file, write_atomically
 
-    out = _new_file(config.out, ".safetensors", ".pt")
-    G = checkpoints.load_generator(config.source)
+    out = new_file(config.out, ".safetensors", ".pt")
+    named_so = "discriminator" in out.stem.lower() or out.stem == "D"
+    role = "discriminator" if named_so else "generator"
+    if role == "discriminator" and out.suffix != ".safetensors":
+        raise ValueError(f"{out}: discriminators are written as .safetensors, for `gapkd distill "
+                         "--discriminator`; choose that ending, or another name for a generator")
+    load = getattr(checkpoints, f"load_{role}")
+    network = load(config.source)
     if out.suffix == ".pt":
         content = io.BytesIO()
-        torch.save(to_rosinality(G), content)
+        torch.save(to_rosinality(network), content)
         write_atomically(out, content.getvalue())
     else:
         origin = dict(checkpoints.read_metadata(config.source)["provenance"])
         origin["file"] = Path(config.source).name
         origin["sha256"] = checkpoints.sha256(config.source)
-        checkpoints.save_network(G, out, {"converted_from": origin})
-    print(f"written to {out}")
-
-
-def _new_file(out: str, *endings: str) -> Path:
-    """The path to write to. Raises ValueError for another ending, or if it exists."""
-    if Path(out).suffix not in endings:
-        raise ValueError(f"{out} must end in {' or '.join(endings)}: that is what is written")
-    if Path(out).exists():
-        raise ValueError(f"{out} exists already: remove it or choose another out")
-    return Path(out)
+        checkpoints.save_network(network, out, {"converted_from": origin})
+    print(f"{role} written to {out}")

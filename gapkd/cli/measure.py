@@ -12,7 +12,7 @@ from gapkd.data.datasets import open_dataset
 from gapkd.experiments.sweep import SweepConfig, run_sweep
 from gapkd.files.checkpoints import load_generator
 from gapkd.files.provenance import provenance
-from gapkd.files.storage import write_atomically
+from gapkd.files.storage import check_place, write_atomically
 from gapkd.metrics.attributes import AttributeConfig, reader, train_attribute_network
 from gapkd.metrics.evaluation import evaluation_table, format_table
 from gapkd.metrics.features import InceptionNetwork
@@ -45,6 +45,9 @@ class EvaluateConfig:
 
 
 def evaluate(config: EvaluateConfig) -> None:
+    parallel.join()
+    if config.out and parallel.is_first():  # to complain before it measures, not after
+        check_place(config.out)
     record = measure(config)
     say(format_table(record["rows"]))
     if config.out and parallel.is_first():

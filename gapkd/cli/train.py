@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import tyro
 
@@ -22,6 +23,32 @@ class ResumeConfig:
     """"auto", "cpu", "cuda"...; empty: as before."""
     progress: bool = True
     """Show a progress bar."""
+    data: str | None = None
+    """Where its images are by now. Here and below, what is not given stays as before."""
+    teacher: str | None = None
+    """Where its teacher is by now."""
+    perceptual: str | None = None
+    """Where the network of its perceptual loss is by now."""
+    fid_every: int | None = None
+    """Images between two measurements of the FID; 0: none."""
+    fid_samples: int | None = None
+    """Images a measurement of the FID."""
+    fid_features: str | None = None
+    """Feature space of that FID."""
+    log_every: int | None = None
+    """Images between two lines of the log."""
+    grid_every: int | None = None
+    """Images between two sample grids; 0: none."""
+    checkpoint_every: int | None = None
+    """Images between two checkpoints; 0: only at the end or when interrupted."""
+    probe_every: int | None = None
+    """Images between two calls of a probe."""
+    precision: Literal["auto", "bf16", "fp16", "tf32", "float32"] | None = None
+    """Of the computation."""
+    cuda_graphs: bool | None = None
+    """On a GPU, replay each step as one CUDA graph."""
+    tensorboard: bool | None = None
+    """Write log and grids for TensorBoard too."""
 
 
 def distill(config: DistillConfig) -> None:
@@ -45,5 +72,6 @@ def resume(config: ResumeConfig) -> None:
     from gapkd.training import loop
 
     parallel.keep_memory()
-    result = loop.resume_run(config.run, config.images, config.device, config.progress)
+    given = {name: value for name, value in vars(config).items() if value is not None}
+    result = loop.resume_run(given.pop("run"), **given)
     say(f"written to {result.checkpoint}")

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
+import time
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -50,9 +52,11 @@ from gapkd.files.storage import cache_folder
 
 CACHE_BYTES = 2**30
 ENTRY_BYTES = 2**28  # a zip entry that unpacks to more is no image that anybody trains on
+CHECK_SECONDS = 20  # so long images are looked at before a training begins
 AT_ONCE_PIXELS = 10**8  # so much is decoded within seconds: when a dataset is opened
 T = TypeVar("T")
 U = TypeVar("U")
+NAMED = 100  # broken files in one message
 
 
 class Dataset(Protocol):
@@ -146,7 +150,8 @@ class ImageFiles:
         self._kept: dict[int, Tensor] = {}
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            sizes, depths = zip(*_try_all(self._size_and_depth, self.names), strict=True)
+            headers = _try_all(self._size_and_depth, self.names, self.names)
+        sizes, depths = zip(*headers, strict=True)
         self._fits = [size == (resolution, resolution) for size in sizes]
         self._copies = None if self._cached else SmallCopies(cache_folder() / "pictures")
         if not only:
@@ -154,12 +159,21 @@ class ImageFiles:
         self._depth = self._find_depth(
             [name for name, depth in zip(self.names, depths, strict=True) if depth is None])
         if self._cached and sum(width * height for width, height in sizes) <= AT_ONCE_PIXELS:
-            _try_all(self._pixels, range(self.size))
+            self.check()
+
+    def check(self, seconds: float = math.inf) -> None:
+        """Decode one image after the other until the time is up; where one is broken, all of them.
+        ValueError names the broken ones."""
+        _try_all(self._pixels, range(self.size), self.names, seconds)
 
     def load(self, indices: Tensor) -> Tensor:
-        """Indices, int64 (N,) -> images, float32 (N, 3, R, R) in [-1, 1]. ValueError names a broken
-        image."""
-        pixels = torch.stack([self._pixels(i) for i in indices.tolist()])
+        """Indices, int64 (N,) -> images, float32 (N, 3, R, R) in [-1, 1]. ValueError names the
+        broken images of the set if one of them is among these."""
+        try:
+            pixels = torch.stack([self._pixels(i) for i in indices.tolist()])
+        except ValueError:
+            self.check()
+            raise
         return pixels.float().div_(127.5).sub_(1.0)
 
     def _list(self) -> list[str]:
@@ -429,19 +443,24 @@ def _is_new(folder: str, seen: set[tuple[int, int]]) -> bool:
     return new
 
 
-def _try_all(read: Callable[[T], U], items: Iterable[T]) -> list[U]:
-    """`read` of every item. Nobody wants to mend fifty files in fifty runs: the first problem is
-    raised with the number of all."""
-    found, problems = [], []
-    for item in items:
+def _try_all(read: Callable[[T], U], items: Iterable[T], names: Sequence[str],
+             seconds: float = math.inf) -> list[U]:
+    """`read` of every item, or of as many as there is time for. Nobody wants to mend fifty files in
+    fifty runs: from the first problem on there is time for all, and the names of all are raised."""
+    found, problems, end = [], {}, time.monotonic() + seconds
+    for item, name in zip(items, names, strict=True):
+        if time.monotonic() > end and not problems:
+            break
         try:
             found.append(read(item))
         except ValueError as error:
-            problems.append(error)
-    if len(problems) > 1:
-        raise ValueError(f"{problems[0]} ({len(problems):,} such files in all)") from problems[0]
+            problems[name] = error
     if problems:
-        raise problems[0]
+        (_, first), *others = problems.items()
+        shown = ", ".join(name if name.isprintable() else ascii(name) for name, _ in others[:NAMED])
+        more = f" and {len(others) - NAMED:,} more" if len(others) > NAMED else ""
+        listed = f" ({len(problems):,} such files in all); the others: {shown}{more}"
+        raise ValueError(f"{first}{listed if others else ''}") from first
     return found
 
 

@@ -117,3 +117,6 @@ def _check_features(student: Sequence[Tensor], teacher: Sequence[Tensor], kind: 
         if len(s) != len(t) or len(s) % views:
             raise ValueError(f"features hold {len(s)} (student) and {len(t)} (teacher) images: "
                              f"both must hold the same multiple of {views}")
+        if len(s) == views:
+            raise ValueError("the latent-direction loss relates the images of a batch to one "
+                             "another, and of one image it is always 0: give at least 2")

@@ -32,11 +32,18 @@ from gapkd.experiments.bench import PROBED, Bench
 from gapkd.experiments.results import BENCH, REFERENCES, faces_folder, read_results
 from gapkd.files.checkpoints import load_generator, read_metadata, sha256
 from gapkd.files.provenance import provenance
-from gapkd.files.storage import write_atomically
+from gapkd.files.storage import check_place, write_atomically
 from gapkd.metrics.sampling import sample_images
 from gapkd.networks.base import StyleGenerator
 from gapkd.parallel import choose_device
-from gapkd.settings import DistillConfig, command_line, from_dict, shareable, to_dict
+from gapkd.settings import (
+    DistillConfig,
+    command_line,
+    from_dict,
+    read_yaml,
+    shareable,
+    to_dict,
+)
 from gapkd.training.loop import OutOfMemory
 from gapkd.training.trainer import TrainingDiverged
 
@@ -154,7 +161,7 @@ ENTRIES = dict.fromkeys((f.name for f in fields(Table)), (lambda v: isinstance(v
 def read_table(path: str | Path) -> Table:
     """Read and check a table. Raises ValueError that names the file and the place."""
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = read_yaml(Path(path).read_text())
     except OSError as error:
         raise ValueError(f"the table {path} cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -261,6 +268,9 @@ def run_sweep(config: SweepConfig) -> list[dict]:
         raise ValueError(f"there is no folder {home} for the results: start the command in the "
                          f"folder that the paths of {config.table} count from, or make it")
     todo = missing(table, arms, seeds)
+    if todo and not config.dry_run:
+        check_place(table.results)
+        check_place(table.run_folder(*todo[0]), "folder")
     _check_students(config, table, arms if todo else ())
     every = len(arms) * len(seeds)
     print(f"{every - len(todo)} of {every} runs are in {table.results}")

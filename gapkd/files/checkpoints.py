@@ -93,7 +93,10 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def _shared_weights(folder: Path) -> Path:
-    """The weights in a folder of gapkd.sharing.hub; config.json, where it is there, must agree."""
+    """The weights in a folder of gapkd.sharing.hub; config.json, where it is there, must agree. Of
+    the folder of a run, what it has to draw with."""
+    if run := _network_of_run(folder):
+        return run
     weights, config = folder / WEIGHTS, folder / CONFIG
     if not weights.is_file():
         if config.is_file():
@@ -126,6 +129,33 @@ def _shared_weights(folder: Path) -> Path:
         raise CheckpointError(f"{config} and {WEIGHTS} beside it disagree about {names}: one of "
                               f"the two was changed; {mend}")
     return weights
+
+
+def _network_of_run(folder: Path) -> Path | None:
+    """The generator of a training, or its newest checkpoint if that came later."""
+    folder = folder.parent if folder.name == "checkpoints" else folder
+    if not (folder / "settings.json").is_file():
+        return None
+    states = sorted(folder.glob("checkpoints/[0-9]*.pt"))
+    networks = [folder / "generator.safetensors", *states[-1:]]
+    there = [file for file in networks if file.is_file()]
+    if not there and (folder / "log.jsonl").is_file():
+        raise CheckpointError(f"{folder} is a training that has not saved its networks yet: wait "
+                              "for its first checkpoint, or start it with a shorter "
+                              "checkpoint_every")
+    return max(there, key=lambda file: file.stat().st_mtime, default=None)
+
+
+def _network_of_state(content: object, role: str | None) -> tuple[dict, dict] | None:
+    """Metadata and weights of a network in a checkpoint of a training; None if it is none."""
+    if not isinstance(content, dict) or not {"G_ema", "D", "opt_g"} <= content.keys():
+        return None
+    if not isinstance(content.get("about"), str):
+        raise UnreadableError("it is the state of a training by an older gapkd: finish that with "
+                              "`gapkd resume`, and take its generator.safetensors")
+    about, D = json.loads(content["about"]), role == "discriminator"
+    return (about["networks"]["D" if D else "G"] | {"provenance": about["provenance"]},
+            content["D" if D else "G_ema"])
 
 
 def sha256(path: str | Path) -> str:
@@ -244,7 +274,10 @@ def _read_foreign(path: Path, role: str | None = None) -> tuple[dict, dict[str, 
     """Metadata and weights of the generator or discriminator (None: either) in another
     repository's file."""
     try:
-        found = find_network(read(path.read_bytes()), role)
+        content = read(path.read_bytes())
+        if own := _network_of_state(content, role):
+            return own
+        found = find_network(content, role)
     except (UnreadableError, ForeignError) as error:
         raise CheckpointError(f"{path.name} cannot be read as a network: {error}") from error
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -50,7 +51,7 @@ def write_atomically(path: str | Path, content: bytes) -> Path:
     Raises OSError with one sentence; a file that was there before is then untouched.
     """
     path = Path(path)
-    aside = path.with_name(f".{path.name}.partial")
+    aside = _aside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(aside, "wb") as file:
@@ -68,19 +69,45 @@ def write_atomically(path: str | Path, content: bytes) -> Path:
     return path
 
 
-def new_folder(folder: str | Path) -> Path:
-    """The path, if a folder can be made there. Raises ValueError, in one sentence, if not."""
-    if not str(folder) or not str(folder).isprintable():
-        raise ValueError(f"{str(folder)!r} cannot name a folder: choose another name for it")
-    folder = Path(folder)
-    if os.path.lexists(folder):
-        raise ValueError(f"{folder} exists already: remove it or choose another folder")
-    above = next(parent for parent in folder.absolute().parents if os.path.exists(parent))
+def _aside(path: Path) -> Path:
+    return path.parent / f".{path.name}.partial"
+
+
+def check_place(path: str | Path, kind: str = "file") -> Path:
+    """The path, if a file or folder can be made there: for a command to ask before its work, not
+    after. Raises ValueError, in one sentence, if not."""
+    if not str(path) or not str(path).isprintable():
+        raise ValueError(f"{str(path)!r} cannot name a {kind}: choose another name for it")
+    path = Path(path)
+    if kind == "file" and path.is_dir():
+        raise ValueError(f"{path} is a folder: name a file in it")
+    try:
+        os.lstat(_aside(path))  # whose name may be too long
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            raise ValueError(f"{str(path)[:60]} cannot be made ({error.strerror}): choose another "
+                             f"{kind}") from error
+    above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         fault = "not writable" if above.is_dir() else "a file"
-        raise ValueError(f"{folder} cannot be made, since {above} is {fault}: choose another "
-                         "folder")
-    return folder
+        raise ValueError(f"{path} cannot be made, since {above} is {fault}: choose another {kind}")
+    return path
+
+
+def new_file(path: str | Path, *endings: str) -> Path:
+    """The path, if a new file can be made there. Raises ValueError, in one sentence, if not."""
+    if endings and Path(path).suffix not in endings:
+        raise ValueError(f"{path} must end in {' or '.join(endings)}: that is what is written")
+    if os.path.lexists(path):
+        raise ValueError(f"{path} exists already: remove it or choose another out")
+    return check_place(path)
+
+
+def new_folder(folder: str | Path) -> Path:
+    """The path, if a folder can be made there. Raises ValueError, in one sentence, if not."""
+    if os.path.lexists(folder) and str(folder):
+        raise ValueError(f"{folder} exists already: remove it or choose another folder")
+    return check_place(folder, "folder")
 
 
 def write_folder(folder: str | Path, contents: Mapping[str, bytes]) -> Path:

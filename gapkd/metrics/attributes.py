@@ -22,11 +22,11 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from gapkd.data.datasets import ImageFiles, flip, open_dataset, ordered_indices
+from gapkd.data.datasets import CHECK_SECONDS, ImageFiles, flip, open_dataset, ordered_indices
 from gapkd.data.toyfaces import CATEGORICAL, CONTINUOUS, face_mask, toy_faces
 from gapkd.files.checkpoints import CheckpointError, find_checkpoint, read_metadata
 from gapkd.files.provenance import provenance
-from gapkd.files.storage import write_atomically
+from gapkd.files.storage import new_file, write_atomically
 from gapkd.networks.layers import full_precision
 
 KIND = "attribute-network"
@@ -232,10 +232,10 @@ class AttributeConfig:
 def train_attribute_network(config: AttributeConfig) -> dict[str, float]:
     """Train and save an attribute network; returns its `reading_scores` on the images held out.
 
-    Raises ValueError for a file that exists, labels that teach nothing or too few images.
+    Raises ValueError for a file that exists or cannot be made, labels that teach nothing or too few
+        images.
     """
-    if Path(config.out).exists():
-        raise ValueError(f"{config.out} exists already: remove it or choose another out")
+    new_file(config.out)
     started = time.perf_counter()
     lessons = _ToyLessons(config) if config.data == "toyfaces" else _LabelLessons(config)
     with torch.random.fork_rng(devices=[]):
@@ -273,6 +273,7 @@ class _LabelLessons:
 
     def __init__(self, config: AttributeConfig):
         self.config, self.dataset = config, open_dataset(config.data, AttributeNetwork.size)
+        self.dataset.check(CHECK_SECONDS)
         self.name, size = self.dataset.name, self.dataset.size
         self.categorical, self.continuous, self.truth = factors_of(self.dataset)
         order = ordered_indices(size, 0, size, config.seed)

@@ -76,7 +76,21 @@ class FidProbe:
             samples = min(samples, dataset.size)
         inception = features == "inception"
         self.network = InceptionNetwork(device) if inception else reader(features, device)
-        self.dataset, self.samples, self.real = dataset, samples, None
+        self.dataset, self.samples, self.real, self.features = dataset, samples, None, features
+
+    @torch.no_grad()
+    def try_out(self, G: StyleGenerator) -> None:
+        """Look at two images of either side, so that what cannot be measured is known before a
+        training and not in the middle of it. Raises ValueError."""
+        try:
+            if self.samples < 2:
+                raise ValueError(f"{self.dataset.name} holds {self.dataset.size} image, and two "
+                                 "are the least")
+            collect(self.network, self.dataset.load(torch.arange(2)))
+            collect(self.network, next(sample_images(G.eval(), 2, 30_000)))
+        except ValueError as error:
+            raise ValueError(f"the FID cannot be measured with fid_features={self.features} "
+                             f"({error}): choose others, or set fid_every to 0") from error
 
     @torch.no_grad()
     def __call__(self, G: StyleGenerator) -> dict[str, float]:

@@ -25,7 +25,7 @@ import tyro
 from torch import Tensor, nn
 
 from gapkd.files.checkpoints import load_generator, sha256
-from gapkd.files.storage import write_atomically
+from gapkd.files.storage import check_place, write_atomically
 from gapkd.metrics.editing import Directions, load_directions, sefa
 from gapkd.networks.base import StyleGenerator
 from gapkd.sharing.origins import named, provenance_of, public
@@ -126,9 +126,13 @@ def _check(config: ExportConfig) -> None:
             raise ExportError(f"{field}={path} must end in {ending}")
         if path.name and path.exists():
             raise ExportError(f"{path} exists already: remove it or choose another {field}")
+        if path.name:
+            check_place(path)
     if config.latents < 1 or config.seed < 0:
         raise ExportError(f"latents must be at least 1 and seed at least 0, not {config.latents} "
                           f"and {config.seed}")
+    if config.onnx:
+        require("onnx", "onnxscript", "onnxruntime")
     if config.program and config.precision != "float32":
         raise ExportError(f"precision={config.precision} is for ONNX files: export the program "
                           "without it")

@@ -8,7 +8,6 @@ The loop around trainer.py: log, sample grids, checkpoints, exact resume, a clea
 
 from __future__ import annotations
 
-import hashlib
 import json
 import signal
 import time
@@ -25,21 +24,43 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from gapkd import parallel
+from gapkd.data.datasets import CHECK_SECONDS, Dataset, ImageFiles, open_dataset
 from gapkd.distillation.distiller import Distiller, make_regressors
 from gapkd.distillation.students import make_student
-from gapkd.files.checkpoints import load_discriminator, load_generator, read_metadata, sha256
+from gapkd.files.checkpoints import (
+    load_discriminator,
+    load_generator,
+    read_metadata,
+    sha256,
+)
 from gapkd.files.provenance import provenance
 from gapkd.metrics.attributes import head_mask, reader
 from gapkd.metrics.evaluation import FidProbe
 from gapkd.metrics.features import distance_for
 from gapkd.metrics.sampling import draw_sheet
 from gapkd.networks.base import StyleGenerator
+from gapkd.networks.families import build
 from gapkd.networks.stylegan2 import Discriminator, Generator
 from gapkd.networks.stylegan3 import AliasFreeGenerator, stylegan3_channels
 from gapkd.parallel import choose_device
 from gapkd.settings import DistillConfig, RunConfig, TrainConfig, from_dict, to_dict, widths
-from gapkd.training.runs import RunFolder, belongs_to_this_job, job
-from gapkd.training.start import start_files, start_from
+from gapkd.training.runs import (
+    FREE,
+    KNOWN_BY_CONTENT,
+    RunFolder,
+    belongs_to_this_job,
+    find_files,
+    job,
+    remembered,
+)
+from gapkd.training.start import (
+    check_distance,
+    check_student,
+    is_file,
+    networks_of_file,
+    start_files,
+    start_from,
+)
 from gapkd.training.trainer import Trainer, TrainingDiverged
 
 Probe = Callable[[StyleGenerator], dict]
@@ -48,6 +69,10 @@ AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
 
 class TrainingInterrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM: the state was saved before this was raised."""
+
+
+class TrainingHalted(ValueError):
+    """Something beside the training failed, as an image or a measurement: the state was saved."""
 
 
 class OutOfMemory(RuntimeError):
@@ -87,16 +112,34 @@ def train_gan(config: TrainConfig, probe: Probe | None = None) -> RunResult:
     Raises ValueError for bad settings or data, TrainingDiverged, OutOfMemory, TrainingInterrupted
         (state saved).
     """
-    config = _begin(config)
+    config, G, D = first_networks(_begin(config, "teacher"))
+    if not config.noise:
+        G.silence()
+    dataset = _open_data(config, G)
+    return fit(Trainer(config, G, D, dataset=dataset), "teacher", probe)
+
+
+def first_networks(config: TrainConfig) -> tuple[TrainConfig, StyleGenerator, Discriminator]:
+    """Both networks before the first step, and the settings with what was taken over from a
+    file."""
+    if known := _known_networks(config):
+        return config, build(**known["G"]), build(**known["D"])  # their weights follow
+    if not config.resume and is_file(config.start_from):
+        return networks_of_file(config)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         G = fresh_generator(config)
         D = Discriminator(config.resolution, widths(config.d_channels, config.resolution))
     if config.start_from and not config.resume:
         start_from(G, D, config.start_from)
-    if not config.noise:
-        G.silence()
-    return fit(Trainer(config, G, D), "teacher", probe)
+    return config, G, D
+
+
+def _known_networks(config: RunConfig) -> dict:
+    """Kind and architecture of the networks of a run that is resumed; {} for any other."""
+    if not config.resume:
+        return {}
+    return parallel.from_first(lambda: remembered(config.out, "networks"))
 
 
 def fresh_generator(config: TrainConfig) -> StyleGenerator:
@@ -125,28 +168,41 @@ def distill(config: DistillConfig, probe: Probe | None = None,
             mask only, and "pruned-content" asks which channels matter there.
     Raises: as `train_gan`; CheckpointError for an unusable teacher.
     """
-    config, started = _begin(config), time.perf_counter()
+    config, started = _begin(config, "distill"), time.perf_counter()
     if config.perceptual == "toyfaces" != config.data and config.perceptual_weight:
         _warn_of_toy_features()
     device = choose_device(config.device)
     teacher = load_generator(config.teacher).to(device)
+    check_student(config, teacher)
     if config.content and content_mask is None:
         content_mask = partial(head_mask, reader("toyfaces", device))
     perceptual = distance_for(config.perceptual, device) if config.perceptual_weight else None
-    D = first_discriminator(config, teacher)
+    check_distance(config, perceptual, teacher)
+    D, dataset = first_discriminator(config, teacher), _open_data(config, teacher)
     student = first_student(config, teacher, content_mask)  # may take long: what can fail is above
     regressors = None
     if config.feature_weight:
         regressors = make_regressors(student, teacher, config.feature_blocks, config.seed)
         regressors = regressors.to(device)
     distiller = Distiller(teacher, perceptual, config, content_mask, regressors)
-    trainer = Trainer(config, student, D, distiller)
+    trainer = Trainer(config, student, D, distiller, dataset)
     trainer.images = config.slimming_images
     trainer.seconds = time.perf_counter() - started
     inputs = {"teacher": sha256(config.teacher)}
     if config.perceptual_weight and config.perceptual not in ("toyfaces", "lpips"):
         inputs["perceptual"] = sha256(config.perceptual)
     return fit(trainer, "distill", probe, inputs)
+
+
+def _open_data(config: RunConfig, G: StyleGenerator) -> Dataset:
+    """The images to train on; broken ones are named, and so is an FID that cannot be measured."""
+    device = choose_device(config.device)
+    dataset = open_dataset(config.data, G.resolution, seed=config.seed, device=device)
+    if isinstance(dataset, ImageFiles):
+        dataset.check(CHECK_SECONDS)
+    if config.fid_every:
+        FidProbe(dataset, config.fid_features, config.fid_samples, device).try_out(G.to(device))
+    return dataset
 
 
 def first_student(config: DistillConfig, teacher: StyleGenerator,
@@ -166,7 +222,9 @@ def first_student(config: DistillConfig, teacher: StyleGenerator,
 
 
 def first_discriminator(config: DistillConfig, teacher: StyleGenerator) -> Discriminator:
-    """A fresh discriminator, or the one that the settings name."""
+    """A fresh discriminator, or the one that the settings name; a resumed run asks no more."""
+    if known := _known_networks(config):
+        return build(**known["D"])
     if not config.discriminator:
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
@@ -187,14 +245,17 @@ def _warn_of_toy_features() -> None:
                       "judge), or set perceptual_weight to 0", stacklevel=3)
 
 
-def resume_run(folder: str | Path, images: int = 0, device: str = "",
-               progress: bool = True) -> RunResult:
+def resume_run(folder: str | Path, images: int = 0, device: str = "", progress: bool = True,
+               **changes: object) -> RunResult:
     """Go on with the run in a folder, under the settings that it was started with.
 
     Args:
         images: its new length; 0: as before.
         device: empty: as before.
-    Raises ValueError when the folder holds no run; else as `train_gan` and `distill`.
+        changes: other settings that say nothing of what the weights mean: where data or teacher are
+            by now, when is measured, logged or saved.
+    Raises ValueError when the folder holds no run, or cannot go on so; else as `train_gan` and
+        `distill`.
     """
     known = {"teacher": (TrainConfig, train_gan), "distill": (DistillConfig, distill)}
     try:
@@ -208,16 +269,22 @@ def resume_run(folder: str | Path, images: int = 0, device: str = "",
         raise ValueError(f"cannot resume {folder}: another version of gapkd started it (its "
                          f"settings differ in {sorted(other)[0]}); go on with that version, or "
                          "start the run anew in another folder")
-    settings |= {"out": str(folder), "resume": True, "progress": progress}
+    if fixed := changes.keys() - ((FREE | KNOWN_BY_CONTENT) & settings.keys()):
+        raise ValueError(f"a {about['kind']} run cannot be resumed with another "
+                         f"{sorted(fixed)[0]}: leave it out, or start the run anew in another "
+                         "folder")
+    settings |= {"out": str(folder), "resume": True, "progress": progress} | changes
     if images:
         settings["images"] = images
     if device:
         settings["device"] = device
+    settings |= find_files(settings, about.get("started_in", ""), changes)
     return train(from_dict(cls, settings))
 
 
-def _begin(config: AnyConfig) -> AnyConfig:
-    """Find the other processes, if there are any; after a restart by torchrun's agent, resume."""
+def _begin(config: AnyConfig, kind: str) -> AnyConfig:
+    """Find the other processes, if there are any; after a restart by torchrun's agent, resume. What
+    is wrong with the run's folder is said here."""
     parallel.join()
     if parallel.may_restart() and not config.out:
         raise ValueError("torchrun may restart this run (--max-restarts): name its folder with "
@@ -232,6 +299,7 @@ def _begin(config: AnyConfig) -> AnyConfig:
         if parallel.from_first(lambda: _was_begun(config.out)):
             config = replace(config, resume=True)
     parallel.check_equal("settings", json.dumps(to_dict(config)))
+    parallel.from_first(RunFolder(config, kind).check)
     return config
 
 
@@ -251,11 +319,8 @@ def fit(trainer: Trainer, kind: str, probe: Probe | None = None,
         kind: "teacher" or "distill".
         inputs: see `RunFolder`.
     """
-    inputs = dict(inputs or {})
-    if names := getattr(trainer.dataset, "names", None):
-        spelt = "\0".join(names).encode(errors="surrogatepass")  # not every name is UTF-8
-        inputs["data"] = hashlib.sha256(spelt).hexdigest()
-    with RunFolder(trainer.config, kind, inputs) as folder:
+    names = getattr(trainer.dataset, "names", ())
+    with RunFolder(trainer.config, kind, inputs, names) as folder:
         return Loop(trainer, kind, folder, probe).run()
 
 
@@ -268,7 +333,11 @@ class Loop:
         self.origin = provenance() | {"processes": parallel.count()}
         if ancestor := folder.remember("started_from", lambda: _ancestor(c)):
             self.origin["started_from"] = ancestor
+        self.networks = folder.remember("networks", lambda: {
+            name: {"kind": network.kind, "architecture": network.architecture()}
+            for name, network in (("G", trainer.G), ("D", trainer.D))})
         self.log: list[dict] = []
+        self.pending: dict = {}  # losses of a checkpoint that had not reached the log
         self.seconds = trainer.seconds
         self.saved_at: int | None = None
         if c.resume:
@@ -284,63 +353,108 @@ class Loop:
         trainer.load_state(state)
         self.log = parallel.from_first(lambda: folder.cut_log(trainer.images))
         self.seconds, self.saved_at = state["seconds"], trainer.images
+        self.pending = state.get("notes", {})
 
     def run(self) -> RunResult:
         trainer, c = self.trainer, self.trainer.config
         quiet = not (c.progress and parallel.is_first())
-        spent = time.perf_counter()
+        self.clock = time.perf_counter()
         with _Signals() as signals, tqdm(total=c.images, initial=trainer.images, unit="img",
                                          desc=self.kind, leave=False, disable=quiet,
                                          smoothing=0.05) as bar:
+            if c.resume and not (self.log and self.log[-1]["images"] == trainer.images):
+                self.look(self.pending)
             while trainer.images < c.images:
+                trouble = self.fetch()
+                if parallel.anyone(bool(signals.seen or trouble)):
+                    self.halt(trouble)
                 with _memory(trainer):
                     trainer.train_step()
                 bar.update(c.batch)
-                done = trainer.images >= c.images
-                stop = parallel.anyone(bool(signals.seen))
-                with _memory(trainer):
-                    record = self.watch(done)
-                now = time.perf_counter()
-                self.seconds, spent = self.seconds + now - spent, now
-                new_best = self.write(record) if record else False
-                losses = {k: f"{v:.2f}" for k, v in record.items() if k.startswith("loss")}
+                notes = self.take_notes()
+                if self.done or self.crossed(c.checkpoint_every):
+                    self.save(notes)
+                self.look(notes)
+                losses = {k: f"{v:.2f}" for k, v in notes.items() if k.startswith("loss")}
                 bar.set_postfix(losses) if losses else None
-                if done or stop or new_best or self.crossed(c.checkpoint_every):
-                    self.save()
-                if stop and not done:
-                    raise TrainingInterrupted(
-                        f"stopped at image {trainer.images}; the state is saved, and `gapkd resume "
-                        f"{self.folder.path}` (or resume=True) goes on from there")
         D = trainer.D.eval().requires_grad_(False)
         result = RunResult(trainer.G_ema, D, self.log, self.folder.path)
         self.folder.save_network(result.generator, "generator", self.card())
         self.folder.save_network(result.discriminator, "discriminator", self.card())
         return result
 
+    @property
+    def done(self) -> bool:
+        return self.trainer.images >= self.trainer.config.images
+
     def crossed(self, period: int) -> bool:
         """Whether the last step crossed a multiple of `period` images."""
         images, batch = self.trainer.images, self.trainer.config.batch
         return bool(period) and images // period > (images - batch) // period
 
-    def watch(self, done: bool) -> dict:
-        """What is to be logged after this step."""
+    def fetch(self) -> Exception | None:
+        """Load the images of the next step; returns what is wrong with them."""
+        try:
+            self.trainer.fetch()
+        except (ValueError, OSError) as error:
+            return error
+        return None
+
+    def halt(self, trouble: Exception | None) -> None:
+        """Save the state and end the run between two steps."""
+        if trouble and self.trainer.images == 0:  # there is nothing to lose
+            raise trouble
+        if self.saved_at != self.trainer.images:
+            self.save({})
+        way = (f"the state is saved, and `gapkd resume {self.folder.path}` (or resume=True) goes "
+               "on from there")
+        if trouble:
+            raise TrainingHalted(f"{trouble}; stopped at image {self.trainer.images}, {way}"
+                                 ) from trouble
+        raise TrainingInterrupted(f"stopped at image {self.trainer.images}; {way}")
+
+    def take_notes(self) -> dict:
+        """The losses, where a line of the log is due."""
+        if not (self.done or self.crossed(self.trainer.config.log_every)):
+            return {}
+        try:
+            return self.trainer.take_notes()
+        except TrainingDiverged as error:
+            raise TrainingDiverged(f"{error}{self.last_good()}") from None
+
+    def look(self, notes: dict) -> None:
+        """Measure and draw what is due, and log it together with the losses. What fails here costs
+        nothing that was trained."""
+        trainer = self.trainer
+        try:
+            with torch.no_grad(), _memory(trainer):
+                record = notes | self.measure()
+        except Exception as error:
+            if self.saved_at != trainer.images and parallel.is_first():
+                self.folder.save_state(self.state(notes))
+            if not isinstance(error, (ValueError, OSError, OutOfMemory)):
+                raise
+            raise TrainingHalted(
+                f"{error}; the state at image {trainer.images} is saved: mend that, or leave the "
+                f"measurement out (`gapkd resume {self.folder.path} --fid-every 0 --grid-every 0`)"
+                ) from error
+        if record and self.write(record) and self.saved_at != trainer.images:
+            self.save({})
+
+    def measure(self) -> dict:
         trainer, c, record = self.trainer, self.trainer.config, {}
-        if done or self.crossed(c.log_every):
-            try:
-                record = trainer.take_notes()
-            except TrainingDiverged as error:
-                raise TrainingDiverged(f"{error}{self.last_good()}") from None
-        with torch.no_grad():
-            if self.probe and (done or self.crossed(c.probe_every)):
-                record |= self.probe(trainer.G_ema)
-            if self.judge and (done or self.crossed(c.fid_every)):
-                record |= self.judge(trainer.G_ema)
-            if c.grid_every and parallel.is_first() and (done or self.crossed(c.grid_every)):
-                self.folder.save_grid(draw_sheet(trainer.G_ema, 64, seed=0), trainer.images)
+        if self.probe and (self.done or self.crossed(c.probe_every)):
+            record |= self.probe(trainer.G_ema)
+        if self.judge and (self.done or self.crossed(c.fid_every)):
+            record |= self.judge(trainer.G_ema)
+        if c.grid_every and parallel.is_first() and (self.done or self.crossed(c.grid_every)):
+            self.folder.save_grid(draw_sheet(trainer.G_ema, 64, seed=0), trainer.images)
         return record
 
     def write(self, record: dict) -> bool:
         """Log a record; whether its FID is the lowest so far."""
+        now = time.perf_counter()
+        self.seconds, self.clock = self.seconds + now - self.clock, now
         record = {"images": self.trainer.images, "seconds": round(self.seconds, 2), **record}
         self.log.append(record)
         self.folder.log(record)
@@ -350,17 +464,29 @@ class Loop:
             self.folder.save_network(self.trainer.G_ema, "best", card)
         return new_best
 
-    def save(self) -> None:
-        """Write a checkpoint, unless the weights are spoilt."""
+    def save(self, notes: dict) -> None:
+        """Write a checkpoint, unless the weights are spoilt.
+
+        Args:
+            notes: losses that are not in the log yet.
+        """
         trainer = self.trainer
         if not trainer.finite():
             raise TrainingDiverged(f"training diverged near image {trainer.images}: a weight is "
                                    f"not finite{self.last_good()}")
         parallel.check_equal("weights", trainer.fingerprint())
         best = best_record(self.log)
-        self.folder.save_state(trainer.state() | {"seconds": self.seconds},
-                               best=best["images"] if best else None)
+        self.folder.save_state(self.state(notes), best=best["images"] if best else None)
         self.saved_at = trainer.images
+
+    def state(self, notes: dict) -> dict:
+        """What a checkpoint holds: all that the run needs to go on, and all that others need to
+        draw with its networks."""
+        now = time.perf_counter()
+        self.seconds, self.clock = self.seconds + now - self.clock, now
+        about = {"networks": self.networks, "provenance": self.card()}
+        return self.trainer.state() | {"seconds": self.seconds, "notes": notes,
+                                       "about": json.dumps(about)}
 
     def last_good(self) -> str:
         if self.saved_at is None:
@@ -425,5 +551,21 @@ def _memory(trainer: Trainer):
         if not full:
             raise
         raise OutOfMemory(f"a step with batch={trainer.config.batch} at {trainer.G.resolution} px "
-                          f"does not fit into the memory of {trainer.device}: lower batch, or "
-                          "share it among more processes") from error
+                          f"does not fit into the memory of {trainer.device}: "
+                          f"{_way_out(trainer)}") from error
+
+
+def _way_out(trainer: Trainer) -> str:
+    """What helps against too little memory, for this run."""
+    c, ways = trainer.config, []
+    if c.batch > c.least_batch:
+        begun = c.resume or trainer.images
+        anew = " (in a new run: this one keeps its batch)" if begun else ""
+        ways.append(f"lower batch{anew}")
+    if c.batch % trainer.D.mbstd_group == 0 and c.batch // trainer.D.mbstd_group > parallel.count():
+        ways.append("share it among more processes")
+    if trainer.device.type == "cuda" and c.precision in ("float32", "tf32"):
+        ways.append("choose precision=bf16")
+    elif trainer.device.type == "cpu":
+        ways.append("close other programs")
+    return ", or ".join(ways) or "choose a smaller network, or a machine with more memory"

@@ -10,7 +10,7 @@ import json
 import os
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -19,9 +19,9 @@ from torch import Tensor
 
 from gapkd import parallel
 from gapkd.data.images import save_png
-from gapkd.files.checkpoints import CheckpointError, save_network
+from gapkd.files.checkpoints import CheckpointError, find_checkpoint, save_network
 from gapkd.files.provenance import provenance
-from gapkd.files.storage import write_atomically
+from gapkd.files.storage import check_place, write_atomically
 from gapkd.networks.base import StyleGenerator
 from gapkd.networks.stylegan2 import Discriminator
 from gapkd.settings import RunConfig, to_dict
@@ -30,13 +30,35 @@ KEPT_CHECKPOINTS = 2
 """The newest checkpoints that stay on the disk."""
 
 
+FREE = {"out", "resume", "progress", "log_every", "grid_every", "checkpoint_every", "probe_every",
+        "fid_every", "fid_samples", "fid_features", "tensorboard", "device", "precision",
+        "cuda_graphs"}
+"""Settings that a resumed run may change: they do not change what its weights mean."""
+KNOWN_BY_CONTENT = {"data", "teacher", "perceptual"}
+"""Settings that may name a file: it is told by what is in it, wherever it lies by now."""
+OF_THE_START = {"start_from", "discriminator"}
+"""Settings that no resumed run asks for."""
+
+
 def free_on_resume(config: RunConfig) -> set[str]:
-    """What a resumed run may change: settings that alter no number that is still to be computed."""
-    free = {"out", "resume", "progress", "log_every", "grid_every", "checkpoint_every",
-            "probe_every", "fid_every", "fid_samples", "fid_features", "tensorboard", "device"}
+    """What a resumed run may change."""
     if config.lr_end == config.r1_end == 1.0:  # else they fall along a curve that images stretches
-        free.add("images")
-    return free
+        return FREE | {"images"}
+    return FREE
+
+
+def digest_of(names: Sequence[str]) -> str:
+    """The checksum of a list of images."""
+    return hashlib.sha256("\0".join(names).encode(errors="surrogateescape")).hexdigest()
+
+
+def remembered(folder: str | Path, name: str) -> dict:
+    """What a run has put down in its settings.json under a name; {} if nothing."""
+    try:
+        found = json.loads((Path(folder) / "settings.json").read_text()).get(name)
+    except (OSError, ValueError, AttributeError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def next_run_folder(kind: str, root: str | Path = "runs") -> Path:
@@ -47,6 +69,39 @@ def next_run_folder(kind: str, root: str | Path = "runs") -> Path:
     return folder
 
 
+def find_files(settings: dict, started_in: str, given: Iterable[str]) -> dict[str, str]:
+    """Where the files are that a run goes on to need. Relative paths count from the folder in which
+    it was started, or from here.
+
+    Args:
+        given: settings that were just given: they are as they are.
+    Raises ValueError naming those that are not there any more.
+    """
+    used = {"data": settings["data"] != "toyfaces", "teacher": "teacher" in settings,
+            "perceptual": settings.get("perceptual_weight")
+            and settings["perceptual"] not in ("toyfaces", "lpips"),
+            "fid_features": settings["fid_every"]
+            and settings["fid_features"] not in ("toyfaces", "inception")}
+    wanted = [name for name, needed in used.items() if needed and name not in given]
+    places = {name: _place(settings[name], started_in, name) for name in wanted}
+    if missing := [name for name, place in places.items() if place is None]:
+        named = ", ".join(f"{name}={settings[name]}" for name in missing)
+        options = " ".join(f"--{name.replace('_', '-')} PATH" for name in missing)
+        raise ValueError(f"what the run in {settings['out']} needs is not there any more: {named}; "
+                         f"say where it is now, `gapkd resume {settings['out']} {options}`")
+    return places
+
+
+def _place(value: str, started_in: str, name: str) -> str | None:
+    for path in (Path(started_in, value), Path(value)):
+        if path.exists():
+            return str(path)
+    try:
+        return value if name != "data" and find_checkpoint(value) else None
+    except CheckpointError:
+        return None
+
+
 class RunFolder:
     """Reads and writes what a run leaves behind, in a with block. Of several processes, the first
     one alone does.
@@ -54,12 +109,15 @@ class RunFolder:
     Args:
         inputs: sha256 of the files the run depends on throughout (the teacher), by the setting that
             names them.
+        names: of the images it is trained on; none for rendered ones.
     Raises ValueError when the folder holds a run already (and resume is off), or when a resumed
     run's settings or inputs differ.
     """
 
-    def __init__(self, config: RunConfig, kind: str, inputs: dict[str, str] | None = None):
-        self.kind, self.config, self.inputs = kind, config, inputs or {}
+    def __init__(self, config: RunConfig, kind: str, inputs: dict[str, str] | None = None,
+                 names: Sequence[str] = ()):
+        self.kind, self.config, self.names = kind, config, list(names)
+        self.inputs = dict(inputs or {}) | ({"data": digest_of(names)} if names else {})
         self.writes = parallel.is_first()
         self.before: dict = {}  # settings.json of the run that is resumed
         self.board = self.lock = None
@@ -75,31 +133,42 @@ class RunFolder:
     def __exit__(self, *exception: object) -> None:
         if self.lock:
             self.lock.release()
+            self.lock = None
         if self.board:
             self.board.close()
 
-    def _prepare(self) -> Path:
+    def check(self) -> None:
+        """What can be said of the folder before the networks are made. Raises ValueError."""
         config = self.config
-        writer = _summary_writer() if config.tensorboard else None
+        if config.tensorboard:
+            _summary_writer()
         self.path = Path(config.out) if config.out else next_run_folder(self.kind)
+        if (self.path / ".lock").exists():
+            self._keep_others_out()
+            self.__exit__()
         self._refuse_to_overwrite()
         if config.resume and not self.checkpoints():
             raise ValueError(f"{self.path} holds no checkpoint to resume from: check out, or start "
                              "without resume")
+        check_place(self.path / "settings.json", "out")
+
+    def _prepare(self) -> Path:
+        config = self.config
+        self.check()
+        writer = _summary_writer() if config.tensorboard else None
         if config.resume:
             self._compare_settings()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"cannot make the folder {self.path} for the run ({error.strerror}): "
-                             "choose another out") from error
+        self.path.mkdir(parents=True, exist_ok=True)
         self._keep_others_out()
         # A run that died before its first checkpoint leaves a log: start it anew
         if not config.resume:
             (self.path / "log.jsonl").unlink(missing_ok=True)
         write_atomically(self.path / "settings.json", json.dumps(
             self.before | {"kind": self.kind, "settings": to_dict(config), "inputs": self.inputs,
-                           "provenance": provenance(), "job": job()}, indent=1).encode())
+                           "provenance": provenance(), "job": job(),
+                           "started_in": str(Path.cwd())}, indent=1).encode())
+        if self.names:
+            write_atomically(self.path / "data.json", json.dumps(self.names, indent=0).encode())
         if writer:
             self.board = writer(str(self.path / "tensorboard"))
         return self.path
@@ -147,7 +216,8 @@ class RunFolder:
         if kind != self.kind:
             raise ValueError(f"{self.path} holds a {kind} run, not a {self.kind} run: choose "
                              "another out")
-        free, differences = free_on_resume(self.config), []
+        free, differences = free_on_resume(self.config) | OF_THE_START, []
+        free |= KNOWN_BY_CONTENT & self.inputs.keys() & inputs.keys()
         for name, value in to_dict(self.config).items():
             if name not in settings:
                 raise ValueError(f"cannot resume {self.path}: an older gapkd, without the setting "
@@ -163,10 +233,32 @@ class RunFolder:
             raise ValueError(f"the run in {self.path} is already at image {reached}: give images "
                              "of at least that")
         for name, digest in self.inputs.items():
-            if inputs.get(name) != digest:
-                raise ValueError(f"cannot resume {self.path}: {name}={settings[name]} is not what "
-                                 "it was when the run began; bring that back, or choose another "
-                                 "out")
+            if inputs.get(name) == digest:
+                continue
+            change = "another file" if name != "data" else self._change_of_data(inputs["data"])
+            if change:
+                raise ValueError(
+                    f"cannot resume {self.path}: {name}={getattr(self.config, name)} is not what "
+                    f"it was when the run began ({change}); bring that back, say where it is now "
+                    f"(`gapkd resume {self.path} --{name} PATH`), or choose another out")
+
+    def _change_of_data(self, before: str) -> str:
+        """How the images differ from those of a digest; empty where some were only taken out, as
+        broken ones are: the run goes on, and that is said."""
+        try:
+            names = json.loads((self.path / "data.json").read_text())
+            old, now = set(names), set(self.names)
+            known = digest_of(names) == before
+        except (OSError, ValueError, TypeError):
+            known = False
+        if not known:
+            return "other images"
+        if new := sorted(now - old):
+            return f"new: {_counted(new)}; gone: {_counted(sorted(old - now))}"
+        warnings.warn(f"{_counted(sorted(old - now))} of the {len(old):,} images that the run "
+                      "began with are gone: it goes on with the others, which come in another "
+                      "order from now on", stacklevel=2)
+        return ""
 
     def remember(self, name: str, find: Callable[[], dict]) -> dict:
         """What `find` gave when the run began: kept in settings.json, so that a resumed run asks no
@@ -242,11 +334,16 @@ class RunFolder:
                 file.unlink(missing_ok=True)
 
     def identity(self) -> str:
-        """A digest of what decides the numbers of this run: its kind, settings and inputs."""
-        settings, free = to_dict(self.config), free_on_resume(self.config)
-        deciding = {name: value for name, value in settings.items() if name not in free}
-        text = json.dumps([self.kind, deciding, self.inputs], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        """A digest of what decides the numbers of this run: its kind, settings and inputs, wherever
+        they lie. Of the data, `_compare_settings` knows more."""
+        free = free_on_resume(self.config) | KNOWN_BY_CONTENT | OF_THE_START
+        inputs = {name: digest for name, digest in self.inputs.items() if name != "data"}
+        return _digest(self.kind, to_dict(self.config), free, inputs)
+
+    def former_identity(self) -> str:
+        """The digest that checkpoints bore when paths were a part of it."""
+        free = free_on_resume(self.config) - {"precision", "cuda_graphs"}
+        return _digest(self.kind, self.before["settings"], free, self.before["inputs"])
 
     def load_state(self) -> dict:
         """The newest whole checkpoint; nothing in it is executed. A damaged one is put aside, and
@@ -254,8 +351,12 @@ class RunFolder:
 
         Raises CheckpointError when none is whole, or when it belongs to another run.
         """
-        state = parallel.from_first(self._newest_state)
-        if not isinstance(state, dict) or state.get("run") != self.identity():
+        return parallel.from_first(self._own_state)
+
+    def _own_state(self) -> dict:
+        state = self._newest_state()
+        own = self.identity(), self.former_identity()
+        if not isinstance(state, dict) or state.get("run") not in own:
             raise CheckpointError(f"the newest checkpoint in {self.path / 'checkpoints'} belongs "
                                   "to another run or an older gapkd: bring this run's own ones "
                                   "back, or start it anew in another folder")
@@ -275,6 +376,18 @@ class RunFolder:
                 return state
         raise CheckpointError(f"no checkpoint in {self.path / 'checkpoints'} is whole: start the "
                               "run anew in another folder") from damaged
+
+
+def _digest(kind: str, settings: dict, free: set[str], inputs: dict[str, str]) -> str:
+    deciding = {name: value for name, value in settings.items() if name not in free}
+    return hashlib.sha256(json.dumps([kind, deciding, inputs], sort_keys=True).encode()).hexdigest()
+
+
+def _counted(names: Sequence[str]) -> str:
+    """How many, and the first of them."""
+    some = ", ".join(name if name.isprintable() else ascii(name) for name in names[:3])
+    more = ", ..." if len(names) > 3 else ""
+    return f"{len(names):,} ({some}{more})" if names else "none"
 
 
 def read_state(file: Path) -> dict:

@@ -1,21 +1,96 @@
-"""Start a GAN training from a finished run, at its resolution or at twice that."""
+"""Before the first step: start a GAN training from a run, at its resolution or at twice that, or
+from another repository's file; say what cannot be trained while it costs nothing yet."""
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from gapkd.files.checkpoints import find_checkpoint, load_discriminator, load_generator
+from gapkd.distillation.directions import check_blocks
+from gapkd.distillation.students import check_request
+from gapkd.files.checkpoints import (
+    CheckpointError,
+    find_checkpoint,
+    load_discriminator,
+    load_generator,
+    recognise,
+)
+from gapkd.files.download import is_address
+from gapkd.metrics.attributes import AttributeNetwork
+from gapkd.metrics.features import Distance
 from gapkd.networks.base import StyleGenerator
-from gapkd.networks.stylegan2 import Discriminator
+from gapkd.networks.stylegan2 import Discriminator, Generator
+from gapkd.networks.stylegan3 import AliasFreeGenerator
+from gapkd.settings import DistillConfig, TrainConfig, widths
+from gapkd.training.trainer import check_networks
+
+
+def is_file(start: str) -> bool:
+    """Whether networks to start from are those of one file: another repository's (.pkl, .pt), or a
+    checkpoint of a run. Of our own files each holds one."""
+    if is_address(start) or Path(start).is_file():
+        return recognise(find_checkpoint(start)) == "pickle"
+    return False
+
+
+def networks_of_file(config: TrainConfig
+                     ) -> tuple[TrainConfig, StyleGenerator, Discriminator]:
+    """Generator and discriminator of one file as they are, whatever their widths, and the settings
+    with those in. Without a discriminator in the file, a fresh one begins.
+
+    Raises CheckpointError when the file holds no generator, ValueError for one that is not trained
+        here, or of another resolution than was asked for.
+    """
+    start = config.start_from
+    G = load_generator(start)
+    try:
+        D = load_discriminator(start)
+    except CheckpointError as error:
+        warnings.warn(f"a fresh discriminator begins, since there is none in {start} ({error}): "
+                      "with d_first it trains alone for so many images, lest it spoils the "
+                      "generator", stacklevel=4)
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            D = Discriminator(G.resolution, widths(config.d_channels, G.resolution))
+    wrong = f"start_from={start} cannot be trained further: it holds"
+    if not isinstance(G, Generator | AliasFreeGenerator):
+        raise ValueError(f"{wrong} a {G.kind}, which is distilled; choose a StyleGAN2 or StyleGAN3")
+    if (D.resolution, D.c_dim) != (G.resolution, G.c_dim):
+        raise ValueError(f"{wrong} a {G.resolution} px generator of {G.c_dim} classes and a "
+                         f"{D.resolution} px discriminator of {D.c_dim}; choose another file")
+    if config.resolution not in (G.resolution, TrainConfig.resolution):
+        raise ValueError(f"start_from={start} holds {G.resolution} px networks: choose resolution="
+                         f"{G.resolution}, not {config.resolution}")
+    taken = _settings_of(G) | {"d_channels": tuple(D.channels)}
+    warnings.warn(f"start_from={start}: {G.resolution} px networks, which keep their own widths, "
+                  "z_dim, w_dim and layers", stacklevel=4)
+    return replace(config, **taken), G.requires_grad_(True), D.requires_grad_(True)
+
+
+def _settings_of(G: Generator | AliasFreeGenerator) -> dict:
+    """The settings that describe a generator, as far as they can."""
+    found = {"resolution": G.resolution, "z_dim": G.z_dim, "w_dim": G.w_dim,
+             "mapping_layers": len(G.mapping.layers)}
+    if isinstance(G, Generator):
+        channels = tuple(second for _, second in G.channels)
+        return found | {"architecture": "stylegan2", "channels": channels}
+    return found | {"architecture": f"stylegan3-{'r' if G.radial else 't'}", "margin": G.margin,
+                    "layers": len(G.channels), "channels": (max(G.channels), min(G.channels))}
 
 
 def start_files(run: str) -> tuple[Path, Path]:
-    """Generator's and discriminator's file of a finished run's folder, or of an embedded
-    teacher."""
+    """Generator's and discriminator's file of a run's folder, finished or stopped, or of an
+    embedded teacher; of a file that holds both, twice that."""
+    if is_file(run):
+        return find_checkpoint(run), find_checkpoint(run)
     if Path(run).is_dir():
+        states = sorted(Path(run).glob("checkpoints/[0-9]*.pt"))
+        if states and not (Path(run) / "generator.safetensors").is_file():
+            return states[-1], states[-1]
         return Path(run) / "generator.safetensors", Path(run) / "discriminator.safetensors"
     if Path(run).is_file():
         raise ValueError(f"start_from={run} is a file: name the run's folder, which holds both "
@@ -76,3 +151,36 @@ def _shifted(state: dict[str, Tensor]) -> dict[str, Tensor]:
             name = f"blocks.{int(number) + 1}.{rest}"
         shifted[name] = value
     return shifted
+
+
+# ------------------------------------------------------------------------- what cannot be trained
+
+
+def check_student(config: DistillConfig, teacher: StyleGenerator) -> None:
+    """Raise ValueError for a student that cannot be trained so, before it costs anything."""
+    family, architecture = check_request(teacher, config.keep, config.kernel, config.mapping,
+                                         config.synthesis, config.kind)
+    check_networks(config, teacher)
+    with torch.device("meta"):
+        student = family(**architecture)
+    check_networks(config, student)
+    for kind in ("ld", "feature"):
+        if getattr(config, f"{kind}_weight"):
+            for network in (student, teacher):
+                check_blocks(f"{kind}_blocks", getattr(config, f"{kind}_blocks"), network)
+    if config.content and teacher.resolution < AttributeNetwork.size:
+        raise ValueError(f"content={config.content} is seen at {AttributeNetwork.size} px and "
+                         f"above, the teacher draws {teacher.resolution}: leave content empty")
+
+
+def check_distance(config: DistillConfig, distance: Distance | None, teacher: StyleGenerator
+                    ) -> None:
+    """Raise ValueError for a perceptual distance that cannot see what the teacher draws."""
+    if distance is None:
+        return
+    images = torch.zeros(2, 1, 3, teacher.resolution, teacher.resolution)
+    try:
+        distance(*images.to(next(teacher.parameters()).device))
+    except ValueError as error:
+        raise ValueError(f"perceptual={config.perceptual} cannot look at the teacher's images "
+                         f"({error}): choose another, or set perceptual_weight to 0") from error

@@ -70,10 +70,11 @@ class Trainer:
         G: the generator, or the student.
         D: the discriminator.
         distiller: the teacher and its losses; None where a GAN is trained from scratch.
+        dataset: the one that the settings name, where it is open already.
     """
 
     def __init__(self, config: RunConfig, G: StyleGenerator, D: Discriminator,
-                 distiller: Distiller | None = None):
+                 distiller: Distiller | None = None, dataset: Dataset | None = None):
         self.config, self.device = config, choose_device(config.device)
         check_networks(config, G, D)
         if distiller and distiller.weights["ld"]:  # a student may have fewer blocks
@@ -102,12 +103,13 @@ class Trainer:
                                replay)
         self.rates = [group["lr"] for group in self.groups()]
 
-        self.dataset = open_dataset(config.data, G.resolution, seed=config.seed,
-                                    device=self.device)
+        self.dataset = dataset or open_dataset(config.data, G.resolution, seed=config.seed,
+                                               device=self.device)
         self.classes = class_shares(self.dataset, G.c_dim) if G.c_dim else None  # (c_dim,)
         # A GPU need not wait for images; on a CPU a second thread would take from the training.
         drawn = getattr(self.dataset, "device", None) == self.device
         self.reals = Prefetcher(self.load_reals, in_background=not (on_cpu or drawn))
+        self.fetched: Tensor | None = None
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
         self.graphs = StepGraphs(self.rng if replay else None)
         # Numbers that steer are read at once: a GPU would have to be waited for.
@@ -137,10 +139,16 @@ class Trainer:
     def draw(self, *shape: int, kind: Callable[..., Tensor] = torch.randn) -> Tensor:
         return kind(*shape, generator=self.rng, device=self.device)
 
+    def fetch(self) -> None:
+        """Load the real images of the next step. ValueError names a broken one."""
+        if self.fetched is None:
+            self.fetched = self.reals(self.images, self.images + self.config.batch)
+
     def real_batch(self) -> Tensor:
         """The next real images (N, 3, R, R)."""
-        n = self.config.batch
-        reals = self.reals(self.images, self.images + n).to(self.device, non_blocking=True)
+        self.fetch()
+        n, reals = self.config.batch, self.fetched.to(self.device, non_blocking=True)
+        self.fetched = None
         if self.config.flip:
             reals = flip(reals, self.draw(n, kind=torch.rand)[self.mine])
         return reals
@@ -216,11 +224,9 @@ class Trainer:
         self.set_rates()
         reals = self.real_batch()
         if self.judged:
-            self.D.requires_grad_(True)
             self.do(self.discriminator_step, reals, self.draw_crossover())
             if c.r1_gamma and self.step % c.r1_every == 0:
                 self.do(self.r1_step, reals, self.draw_crossover() if self.relativistic else None)
-            self.D.requires_grad_(False)
         if self.images >= self.d_first:
             self.do(self.generator_step, reals, self.draw_crossover())
             if c.path_weight and self.step % c.path_every == 0:
@@ -258,7 +264,8 @@ class Trainer:
     def relativistic(self) -> bool:
         return self.config.adversarial == "relativistic"
 
-    def discriminator_step(self, reals: Tensor, crossover: int | None) -> Notes:
+    def discriminator_step(self, reals: Tensor, crossover: int | None = None) -> Notes:
+        self.D.requires_grad_(True)
         fakes, c = self.draw_fakes(crossover)
         with self.autocast():
             real_logits, fake_logits = self.D(reals, self.real_labels()), self.D(fakes, c)
@@ -269,8 +276,9 @@ class Trainer:
         self.update(self.opt_d, loss)
         return {"loss_d": loss, "real_logit": real_logits.mean(), "fake_logit": fake_logits.mean()}
 
-    def r1_step(self, reals: Tensor, crossover: int | None) -> Notes:
+    def r1_step(self, reals: Tensor, crossover: int | None = None) -> Notes:
         """In float32: it differentiates twice and squares."""
+        self.D.requires_grad_(True)
         penalties = {"r1": self.gradient_penalty(reals, self.real_labels())}
         if self.relativistic:  # the same on drawn images
             fakes, c = self.draw_fakes(crossover)
@@ -282,8 +290,9 @@ class Trainer:
         images = images.detach().requires_grad_(True)
         return adversarial.gradient_penalty(self.D(images, c), images)
 
-    def generator_step(self, reals: Tensor, crossover: int | None) -> Notes:
+    def generator_step(self, reals: Tensor, crossover: int | None = None) -> Notes:
         """One route for z: draw, mapping of both networks, synthesis of both, losses, sum."""
+        self.D.requires_grad_(False)
         n = self.config.batch
         lesson = self.lessons.next(lambda: self.draw_latents(n, self.mine, crossover), self.dice)
         noise = self.draw_noise(n, self.mine)
@@ -338,7 +347,7 @@ class Trainer:
             real_logits = self.D(reals, self.real_labels())
         return adversarial.relativistic_loss(logits, real_logits)
 
-    def path_step(self, reals: Tensor, crossover: int | None) -> Notes:
+    def path_step(self, reals: Tensor, crossover: int | None = None) -> Notes:
         """Path-length regularisation, in float32, on half the batch."""
         c, together = self.config, parallel.count()
         n = together * max(1, c.batch // PATH_BATCH_SHRINK // together)
@@ -420,21 +429,32 @@ class Trainer:
     def load_state(self, state: dict) -> None:
         """Take over what `state` returned.
 
-        Raises CheckpointError for the state of other networks or another device.
+        Raises CheckpointError for the state of other networks, or of another device unless this one
+        was asked for by name.
         """
-        if isinstance(state, dict) and state.get("device", self.device.type) != self.device.type:
+        before = state.get("device", self.device.type)
+        moved = before != self.device.type
+        if moved and self.config.device == "auto":
             raise CheckpointError(
-                f"the run was trained on {state['device']}, whose random numbers "
-                f"{self.device.type} cannot continue: resume with device={state['device']}")
+                f"the run was trained on {before}, whose random numbers {self.device.type} cannot "
+                f"continue: resume with device={before}, or, to go on with others, with "
+                f"device={self.device.type}")
         try:
             for name in self._stateful():
-                getattr(self, name).load_state_dict(state[name])
+                if name != "scaler" or state[name]:  # of a precision without one it is empty
+                    getattr(self, name).load_state_dict(state[name])
+            for group in self.groups():
+                group["capturable"] = self.graphs.rng is not None
             if self.distiller and self.distiller.regressors:
                 self.distiller.regressors.load_state_dict(state["regressors"])
-            self.rng.set_state(state["rng"].cpu())
+            if moved:
+                self.rng.manual_seed(self.config.seed + state["images"])
+            else:
+                self.rng.set_state(state["rng"].cpu())
             self.dice.set_state(state["dice"].cpu())
             self.path_mean.copy_(state["path_mean"])
-            self.lessons.load_state(state["lessons"])
+            if "lessons" in state:  # not in checkpoints of former versions
+                self.lessons.load_state(state["lessons"])
             self.sums = {name: total.to(self.device) for name, total in state["sums"].items()}
             self.counts = dict(state["counts"])
             self.step, self.images = state["step"], state["images"]
@@ -450,8 +470,12 @@ class Trainer:
                           "up to rounding, not bit for bit", stacklevel=2)
         if dtype != str(self.dtype):
             warnings.warn(f"the run computed in {_precision(dtype)} so far and goes on in "
-                          f"{_precision(self.dtype)}, which is what precision=auto means on this "
-                          "machine: not bit for bit", stacklevel=2)
+                          f"{_precision(self.dtype)}, which is what precision="
+                          f"{self.config.precision} means on this machine: not bit for bit",
+                          stacklevel=2)
+        if moved:
+            warnings.warn(f"the run was trained on {before}, and {self.device.type} goes on with "
+                          "other random numbers: not bit for bit", stacklevel=2)
 
     def fingerprint(self) -> str:
         """A number that the weights of all processes must share."""
@@ -485,9 +509,9 @@ def class_shares(dataset: Dataset, c_dim: int) -> Tensor:
     return torch.bincount(labels, minlength=c_dim) / len(labels)
 
 
-def check_networks(config: RunConfig, G: StyleGenerator, D: Discriminator) -> None:
-    """Raise ValueError for networks that cannot be trained so."""
-    if G.c_dim != D.c_dim and getattr(config, "gan_weight", 1.0):
+def check_networks(config: RunConfig, G: StyleGenerator, D: Discriminator | None = None) -> None:
+    """Raise ValueError for networks that cannot be trained so, as far as they are there."""
+    if D and G.c_dim != D.c_dim and getattr(config, "gan_weight", 1.0):
         raise ValueError(f"the generator knows {G.c_dim} classes and the discriminator {D.c_dim}: "
                          "choose one of the same training, or leave discriminator empty")
     if config.path_weight and not G.mixes_styles:
