@@ -111,6 +111,54 @@ def test_clamped_convolutions_are_clamped(write, tmp_path, nvidia):
 
 
 @torch.no_grad()
+def test_skip_convolutions_are_clamped_as_their_fields_say(write, tmp_path):
+    """NVIDIA builds them without: their conv_clamp is None while all others have one."""
+    torch.manual_seed(0)
+    D, x = Discriminator(16, [16, 16, 16]), torch.randn(4, 3, 16, 16)
+    for block in D.blocks:
+        block.skip.weight.mul_(5)
+    named, clamp = named_like_nvidia(D), {"*": {"conv_clamp": 0.5}}
+    theirs = clamp | {f"b{size}.skip": {"conv_clamp": None} for size in (16, 8)}
+    free, clamped = (load_discriminator(write(nvidia_pickle(None, named, attributes=given)))
+                     for given in (theirs, clamp))
+    maps = free.from_rgb(x)
+    for block in free.blocks:  # by hand: what the branch adds is at most clamp / sqrt(2)
+        skip = block.skip(maps)
+        assert skip.abs().max() > 0.5
+        maps = block.conv1(block.conv0(maps)).clamp(-0.5**1.5, 0.5**1.5) + skip
+    torch.testing.assert_close(free.features(x)[-1], maps, **close)
+    assert not torch.allclose(free(x), clamped(x)) and clamped.blocks[0].skip.clamp == 0.5
+    for network in (free, clamped):
+        again = load_discriminator(gapkd.save_network(network, tmp_path / "d.safetensors"))
+        assert torch.equal(again(x), network(x))
+    odd = {"*": {"conv_clamp": 0.5}, "b16.skip": {"conv_clamp": None}, "b8.skip": {"conv_clamp": 2}}
+    refused(write(nvidia_pickle(None, named, attributes=odd)), "different", load_discriminator)
+
+
+@torch.no_grad()
+def test_fields_of_discriminators_and_of_noise(write, nvidia, tmp_path):
+    D, G, x = under("D.", nvidia), under("G.", nvidia), nvidia["image"]
+    whole = load_discriminator(write(nvidia_pickle(None, D, attributes={
+        "b4.mbstd": {"group_size": None, "num_channels": 1}, "b8": {"architecture": "resnet"}})))
+    fours = load_discriminator(write(nvidia_pickle(None, D)))
+    x = torch.cat([x, -x, x.flip(3), x.flip(2)])  # more than one group of four
+    assert len(x) > 4 and not torch.allclose(whole(x), fours(x))
+    fours.mbstd_group = len(x)
+    assert whole.mbstd_group is None and torch.equal(whole(x), fours(x))
+    again = load_discriminator(gapkd.save_network(whole, tmp_path / "d.safetensors"))
+    assert torch.equal(again(x), whole(x))
+    for field in ({"group_size": "4"}, {"group_size": 0}, {"num_channels": 2}):
+        file = write(nvidia_pickle(None, D, attributes={"b4.mbstd": field}))
+        refused(file, f"b4.mbstd has the {[*field][0]}", load_discriminator)
+    refused(write(nvidia_pickle(None, D, attributes={"b8": {"architecture": "skip"}})),
+            "b8 has the architecture 'skip': only resnet", load_discriminator)
+    off = {f"synthesis.b{size}.conv{n}": {"use_noise": False}
+           for size in (4, 8, 16, 32) for n in (0, 1) if size > 4 or n}
+    G = load_generator(write(nvidia_pickle(G, attributes=off)))
+    assert torch.equal(G(nvidia["z"]), G(nvidia["z"], noise="none")) and G.silent
+
+
+@torch.no_grad()
 def test_conditional_networks(write):
     torch.manual_seed(0)
     G = Generator(16, 6, 5, [4, 4, 3], mapping_layers=3, c_dim=7).eval()
@@ -149,7 +197,15 @@ def test_a_discriminator_that_cannot_be_read_spares_the_generator(write, nvidia)
     (having("synthesis.b8.torgb.weight", 4, 24, 1, 1), {}, r"not \(3, 24, 1, 1\)"),
     (having("mapping.fc3.weight", 48, 48, 1, 2), {}, r"fc3.weight has the shape \(48, 48, 1, 2\)"),
     (having("synthesis.input.weight", 2, 2), {}, r"the layers \[\] of a StyleGAN3 generator"),
-    (dict, {"synthesis.b8": {"architecture": "resnet"}}, "architecture 'resnet': only 'skip'"),
+    (dict, {"synthesis.b8": {"architecture": "resnet"}}, "architecture 'resnet': only skip"),
+    (dict, {"synthesis.b8.conv0": {"activation": "linear"}}, "activation 'linear': only lrelu"),
+    (dict, {"mapping.fc3": {"activation": "linear"}}, "mapping.fc3 has the activation 'linear'"),
+    (dict, {"synthesis.b8.conv1": {"act_gain": 1.0}}, "conv1 has the act_gain 1.0: only 1.414"),
+    (dict, {"synthesis.b8.conv0": {"up": 1}}, "conv0 has the up 1: only 2"),
+    (dict, {"synthesis.b8.conv0.affine": {"bias_gain": 0.1}}, "multiplier 0.1: only 1.0"),
+    (dict, {"synthesis.b8": {"slope": 0.1}}, r"b8 has the field 'slope' \(0.1\), which"),
+    (dict, {"*": {"conv_clamp": -1.0}}, "conv_clamp is -1.0, not a number above 0"),
+    (dict, {"synthesis.b8.torgb": {"conv_clamp": 3}}, "clamp their outputs at different values"),
     (dict, {"synthesis.b8.conv0": {"activation": "relu"}}, "activation 'relu': only lrelu"),
     (dict, {"mapping.fc3": {"bias_gain": 1.0}}, "learning-rate multiplier 1.0"),
     (dict, {"synthesis.b8.conv0": {"conv_clamp": 3}}, "clamp their outputs at different values")])
@@ -163,6 +219,8 @@ def test_what_cannot_be_translated_is_named(write, nvidia, change, attributes, m
     (lambda s: {k.replace("L8_32_3", "L8_48_3"): v for k, v in s.items()}, {}, "two .* not 48"),
     (having("synthesis.L2_36_24.up_filter", 12), {}, "layer 2 .* has other filters"),
     (having("synthesis.L2_36_24.up_filter", 13), {}, "layer 2 .* has other filters"),
+    (having("synthesis.L2_36_24.down_filter", 12), {}, "layer 2 .* has other filters"),
+    (dict, {"synthesis.input": {"bandwidth": 3.0}}, "bandwidth 3.0: only 2.0"),
     (dict, {"synthesis": {"margin_size": -3}}, "margin is -3"),
     (dict, {"synthesis": {"num_critical": "2"}}, "num_critical of its synthesis network is '2'"),
     (having("synthesis.L2_36_24.weight", 2, 2, 3, 3), {}, r"\(2, 2, 3, 3\), not \(24, 24, 3, 3\)")])

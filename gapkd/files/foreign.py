@@ -10,6 +10,7 @@ tensors by the name that the other repository gives it.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -149,7 +150,7 @@ def outline(kind: str, architecture: dict) -> nn.Module:
     Raises ValueError for sizes that no network has, whatever the constructor raises for others.
     """
     for name, most in LIMITS.items():
-        if not 0 <= architecture.get(name, 0) <= most:
+        if not 0 <= (architecture.get(name) or 0) <= most:
             raise ValueError(f"{name} is {_shown(architecture[name])}")
     with torch.device("meta"):
         return build(kind, architecture)
@@ -221,6 +222,33 @@ def _is_low_pass(kernel: Tensor) -> bool:
 
 # ---------------------------------------------------------------------------------------- NVIDIA
 
+ACTIVATED = r"(^|\.)(conv[01]?|fromrgb|fc\d*)$"
+CLAMPED = r"(^|\.)(conv[01]?|torgb|fromrgb|L\d+_\d+_\d+)$"
+LR = "learning-rate multiplier"
+FIELDS: dict[str, tuple[tuple[str, tuple], ...]] = {
+    "activation": ((ACTIVATED, ("lrelu",)), ("", ("lrelu", "linear"))),
+    "act_gain": ((ACTIVATED, (math.sqrt(2),)), (r"\bskip$", (1.0,))),
+    "bias_gain": ((r"\bmapping\.fc\d+$", (0.01,)), (r"\b(affine|embed|b4\.\w+)$", (1.0,))),
+    "architecture": ((r"^synthesis\.", ("skip",)), (r"^b\d+$", ("resnet",))),
+    "num_channels": ((r"\bmbstd$", (1,)),), "use_noise": (("", (True, False)),),
+    "bandwidth": (("", (2.0,)),),
+    "up": ((r"^synthesis\.b\d+\.conv0$", (2,)), (r"^synthesis\.b\d+\.conv1$", (1,)),
+           (r"^b\d+\.", (1,))),
+    "down": ((r"^b\d+\.(conv1|skip)$", (2,)), (r"^b\d+\.(conv0?|fromrgb)$", (1,)))}
+"""What a field of NVIDIA's modules must be, so that our layers compute the same, by a pattern of the
+modules' paths; None of them need be there."""
+OF_NO_MATTER = frozenset("""
+    training block_resolutions c_dim channels channels_last cmap_dim conv_clamp
+    conv_kernel down_factor down_radial down_taps first_layer_idx fp16_channels_last
+    fused_modconv_default group_size img_channels img_resolution img_resolution_log2 in_channels
+    in_cutoff in_features in_half_width in_sampling_rate in_size is_critically_sampled is_last
+    is_torgb layer_names magnitude_ema_beta margin_size num_conv num_critical num_fp16_res
+    num_layers num_torgb num_ws out_channels out_cutoff out_features out_half_width
+    out_sampling_rate out_size output_scale padding resolution sampling_rate size
+    tmp_sampling_rate up_factor up_taps use_fp16 w_avg_beta w_dim weight_gain z_dim""".split())
+"""Fields that the tensors' shapes repeat, that matter in training or for speed alone, or that are
+read elsewhere here."""
+
 
 @dataclass
 class Modules:
@@ -263,24 +291,27 @@ class Modules:
         return self.attributes.get(path, {}).get(name, default)
 
     def check(self) -> None:
-        """Raise ForeignError for what our layers do otherwise."""
-        for path in self.attributes:
-            activation = self.get(path, "activation", "lrelu")
-            if activation not in ("lrelu", "linear"):
-                raise ForeignError(f"{path or 'the network'} has the activation "
-                                   f"{_shown(activation)}: only lrelu is known")
-            if re.fullmatch(r"mapping\.fc\d+", path):
-                gain = self.get(path, "bias_gain", 0.01)
-                if type(gain) is not float or abs(gain - 0.01) > 1e-9:
-                    raise ForeignError(f"{path} has the learning-rate multiplier {_shown(gain)}: "
-                                       "only 0.01 is known")
-            architecture = self.get(path, "architecture", "skip")
-            if re.fullmatch(r"synthesis\.b\d+", path) and architecture != "skip":
-                raise ForeignError(f"the generator has the architecture {_shown(architecture)}: "
-                                   "only 'skip' is supported")
+        """Raise ForeignError, with the field's name, for what our layers do otherwise and for what
+        no published version has."""
+        for path, attributes in self.attributes.items():
+            for name, value in attributes.items():
+                self.check_field(path or "the network", name, plain(value))
+            if attributes.get("use_noise", True) is False:
+                self.state.pop(f"{path}.noise_strength", None)  # missing: none
         for name, value in self.state.items():
             if name.endswith("resample_filter") and not _is_low_pass(value):
                 raise ForeignError(f"{name} is another resampling filter than [1, 3, 3, 1]")
+
+    def check_field(self, path: str, name: str, value: object) -> None:
+        if name.startswith("_"):  # torch's own; the source's arguments, which the fields repeat
+            return
+        if name not in FIELDS and name not in OF_NO_MATTER:
+            raise ForeignError(f"{path} has the field {_shown(name)} ({_shown(value)}), which the "
+                               "published versions do not have: it may draw otherwise than they do")
+        for where, right in FIELDS.get(name, ()):
+            if re.search(where, path) and not any(_same(value, one) for one in right):
+                raise ForeignError(f"{path} has the {name.replace('bias_gain', LR)} "
+                                   f"{_shown(value)}: only {' or '.join(map(str, right))} is known")
 
     def sizes(self, pattern: str) -> list[int]:
         """4, 8, ... as the blocks are named; raises ForeignError for gaps."""
@@ -289,19 +320,32 @@ class Modules:
             raise ForeignError(f"it holds blocks of the sizes {found[:12]}, not 4, 8, 16, ...")
         return found
 
-    def clamp(self) -> dict:
-        """{"clamp": value} if every convolution clamps its output there, {} if none does."""
+    def clamp(self, pattern: str = CLAMPED) -> dict:
+        """{"clamp": value} if every convolution of that name clamps its output there, {} if none
+        does."""
         clamps = []
         for path in self.attributes:
-            if re.search(r"(^|\.)(conv[01]|L\d+_\d+_\d+)$", path):
-                clamps.append(self.get(path, "conv_clamp", None))
+            if re.search(pattern, path):
+                clamps.append(plain(self.get(path, "conv_clamp", None)))
         for clamp in clamps:
-            if type(clamp) not in (int, float, type(None)):
-                raise ForeignError(f"a convolution clamps its output at {_shown(clamp)}, not at a "
-                                   "number")
-        if len(set(clamps)) != 1:
+            known = clamp is None or type(clamp) in (int, float) and 0 < clamp < math.inf
+            if not known:
+                raise ForeignError(f"a convolution's conv_clamp is {_shown(clamp)}, not a number "
+                                   "above 0")
+        if len(set(clamps)) > 1:
             raise ForeignError("its convolutions clamp their outputs at different values")
-        return {} if clamps[0] is None else {"clamp": float(clamps[0])}
+        return {"clamp": float(clamps[0])} if clamps and clamps[0] is not None else {}
+
+
+def plain(value: object) -> object:
+    """A number of numpy's as Python's own; anything else as it is."""
+    return value
+
+
+def _same(value: object, right: object) -> bool:
+    if isinstance(right, float) and type(value) in (int, float):
+        return abs(value - right) < 1e-6
+    return type(value) is type(right) and value == right
 
 
 def nvidia_generator(modules: Modules) -> Found:
@@ -343,13 +387,13 @@ def nvidia_alias_free(modules: Modules) -> Found:
     names: Rules = [(r"^synthesis\.layers\.(\d+)", lambda m: paths[int(m[1])])]
     found = _collect("stylegan3-generator", architecture, state, NVIDIA + names,
                      "NVIDIA's StyleGAN3")
-    # the cutoffs are not in the file, but the filters made from them are
     for n, layer in enumerate(outline(found.kind, architecture).synthesis.layers):
-        ours, theirs = low_pass(*layer.up_design), state.get(f"{paths[n]}.up_filter")
-        if theirs is not None and not (theirs.shape == ours.shape
-                                       and torch.allclose(theirs.double(), ours, atol=1e-4)):
-            raise ForeignError(f"layer {n} of its synthesis network has other filters than the "
-                               "published configurations")
+        for name, design in (("up_filter", layer.up_design), ("down_filter", layer.down_design)):
+            ours, theirs = low_pass(*design), state.get(f"{paths[n]}.{name}")
+            if theirs is not None and not (theirs.shape == ours.shape
+                                           and torch.allclose(theirs.double(), ours, atol=1e-4)):
+                raise ForeignError(f"layer {n} of its synthesis network has other filters than the "
+                                   f"published configurations ({name})")
     return found
 
 
@@ -363,10 +407,14 @@ def nvidia_discriminator(modules: Modules) -> Found:
                            "supported")
     widths = [len(_need(state, f"b{size}.conv1.weight", 4)) for size in sizes[1:]]
     widths.append(len(_need(state, f"b{top}.fromrgb.weight", 4)))
-    group = modules.get("b4.mbstd", "group_size", 4)
-    architecture = {"resolution": top, "channels": widths,
-                    "mbstd_group": group if type(group) is int and group > 0 else 4,
-                    **modules.clamp()}
+    group = plain(modules.get("b4.mbstd", "group_size", 4))
+    if group is not None and not (type(group) is int and group > 0):
+        raise ForeignError(f"b4.mbstd has the group_size {_shown(group)}, not a number above 0")
+    clamp, skips = modules.clamp(), modules.clamp(r"^b\d+\.skip$")
+    if skips and skips != clamp:
+        raise ForeignError("its skip convolutions clamp their outputs at other values than the rest")
+    architecture = {"resolution": top, "channels": widths, "mbstd_group": group, **clamp,
+                    **({"clamp_skips": True} if skips else {})}
     if "mapping.embed.weight" in state:
         architecture["c_dim"] = _need(state, "mapping.embed.weight", 2).shape[1]
     blocks: Rules = [(r"^from_rgb", f"b{top}.fromrgb"),

@@ -272,16 +272,16 @@ class Generator(StyleGenerator):
                     s.bias.copy_(t.bias)
 
 
-def minibatch_std(x: Tensor, group: int = 4) -> Tensor:
+def minibatch_std(x: Tensor, group: int | None = 4) -> Tensor:
     """Append one feature map that tells how much a group of images varies.
 
     Image n belongs to group n mod (N / group). A batch that `group` does not divide uses its
-    largest divisor below.
+    largest divisor below; None: the whole batch is one group.
 
     Shape: (N, C, H, W) -> (N, C + 1, H, W).
     """
     n, c, h, w = x.shape
-    size = next(g for g in range(min(group, n), 0, -1) if n % g == 0)
+    size = next(g for g in range(min(group or n, n), 0, -1) if n % g == 0)
     grouped = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(size, n // size, c, h, w)
     std = (grouped.var(dim=0, unbiased=False) + 1e-8).sqrt().mean(dim=(1, 2, 3))  # (N / size,)
     std = std.repeat(size)[:, None, None, None].expand(-1, 1, h, w)  # (N, 1, H, W)
@@ -291,14 +291,15 @@ def minibatch_std(x: Tensor, group: int = 4) -> Tensor:
 class DiscriminatorBlock(nn.Module):
     """Residual block that halves the resolution. (N, I, H, W) -> (N, O, H/2, W/2)."""
 
-    def __init__(self, in_channels: int, out_channels: int, clamp: float | None = None):
+    def __init__(self, in_channels: int, out_channels: int, clamp: float | None = None,
+                 clamp_skip: bool = False):
         super().__init__()
         half = math.sqrt(0.5)  # keeps the variance of the sum of both branches
         self.conv0 = EqualConv2d(in_channels, in_channels, 3, activate=True, clamp=clamp)
         self.conv1 = EqualConv2d(in_channels, out_channels, 3, down=True, activate=True, gain=half,
                                  clamp=clamp)
         self.skip = EqualConv2d(in_channels, out_channels, 1, bias=False, down=True, gain=half,
-                                clamp=clamp)
+                                clamp=clamp if clamp_skip else None)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv1(self.conv0(x)) + self.skip(x)
@@ -311,23 +312,25 @@ class Discriminator(nn.Module):
         resolution: of the images, a power of two.
         channels: width at every resolution, or one a resolution, 4x4 first.
         c_dim: number of classes; the logit is then the projection onto the embedded label.
-        mbstd_group: images over which the minibatch standard deviation is taken.
-        clamp: as in `Generator`.
+        mbstd_group: images over which the minibatch standard deviation is taken; None: the batch.
+        clamp: as in `Generator`; not of the skip convolutions, as in NVIDIA's.
+        clamp_skips: of those too.
     Shape: images (N, 3, R, R) in [-1, 1], c (N, c_dim) -> logits (N, 1).
     """
 
     kind = "stylegan2-discriminator"
 
     def __init__(self, resolution: int, channels: int | Sequence[int] = 64, c_dim: int = 0,
-                 mbstd_group: int = 4, clamp: float | None = None):
+                 mbstd_group: int | None = 4, clamp: float | None = None,
+                 clamp_skips: bool = False):
         super().__init__()
         check_resolution(resolution)
         widths = [pair[0] for pair in channel_pairs(channels, resolution)]
         self.resolution, self.channels, self.c_dim = resolution, widths, c_dim
-        self.mbstd_group, self.clamp = mbstd_group, clamp
+        self.mbstd_group, self.clamp, self.clamp_skips = mbstd_group, clamp, clamp_skips
         self.from_rgb = EqualConv2d(3, widths[-1], 1, activate=True, clamp=clamp)
         self.blocks = nn.ModuleList(  # finest first
-            DiscriminatorBlock(i, o, clamp)
+            DiscriminatorBlock(i, o, clamp, clamp_skips)
             for i, o in zip(widths[:0:-1], widths[-2::-1], strict=True))
         self.conv = EqualConv2d(widths[0] + 1, widths[0], 3, activate=True, clamp=clamp)
         self.fc = EqualLinear(widths[0] * 16, widths[0], activate=True)
@@ -337,7 +340,8 @@ class Discriminator(nn.Module):
     def architecture(self) -> dict:
         """The constructor's arguments, as JSON can hold them."""
         return {"resolution": self.resolution, "channels": self.channels, "c_dim": self.c_dim,
-                "mbstd_group": self.mbstd_group, **if_set(clamp=self.clamp)}
+                "mbstd_group": self.mbstd_group,
+                **if_set(clamp=self.clamp, clamp_skips=self.clamp_skips or None)}
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Output of every block, finest first.

@@ -172,10 +172,11 @@ class AliasFreeLayer(nn.Module):
         before = (total + up) // 2
         self.up_design = up_taps, plan.in_cutoff, 2 * plan.in_half_width, rate
         radial = radial and not plan.critical and down_taps > 1
+        self.down_design = down_taps, plan.out_cutoff, 2 * plan.out_half_width, rate, radial
         self.activation = FilteredLeakyReLU(
             size,
             low_pass(*self.up_design),
-            low_pass(down_taps, plan.out_cutoff, 2 * plan.out_half_width, rate, radial),
+            low_pass(*self.down_design),
             up, down, (before, total - before),
             slope=1.0 if plan.torgb else 0.2, gain=1.0 if plan.torgb else SQRT2, clamp=clamp)
 

@@ -103,7 +103,7 @@ class Trainer:
         self.graphs = StepGraphs(self.rng if replay else None)
         # Numbers that steer are read at once: a GPU would have to be waited for.
         self.dice = self.rng if on_cpu else torch.Generator().manual_seed(config.seed)
-        self.mine = parallel.rows(config.batch, D.mbstd_group)
+        self.mine = parallel.rows(config.batch, D.mbstd_group or config.batch)
         self.dtype = autocast_dtype(config.precision, self.device)
         # float16 has few exponents: gradients are scaled up, and steps that overflow are left out.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
