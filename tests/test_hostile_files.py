@@ -4,6 +4,8 @@ comes out."""
 from __future__ import annotations
 
 import ctypes
+import datetime
+import enum
 import functools
 import importlib
 import io
@@ -16,9 +18,12 @@ import struct
 import sys
 import time
 import zipfile
+from argparse import Namespace
+from collections import defaultdict, deque
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from official_files import TRACE, named_like_nvidia, nvidia_pickle, shared_modules, torch_bytes
@@ -115,20 +120,70 @@ ATTACKS = {
 
 @pytest.mark.parametrize("name", ATTACKS)
 @pytest.mark.parametrize("protocol", [0, 1, 2, 4])
-def test_calls_are_refused_and_named(tmp_path, name, protocol):
+def test_calls_are_inert_and_named(tmp_path, name, protocol):
     content = pickle.dumps({"G_ema": ATTACKS[name]}, protocol=protocol)
-    with nothing_executed(), pytest.raises(UnreadableError, match="no network needs: refused"):
+    with nothing_executed():
+        assert isinstance(read(content)["G_ema"], Record)
+        if protocol >= 2:
+            message = "(neither knows nor calls|holds whole modules .'torch.nn.*Linear')"
+            refused(tmp_path, content, f"cannot be read as a network: .*{message}")
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_what_lies_beside_a_network_does_not_lose_it(tmp_path, protocol):
+    G = small()
+    beside = ATTACKS | {"path": Path("/data"), "set": {1, (2, 3)}, "frozen": frozenset({4}),
+                        "date": datetime.date(2026, 1, 1), "enum": Colour.RED, "complex": 1j,
+                        "class": Colour, "array": np.arange(5.0), "number": np.float32(3),
+                        "tuples": {(8, 8): 1, 7: 2, 0.5: 3, None: 4}, "deque": deque([1]),
+                        "default": defaultdict(list, a=[1]), "bytes": bytearray(b"abc")}
+    content = nvidia_pickle(named_like_nvidia(G), protocol=protocol, beside=beside)
+    with nothing_executed("open"):
         read(content)
-    if protocol >= 2:
-        refused(tmp_path, content, "cannot be read as a network: .* no network needs: refused")
+    (tmp_path / "net.pkl").write_bytes(content)
+    assert equal(load_generator(tmp_path / "net.pkl"), G)
+    with pytest.raises(CheckpointError, match="'D': .*|whole modules|of the kind"):
+        load_discriminator(tmp_path / "net.pkl")
+
+
+@pytest.mark.parametrize("with_zip", [True, False])
+def test_tensors_and_lists_beside_a_network_do_not_lose_it(tmp_path, with_zip):
+    G = small()
+    beside = {"complex": torch.ones(3, dtype=torch.complex64), "expanded": torch.ones(1).expand(9),
+              "sparse": torch.eye(3).to_sparse(), "buffer": torch.nn.Buffer(torch.ones(2)),
+              "quantized": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+              "module": torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)), "generator": Colour.RED,
+              "args": Namespace(path=Path("/data")), "losses": [n + 0.5 for n in range(400_000)],
+              "steps": dict.fromkeys(range(50_000)), "log": [{"d": n + 0.5} for n in range(9999)],
+              "means": [np.float64(n) for n in range(20_000)], "device": torch.device("cpu")}
+    (tmp_path / "net.pt").write_bytes(torch_bytes(to_rosinality(G) | beside, with_zip))
+    with memory_of_at_most(200 * 2**20), nothing_executed():
+        loaded = load_generator(tmp_path / "net.pt")
+    assert equal(loaded, G)
+
+
+def test_what_the_network_itself_needs_is_named(tmp_path):
+    layout = to_rosinality(small())["g_ema"]
+    for odd in (Colour.RED, torch.eye(4).to_sparse(), torch.ones(1, dtype=torch.float8_e5m2)):
+        content = torch_bytes({"g_ema": layout | {"style.1.bias": odd}})
+        refused(tmp_path, content, "style.1.bias is no tensor, but .* neither knows nor", "net.pt")
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+def equal(one: Generator, other: Generator) -> bool:
+    z = torch.randn(2, one.z_dim)
+    return torch.equal(one(z), other(z))
 
 
 @pytest.mark.parametrize("inner", [pickle.dumps(Call(os.system, "true"), 2),
                                    torch_bytes(Call(os.system, "true"), with_zip=False)])
-def test_a_call_inside_a_storage_is_refused(inner):
+def test_a_call_inside_a_storage_is_refused(tmp_path, inner):
     content = pickle.dumps({"G_ema": Call(torch.storage._load_from_bytes, inner)})
-    with nothing_executed(), pytest.raises(UnreadableError, match="asks for|something else"):
-        read(content)
+    with nothing_executed():
+        refused(tmp_path, content, "(neither knows nor calls|is truncated or damaged)")
 
 
 def test_nothing_is_imported_or_called_while_reading(monkeypatch):
@@ -202,7 +257,6 @@ def test_the_programs_written_here_are_right():
 PROGRAMS = {
     "beyond its storage": tensor(0, (5, 4), (4, 1)), "offset beyond": tensor(16, (1,), (1,)),
     "stride beyond": tensor(0, (2, 2), (100, 1)), "terabytes": tensor(0, (2**40,), (1,)),
-    "shown many times": tensor(0, (10**6, 10**6), (0, 0)), "negative size": tensor(0, (-1,), (1,)),
     "negative stride": tensor(8, (2,), (-4,)), "negative offset": tensor(-8, (2,), (1,)),
     "more sizes than strides": tensor(0, (2, 2), (1,)),
     "many sizes": tensor(0, (1,) * 40, (1,) * 40),
@@ -210,23 +264,44 @@ PROGRAMS = {
     "a state for a class": b"\x80\x03" + ORDERED + b"}U\x01aK\x01sb.",
     "a state for a list": b"\x80\x03]}b.", "a number called": b"\x80\x03K\x01)R.",
     "attributes walked": b"\x80\x04\x8c\x0bcollections\x8c\x13OrderedDict.__init__\x93.",
-    "a record called": b"\x80\x03" + GLOBAL % (b"torch", b"Size") + b")R)R.",
     "a name made up": b"\x80\x04K\x01K\x02\x93.", "an extension": b"\x80\x03\x82\x01.",
     "outside": b"\x80\x03U\x01aQ.", "outside, as text": b"\x80\x03Pabc\n.",
-    "old instances": b"(ios\nsystem\n.", "memo from nowhere": b"\x80\x03j\xff\xff\xff\xff.",
+    "memo from nowhere": b"\x80\x03j\xff\xff\xff\xff.",
     "empty stack": b"\x80\x03R.", "no mark": b"\x80\x03t.", "nothing": b"\x80\x03.",
     "never stops": b"\x80\x03N",
     "claims a terabyte": b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"abc.",
     "claims all": b"\x80\x04\x8e" + struct.pack("<Q", 2**63 - 1) + b"abc.",
     "a frame of a terabyte": b"\x80\x04\x95" + struct.pack("<Q", 2**40) + b"N",
-    "keys that hash for ever": b"\x80\x04}" + TUPLES + b"Ns.",
-    "a set of tuples": b"\x80\x04\x8f(" + TUPLES + b"\x90.",
-    "a dict of tuples": b"\x80\x03" + ORDERED + b"]" + TUPLES + b"N\x86a\x85R.",
     "a long number": b"\x80\x03L" + b"9" * 100_000 + b"L\n.", "protocol 77": b"\x80\x4d\x99.",
     "keywords": b"\x80\x04" + ORDERED + b")}\x8c\x01aK\x01s\x92.",
-    "a dict of no pairs": b"\x80\x03" + ORDERED + b"(]K\x01atR.",
+    "negative size": tensor(0, (-1,), (1,)),
+    "a dict of no pairs": b"\x80\x03" + ORDERED + b"(]K\x01atR."}
+
+
+INERT = {
+    "shown many times": tensor(0, (10**6, 10**6), (0, 0)),
+    "a record called": b"\x80\x03" + GLOBAL % (b"torch", b"Size") + b")R)R.",
+    "old instances": b"\x80\x03(ios\nsystem\n.", "old objects": b"\x80\x03(" + ORDERED + b"o.",
+    "keys that hash for ever": b"\x80\x04}" + TUPLES + b"Ns.",
+    "a set of tuples": b"\x80\x04\x8f(" + TUPLES + b"\x90.",
+    "a frozen set of tuples": b"\x80\x04(" + TUPLES + b"\x91.",
+    "a dict of tuples": b"\x80\x03" + ORDERED + b"]" + TUPLES + b"N\x86a\x85R.",
+    "keys of one hash": keys(2**61 - 1, 8000), "numbers as keys": keys(1, 15_000),
+    "a buffer elsewhere": b"\x80\x05\x97\x98.", "bytes": b"\x80\x05\x96\3" + bytes(7) + b"abc.",
     "an encoding": b"\x80\x03" + ENCODE + b"X\x01\x00\x00\x00aX\x05\x00\x00\x00rot13\x86R.",
-    "a parameter of nothing": b"\x80\x03" + PARAMETER + b"N\x85R."}
+    "a parameter of nothing": b"\x80\x03" + PARAMETER + b"N\x85R.",
+    "appended to an object": b"\x80\x03" + GLOBAL % (b"os", b"x") + b")R(K\1K\2e.",
+    "a list of a million": b"\x80\x03](" + b"G" + bytes(8) + (b"G" + bytes(8)) * 10**6 + b"e."}
+
+
+@pytest.mark.parametrize("name", INERT)
+def test_programs_that_are_read_at_once(name):
+    start = time.monotonic()
+    with memory_of_at_most(150 * 2**20), nothing_executed("import", "open"):
+        value = read(INERT[name])
+        with pytest.raises(ForeignError):
+            find_network(value, None)
+    assert time.monotonic() - start < 20
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -238,8 +313,6 @@ def test_programs_that_cheat_are_refused_at_once(name):
 
 
 @pytest.mark.parametrize("content, message", [
-    (keys(2**61 - 1, 8000), "as a key a int"),  # they all have the same hash
-    (b"\x80\x04\x8f(\x8a\x0e" + b"\x11" * 14 + b"\x90.", "as a key a int"),
     # C unpicklers make room for four billion entries
     (b"\x80\x03Nr\xfe\xff\xff\xff.", "not numbered as picklers do"),
     (b"\x80\x03Np3000000\n.", "not numbered as picklers do"),
@@ -276,13 +349,13 @@ def again(content: bytes, times: int) -> bytes:
 
 
 DEAR = {  # each step is cheap
-    "steps": b"\x80\x04" + b"\x8f" * 300_000 + b".",
+    "steps": b"\x80\x04" + b"\x8f" * 10**6 + b".",
     "encoded text": TEXT + (ENCODE + b"h\x01h\x02\x86R0") * 900 + b"N.",
-    "storages": again(MEGABYTE, 1000), "empty storages": again(EMPTY, 5000),
-    "copies of a list": PAIRS + (ORDERED + b"h\x01R0") * 400 + b"N.",
+    "storages": again(MEGABYTE, 1000), "empty storages": again(EMPTY, 20_000),
+    "copies of a list": PAIRS + (ORDERED + b"h\x01R0") * 900 + b"N.",
     "copies of a dict":
-        PAIRS + ORDERED + b"h\x01R\x85q\x020" + (ORDERED + b"h\x02R0") * 400 + b"N.",
-    "numbers as keys": keys(1, 15_000)}
+        PAIRS + ORDERED + b"h\x01R\x85q\x020" + (ORDERED + b"h\x02R0") * 900 + b"N.",
+    "numbers as keys": keys(1, 400_000)}
 
 
 @pytest.mark.parametrize("name", DEAR)

@@ -4,6 +4,7 @@ those of other repositories, told apart by their content. Nothing in a file is e
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import torch
@@ -252,6 +253,8 @@ def _read_foreign(path: Path, role: str | None = None) -> tuple[dict, dict[str, 
     except Exception as error:  # whatever a hostile file brings about
         raise CheckpointError(f"{path.name} is not laid out as a network "
                               f"({type(error).__name__})") from error
+    if found.note and role:
+        warnings.warn(f"{path.name}: {found.note}", stacklevel=4)
     provenance = {"source": found.source, "file": path.name}
     metadata = {"kind": found.kind, "architecture": found.architecture, "provenance": provenance}
     return metadata, found.state

@@ -3,17 +3,19 @@
     NVIDIA (stylegan2-ada-pytorch, stylegan3)       .pkl, every module pickled with its source text
     rosinality, StyleKD, CAGAN, DCP-GAN             .pt, state dicts under "g_ema", "g", "d"
 
-A network is found by what its tensors are called, its architecture by their shapes, so that pruned
-networks of any channel list load too. Our network of that architecture then asks for each of its
-tensors by the name that the other repository gives it.
+A network is found wherever it stands in a file, by what its tensors are called, its architecture
+by their shapes, so that pruned networks of any channel list load too. Our network of that
+architecture then asks for each of its tensors by the name that the other repository gives it.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count, islice
 
 import torch
@@ -25,13 +27,14 @@ from gapkd.networks.filtered_lrelu import low_pass
 from gapkd.networks.layers import fir_kernel
 from gapkd.networks.stylegan2 import Generator
 
-State = dict[str, Tensor]
+State = dict[str, Tensor | Record]
 Rules = list[tuple[str, str | Callable[[re.Match], str]]]
 PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
 DEEPEST = 32  # levels of modules
 MOST_PARTS = 2**15  # modules and tensors of one network, several times those of the largest
-ROLES = {"generator": ("G_ema", "g_ema", "G", "g", "state_dict", ""),
-         "discriminator": ("D", "d", "")}
+AVERAGED = {"ema", "gema", "average", "averaged", "avg", "running", "swa", "gs"}
+"""Words in the names of averaged weights."""
+LONGEST = 300  # characters of a tensor's name
 DEFAULTS = {"w_avg": 0.0, "noise_const": 0.0, "noise_strength": 0.0, "magnitude_ema": 1.0}
 """What may be missing, and is then as if it were not there."""
 LIMITS = {"resolution": 4096, "mapping_layers": 64, "z_dim": 2**16, "w_dim": 2**16, "c_dim": 2**20,
@@ -86,52 +89,140 @@ class Found:
 
     kind: str
     architecture: dict
-    state: State
+    state: dict[str, Tensor]
     source: str
+    note: str = ""
+    """What the reader of a message may want to know about the choice."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a file a network seems to stand, such as "state_dict.decoder"."""
+
+    path: str
+    role: str
+    modules: Modules
+    translate: Callable[[Modules], Found]
+
+    @property
+    def averaged(self) -> bool:
+        return not AVERAGED.isdisjoint(re.split(r"[^a-z0-9]+", self.path.lower()))
 
 
 def find_network(content: object, role: str | None) -> Found:
-    """The network that a file's content holds.
+    """The network that a file's content holds, the averaged one where there are several.
 
-    Only the network asked for is translated: a generator loads whatever discriminator lies beside.
+    Only the network asked for is translated: a generator loads whatever lies beside it.
 
     Args:
         role: "generator" or "discriminator", which is looked for first; None: the generator.
 
     Raises ForeignError when it is not there, or cannot be translated.
     """
+    places, problems = _places(content)
+    wanted = role or "generator"
+    chosen = [place for place in places if place.role == wanted]
+    if not chosen and problems:
+        raise problems[0]
+    chosen = chosen or places
+    if not chosen:
+        raise ForeignError(_what_instead(content))
+    best = next((place for place in chosen if place.averaged), chosen[0])
+    try:
+        found = best.translate(best.modules)
+    except ForeignError as error:
+        raise ForeignError(_family([*best.modules.state]) or str(error)) from error
+    if len(chosen) == 1:
+        return found
+    which = "the averaged one" if best.averaged else "the first, since none is called averaged"
+    names = ", ".join(_shown(place.path) for place in chosen[:8])
+    return replace(found, note=f"it holds {len(chosen)} {best.role}s ({names}): taken is "
+                               f"{_shown(best.path)}, {which}")
+
+
+def _places(content: object) -> tuple[list[Place], list[ForeignError]]:
+    """Everything in a file that looks like a network, outer things first, and what is wrong with
+    modules that cannot be followed."""
+    places, problems, parts = [], [], Budget(4 * MOST_PARTS)
+    for way, value, latent_avg in _contents(content):
+        modules = Modules.of(value) if isinstance(value, dict) else Modules()
+        if isinstance(value, Record) and value.name == PERSISTENT:
+            try:
+                modules.add(value, "", parts)
+            except ForeignError as error:
+                problems.append(error)
+                continue
+        for prefix, role, translate in modules.marks():
+            path = ".".join(part for part in (_path(way), prefix.rstrip(".")) if part)
+            places.append(Place(path, role, modules, partial(translate, prefix, latent_avg)))
+    return places, problems
+
+
+def _contents(content: object) -> Iterator[tuple[tuple, object, object]]:
+    """(way, value, latent_avg beside or above it) of every dict and Record in a file, each once,
+    outer ones first; what NVIDIA's modules hold is left to `Modules`.
+
+    A way is (the way to what holds it, the key there).
+    """
+    waiting, seen = deque([((), content, None)]), set()
+    while waiting:
+        way, value, latent_avg = waiting.popleft()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Record):
+            yield way, value, latent_avg
+            parts = [] if value.name == PERSISTENT else [(way, value.state), (way, value.items)]
+        elif isinstance(value, dict):
+            latent_avg = value.get("latent_avg", latent_avg)
+            yield way, value, latent_avg
+            parts = (((way, key), part) for key, part in value.items())
+        elif isinstance(value, (list, tuple)):
+            parts = (((way, str(n)), part) for n, part in enumerate(value))
+        else:
+            continue
+        for further, part in parts:
+            if isinstance(part, Record) or isinstance(part, (dict, list, tuple)) and part:
+                waiting.append((further, part, latent_avg))
+
+
+def _path(way: tuple) -> str:
+    """The last keys of a way, as text."""
+    keys = []
+    while way and len(keys) < 8:
+        way, key = way
+        keys.append(key[:LONGEST] if isinstance(key, str) else "...")
+    return ".".join(reversed(keys))
+
+
+def _what_instead(content: object) -> str:
+    """What a file holds in which no network was found, and what to do."""
+    records, names = [], []
+    for _, value, _ in islice(_contents(content), MOST_PARTS):
+        if isinstance(value, Record):
+            records.append(value)
+            names.append(value.name)
+        else:
+            names += [key for key in islice(value, MOST_PARTS) if isinstance(key, str)]
+    if family := _family(names):
+        return family
+    whole = [record for record in records if isinstance(record.state, dict)
+             and "_modules" in record.state and record.name != PERSISTENT]
+    if whole:
+        return (f"it holds whole modules ({_shown(whole[0].name)}), which only their own code can "
+                "read: save the network's state_dict() instead, where that code is at hand")
     entries = content if isinstance(content, dict) else {"": content}
-    if any(isinstance(k, str) and "." in k and isinstance(v, Tensor) for k, v in entries.items()):
-        entries = {"": entries}  # a bare state dict
-    # the other role too, so that it can be named
-    for wanted in sorted(ROLES, key=lambda name: name != role):
-        for key in ROLES[wanted]:
-            found = _translate(entries.get(key), wanted, entries.get("latent_avg"))
-            if found:
-                return found
-    held = ", ".join(_shown(key) for key in islice(entries, 8)) or "nothing"
-    raise ForeignError("it holds no StyleGAN2 network under G_ema, G, D, g_ema, g or d (it holds "
-                       f"{held})")
+    held = ", ".join(f"{_shown(key)}: {_shown(value)}" for key, value in islice(entries.items(), 5))
+    return ("it holds no StyleGAN2 network under any name, and no StyleGAN3 (it holds "
+            f"{held or 'nothing'}): {LAYOUT}")
 
 
-def _translate(value: object, role: str, latent_avg: object) -> Found | None:
-    """The network of that role that an entry of a file is, or None."""
-    if isinstance(value, Record) and value.name == PERSISTENT:
-        modules = Modules()
-        modules.add(value, "", Budget(MOST_PARTS))
-        if role == "generator" and "synthesis.input" in modules.attributes:
-            return nvidia_alias_free(modules)
-        if role == "generator" and "synthesis" in modules.attributes:
-            return nvidia_generator(modules)
-        if role == "discriminator" and "b4" in modules.attributes:
-            return nvidia_discriminator(modules)
-    if isinstance(value, dict):
-        state = {name.removeprefix("module."): tensor for name, tensor in value.items()
-                 if isinstance(name, str) and isinstance(tensor, Tensor)}
-        if role == "generator" and "input.input" in state:
-            return rosinality_generator(state, latent_avg)
-        if role == "discriminator" and "final_conv.0.weight" in state:
-            return rosinality_discriminator(state)
+def _family(names: list[str]) -> str | None:
+    """Of another family, told by the names of its tensors and classes: what it is, and what to
+    do."""
+    for mark, what in FAMILIES.items():
+        if any(re.search(mark, name[:LONGEST]) for name in names):
+            return what
     return None
 
 
@@ -141,6 +232,8 @@ def _shown(value: object) -> str:
         return repr(value[:30])
     if isinstance(value, (bool, int, float, type(None))):
         return repr(value)[:30]
+    if isinstance(value, Record):
+        return f"{_shown(value.name)}, which gapkd neither knows nor calls"
     return f"a {type(value).__name__}"
 
 
@@ -193,6 +286,8 @@ def _need(state: State, name: str, dimensions: int | None = None) -> Tensor:
     if name not in state:
         raise ForeignError(f"it lacks {name}: it is not a network of the layout that it resembles")
     tensor = state[name]
+    if not isinstance(tensor, Tensor):
+        raise ForeignError(f"{name} is no tensor, but {_shown(tensor)}")
     if not tensor.numel() or dimensions not in (None, tensor.ndim):
         raise ForeignError(f"{name} has the shape {tuple(tensor.shape)}, which is empty or has not "
                            "as many sizes as usual")
@@ -212,11 +307,13 @@ def _mapping_sizes(state: State, layer: str, first: int) -> dict:
     return {"z_dim": z_dim, "w_dim": w_dim, "c_dim": c_dim, "mapping_layers": depth}
 
 
-def _is_low_pass(kernel: Tensor) -> bool:
+def _is_low_pass(kernel: Tensor | Record) -> bool:
     """Whether it is [1, 3, 3, 1] x [1, 3, 3, 1] up to a factor."""
-    if kernel.shape[-2:] != (4, 4) or kernel.numel() != 16 or not kernel.float().sum():
+    if not isinstance(kernel, Tensor) or kernel.shape[-2:] != (4, 4) or kernel.numel() != 16:
         return False
     kernel = kernel.float().reshape(4, 4)
+    if not kernel.sum():
+        return False
     return torch.allclose(kernel / kernel.sum(), fir_kernel()[0, 0], atol=1e-4)
 
 
@@ -235,8 +332,8 @@ FIELDS: dict[str, tuple[tuple[str, tuple], ...]] = {
     "up": ((r"^synthesis\.b\d+\.conv0$", (2,)), (r"^synthesis\.b\d+\.conv1$", (1,)),
            (r"^b\d+\.", (1,))),
     "down": ((r"^b\d+\.(conv1|skip)$", (2,)), (r"^b\d+\.(conv0?|fromrgb)$", (1,)))}
-"""What a field of NVIDIA's modules must be, so that our layers compute the same, by a pattern of the
-modules' paths; None of them need be there."""
+"""What a field of NVIDIA's modules must be, so that our layers compute the same, by a pattern of
+the modules' paths; none of them need be there."""
 OF_NO_MATTER = frozenset("""
     training block_resolutions c_dim channels channels_last cmap_dim conv_clamp
     conv_kernel down_factor down_radial down_taps first_layer_idx fp16_channels_last
@@ -280,11 +377,37 @@ class Modules:
         self.attributes[path] = own
         prefix = f"{path}." if path else ""
         for name, value in (parts[0] | parts[1]).items():
-            if isinstance(value, Tensor):
+            if isinstance(value, (Tensor, Record)):
                 self.state[prefix + name] = value
         for name, child in parts[2].items():
             if child is not None:
                 self.add(child, prefix + name, budget)
+
+    @classmethod
+    def of(cls, tensors: dict) -> Modules:
+        """Of a state dict: without attributes, which are then the usual ones."""
+        state = {name.replace("_orig_mod.", ""): value for name, value in tensors.items()
+                 if isinstance(name, str) and len(name) <= LONGEST
+                 and isinstance(value, (Tensor, Record))}
+        paths = {name.rpartition(".")[0] for name in state}
+        return cls({path: {} for path in paths}, state)
+
+    def marks(self) -> list[tuple[str, str, Translate]]:
+        """(prefix, role, how it is translated) of every network among the tensors' names."""
+        found = {}
+        for name in self.state:
+            if match := MARKS.match(name):
+                role, translate = KINDS[match.lastgroup]
+                alias_free = match.lastgroup == "alias_free"
+                if alias_free or (match[1], role) not in found:
+                    found[match[1], role] = translate
+        return [(*key, translate) for key, translate in found.items()]
+
+    def under(self, prefix: str) -> Modules:
+        """What lies below a prefix, which ends in a dot, or is empty."""
+        parts = ({name[len(prefix):]: value for name, value in whole.items()
+                  if name.startswith(prefix)} for whole in (self.attributes, self.state))
+        return Modules(*parts)
 
     def get(self, path: str, name: str, default: object) -> object:
         """An attribute of a module."""
@@ -295,7 +418,7 @@ class Modules:
         no published version has."""
         for path, attributes in self.attributes.items():
             for name, value in attributes.items():
-                self.check_field(path or "the network", name, plain(value))
+                self.check_field(path or "the network", name, value)
             if attributes.get("use_noise", True) is False:
                 self.state.pop(f"{path}.noise_strength", None)  # missing: none
         for name, value in self.state.items():
@@ -326,7 +449,7 @@ class Modules:
         clamps = []
         for path in self.attributes:
             if re.search(pattern, path):
-                clamps.append(plain(self.get(path, "conv_clamp", None)))
+                clamps.append(self.get(path, "conv_clamp", None))
         for clamp in clamps:
             known = clamp is None or type(clamp) in (int, float) and 0 < clamp < math.inf
             if not known:
@@ -335,11 +458,6 @@ class Modules:
         if len(set(clamps)) > 1:
             raise ForeignError("its convolutions clamp their outputs at different values")
         return {"clamp": float(clamps[0])} if clamps and clamps[0] is not None else {}
-
-
-def plain(value: object) -> object:
-    """A number of numpy's as Python's own; anything else as it is."""
-    return value
 
 
 def _same(value: object, right: object) -> bool:
@@ -374,6 +492,7 @@ def nvidia_alias_free(modules: Modules) -> Found:
                            "not 0, 1, ...")
     paths, resolutions, widths = zip(*(layers[n] for n in range(len(layers))), strict=True)
     down = state.get(f"{paths[0]}.down_filter")
+    down = down if isinstance(down, Tensor) else None
     numbers = {}
     for name, attribute, default in (("critical", "num_critical", 2), ("margin", "margin_size", 10),
                                      ("output_scale", "output_scale", 0.25)):
@@ -390,7 +509,7 @@ def nvidia_alias_free(modules: Modules) -> Found:
     for n, layer in enumerate(outline(found.kind, architecture).synthesis.layers):
         for name, design in (("up_filter", layer.up_design), ("down_filter", layer.down_design)):
             ours, theirs = low_pass(*design), state.get(f"{paths[n]}.{name}")
-            if theirs is not None and not (theirs.shape == ours.shape
+            if theirs is not None and not (getattr(theirs, "shape", None) == ours.shape
                                            and torch.allclose(theirs.double(), ours, atol=1e-4)):
                 raise ForeignError(f"layer {n} of its synthesis network has other filters than the "
                                    f"published configurations ({name})")
@@ -407,12 +526,12 @@ def nvidia_discriminator(modules: Modules) -> Found:
                            "supported")
     widths = [len(_need(state, f"b{size}.conv1.weight", 4)) for size in sizes[1:]]
     widths.append(len(_need(state, f"b{top}.fromrgb.weight", 4)))
-    group = plain(modules.get("b4.mbstd", "group_size", 4))
+    group = modules.get("b4.mbstd", "group_size", 4)
     if group is not None and not (type(group) is int and group > 0):
         raise ForeignError(f"b4.mbstd has the group_size {_shown(group)}, not a number above 0")
     clamp, skips = modules.clamp(), modules.clamp(r"^b\d+\.skip$")
     if skips and skips != clamp:
-        raise ForeignError("its skip convolutions clamp their outputs at other values than the rest")
+        raise ForeignError("its skip convolutions clamp their outputs at different values")
     architecture = {"resolution": top, "channels": widths, "mbstd_group": group, **clamp,
                     **({"clamp_skips": True} if skips else {})}
     if "mapping.embed.weight" in state:
@@ -427,7 +546,11 @@ def nvidia_discriminator(modules: Modules) -> Found:
 
 
 def rosinality_generator(state: State, latent_avg: object) -> Found:
-    """`style.1...`, `conv1...`, `convs.0...`, `to_rgbs.0...` -> ours."""
+    """`style.1...`, `conv1...`, `convs.0...`, `to_rgbs.0...` -> ours.
+
+    Args:
+        latent_avg: what stands beside or above the state dict under that name.
+    """
     for name, kernel in state.items():
         if name.endswith("kernel") and not _is_low_pass(kernel):
             raise ForeignError(f"{name} is another filter than [1, 3, 3, 1]")
@@ -449,7 +572,8 @@ def rosinality_generator(state: State, latent_avg: object) -> Found:
     pairs = [channels[i:i + 2] for i in range(0, len(channels), 2)]
     architecture = {"resolution": 2 << len(pairs), "channels": pairs, "kernel": kernels.pop(),
                     **sizes}
-    if isinstance(latent_avg, Tensor) and latent_avg.numel() == sizes["w_dim"]:
+    if isinstance(latent_avg, Tensor) and latent_avg.numel() == sizes["w_dim"] and (
+            "latent_avg" not in state):
         state = state | {"latent_avg": latent_avg}
     found = _collect("stylegan2-generator", architecture, state, ROSINALITY,
                      "rosinality's StyleGAN2")
@@ -479,6 +603,47 @@ def rosinality_discriminator(state: State) -> Found:
     return _collect("stylegan2-discriminator",
                     {"resolution": 4 << blocks, "channels": [*widths, top]}, state,
                     ROSINALITY_DISCRIMINATOR, "rosinality's StyleGAN2")
+
+
+# What a network of each kind holds, whatever stands before the name.
+MARKS = re.compile(r"""((?:.*?\.)?)(?:
+    (?P<alias_free>synthesis\.(?:input|L\d+_\d+_\d+)\.) | (?P<nvidia>synthesis\.b\d+\.)
+    | (?P<nvidia_d>b4\.(?:conv|fc|out)\.) | (?P<rosinality>input\.input$)
+    | (?P<rosinality_d>final_conv\.0\.weight$))""", re.VERBOSE)
+Translate = Callable[[str, object, Modules], Found]  # prefix, latent_avg, everything around it
+KINDS: dict[str, tuple[str, Translate]] = {
+    "alias_free": ("generator", lambda prefix, _, m: nvidia_alias_free(m.under(prefix))),
+    "nvidia": ("generator", lambda prefix, _, m: nvidia_generator(m.under(prefix))),
+    "nvidia_d": ("discriminator", lambda prefix, _, m: nvidia_discriminator(m.under(prefix))),
+    "rosinality": ("generator",
+                   lambda prefix, w, m: rosinality_generator(m.under(prefix).state, w)),
+    "rosinality_d": ("discriminator",
+                     lambda prefix, _, m: rosinality_discriminator(m.under(prefix).state))}
+LAYOUT = "gapkd reads StyleGAN2 and 3 in NVIDIA's layout, and StyleGAN2 in rosinality's"
+FAMILIES = {
+    r"^dnnlib\.tflib\.": "it is a TensorFlow network (dnnlib.tflib): convert it first, with "
+                         "legacy.py of NVIDIA's stylegan2-ada-pytorch",
+    r"\bembed_proj\.": f"it is StyleGAN-XL, which has other layers: {LAYOUT}; take one of these "
+                       "as the teacher",
+    r"\b(scaleLayers|toRGBLayers|prog_blocks|rgb_converters)\b":
+        f"it is a progressive GAN (ProGAN), which has no W: {LAYOUT}; take one of these as the "
+        "teacher",
+    r"\bMainLayers\.": f"it is R3GAN, which has other layers: {LAYOUT}; take one of these as the "
+                       "teacher",
+    r"\bprogression\.\d|\b(epi1|adain\d?|style_mod)\b":
+        f"it is the first StyleGAN: {LAYOUT}; take one of these as the teacher",
+    r"\bblocks\.\d+\.to_(style1|noise1)\b":
+        f"it is a StyleGAN2 of lucidrains' stylegan2-pytorch, which computes otherwise: {LAYOUT}; "
+        "train or fetch the teacher with one of these",
+    r"\bmapping\.dense\d|\bsynthesis\.(early_layer|layer\d+|output\d+)\.":
+        f"it is in genforce's layout: {LAYOUT}; fetch the original file that it was converted from",
+    r"\bstyle_mapping\.\d|\bconstant_input\b|\bstyle_modulation\b":
+        f"it is in the layout of mmgen (MMGeneration, MMagic): {LAYOUT}; fetch the original file "
+        "that it was converted from",
+    r"^synthesis\.(blocks\.\d+\.conv1|layers\.\d+)\.":
+        "it holds the weights of a gapkd network without its architecture: write the network with "
+        "gapkd.save_network"}
+"""What the tensors or classes of other families are called -> what to say of such a file."""
 
 
 def to_rosinality(G: Generator) -> dict:
