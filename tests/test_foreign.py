@@ -4,6 +4,7 @@ recorded numbers; what cannot be translated is named."""
 from __future__ import annotations
 
 import os
+import re
 from argparse import Namespace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from official_files import TRACE, named_like_nvidia, nvidia_pickle, torch_bytes
 from recorded import STYLEKD, arrays, under
+from safetensors.torch import save_file
 
 import gapkd
 from gapkd.cli import main
@@ -260,12 +262,88 @@ def test_a_missing_latent_avg_is_estimated(write, stylekd):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("wrap", [
-    dict, lambda s: {"g": s}, lambda s: {"state_dict": s},
-    lambda s: {"g_ema": {f"module.{k}": v for k, v in s.items()}}])
-def test_bare_and_wrapped_state_dicts(write, stylekd, wrap):
+def prefixed(prefix: str):
+    """A change of a state dict: that stands before every name."""
+    return lambda s: {prefix + k: v for k, v in s.items()}
+
+
+WRAPS = [
+    dict, lambda s: {"g": s}, lambda s: {"state_dict": s}, lambda s: {"any name": {"of any": s}},
+    lambda s: {"g_ema": prefixed("module.")(s)}, prefixed("g_ema."), prefixed("_orig_mod."),
+    prefixed("decoder."), prefixed("net.generator."), lambda s: [{"epoch": 3}, (s,)],
+    lambda s: {re.sub("^conv1", "conv1._orig_mod", k): v for k, v in s.items()},
+    lambda s: {"state_dict": prefixed("decoder.")(s) | {"encoder.conv1.weight": torch.ones(3)},
+               "hyper_parameters": Namespace(lr=1)}, lambda s: Namespace(model=s)]
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+@torch.no_grad()
+def test_a_network_is_found_wherever_it_stands(write, stylekd, wrap):
+    G = load_generator(write(torch_bytes(wrap(under("student.state.", stylekd)))))
+    torch.testing.assert_close(G(stylekd["z"]), stylekd["student.image"], **close)
+
+
+@pytest.mark.parametrize("name", ["stylegan2", "t", "r"])
+@pytest.mark.parametrize("prefix", ["", "module.", "G_ema."])
+@torch.no_grad()
+def test_state_dicts_with_nvidias_names(tmp_path, nvidia, name, prefix):
+    data = nvidia if name == "stylegan2" else arrays(f"stylegan3{name}_nvidia")
+    state = {prefix + k: v.contiguous() for k, v in under("G.", data).items()}
+    save_file(state, tmp_path / "model.safetensors")
+    for folder in (tmp_path, tmp_path / "model.safetensors"):
+        torch.testing.assert_close(load_generator(folder)(data["z"]), data["image"], **close)
+
+
+def test_of_several_the_averaged_one_is_taken_and_it_is_said(write, stylekd):
     state = under("student.state.", stylekd)
-    assert load_generator(write(torch_bytes(wrap(state)))).resolution == 32
+    other = {k: v if k.endswith("kernel") else v + 1 for k, v in state.items()}
+    for content, path in (
+            ({"g": other, "g_ema": state}, "g_ema"),
+            ({"netG": other, "netG_ema": state}, "netG_ema"),
+            (prefixed("generator.")(other) | prefixed("generator_ema.")(state), "generator_ema"),
+            ({"all": {"raw": other, "model": {"ema": state}}}, "all.model.ema")):
+        with pytest.warns(UserWarning, match=f"net.pkl: it holds 2 .* '{path}', the averaged one"):
+            G = load_generator(write(torch_bytes(content)))
+        assert torch.equal(G.synthesis.const, state["input.input"])
+    with pytest.warns(UserWarning, match="'first', the first, since none is called averaged"):
+        G = load_generator(write(torch_bytes({"first": other, "second": state})))
+    assert torch.equal(G.synthesis.const, other["input.input"])
+
+
+def test_folders_with_one_network(tmp_path, stylekd):
+    content = torch_bytes(under("student.state.", stylekd))
+    (tmp_path / "config.json").write_text('{"architectures": ["StyleGAN"]}')
+    (tmp_path / "any.pkl").write_bytes(content)
+    assert load_generator(tmp_path).resolution == 32
+    (tmp_path / "optimizer.pt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"name the file .* \(any.pkl, optimizer.pt\)"):
+        load_generator(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(content)
+    assert load_generator(tmp_path).resolution == 32
+
+
+@pytest.mark.parametrize("content, message", [
+    ({"GAN": {"S.net.0.weight": 1, "G.blocks.0.to_style1.weight": 1}}, "lucidrains"),
+    ({"generator": {"synthesis.layer0.weight": 1, "mapping.dense0.weight": 1}}, "genforce"),
+    ({"state_dict": {"generator.style_mapping.1.weight": 1}}, "mmgen"),
+    ({"g": {"progression.0.conv1.0.weight": 1}}, "the first StyleGAN"),
+    ({"netG": {"scaleLayers.0.0.module.weight": 1}}, "progressive GAN"),
+    ({"G": {"Model.MainLayers.0.weight": 1}}, "R3GAN"),
+    ({"x.weight": 1}, r"no StyleGAN2 network under .* \(it holds 'x.weight': a Tensor\): gapkd"),
+    (Generator(8, 4, 4, 4, mapping_layers=1).state_dict(), "of a gapkd network without its arch"),
+    (torch.nn.Linear(2, 2), "whole modules .'torch.nn.*Linear'.*save the network's state_dict")])
+def test_other_families_are_named(write, content, message):
+    def filled(value):
+        return {k: filled(v) for k, v in value.items()} if isinstance(value, dict) else torch.ones(1)
+
+    content = filled(content) if isinstance(content, dict) else content
+    refused(write(torch_bytes(content), "net.pt"), message)
+
+
+def test_stylegan_xl_is_named(write):
+    state = having("mapping.embed_proj.weight", 4, 4)(under("G.", arrays("stylegan3t_nvidia")))
+    file = write(nvidia_pickle(state, attributes={"synthesis": {"head_layer_names": None}}))
+    refused(file, "it is StyleGAN-XL, which has other layers: gapkd reads")
 
 
 @pytest.mark.parametrize("name", STYLEKD)

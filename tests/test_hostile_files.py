@@ -3,12 +3,15 @@ comes out."""
 
 from __future__ import annotations
 
+import bz2
 import ctypes
 import datetime
 import enum
 import functools
 import importlib
 import io
+import json
+import lzma
 import operator
 import os
 import pickle
@@ -17,6 +20,7 @@ import random
 import struct
 import sys
 import time
+import warnings
 import zipfile
 from argparse import Namespace
 from collections import defaultdict, deque
@@ -29,10 +33,12 @@ import torch
 from official_files import TRACE, named_like_nvidia, nvidia_pickle, shared_modules, torch_bytes
 from safetensors.torch import save as safetensors_bytes
 
+from gapkd.cli import main
 from gapkd.files.checkpoints import (
     CheckpointError,
     load_discriminator,
     load_generator,
+    read_metadata,
     save_network,
 )
 from gapkd.files.foreign import PERSISTENT, ForeignError, find_network, to_rosinality
@@ -431,7 +437,12 @@ def test_one_storage_under_many_names_is_refused(tmp_path, weight, bias, message
     (b"", "is empty"), (b"<!doctype html><html>", "is a web page"), (b"\x89PNG\r\n", "is a PNG"),
     (b"version https://git-lfs.github.com/spec/v1", "Git LFS pointer"), (b"a,b\n1,2", "is text"),
     (bytes(range(1, 60)) * 2 + b"\xff", "is of an unknown kind: expected a network as"),
-    (b"\x1f\x8b\x08", "is a gzip archive"),
+    (b"\x1f\x8b\x08", "is a gzip archive"), (bz2.compress(b"x"), "is a bzip2 archive: unpack it"),
+    (lzma.compress(b"x"), "is an xz archive: unpack"), (b"\x28\xb5\x2f\xfd..", "is a Zstandard"),
+    (bytes(257) + b"ustar\x0000", "is a tar archive: unpack"), (b"\n <html>", "is a web page"),
+    (b"\xef\xbb\xbf\r\n<!DOCTYPE html>", "is a web page .*: fetch the file itself"),
+    (b"\x93NUMPY\x01\x00v", r"is a numpy array \(.npy\): give the .pkl"),
+    (b"\x08\x08\x12\x07pytorch\x1a\x052.1", "is an ONNX program: give the .pkl or .pt"),
     (b"\x80\x02cdnnlib.tflib.network\nNetwork\nq\x00)\x81.", "TensorFlow network .* legacy.py")])
 def test_other_files_are_named_for_what_they_are(tmp_path, content, message):
     refused(tmp_path, content, message)
@@ -442,6 +453,67 @@ def test_metadata_nested_without_end(tmp_path, entry):
     metadata = {"kind": "stylegan2-generator", "architecture": "{}", "provenance": "{}"}
     content = safetensors_bytes({"a": torch.zeros(1)}, metadata | {entry: "[" * 100_000})
     refused(tmp_path, content, "is a safetensors file, but not one of gapkd's")
+
+
+EVIL = "x\n\x1b[31mgapkd: all is well\x1b[0m\u202e"
+
+
+def spoilt(**changes) -> bytes:
+    """A file of ours with other metadata."""
+    G = small()
+    known = {"kind": G.kind, "architecture": json.dumps(G.architecture()), "provenance": "{}"}
+    weights = {k: v.contiguous() for k, v in G.state_dict().items()}
+    return safetensors_bytes(weights, known | changes)
+
+
+def claimed(**architecture) -> bytes:
+    return spoilt(architecture=json.dumps(small().architecture() | architecture))
+
+
+@pytest.mark.parametrize("text", [EVIL, EVIL + "k" * 100_000, EVIL + " k" * 50_000])
+def test_text_of_a_file_in_a_message_is_short_and_printable(tmp_path, text):
+    G, filters = small(), torch.ones(4, 4)
+    named, layout = named_like_nvidia(G), to_rosinality(G)["g_ema"]
+    module = text.replace(".", " ")[:90]
+    for content in (
+            nvidia_pickle(named | {f"synthesis.b8.{module}.resample_filter": filters}),
+            nvidia_pickle(named, attributes={"synthesis.b8.conv0": {"activation": text}}),
+            nvidia_pickle(named, attributes={"synthesis.b8.conv0": {text: 1}}),
+            pickle.dumps({text: 1}), pickle.dumps({"G": Record(text)}), torch_bytes({text: {}}),
+            torch_bytes({"g": layout | {text[-200:] + "kernel": filters}}),
+            torch_bytes({"g": layout, text: layout | {"input.input": filters}, "ema": {}}),
+            spoilt(kind=text), claimed(**{text: 1}), claimed(clamp=text), claimed(channels=text),
+            safetensors_bytes({text: filters})):
+        (tmp_path / "net").write_bytes(content)
+        with pytest.raises(CheckpointError) as caught, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            load_generator(tmp_path / "net")
+            raise CheckpointError("this one may load")
+        assert str(caught.value).isprintable() and len(str(caught.value)) < 450
+
+
+@pytest.mark.parametrize("clamp", ["x", [1], -1.0, 0, True, {"a": 1}])
+def test_a_clamp_that_is_no_number(tmp_path, clamp, capsys):
+    file = tmp_path / "net.safetensors"
+    file.write_bytes(claimed(clamp=clamp))
+    assert main(["sample", "--generator", str(file), "--out", str(tmp_path / "a.png")]) == 2
+    assert "clamp must be a number above 0" in capsys.readouterr().err
+
+
+def test_long_paths_and_zips_without_checksums(tmp_path, capsys):
+    for path in ("a" * 300, "a\0b", f"{tmp_path}/{'b' * 300}/c"):
+        for read_it in (load_generator, load_discriminator, read_metadata):
+            with pytest.raises(CheckpointError):
+                read_it(path)
+    assert main(["convert", "toyfaces32", str(tmp_path / f"{'a' * 300}.pt")]) == 2
+    assert "cannot be written (File name too long)" in capsys.readouterr().err
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        content = torch_bytes(to_rosinality(small()))
+    finally:
+        torch.serialization.set_crc32_options(before)
+    refused(tmp_path, content, "has another checksum than its content", "net.pt")
 
 
 # -------------------------------------------------------------------------------------- fuzzing

@@ -134,6 +134,11 @@ def _new_file(out: str, *endings: str) -> Path:
     """The path to write to. Raises ValueError for another ending, or if it exists."""
     if Path(out).suffix not in endings:
         raise ValueError(f"{out} must end in {' or '.join(endings)}: that is what is written")
-    if Path(out).exists():
+    try:
+        exists = Path(out).exists()
+    except OSError as error:
+        raise ValueError(f"{out[:60]}... cannot be written ({error.strerror}): choose another out"
+                         ) from error
+    if exists:
         raise ValueError(f"{out} exists already: remove it or choose another out")
     return Path(out)

@@ -228,13 +228,21 @@ def _family(names: list[str]) -> str | None:
 
 def _shown(value: object) -> str:
     """Something of the file, for a message; never the repr of a container: it may have no end."""
-    if isinstance(value, (str, bytes)):
+    if isinstance(value, str):
+        return repr(value if len(value) <= 60 else f"{value[:30]}...{value[-27:]}")
+    if isinstance(value, bytes):
         return repr(value[:30])
     if isinstance(value, (bool, int, float, type(None))):
         return repr(value)[:30]
     if isinstance(value, Record):
         return f"{_shown(value.name)}, which gapkd neither knows nor calls"
     return f"a {type(value).__name__}"
+
+
+def _named(name: str) -> str:
+    """The name of a tensor or module, for a message."""
+    known = re.fullmatch(r"[\w.]{1,80}", name, re.ASCII)
+    return name if known else _shown(name) if name else "the network"
 
 
 def outline(kind: str, architecture: dict) -> nn.Module:
@@ -418,22 +426,24 @@ class Modules:
         no published version has."""
         for path, attributes in self.attributes.items():
             for name, value in attributes.items():
-                self.check_field(path or "the network", name, value)
+                self.check_field(path, name, value)
             if attributes.get("use_noise", True) is False:
                 self.state.pop(f"{path}.noise_strength", None)  # missing: none
         for name, value in self.state.items():
             if name.endswith("resample_filter") and not _is_low_pass(value):
-                raise ForeignError(f"{name} is another resampling filter than [1, 3, 3, 1]")
+                raise ForeignError(f"{_named(name)} is another resampling filter than "
+                                   "[1, 3, 3, 1]")
 
     def check_field(self, path: str, name: str, value: object) -> None:
         if name.startswith("_"):  # torch's own; the source's arguments, which the fields repeat
             return
         if name not in FIELDS and name not in OF_NO_MATTER:
-            raise ForeignError(f"{path} has the field {_shown(name)} ({_shown(value)}), which the "
-                               "published versions do not have: it may draw otherwise than they do")
+            raise ForeignError(f"{_named(path)} has the field {_shown(name)} ({_shown(value)}), "
+                               "which the published versions do not have: it may draw otherwise "
+                               "than they do")
         for where, right in FIELDS.get(name, ()):
             if re.search(where, path) and not any(_same(value, one) for one in right):
-                raise ForeignError(f"{path} has the {name.replace('bias_gain', LR)} "
+                raise ForeignError(f"{_named(path)} has the {name.replace('bias_gain', LR)} "
                                    f"{_shown(value)}: only {' or '.join(map(str, right))} is known")
 
     def sizes(self, pattern: str) -> list[int]:
@@ -553,7 +563,7 @@ def rosinality_generator(state: State, latent_avg: object) -> Found:
     """
     for name, kernel in state.items():
         if name.endswith("kernel") and not _is_low_pass(kernel):
-            raise ForeignError(f"{name} is another filter than [1, 3, 3, 1]")
+            raise ForeignError(f"{_named(name)} is another filter than [1, 3, 3, 1]")
     sizes = _mapping_sizes(state, "style.", 1)
     number = sum(re.fullmatch(r"convs\.\d+\.conv\.weight", name) is not None for name in state)
     if number % 2 or not 2 <= number <= 18:

@@ -448,17 +448,22 @@ def _read_zip(content: bytes, budget: Budget) -> object:
                  if entry.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)}
         programs = [name for name in sizes if name.endswith("/data.pkl")]
         if len(programs) != 1:
-            raise UnreadableError("it is a zip, but not one of torch.save")
+            raise UnreadableError(f"it is {_other_zip(sizes)}")
         folder = programs[0].removesuffix("data.pkl")
         if f"{folder}constants.pkl" in sizes:
-            raise UnreadableError("it is a TorchScript archive: save the network's state_dict "
-                                  "instead")
+            raise UnreadableError("it is a TorchScript program: save the state_dict() of the "
+                                  "network that it was made from instead")
 
         def entry(name: str) -> bytes:
             if name not in sizes or sizes[name] > len(content):  # torch.save does not compress
                 raise UnreadableError(f"its entry {name[:80]} is missing, or unpacks to more than "
                                       "the file holds")
-            return archive.read(name)
+            try:
+                return archive.read(name)
+            except zipfile.BadZipFile as error:
+                raise UnreadableError(f"its entry {name[:80]} has another checksum than its "
+                                      "content: it is damaged, or was saved without checksums; "
+                                      "fetch it, or save it, again") from error
 
         def find(identity: tuple) -> Storage | Record:
             dtype, key, numel = _described(identity)
@@ -473,6 +478,16 @@ def _read_zip(content: bytes, budget: Budget) -> object:
             raise UnreadableError("its numbers are big-endian: save it again on a little-endian "
                                   "machine")
         return run(io.BytesIO(entry(programs[0])), budget, find)
+
+
+def _other_zip(names: dict) -> str:
+    """What a zip is that torch.save did not write, and what to do."""
+    if names and all(name.endswith(".npy") for name in names):
+        return "a numpy archive (.npz): give the .pkl or .pt that it was made from"
+    if any(name.endswith((".pt2", "archive_format", "models/model.json")) for name in names):
+        return "a torch.export program: give the network that it was made from"
+    return ("a zip, but not one of torch.save: if it is an archive, unpack it and give the "
+            "network's file in it")
 
 
 def _described(identity: tuple) -> tuple[torch.dtype | None, str, int]:

@@ -6,6 +6,7 @@ of the package asks the methods below and never which class it has before it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,6 +22,12 @@ def check_resolution(resolution: int, least: int = 8) -> None:
     """Raise ValueError unless `resolution` is a power of two of at least `least`."""
     if resolution < least or resolution & (resolution - 1):
         raise ValueError(f"resolution must be a power of two of at least {least}, not {resolution}")
+
+
+def check_clamp(clamp: float | None) -> None:
+    """Raise ValueError unless it is a number above 0, or None."""
+    if clamp is not None and not (type(clamp) in (int, float) and 0 < clamp < math.inf):
+        raise ValueError(f"clamp must be a number above 0, or None, not {repr(clamp)[:40]}")
 
 
 def kept_channels(channels: int, keep: float) -> int:

@@ -20,6 +20,7 @@ from gapkd.networks.base import (
     NoisyNetwork,
     StyleGenerator,
     SynthesisOutput,
+    check_clamp,
     check_resolution,
     copy_affine,
     if_set,
@@ -167,6 +168,7 @@ class SynthesisNetwork(NoisyNetwork):
                  clamp: float | None = None):
         super().__init__()
         check_resolution(resolution)
+        check_clamp(clamp)
         if kernel not in (1, 3):
             raise ValueError("kernel (of every block's second convolution) must be 1 or 3, not "
                              f"{kernel}")
@@ -325,6 +327,7 @@ class Discriminator(nn.Module):
                  clamp_skips: bool = False):
         super().__init__()
         check_resolution(resolution)
+        check_clamp(clamp)
         widths = [pair[0] for pair in channel_pairs(channels, resolution)]
         self.resolution, self.channels, self.c_dim = resolution, widths, c_dim
         self.mbstd_group, self.clamp, self.clamp_skips = mbstd_group, clamp, clamp_skips

@@ -23,6 +23,7 @@ from gapkd.networks.base import (
     StyledNetwork,
     StyleGenerator,
     SynthesisOutput,
+    check_clamp,
     check_resolution,
     copy_affine,
     if_set,
@@ -220,6 +221,9 @@ class AliasFreeSynthesis(StyledNetwork):
                  clamp: float | None = None):
         super().__init__()
         check_resolution(resolution, least=16)
+        check_clamp(clamp)
+        if not isinstance(radial, bool):
+            raise ValueError(f"radial must be true or false, not {repr(radial)[:40]}")
         if kernel not in (1, 3):
             raise ValueError(f"kernel must be 3 (configuration T) or 1 (R), not {kernel}")
         if len(channels) <= critical:
