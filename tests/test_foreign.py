@@ -22,7 +22,7 @@ from gapkd.files.checkpoints import (
     load_generator,
     read_metadata,
 )
-from gapkd.files.foreign import ForeignError, to_rosinality
+from gapkd.files.foreign import ForeignError, largest_activation, to_rosinality
 from gapkd.networks.stylegan2 import Discriminator, Generator
 
 close = {"atol": 1e-4, "rtol": 0}
@@ -329,12 +329,14 @@ def test_folders_with_one_network(tmp_path, stylekd):
     ({"g": {"progression.0.conv1.0.weight": 1}}, "the first StyleGAN"),
     ({"netG": {"scaleLayers.0.0.module.weight": 1}}, "progressive GAN"),
     ({"G": {"Model.MainLayers.0.weight": 1}}, "R3GAN"),
-    ({"x.weight": 1}, r"no StyleGAN2 network under .* \(it holds 'x.weight': a Tensor\): gapkd"),
+    ({"x.weight": 1}, r"no StyleGAN2 network under .*: a Tensor\): gapkd reads"),
     (Generator(8, 4, 4, 4, mapping_layers=1).state_dict(), "of a gapkd network without its arch"),
     (torch.nn.Linear(2, 2), "whole modules .'torch.nn.*Linear'.*save the network's state_dict")])
 def test_other_families_are_named(write, content, message):
     def filled(value):
-        return {k: filled(v) for k, v in value.items()} if isinstance(value, dict) else torch.ones(1)
+        if isinstance(value, dict):
+            return {name: filled(part) for name, part in value.items()}
+        return torch.ones(1)
 
     content = filled(content) if isinstance(content, dict) else content
     refused(write(torch_bytes(content), "net.pt"), message)
@@ -367,7 +369,7 @@ def test_students_of_ours_are_written_for_other_tools(write):
     G = Generator(16, 6, 6, [(5, 4), (3, 2), (2, 2)], kernel=1, mapping_layers=2).eval()
     loaded, z = load_generator(write(torch_bytes(to_rosinality(G)))), torch.randn(2, 6)
     assert torch.equal(loaded(z), G(z)) and loaded.channels == G.channels
-    for more in ({"c_dim": 3}, {"clamp": 1.0}):
+    for more in ({"c_dim": 3}, {"clamp": 0.1}):
         with pytest.raises(ForeignError, match="neither classes nor clamped"):
             to_rosinality(Generator(8, 4, 4, 4, mapping_layers=1, **more))
 
@@ -401,6 +403,49 @@ def test_rosinality_discriminator(write):
     (lambda s: {"weights": torch.ones(3)}, "holds no StyleGAN2 network under .* 'g_ema'")])
 def test_bad_rosinality_files(write, stylekd, change, message):
     refused(write(torch_bytes({"g_ema": change(under("student.state.", stylekd))})), message)
+
+
+@torch.no_grad()
+def test_a_clamp_that_nothing_reaches_is_left_out(tmp_path, nvidia, write, capsys):
+    """NVIDIA's trainings clamp at 256, and students inherit it."""
+    file = write(nvidia_pickle(under("G.", nvidia), attributes={"*": {"conv_clamp": 256}}))
+    student = gapkd.make_student(load_generator(file), synthesis="pruned")
+    ours = str(gapkd.save_network(student, tmp_path / "s.safetensors"))
+    for source, z in ((str(file), nvidia["z"]), (ours, nvidia["z"])):
+        out = tmp_path / f"{Path(source).stem}.pt"
+        assert main(["convert", source, str(out)]) == 0
+        err = capsys.readouterr().err
+        assert re.fullmatch(r"gapkd: the clamp at 256, .* 200 latents is [\d.]+, \d% of it\n", err)
+        theirs, G = load_generator(out), load_generator(source)
+        assert theirs.clamp is None and torch.equal(theirs(z), G(z))
+
+
+@torch.no_grad()
+def test_a_clamp_that_is_reached_is_left_out_when_asked(tmp_path, capsys):
+    torch.manual_seed(0)
+    G = Generator(8, 4, 4, 4, mapping_layers=1, clamp=1.0).eval()
+    source, out = str(gapkd.save_network(G, tmp_path / "g.safetensors")), tmp_path / "g.pt"
+    assert largest_activation(G) == 1.0
+    assert main(["convert", source, str(out)]) == 2 and not out.exists()
+    assert "near its clamp of 1 (the largest activation of 200 " in capsys.readouterr().err
+    assert main(["convert", source, str(out), "--drop-clamp"]) == 0
+    assert "is 1, 100% of it" in capsys.readouterr().err
+    assert load_generator(out).clamp is None
+    z, features = torch.randn(2, 4), []
+    for network in (G, load_generator(out)):
+        features.append(network.synthesis(network.mapping(z)).features[-1].abs().max())
+    assert features[0] == 1 < features[1]
+
+
+def test_the_largest_activation_is_that_of_every_layer():
+    torch.manual_seed(0)
+    G = Generator(8, 4, 4, 4, mapping_layers=1, clamp=500.0).eval()
+    usual = largest_activation(G)
+    for layer, bias in ((G.synthesis.blocks[1].conv0, 200.0), (G.synthesis.blocks[0].torgb, 300.0)):
+        with torch.no_grad():
+            layer.bias.fill_(bias)
+        assert largest_activation(G) >= bias > usual
+    assert not any(layer._forward_hooks for layer in G.modules())
 
 
 def test_convert_refuses(tmp_path, capsys):

@@ -53,13 +53,17 @@ class DirectionsConfig:
 
 @dataclass(frozen=True)
 class ConvertConfig:
-    """Write a generator in another format: .safetensors (gapkd) or .pt (rosinality's layout, which
-    SeFa, StyleKD, CAGAN and projection scripts read)."""
+    """Write a generator in another format: .safetensors (gapkd) or .pt (rosinality's layout).
+
+    SeFa, StyleKD, CAGAN and DCP-GAN read such a .pt of any widths, a student's too; scripts that
+    build a network of rosinality's own widths (512, 256, ...) read only one that has these."""
 
     source: tyro.conf.Positional[str]
     """File of the generator: .safetensors, NVIDIA's .pkl or rosinality's .pt."""
     out: tyro.conf.Positional[str]
     """File to write; its ending says which format. An existing one is not overwritten."""
+    drop_clamp: bool = False
+    """Of a .pt, which knows none: leave the clamp of the activations out though they come near."""
 
 
 def sample(config: SampleConfig) -> None:
@@ -120,7 +124,7 @@ def convert(config: ConvertConfig) -> None:
     G = checkpoints.load_generator(config.source)
     if out.suffix == ".pt":
         content = io.BytesIO()
-        torch.save(to_rosinality(G), content)
+        torch.save(to_rosinality(G, config.drop_clamp), content)
         write_atomically(out, content.getvalue())
     else:
         origin = dict(checkpoints.read_metadata(config.source)["provenance"])

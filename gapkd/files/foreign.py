@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -25,7 +26,7 @@ from gapkd.files.pickles import Budget, Record
 from gapkd.networks.families import build
 from gapkd.networks.filtered_lrelu import low_pass
 from gapkd.networks.layers import fir_kernel
-from gapkd.networks.stylegan2 import Generator
+from gapkd.networks.stylegan2 import Generator, StyledConv, ToRGB
 
 State = dict[str, Tensor | Record]
 Rules = list[tuple[str, str | Callable[[re.Match], str]]]
@@ -656,20 +657,51 @@ FAMILIES = {
 """What the tensors or classes of other families are called -> what to say of such a file."""
 
 
-def to_rosinality(G: Generator) -> dict:
+@torch.no_grad()
+def largest_activation(G: Generator, latents: int = 200) -> float:
+    """The largest magnitude that any layer which clamps puts out, toRGB included, with truncation 1
+    and the stored noise."""
+    found, dice = [0.0], torch.Generator().manual_seed(0)
+    layers = [layer for layer in G.modules() if isinstance(layer, (StyledConv, ToRGB))]
+    hooks = [layer.register_forward_hook(lambda *call: found.append(call[2].abs().max().item()))
+             for layer in layers]
+    try:
+        for z in torch.randn(latents, G.z_dim, generator=dice).split(max(1, 1024 // G.resolution)):
+            G(z.to(G.mapping.w_avg))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return max(found)
+
+
+def to_rosinality(G: Generator, drop_clamp: bool = False) -> dict:
     """A generator as rosinality's, StyleKD's and CAGAN's tools read it.
 
+    That layout knows no clamp. Of a generator that clamps it is left out, with a warning that says
+    how far the activations stay below it, where they reach less than half of it.
+
+    Args:
+        drop_clamp: leave it out in any case.
     Returns: {"g_ema": state dict, "latent_avg": (w_dim,)}.
 
     Raises ForeignError for what that layout cannot hold: another family, a conditional generator,
-    or one that clamps.
+    or one whose activations come near its clamp.
     """
     if G.kind != Generator.kind:
         raise ForeignError(f"rosinality's layout is one of StyleGAN2: a {G.kind} cannot be written "
                            "in it")
-    if G.c_dim or G.clamp:
+    if G.c_dim:
         raise ForeignError("rosinality's layout has neither classes nor clamped convolutions: this "
-                           "generator cannot be written in it")
+                           "conditional generator cannot be written in it")
+    if G.clamp:
+        largest = largest_activation(G)
+        reach = f"the largest activation of 200 latents is {largest:.3g}"
+        if largest > G.clamp / 2 and not drop_clamp:
+            raise ForeignError("rosinality's layout has neither classes nor clamped convolutions, "
+                               f"and this generator comes near its clamp of {G.clamp:g} ({reach}): "
+                               "the file would draw otherwise; --drop-clamp writes it all the same")
+        warnings.warn(f"the clamp at {G.clamp:g}, which rosinality's layout does not know, is left "
+                      f"out: {reach}, {largest / G.clamp:.0%} of it", stacklevel=2)
     out = {}
     for ours, value in G.state_dict().items():
         name, value = _renamed(ours, ROSINALITY), value.detach().cpu().clone()
