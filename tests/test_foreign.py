@@ -13,6 +13,7 @@ import torch
 from official_files import TRACE, named_like_nvidia, nvidia_pickle, torch_bytes
 from recorded import STYLEKD, arrays, under
 from safetensors.torch import save_file
+from tiny import perturb
 
 import gapkd
 from gapkd.cli import main
@@ -24,6 +25,7 @@ from gapkd.files.checkpoints import (
 )
 from gapkd.files.foreign import ForeignError, largest_activation, to_rosinality
 from gapkd.networks.stylegan2 import Discriminator, Generator
+from gapkd.networks.stylegan3 import AliasFreeGenerator
 
 close = {"atol": 1e-4, "rtol": 0}
 
@@ -229,6 +231,40 @@ def test_what_cannot_be_translated_is_named(write, nvidia, change, attributes, m
 def test_stylegan3_files_that_cannot_be_translated(write, change, attributes, message):
     state = under("G.", arrays("stylegan3t_nvidia"))
     refused(write(nvidia_pickle(change(state), attributes=attributes)), message)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@torch.no_grad()
+def test_grey_and_rgba_networks(write, tmp_path, channels):
+    """As NVIDIA's own tools make them of such images: a generator draws what its toRGB says."""
+    torch.manual_seed(0)
+    G = perturb(Generator(16, 6, 6, [(5, 4), (3, 2), (2, 2)], mapping_layers=2)).eval()
+    more = {"mapping_layers": 2, "img_channels": channels}
+    odd = Generator(16, 6, 6, G.channels, **more).eval()
+    rows, z = [0, 1, 2, 0][:channels], torch.randn(2, 6)
+    odd.load_state_dict({k: v[rows] if k.endswith(("torgb.bias", "torgb.conv.weight")) else v
+                         for k, v in G.state_dict().items()})
+    alias_free = perturb(AliasFreeGenerator(16, 6, 6, [4, 3, 3], **more)).eval()
+    for content in (nvidia_pickle(named_like_nvidia(odd)), torch_bytes(to_rosinality(odd))):
+        loaded = load_generator(write(content))
+        assert loaded.img_channels == channels == loaded.architecture()["img_channels"]
+        torch.testing.assert_close(loaded(z), G(z)[:, rows], atol=1e-6, rtol=0)
+        again = load_generator(gapkd.save_network(loaded, tmp_path / "g.safetensors"))
+        assert torch.equal(again(z), loaded(z))
+    plans = [layer.plan for layer in alias_free.synthesis.layers]
+    names = {f"synthesis.layers.{n}": f"synthesis.L{n}_{plan.out_size}_{plan.out_channels}"
+             for n, plan in enumerate(plans)}
+    state = named_like_nvidia(alias_free)
+    for ours, theirs in names.items():
+        state = {k.replace(f"{ours}.", f"{theirs}."): v for k, v in state.items()}
+    loaded = load_generator(write(nvidia_pickle(state)))
+    assert torch.equal(loaded(z), alias_free(z)) and loaded(z).shape[1] == channels
+    D = Discriminator(16, [4, 3, 2], img_channels=channels)
+    loaded = load_discriminator(write(nvidia_pickle(None, named_like_nvidia(D))))
+    assert torch.equal(loaded(odd(z)), D(odd(z)))
+    bad = {k: torch.ones(5, *v.shape[1:]) if "torgb.weight" in k or k.endswith("torgb.bias") else v
+           for k, v in named_like_nvidia(G).items()}
+    refused(write(nvidia_pickle(bad)), "img_channels must be 3, 1 .grey. or 4 .RGBA., not 5")
 
 
 # ------------------------------------------------------------------------------------ rosinality

@@ -487,6 +487,7 @@ def nvidia_generator(modules: Modules) -> Found:
         second = f"synthesis.b{size}.conv1.weight"
         pairs.append([len(_need(state, first)), len(_need(state, second, 4))])
     architecture = {"resolution": sizes[-1], "channels": pairs, **modules.clamp(),
+                    "img_channels": len(_need(state, "synthesis.b4.torgb.bias", 1)),
                     **_mapping_sizes(state, "mapping.fc", 0)}
     return _collect("stylegan2-generator", architecture, state, NVIDIA, "NVIDIA's StyleGAN2")
 
@@ -511,6 +512,7 @@ def nvidia_alias_free(modules: Modules) -> Found:
         if type(numbers[name]) not in (int, float):
             raise ForeignError(f"{attribute} of its synthesis network is {_shown(numbers[name])}")
     architecture = {"resolution": resolutions[-1], "channels": list(widths[:-1]), **numbers,
+                    "img_channels": widths[-1],
                     "kernel": _need(state, f"{paths[0]}.weight", 4).shape[-1],
                     "radial": down is not None and down.ndim == 2, **modules.clamp(),
                     **_mapping_sizes(state, "mapping.fc", 0)}
@@ -544,6 +546,7 @@ def nvidia_discriminator(modules: Modules) -> Found:
     if skips and skips != clamp:
         raise ForeignError("its skip convolutions clamp their outputs at different values")
     architecture = {"resolution": top, "channels": widths, "mbstd_group": group, **clamp,
+                    "img_channels": state[f"b{top}.fromrgb.weight"].shape[1],
                     **({"clamp_skips": True} if skips else {})}
     if "mapping.embed.weight" in state:
         architecture["c_dim"] = _need(state, "mapping.embed.weight", 2).shape[1]
@@ -582,7 +585,7 @@ def rosinality_generator(state: State, latent_avg: object) -> Found:
         raise ForeignError("the blocks' second convolutions have kernels of different sizes")
     pairs = [channels[i:i + 2] for i in range(0, len(channels), 2)]
     architecture = {"resolution": 2 << len(pairs), "channels": pairs, "kernel": kernels.pop(),
-                    **sizes}
+                    "img_channels": _need(state, "to_rgb1.bias").numel(), **sizes}
     if isinstance(latent_avg, Tensor) and latent_avg.numel() == sizes["w_dim"] and (
             "latent_avg" not in state):
         state = state | {"latent_avg": latent_avg}
@@ -610,9 +613,10 @@ def rosinality_discriminator(state: State) -> Found:
     """`convs.0.0.weight`, `convs.1.conv1...`, `final_conv...` -> ours."""
     blocks = next(n for n in count() if f"convs.{n + 1}.conv1.0.weight" not in state)
     widths = [len(_need(state, f"convs.{n}.conv2.1.weight", 4)) for n in range(blocks, 0, -1)]
-    top = len(_need(state, "convs.0.0.weight", 4))
+    top = _need(state, "convs.0.0.weight", 4)
     return _collect("stylegan2-discriminator",
-                    {"resolution": 4 << blocks, "channels": [*widths, top]}, state,
+                    {"resolution": 4 << blocks, "channels": [*widths, len(top)],
+                     "img_channels": top.shape[1]}, state,
                     ROSINALITY_DISCRIMINATOR, "rosinality's StyleGAN2")
 
 
@@ -710,7 +714,7 @@ def to_rosinality(G: Generator, drop_clamp: bool = False) -> dict:
         elif name.endswith("noise.weight"):
             value = value.reshape(1)
         elif name.startswith("to_rgb") and value.ndim == 1 and "modulation" not in name:
-            value = value.reshape(1, 3, 1, 1)
+            value = value.reshape(1, -1, 1, 1)
         out[name] = value
     for block in range(len(G.channels) - 1):
         out[f"convs.{2 * block}.conv.blur.kernel"] = fir_kernel(gain=4.0)[0, 0]

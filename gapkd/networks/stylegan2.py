@@ -21,8 +21,10 @@ from gapkd.networks.base import (
     StyleGenerator,
     SynthesisOutput,
     check_clamp,
+    check_img_channels,
     check_resolution,
     copy_affine,
+    if_not_rgb,
     if_set,
     kept_channels,
 )
@@ -140,7 +142,7 @@ class SynthesisBlock(nn.Module):
     """
 
     def __init__(self, in_channels: int, pair: tuple[int, int], w_dim: int, resolution: int,
-                 kernel: int, clamp: float | None = None):
+                 kernel: int, clamp: float | None = None, img_channels: int = 3):
         super().__init__()
         first, second = pair
         self.conv0 = None
@@ -149,7 +151,7 @@ class SynthesisBlock(nn.Module):
             self.conv0 = StyledConv(in_channels, first, w_dim, resolution, up, clamp)
         plain = partial(ModulatedConv2d, kernel=kernel if in_channels else 3)
         self.conv1 = StyledConv(first, second, w_dim, resolution, plain, clamp)
-        self.torgb = ToRGB(second, w_dim, clamp)
+        self.torgb = ToRGB(second, w_dim, clamp, img_channels)
 
     @property
     def convs(self) -> list[StyledConv]:
@@ -165,19 +167,22 @@ class SynthesisNetwork(NoisyNetwork):
     """
 
     def __init__(self, resolution: int, w_dim: int, channels: Channels, kernel: int = 3,
-                 clamp: float | None = None):
+                 clamp: float | None = None, img_channels: int = 3):
         super().__init__()
         check_resolution(resolution)
         check_clamp(clamp)
+        check_img_channels(img_channels)
         if kernel not in (1, 3):
             raise ValueError("kernel (of every block's second convolution) must be 1 or 3, not "
                              f"{kernel}")
         self.resolution, self.w_dim, self.kernel = resolution, w_dim, kernel
+        self.img_channels = img_channels
         self.channels = channel_pairs(channels, resolution)
         self.const = nn.Parameter(torch.randn(1, self.channels[0][0], 4, 4))
         self.blocks, width = nn.ModuleList(), 0
         for b, pair in enumerate(self.channels):
-            self.blocks.append(SynthesisBlock(width, pair, w_dim, 4 * 2**b, kernel, clamp))
+            self.blocks.append(SynthesisBlock(width, pair, w_dim, 4 * 2**b, kernel, clamp,
+                                              img_channels))
             width = pair[1]
         self.num_ws = 2 * len(self.blocks)  # 1 + 2 (blocks - 1) convolutions, and the last toRGB
         self.register_buffer("fir", fir_kernel(gain=4.0), persistent=False)
@@ -219,6 +224,7 @@ class Generator(StyleGenerator):
         c_dim: number of classes, 0 for none.
         clamp: largest magnitude of a convolution's output, as in networks that were trained in
             float16; None: any.
+        img_channels: of the images: 3, 1 (grey) or 4 (RGBA).
     Shape: z (N, z_dim) -> image (N, 3, R, R), about [-1, 1], not clamped.
     """
 
@@ -227,16 +233,17 @@ class Generator(StyleGenerator):
 
     def __init__(self, resolution: int, z_dim: int = 512, w_dim: int = 512, channels: Channels = 64,
                  kernel: int = 3, mapping_layers: int = 8, c_dim: int = 0,
-                 clamp: float | None = None):
+                 clamp: float | None = None, img_channels: int = 3):
         mapping = MappingNetwork(z_dim, w_dim, mapping_layers, c_dim)
-        super().__init__(mapping, SynthesisNetwork(resolution, w_dim, channels, kernel, clamp))
+        super().__init__(mapping, SynthesisNetwork(resolution, w_dim, channels, kernel, clamp,
+                                                   img_channels))
         self.channels, self.kernel, self.clamp = self.synthesis.channels, kernel, clamp
 
     def architecture(self) -> dict:
         return {"resolution": self.resolution, "z_dim": self.z_dim, "w_dim": self.w_dim,
                 "channels": [list(pair) for pair in self.channels], "kernel": self.kernel,
                 "mapping_layers": len(self.mapping.layers), "c_dim": self.c_dim,
-                **if_set(clamp=self.clamp)}
+                **if_set(clamp=self.clamp), **if_not_rgb(self.img_channels)}
 
     @classmethod
     def student_of(cls, teacher: Generator, keep: float, kernel: int = 3) -> dict:
@@ -317,6 +324,7 @@ class Discriminator(nn.Module):
         mbstd_group: images over which the minibatch standard deviation is taken; None: the batch.
         clamp: as in `Generator`; not of the skip convolutions, as in NVIDIA's.
         clamp_skips: of those too.
+        img_channels: as in `Generator`.
     Shape: images (N, 3, R, R) in [-1, 1], c (N, c_dim) -> logits (N, 1).
     """
 
@@ -324,14 +332,16 @@ class Discriminator(nn.Module):
 
     def __init__(self, resolution: int, channels: int | Sequence[int] = 64, c_dim: int = 0,
                  mbstd_group: int | None = 4, clamp: float | None = None,
-                 clamp_skips: bool = False):
+                 clamp_skips: bool = False, img_channels: int = 3):
         super().__init__()
         check_resolution(resolution)
         check_clamp(clamp)
+        check_img_channels(img_channels)
         widths = [pair[0] for pair in channel_pairs(channels, resolution)]
         self.resolution, self.channels, self.c_dim = resolution, widths, c_dim
         self.mbstd_group, self.clamp, self.clamp_skips = mbstd_group, clamp, clamp_skips
-        self.from_rgb = EqualConv2d(3, widths[-1], 1, activate=True, clamp=clamp)
+        self.img_channels = img_channels
+        self.from_rgb = EqualConv2d(img_channels, widths[-1], 1, activate=True, clamp=clamp)
         self.blocks = nn.ModuleList(  # finest first
             DiscriminatorBlock(i, o, clamp, clamp_skips)
             for i, o in zip(widths[:0:-1], widths[-2::-1], strict=True))
@@ -344,16 +354,17 @@ class Discriminator(nn.Module):
         """The constructor's arguments, as JSON can hold them."""
         return {"resolution": self.resolution, "channels": self.channels, "c_dim": self.c_dim,
                 "mbstd_group": self.mbstd_group,
-                **if_set(clamp=self.clamp, clamp_skips=self.clamp_skips or None)}
+                **if_set(clamp=self.clamp, clamp_skips=self.clamp_skips or None),
+                **if_not_rgb(self.img_channels)}
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Output of every block, finest first.
 
         Shape: images (N, 3, R, R) -> (N, C_i, r_i, r_i) with r_i = R/2, R/4, ... 4.
         """
-        if images.shape[1:] != (3, self.resolution, self.resolution):
+        if images.shape[1:] != (self.img_channels, self.resolution, self.resolution):
             size = self.resolution
-            raise ValueError(f"images must have shape (N, 3, {size}, {size}), "
+            raise ValueError(f"images must have shape (N, {self.img_channels}, {size}, {size}), "
                              f"not {tuple(images.shape)}")
         maps = [self.from_rgb(images.contiguous(memory_format=torch.channels_last))]
         for block in self.blocks:

@@ -169,11 +169,15 @@ def first_discriminator(config: DistillConfig, teacher: StyleGenerator) -> Discr
     if not config.discriminator:
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
-            return Discriminator(teacher.resolution, widths(config.d_channels, teacher.resolution))
+            return Discriminator(teacher.resolution, widths(config.d_channels, teacher.resolution),
+                                 img_channels=teacher.img_channels)
     D = load_discriminator(config.discriminator).requires_grad_(True)
     if D.resolution != teacher.resolution:
         raise ValueError(f"discriminator {config.discriminator} is for {D.resolution} px, the "
                          f"teacher for {teacher.resolution} px: choose one of the same resolution")
+    if D.img_channels != teacher.img_channels:
+        raise ValueError(f"discriminator {config.discriminator} reads images of {D.img_channels} "
+                         f"channels, the teacher draws {teacher.img_channels}: choose another")
     return D
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gapkd import parallel
 from gapkd.data.datasets import Prefetcher, flip, open_dataset, ordered_indices
+from gapkd.data.images import with_channels
 from gapkd.distillation.directions import check_blocks
 from gapkd.distillation.distiller import Distiller, two_views
 from gapkd.files.checkpoints import CheckpointError
@@ -140,7 +141,7 @@ class Trainer:
         """This process's share of the batch at a position of the data's stream."""
         c = self.config
         indices = ordered_indices(self.dataset.size, position, c.batch, c.seed)[self.mine]
-        reals = self.dataset.load(indices)
+        reals = with_channels(self.dataset.load(indices), self.D.img_channels)
         return reals.pin_memory() if self.device.type == "cuda" and not reals.is_cuda else reals
 
     def draw_crossover(self) -> int | None:
