@@ -225,6 +225,8 @@ def test_what_cannot_be_translated_is_named(write, nvidia, change, attributes, m
     (having("synthesis.L2_36_24.up_filter", 13), {}, "layer 2 .* has other filters"),
     (having("synthesis.L2_36_24.down_filter", 12), {}, "layer 2 .* has other filters"),
     (dict, {"synthesis.input": {"bandwidth": 3.0}}, "bandwidth 3.0: only 2.0"),
+    (dict, {"synthesis.L2_36_24": {"out_cutoff": 9.0}}, "L2_36_24 has the out_cutoff 9.0: in the"),
+    (dict, {"synthesis.L2_36_24": {"is_torgb": True}}, "L2_36_24 has the is_torgb True"),
     (dict, {"synthesis": {"margin_size": -3}}, "margin is -3"),
     (dict, {"synthesis": {"num_critical": "2"}}, "num_critical of its synthesis network is '2'"),
     (having("synthesis.L2_36_24.weight", 2, 2, 3, 3), {}, r"\(2, 2, 3, 3\), not \(24, 24, 3, 3\)")])
@@ -376,6 +378,11 @@ def test_other_families_are_named(write, content, message):
 
     content = filled(content) if isinstance(content, dict) else content
     refused(write(torch_bytes(content), "net.pt"), message)
+
+
+def test_r3gan_is_named(write):
+    state = {"Model.MainLayers.0.Layers.0.weight": torch.ones(2, 2)}
+    refused(write(nvidia_pickle(state)), "it is R3GAN, which has other layers: gapkd reads")
 
 
 def test_stylegan_xl_is_named(write):

@@ -4,6 +4,7 @@ those of other repositories, told apart by their content. Nothing in a file is e
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -201,7 +202,7 @@ def _other_kind(head: bytes, suffix: str) -> tuple[str, str]:
             return kind
     if head[257:262] == b"ustar":
         return "a tar archive", UNPACK
-    if suffix == ".onnx" or head[:1] == b"\x08" and (b"pytorch" in head or b"onnx" in head):
+    if suffix == ".onnx" or re.match(rb"\x08[\x01-\x20]\x12[\x01-\x20]\w", head):
         return "an ONNX program", SAVE_WEIGHTS
     if text[:1] == b"<" and (text[1:2] in b"!?" or text[1:2].isalpha()):
         return "a web page (did the download want a login?)", "fetch the file itself"

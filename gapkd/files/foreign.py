@@ -15,6 +15,7 @@ import re
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count, islice
@@ -198,17 +199,22 @@ def _path(way: tuple) -> str:
 
 def _what_instead(content: object) -> str:
     """What a file holds in which no network was found, and what to do."""
-    records, names = [], []
+    records, names, parts = [], [], Budget(4 * MOST_PARTS)
     for _, value, _ in islice(_contents(content), MOST_PARTS):
-        if isinstance(value, Record):
+        if isinstance(value, Record) and value.name == PERSISTENT:
+            modules = Modules()
+            with suppress(ForeignError):
+                modules.add(value, "", parts)
+            names += modules.state
+        elif isinstance(value, Record):
             records.append(value)
             names.append(value.name)
         else:
             names += [key for key in islice(value, MOST_PARTS) if isinstance(key, str)]
-    if family := _family(names):
+    if family := _family(names[:MOST_PARTS]):
         return family
     whole = [record for record in records if isinstance(record.state, dict)
-             and "_modules" in record.state and record.name != PERSISTENT]
+             and "_modules" in record.state]
     if whole:
         return (f"it holds whole modules ({_shown(whole[0].name)}), which only their own code can "
                 "read: save the network's state_dict() instead, where that code is at hand")
@@ -343,15 +349,21 @@ FIELDS: dict[str, tuple[tuple[str, tuple], ...]] = {
     "down": ((r"^b\d+\.(conv1|skip)$", (2,)), (r"^b\d+\.(conv0?|fromrgb)$", (1,)))}
 """What a field of NVIDIA's modules must be, so that our layers compute the same, by a pattern of
 the modules' paths; none of them need be there."""
+PLANNED = {"in_sampling_rate": "in_rate", "out_sampling_rate": "out_rate",
+           "in_cutoff": "in_cutoff", "out_cutoff": "out_cutoff", "in_half_width": "in_half_width",
+           "out_half_width": "out_half_width", "is_critically_sampled": "critical",
+           "is_torgb": "torgb"}
+"""Fields of StyleGAN3's layers -> what they are called in our `LayerPlan`."""
 OF_NO_MATTER = frozenset("""
-    training block_resolutions c_dim channels channels_last cmap_dim conv_clamp
-    conv_kernel down_factor down_radial down_taps first_layer_idx fp16_channels_last
-    fused_modconv_default group_size img_channels img_resolution img_resolution_log2 in_channels
-    in_cutoff in_features in_half_width in_sampling_rate in_size is_critically_sampled is_last
-    is_torgb layer_names magnitude_ema_beta margin_size num_conv num_critical num_fp16_res
+    block_resolutions c_dim channels channels_last cmap_dim conv_clamp conv_kernel down_factor
+    down_radial down_taps dtype first_layer_idx fp16_channels_last fused_modconv_default
+    group_size img_channels img_resolution img_resolution_log2 in_channels in_cutoff in_features
+    in_half_width in_sampling_rate in_size is_critically_sampled is_last is_torgb layer_names
+    magnitude_ema_beta margin_size memory_format name num_conv num_critical num_fp16_res
     num_layers num_torgb num_ws out_channels out_cutoff out_features out_half_width
     out_sampling_rate out_size output_scale padding resolution sampling_rate size
-    tmp_sampling_rate up_factor up_taps use_fp16 w_avg_beta w_dim weight_gain z_dim""".split())
+    tmp_sampling_rate trainable training up_factor up_taps use_fp16 w_avg_beta w_dim weight_gain
+    z_dim""".split())
 """Fields that the tensors' shapes repeat, that matter in training or for speed alone, or that are
 read elsewhere here."""
 
@@ -473,7 +485,7 @@ class Modules:
 
 def _same(value: object, right: object) -> bool:
     if isinstance(right, float) and type(value) in (int, float):
-        return abs(value - right) < 1e-6
+        return abs(value - right) < 1e-6 * max(1.0, abs(right))
     return type(value) is type(right) and value == right
 
 
@@ -520,6 +532,11 @@ def nvidia_alias_free(modules: Modules) -> Found:
     found = _collect("stylegan3-generator", architecture, state, NVIDIA + names,
                      "NVIDIA's StyleGAN3")
     for n, layer in enumerate(outline(found.kind, architecture).synthesis.layers):
+        for theirs, ours in PLANNED.items():
+            value, right = modules.get(paths[n], theirs, None), getattr(layer.plan, ours)
+            if value is not None and not _same(value, right):
+                raise ForeignError(f"{paths[n]} has the {theirs} {_shown(value)}: in the published "
+                                   f"configurations it is {right:g}")
         for name, design in (("up_filter", layer.up_design), ("down_filter", layer.down_design)):
             ours, theirs = low_pass(*design), state.get(f"{paths[n]}.{name}")
             if theirs is not None and not (getattr(theirs, "shape", None) == ours.shape

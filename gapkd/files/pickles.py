@@ -28,7 +28,7 @@ from torch import Tensor
 # The number in the first pickle of a torch.save file without zip.
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
 # Bytes that an operation takes besides what it carries, a little above what CPython allocates.
-STEP, CONTAINER, ITEM, ENTRY, OBJECT, VIEW = 16, 80, 16, 96, 200, 600
+STEP, CONTAINER, ITEM, ENTRY, OBJECT, VIEW = 8, 80, 16, 64, 200, 600
 
 DTYPES = {
     "FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16,
@@ -145,10 +145,13 @@ class Machine:
         return result
 
     def key(self, value: object) -> object:
-        """A key of a dict. What is neither text nor a constant stands in a Record, a key of its own
-        each time: numbers can be chosen to collide, and nested tuples take for ever to hash."""
+        """A key of a dict. Numbers, which can be chosen to collide, stand as text; tuples, which
+        can take for ever to hash, in a Record, a key of its own each time."""
         if isinstance(value, (str, bytes, bool, Record, type(None))):
             return value
+        if isinstance(value, float) or isinstance(value, int) and value.bit_length() < 64:
+            self.budget.spend(ENTRY)
+            return f"#{value}"
         self.budget.spend(OBJECT)
         return Record("key", (value,))
 
