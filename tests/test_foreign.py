@@ -91,6 +91,8 @@ def test_stylegan3_files_give_the_recorded_numbers(write, tmp_path, name):
     again = load_generator(gapkd.save_network(G, tmp_path / "own.safetensors"))
     assert torch.equal(again(data["z"]), G(data["z"]))
     assert G.radial == (name == "r") and G.clamp == 256
+    without_labels = nvidia_pickle(under("G.", data), attributes={"mapping": {"embed": None}})
+    assert load_generator(write(without_labels)).c_dim == 0
     bare = load_generator(write(nvidia_pickle(without("magnitude_ema")(under("G.", data)))))
     assert all(layer.magnitude_ema == 1 for layer in bare.synthesis.layers)
     with pytest.raises(ForeignError, match="a stylegan3-generator cannot be written"):
@@ -122,7 +124,7 @@ def test_skip_convolutions_are_clamped_as_their_fields_say(write, tmp_path):
     for block in D.blocks:
         block.skip.weight.mul_(5)
     named, clamp = named_like_nvidia(D), {"*": {"conv_clamp": 0.5}}
-    theirs = clamp | {f"b{size}.skip": {"conv_clamp": None} for size in (16, 8)}
+    theirs = clamp | {f"b{size}.skip": {"conv_clamp": None, "bias": None} for size in (16, 8)}
     free, clamped = (load_discriminator(write(nvidia_pickle(None, named, attributes=given)))
                      for given in (theirs, clamp))
     maps = free.from_rgb(x)

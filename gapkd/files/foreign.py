@@ -450,6 +450,8 @@ class Modules:
     def check_field(self, path: str, name: str, value: object) -> None:
         if name.startswith("_"):  # torch's own; the source's arguments, which the fields repeat
             return
+        if value is None and name not in FIELDS:  # a layer or parameter that is not there
+            return
         if name not in FIELDS and name not in OF_NO_MATTER:
             raise ForeignError(f"{_named(path)} has the field {_shown(name)} ({_shown(value)}), "
                                "which the published versions do not have: it may draw otherwise "
