@@ -209,6 +209,7 @@ def test_a_discriminator_that_cannot_be_read_spares_the_generator(write, nvidia)
     (dict, {"synthesis.b8.conv1": {"act_gain": 1.0}}, "conv1 has the act_gain 1.0: only 1.414"),
     (dict, {"synthesis.b8.conv0": {"up": 1}}, "conv0 has the up 1: only 2"),
     (dict, {"synthesis.b8.conv0.affine": {"bias_gain": 0.1}}, "multiplier 0.1: only 1.0"),
+    (having("synthesis.b8.attention.weight", 3, 3), {}, "holds synthesis.b8.attention.weight"),
     (dict, {"synthesis.b8": {"slope": 0.1}}, r"b8 has the field 'slope' \(0.1\), which"),
     (dict, {"*": {"conv_clamp": -1.0}}, "conv_clamp is -1.0, not a number above 0"),
     (dict, {"synthesis.b8.torgb": {"conv_clamp": 3}}, "clamp their outputs at different values"),
@@ -445,6 +446,7 @@ def test_rosinality_discriminator(write):
     (having("style.1.weight", 1, 70_000), "z_dim is 70000"),
     (having("to_rgbs.0.upsample.kernel", 4, 4), "is another filter"),
     (having("convs.1.conv.weight", 1, 8, 8, 1, 1), "kernels of different sizes"),
+    (having("convs.1.attention.weight", 3, 3), "it holds convs.1.attention.weight, which the"),
     (lambda s: {"weights": torch.ones(3)}, "holds no StyleGAN2 network under .* 'g_ema'")])
 def test_bad_rosinality_files(write, stylekd, change, message):
     refused(write(torch_bytes({"g_ema": change(under("student.state.", stylekd))})), message)

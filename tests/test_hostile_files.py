@@ -531,10 +531,17 @@ def good_file(name: str, folder: Path) -> bytes:
     G, D = networks()
     if name == "own.safetensors":
         return save_network(G, folder / name).read_bytes()
+    beside = ATTACKS | {"path": Path("/data"), "set": {1, (2, 3)}, "array": np.arange(5.0),
+                        "number": np.float32(3), "tuples": {(8, 8): 1, 7: 2}, "enum": Colour.RED}
     if name.endswith(".pkl"):
-        protocol = 3 if name == "nvidia3.pkl" else 4
-        return nvidia_pickle(named_like_nvidia(G), named_like_nvidia(D), protocol)
-    return torch_bytes(to_rosinality(G), with_zip=name == "zip.pt")
+        protocol = {"nvidia3.pkl": 3, "nvidia.pkl": 4, "beside.pkl": 5}[name]
+        return nvidia_pickle(named_like_nvidia(G), named_like_nvidia(D), protocol,
+                             beside=beside if name == "beside.pkl" else {})
+    if name == "theirs.safetensors":
+        layout = to_rosinality(G)["g_ema"].items()
+        return safetensors_bytes({f"g_ema.{k}": v.contiguous() for k, v in layout})
+    more = beside if name == "beside.pt" else {}
+    return torch_bytes(to_rosinality(G) | more, with_zip=name == "zip.pt")
 
 
 def mutate(content: bytes, dice: random.Random) -> bytes:
@@ -566,7 +573,8 @@ def mutate(content: bytes, dice: random.Random) -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["nvidia.pkl", "nvidia3.pkl", "zip.pt", "legacy.pt",
-                                  "own.safetensors"])
+                                  "own.safetensors", "beside.pkl", "beside.pt",
+                                  "theirs.safetensors"])
 def test_mutated_files_load_rightly_or_give_our_error(tmp_path, name, monkeypatch):
     monkeypatch.delenv(TRACE, raising=False)
     file, content = tmp_path / name, good_file(name, tmp_path)
@@ -575,7 +583,7 @@ def test_mutated_files_load_rightly_or_give_our_error(tmp_path, name, monkeypatc
               for network in networks()}
     file.write_bytes(content)
     load_generator(file)
-    for _ in range(1000):
+    for _ in range(400):
         file.write_bytes(mutate(content, dice))
         start = time.monotonic()
         for load, kind in ((load_generator, Generator), (load_discriminator, Discriminator)):
@@ -584,11 +592,11 @@ def test_mutated_files_load_rightly_or_give_our_error(tmp_path, name, monkeypatc
                     network = load(file)
                 except CheckpointError as error:
                     outcomes["refused"] += 1
-                    assert name in str(error)
+                    assert name in str(error) and str(error).isprintable()
                 else:
                     outcomes["loaded"] += 1
                     assert type(network) is kind
                     found = {k: v.shape for k, v in network.state_dict().items()}
                     assert found == shapes[kind]
         assert time.monotonic() - start < 30
-    assert outcomes["refused"] > 300 and sum(outcomes.values()) == 2000
+    assert outcomes["refused"] > 200 and sum(outcomes.values()) == 800

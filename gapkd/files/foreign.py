@@ -39,6 +39,7 @@ AVERAGED = {"ema", "gema", "average", "averaged", "avg", "running", "swa", "gs"}
 LONGEST = 300  # characters of a tensor's name
 DEFAULTS = {"w_avg": 0.0, "noise_const": 0.0, "noise_strength": 0.0, "magnitude_ema": 1.0}
 """What may be missing, and is then as if it were not there."""
+FIXED = "filter", "kernel", "noise_const"  # what no training changes
 LIMITS = {"resolution": 4096, "mapping_layers": 64, "z_dim": 2**16, "w_dim": 2**16, "c_dim": 2**20,
           "mbstd_group": 2**10, "critical": 1000, "margin": 1000, "output_scale": 1000}
 
@@ -270,9 +271,10 @@ def _collect(kind: str, architecture: dict, theirs: State, rules: Rules, source:
         network = outline(kind, architecture)
     except ValueError as error:
         raise ForeignError(f"its sizes make no network: {error}") from error
-    taken, storages = {}, {}
+    taken, storages, used = {}, {}, set()
     for name, wanted in network.state_dict().items():
         their_name, default = _renamed(name, rules), DEFAULTS.get(name.rsplit(".", 1)[-1])
+        used.add(their_name)
         if their_name not in theirs and default is not None:
             tensor = torch.full(wanted.shape, default)
         else:
@@ -282,6 +284,10 @@ def _collect(kind: str, architecture: dict, theirs: State, rules: Rules, source:
                                f"{tuple(wanted.shape)}")
         taken[name] = tensor, wanted.shape
         storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    parts = {name.partition(".")[0] for name in used}
+    for name in sorted(theirs.keys() - used):
+        if name.partition(".")[0] in parts and not name.endswith(FIXED):
+            raise ForeignError(f"it holds {_named(name)}, which the published versions do not have")
     if sum(tensor.numel() for tensor, _ in taken.values()) > sum(storages.values()):
         raise ForeignError("it shows the same numbers in many tensors, which would take far more "
                            "memory than it")
