@@ -120,6 +120,8 @@ def test_the_distance_of_a_discriminator_stays_as_it_was(tmp_path, teacher_file)
     distance = distance_for(file, torch.device("cpu"))
     before = distance(a, b)
     assert distance(a, a).abs().max() < 1e-6 and before.min() > 0
+    grey = distance(a[:, :1], b[:, :1])  # are seen as they look
+    assert torch.equal(grey, distance(a[:, :1].repeat(1, 3, 1, 1), b[:, :1].repeat(1, 3, 1, 1)))
     run = distill(distill_config(tmp_path / "r", teacher_file, images=4, perceptual=file,
                                  discriminator=file))
     assert run.log[-1]["perceptual"] > 0 and torch.equal(distance(a, b), before)
