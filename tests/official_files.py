@@ -88,18 +88,21 @@ def _module(class_name: str, state: dict[str, Tensor], attributes: dict[str, dic
 
 
 def nvidia_pickle(G: dict[str, Tensor] | None, D: dict[str, Tensor] | None = None,
-                  protocol: int = 4, attributes: dict[str, dict] | None = None) -> bytes:
+                  protocol: int = 4, attributes: dict[str, dict] | None = None,
+                  beside: dict | None = None) -> bytes:
     """{"G", "D", "G_ema", ...} with networks of these state dicts (NVIDIA's names).
 
     Args:
         attributes: module path -> attributes of that module; "*" for all of them.
+        beside: further entries of the file.
     """
     network = G and _module("Generator", G, attributes or {})
     critic = D and _module("Discriminator", D, attributes or {})
     training = EasyDict(class_name="training.dataset.ImageFolderDataset", size=np.int64(7))
     with official_modules():
         return pickle.dumps({"G": network, "D": critic, "G_ema": network, "augment_pipe": None,
-                             "training_set_kwargs": training}, protocol=protocol)
+                             "training_set_kwargs": training, **(beside or {})},
+                            protocol=protocol)
 
 
 def shared_modules(depth: int) -> bytes:

@@ -4,6 +4,7 @@ recorded numbers; what cannot be translated is named."""
 from __future__ import annotations
 
 import os
+import re
 from argparse import Namespace
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 import torch
 from official_files import TRACE, named_like_nvidia, nvidia_pickle, torch_bytes
 from recorded import STYLEKD, arrays, under
+from safetensors.torch import save_file
+from tiny import perturb
 
 import gapkd
 from gapkd.cli import main
@@ -20,8 +23,9 @@ from gapkd.files.checkpoints import (
     load_generator,
     read_metadata,
 )
-from gapkd.files.foreign import ForeignError, to_rosinality
+from gapkd.files.foreign import ForeignError, largest_activation, to_rosinality
 from gapkd.networks.stylegan2 import Discriminator, Generator
+from gapkd.networks.stylegan3 import AliasFreeGenerator
 
 close = {"atol": 1e-4, "rtol": 0}
 
@@ -87,6 +91,8 @@ def test_stylegan3_files_give_the_recorded_numbers(write, tmp_path, name):
     again = load_generator(gapkd.save_network(G, tmp_path / "own.safetensors"))
     assert torch.equal(again(data["z"]), G(data["z"]))
     assert G.radial == (name == "r") and G.clamp == 256
+    without_labels = nvidia_pickle(under("G.", data), attributes={"mapping": {"embed": None}})
+    assert load_generator(write(without_labels)).c_dim == 0
     bare = load_generator(write(nvidia_pickle(without("magnitude_ema")(under("G.", data)))))
     assert all(layer.magnitude_ema == 1 for layer in bare.synthesis.layers)
     with pytest.raises(ForeignError, match="a stylegan3-generator cannot be written"):
@@ -108,6 +114,54 @@ def test_clamped_convolutions_are_clamped(write, tmp_path, nvidia):
         "*": {"conv_clamp": clamp}, "b4.mbstd": {"group_size": 2}}))) for clamp in (None, 0.1))
     assert free.clamp is None and clamped.clamp == 0.1 and clamped.mbstd_group == 2
     assert not torch.allclose(free(nvidia["image"]), clamped(nvidia["image"]))
+
+
+@torch.no_grad()
+def test_skip_convolutions_are_clamped_as_their_fields_say(write, tmp_path):
+    """NVIDIA builds them without: their conv_clamp is None while all others have one."""
+    torch.manual_seed(0)
+    D, x = Discriminator(16, [16, 16, 16]), torch.randn(4, 3, 16, 16)
+    for block in D.blocks:
+        block.skip.weight.mul_(5)
+    named, clamp = named_like_nvidia(D), {"*": {"conv_clamp": 0.5}}
+    theirs = clamp | {f"b{size}.skip": {"conv_clamp": None, "bias": None} for size in (16, 8)}
+    free, clamped = (load_discriminator(write(nvidia_pickle(None, named, attributes=given)))
+                     for given in (theirs, clamp))
+    maps = free.from_rgb(x)
+    for block in free.blocks:  # by hand: what the branch adds is at most clamp / sqrt(2)
+        skip = block.skip(maps)
+        assert skip.abs().max() > 0.5
+        maps = block.conv1(block.conv0(maps)).clamp(-0.5**1.5, 0.5**1.5) + skip
+    torch.testing.assert_close(free.features(x)[-1], maps, **close)
+    assert not torch.allclose(free(x), clamped(x)) and clamped.blocks[0].skip.clamp == 0.5
+    for network in (free, clamped):
+        again = load_discriminator(gapkd.save_network(network, tmp_path / "d.safetensors"))
+        assert torch.equal(again(x), network(x))
+    odd = {"*": {"conv_clamp": 0.5}, "b16.skip": {"conv_clamp": None}, "b8.skip": {"conv_clamp": 2}}
+    refused(write(nvidia_pickle(None, named, attributes=odd)), "different", load_discriminator)
+
+
+@torch.no_grad()
+def test_fields_of_discriminators_and_of_noise(write, nvidia, tmp_path):
+    D, G, x = under("D.", nvidia), under("G.", nvidia), nvidia["image"]
+    whole = load_discriminator(write(nvidia_pickle(None, D, attributes={
+        "b4.mbstd": {"group_size": None, "num_channels": 1}, "b8": {"architecture": "resnet"}})))
+    fours = load_discriminator(write(nvidia_pickle(None, D)))
+    x = torch.cat([x, -x, x.flip(3), x.flip(2)])  # more than one group of four
+    assert len(x) > 4 and not torch.allclose(whole(x), fours(x))
+    fours.mbstd_group = len(x)
+    assert whole.mbstd_group is None and torch.equal(whole(x), fours(x))
+    again = load_discriminator(gapkd.save_network(whole, tmp_path / "d.safetensors"))
+    assert torch.equal(again(x), whole(x))
+    for field in ({"group_size": "4"}, {"group_size": 0}, {"num_channels": 2}):
+        file = write(nvidia_pickle(None, D, attributes={"b4.mbstd": field}))
+        refused(file, f"b4.mbstd has the {[*field][0]}", load_discriminator)
+    refused(write(nvidia_pickle(None, D, attributes={"b8": {"architecture": "skip"}})),
+            "b8 has the architecture 'skip': only resnet", load_discriminator)
+    off = {f"synthesis.b{size}.conv{n}": {"use_noise": False}
+           for size in (4, 8, 16, 32) for n in (0, 1) if size > 4 or n}
+    G = load_generator(write(nvidia_pickle(G, attributes=off)))
+    assert torch.equal(G(nvidia["z"]), G(nvidia["z"], noise="none")) and G.silent
 
 
 @torch.no_grad()
@@ -149,7 +203,16 @@ def test_a_discriminator_that_cannot_be_read_spares_the_generator(write, nvidia)
     (having("synthesis.b8.torgb.weight", 4, 24, 1, 1), {}, r"not \(3, 24, 1, 1\)"),
     (having("mapping.fc3.weight", 48, 48, 1, 2), {}, r"fc3.weight has the shape \(48, 48, 1, 2\)"),
     (having("synthesis.input.weight", 2, 2), {}, r"the layers \[\] of a StyleGAN3 generator"),
-    (dict, {"synthesis.b8": {"architecture": "resnet"}}, "architecture 'resnet': only 'skip'"),
+    (dict, {"synthesis.b8": {"architecture": "resnet"}}, "architecture 'resnet': only skip"),
+    (dict, {"synthesis.b8.conv0": {"activation": "linear"}}, "activation 'linear': only lrelu"),
+    (dict, {"mapping.fc3": {"activation": "linear"}}, "mapping.fc3 has the activation 'linear'"),
+    (dict, {"synthesis.b8.conv1": {"act_gain": 1.0}}, "conv1 has the act_gain 1.0: only 1.414"),
+    (dict, {"synthesis.b8.conv0": {"up": 1}}, "conv0 has the up 1: only 2"),
+    (dict, {"synthesis.b8.conv0.affine": {"bias_gain": 0.1}}, "multiplier 0.1: only 1.0"),
+    (having("synthesis.b8.attention.weight", 3, 3), {}, "holds synthesis.b8.attention.weight"),
+    (dict, {"synthesis.b8": {"slope": 0.1}}, r"b8 has the field 'slope' \(0.1\), which"),
+    (dict, {"*": {"conv_clamp": -1.0}}, "conv_clamp is -1.0, not a number above 0"),
+    (dict, {"synthesis.b8.torgb": {"conv_clamp": 3}}, "clamp their outputs at different values"),
     (dict, {"synthesis.b8.conv0": {"activation": "relu"}}, "activation 'relu': only lrelu"),
     (dict, {"mapping.fc3": {"bias_gain": 1.0}}, "learning-rate multiplier 1.0"),
     (dict, {"synthesis.b8.conv0": {"conv_clamp": 3}}, "clamp their outputs at different values")])
@@ -163,12 +226,50 @@ def test_what_cannot_be_translated_is_named(write, nvidia, change, attributes, m
     (lambda s: {k.replace("L8_32_3", "L8_48_3"): v for k, v in s.items()}, {}, "two .* not 48"),
     (having("synthesis.L2_36_24.up_filter", 12), {}, "layer 2 .* has other filters"),
     (having("synthesis.L2_36_24.up_filter", 13), {}, "layer 2 .* has other filters"),
+    (having("synthesis.L2_36_24.down_filter", 12), {}, "layer 2 .* has other filters"),
+    (dict, {"synthesis.input": {"bandwidth": 3.0}}, "bandwidth 3.0: only 2.0"),
+    (dict, {"synthesis.L2_36_24": {"out_cutoff": 9.0}}, "L2_36_24 has the out_cutoff 9.0: in the"),
+    (dict, {"synthesis.L2_36_24": {"is_torgb": True}}, "L2_36_24 has the is_torgb True"),
     (dict, {"synthesis": {"margin_size": -3}}, "margin is -3"),
     (dict, {"synthesis": {"num_critical": "2"}}, "num_critical of its synthesis network is '2'"),
     (having("synthesis.L2_36_24.weight", 2, 2, 3, 3), {}, r"\(2, 2, 3, 3\), not \(24, 24, 3, 3\)")])
 def test_stylegan3_files_that_cannot_be_translated(write, change, attributes, message):
     state = under("G.", arrays("stylegan3t_nvidia"))
     refused(write(nvidia_pickle(change(state), attributes=attributes)), message)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@torch.no_grad()
+def test_grey_and_rgba_networks(write, tmp_path, channels):
+    """As NVIDIA's own tools make them of such images: a generator draws what its toRGB says."""
+    torch.manual_seed(0)
+    G = perturb(Generator(16, 6, 6, [(5, 4), (3, 2), (2, 2)], mapping_layers=2)).eval()
+    more = {"mapping_layers": 2, "img_channels": channels}
+    odd = Generator(16, 6, 6, G.channels, **more).eval()
+    rows, z = [0, 1, 2, 0][:channels], torch.randn(2, 6)
+    odd.load_state_dict({k: v[rows] if k.endswith(("torgb.bias", "torgb.conv.weight")) else v
+                         for k, v in G.state_dict().items()})
+    alias_free = perturb(AliasFreeGenerator(16, 6, 6, [4, 3, 3], **more)).eval()
+    for content in (nvidia_pickle(named_like_nvidia(odd)), torch_bytes(to_rosinality(odd))):
+        loaded = load_generator(write(content))
+        assert loaded.img_channels == channels == loaded.architecture()["img_channels"]
+        torch.testing.assert_close(loaded(z), G(z)[:, rows], atol=1e-6, rtol=0)
+        again = load_generator(gapkd.save_network(loaded, tmp_path / "g.safetensors"))
+        assert torch.equal(again(z), loaded(z))
+    plans = [layer.plan for layer in alias_free.synthesis.layers]
+    names = {f"synthesis.layers.{n}": f"synthesis.L{n}_{plan.out_size}_{plan.out_channels}"
+             for n, plan in enumerate(plans)}
+    state = named_like_nvidia(alias_free)
+    for ours, theirs in names.items():
+        state = {k.replace(f"{ours}.", f"{theirs}."): v for k, v in state.items()}
+    loaded = load_generator(write(nvidia_pickle(state)))
+    assert torch.equal(loaded(z), alias_free(z)) and loaded(z).shape[1] == channels
+    D = Discriminator(16, [4, 3, 2], img_channels=channels)
+    loaded = load_discriminator(write(nvidia_pickle(None, named_like_nvidia(D))))
+    assert torch.equal(loaded(odd(z)), D(odd(z)))
+    bad = {k: torch.ones(5, *v.shape[1:]) if "torgb.weight" in k or k.endswith("torgb.bias") else v
+           for k, v in named_like_nvidia(G).items()}
+    refused(write(nvidia_pickle(bad)), "img_channels must be 3, 1 .grey. or 4 .RGBA., not 5")
 
 
 # ------------------------------------------------------------------------------------ rosinality
@@ -202,12 +303,95 @@ def test_a_missing_latent_avg_is_estimated(write, stylekd):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("wrap", [
-    dict, lambda s: {"g": s}, lambda s: {"state_dict": s},
-    lambda s: {"g_ema": {f"module.{k}": v for k, v in s.items()}}])
-def test_bare_and_wrapped_state_dicts(write, stylekd, wrap):
+def prefixed(prefix: str):
+    """A change of a state dict: that stands before every name."""
+    return lambda s: {prefix + k: v for k, v in s.items()}
+
+
+WRAPS = [
+    dict, lambda s: {"g": s}, lambda s: {"state_dict": s}, lambda s: {"any name": {"of any": s}},
+    lambda s: {"g_ema": prefixed("module.")(s)}, prefixed("g_ema."), prefixed("_orig_mod."),
+    prefixed("decoder."), prefixed("net.generator."), lambda s: [{"epoch": 3}, (s,)],
+    lambda s: {re.sub("^conv1", "conv1._orig_mod", k): v for k, v in s.items()},
+    lambda s: {"state_dict": prefixed("decoder.")(s) | {"encoder.conv1.weight": torch.ones(3)},
+               "hyper_parameters": Namespace(lr=1)}, lambda s: Namespace(model=s)]
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+@torch.no_grad()
+def test_a_network_is_found_wherever_it_stands(write, stylekd, wrap):
+    G = load_generator(write(torch_bytes(wrap(under("student.state.", stylekd)))))
+    torch.testing.assert_close(G(stylekd["z"]), stylekd["student.image"], **close)
+
+
+@pytest.mark.parametrize("name", ["stylegan2", "t", "r"])
+@pytest.mark.parametrize("prefix", ["", "module.", "G_ema."])
+@torch.no_grad()
+def test_state_dicts_with_nvidias_names(tmp_path, nvidia, name, prefix):
+    data = nvidia if name == "stylegan2" else arrays(f"stylegan3{name}_nvidia")
+    state = {prefix + k: v.contiguous() for k, v in under("G.", data).items()}
+    save_file(state, tmp_path / "model.safetensors")
+    for folder in (tmp_path, tmp_path / "model.safetensors"):
+        torch.testing.assert_close(load_generator(folder)(data["z"]), data["image"], **close)
+
+
+def test_of_several_the_averaged_one_is_taken_and_it_is_said(write, stylekd):
     state = under("student.state.", stylekd)
-    assert load_generator(write(torch_bytes(wrap(state)))).resolution == 32
+    other = {k: v if k.endswith("kernel") else v + 1 for k, v in state.items()}
+    for content, path in (
+            ({"g": other, "g_ema": state}, "g_ema"),
+            ({"netG": other, "netG_ema": state}, "netG_ema"),
+            (prefixed("generator.")(other) | prefixed("generator_ema.")(state), "generator_ema"),
+            ({"all": {"raw": other, "model": {"ema": state}}}, "all.model.ema")):
+        with pytest.warns(UserWarning, match=f"net.pkl: it holds 2 .* '{path}', the averaged one"):
+            G = load_generator(write(torch_bytes(content)))
+        assert torch.equal(G.synthesis.const, state["input.input"])
+    with pytest.warns(UserWarning, match="'first', the first, since none is called averaged"):
+        G = load_generator(write(torch_bytes({"first": other, "second": state})))
+    assert torch.equal(G.synthesis.const, other["input.input"])
+
+
+def test_folders_with_one_network(tmp_path, stylekd):
+    content = torch_bytes(under("student.state.", stylekd))
+    (tmp_path / "config.json").write_text('{"architectures": ["StyleGAN"]}')
+    (tmp_path / "any.pkl").write_bytes(content)
+    assert load_generator(tmp_path).resolution == 32
+    (tmp_path / "optimizer.pt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"name the file .* \(any.pkl, optimizer.pt\)"):
+        load_generator(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(content)
+    assert load_generator(tmp_path).resolution == 32
+
+
+@pytest.mark.parametrize("content, message", [
+    ({"GAN": {"S.net.0.weight": 1, "G.blocks.0.to_style1.weight": 1}}, "lucidrains"),
+    ({"generator": {"synthesis.layer0.weight": 1, "mapping.dense0.weight": 1}}, "genforce"),
+    ({"state_dict": {"generator.style_mapping.1.weight": 1}}, "mmgen"),
+    ({"g": {"progression.0.conv1.0.weight": 1}}, "the first StyleGAN"),
+    ({"netG": {"scaleLayers.0.0.module.weight": 1}}, "progressive GAN"),
+    ({"G": {"Model.MainLayers.0.weight": 1}}, "R3GAN"),
+    ({"x.weight": 1}, r"no StyleGAN2 network under .*: a Tensor\): gapkd reads"),
+    (Generator(8, 4, 4, 4, mapping_layers=1).state_dict(), "of a gapkd network without its arch"),
+    (torch.nn.Linear(2, 2), "whole modules .'torch.nn.*Linear'.*save the network's state_dict")])
+def test_other_families_are_named(write, content, message):
+    def filled(value):
+        if isinstance(value, dict):
+            return {name: filled(part) for name, part in value.items()}
+        return torch.ones(1)
+
+    content = filled(content) if isinstance(content, dict) else content
+    refused(write(torch_bytes(content), "net.pt"), message)
+
+
+def test_r3gan_is_named(write):
+    state = {"Model.MainLayers.0.Layers.0.weight": torch.ones(2, 2)}
+    refused(write(nvidia_pickle(state)), "it is R3GAN, which has other layers: gapkd reads")
+
+
+def test_stylegan_xl_is_named(write):
+    state = having("mapping.embed_proj.weight", 4, 4)(under("G.", arrays("stylegan3t_nvidia")))
+    file = write(nvidia_pickle(state, attributes={"synthesis": {"head_layer_names": None}}))
+    refused(file, "it is StyleGAN-XL, which has other layers: gapkd reads")
 
 
 @pytest.mark.parametrize("name", STYLEKD)
@@ -231,7 +415,7 @@ def test_students_of_ours_are_written_for_other_tools(write):
     G = Generator(16, 6, 6, [(5, 4), (3, 2), (2, 2)], kernel=1, mapping_layers=2).eval()
     loaded, z = load_generator(write(torch_bytes(to_rosinality(G)))), torch.randn(2, 6)
     assert torch.equal(loaded(z), G(z)) and loaded.channels == G.channels
-    for more in ({"c_dim": 3}, {"clamp": 1.0}):
+    for more in ({"c_dim": 3}, {"clamp": 0.1}):
         with pytest.raises(ForeignError, match="neither classes nor clamped"):
             to_rosinality(Generator(8, 4, 4, 4, mapping_layers=1, **more))
 
@@ -262,9 +446,53 @@ def test_rosinality_discriminator(write):
     (having("style.1.weight", 1, 70_000), "z_dim is 70000"),
     (having("to_rgbs.0.upsample.kernel", 4, 4), "is another filter"),
     (having("convs.1.conv.weight", 1, 8, 8, 1, 1), "kernels of different sizes"),
+    (having("convs.1.attention.weight", 3, 3), "it holds convs.1.attention.weight, which the"),
     (lambda s: {"weights": torch.ones(3)}, "holds no StyleGAN2 network under .* 'g_ema'")])
 def test_bad_rosinality_files(write, stylekd, change, message):
     refused(write(torch_bytes({"g_ema": change(under("student.state.", stylekd))})), message)
+
+
+@torch.no_grad()
+def test_a_clamp_that_nothing_reaches_is_left_out(tmp_path, nvidia, write, capsys):
+    """NVIDIA's trainings clamp at 256, and students inherit it."""
+    file = write(nvidia_pickle(under("G.", nvidia), attributes={"*": {"conv_clamp": 256}}))
+    student = gapkd.make_student(load_generator(file), synthesis="pruned")
+    ours = str(gapkd.save_network(student, tmp_path / "s.safetensors"))
+    for source, z in ((str(file), nvidia["z"]), (ours, nvidia["z"])):
+        out = tmp_path / f"{Path(source).stem}.pt"
+        assert main(["convert", source, str(out)]) == 0
+        err = capsys.readouterr().err
+        assert re.fullmatch(r"gapkd: the clamp at 256, .* 200 latents is [\d.]+, \d% of it\n", err)
+        theirs, G = load_generator(out), load_generator(source)
+        assert theirs.clamp is None and torch.equal(theirs(z), G(z))
+
+
+@torch.no_grad()
+def test_a_clamp_that_is_reached_is_left_out_when_asked(tmp_path, capsys):
+    torch.manual_seed(0)
+    G = Generator(8, 4, 4, 4, mapping_layers=1, clamp=1.0).eval()
+    source, out = str(gapkd.save_network(G, tmp_path / "g.safetensors")), tmp_path / "g.pt"
+    assert largest_activation(G) == 1.0
+    assert main(["convert", source, str(out)]) == 2 and not out.exists()
+    assert "near its clamp of 1 (the largest activation of 200 " in capsys.readouterr().err
+    assert main(["convert", source, str(out), "--drop-clamp"]) == 0
+    assert "is 1, 100% of it" in capsys.readouterr().err
+    assert load_generator(out).clamp is None
+    z, features = torch.randn(2, 4), []
+    for network in (G, load_generator(out)):
+        features.append(network.synthesis(network.mapping(z)).features[-1].abs().max())
+    assert features[0] == 1 < features[1]
+
+
+def test_the_largest_activation_is_that_of_every_layer():
+    torch.manual_seed(0)
+    G = Generator(8, 4, 4, 4, mapping_layers=1, clamp=500.0).eval()
+    usual = largest_activation(G)
+    for layer, bias in ((G.synthesis.blocks[1].conv0, 200.0), (G.synthesis.blocks[0].torgb, 300.0)):
+        with torch.no_grad():
+            layer.bias.fill_(bias)
+        assert largest_activation(G) >= bias > usual
+    assert not any(layer._forward_hooks for layer in G.modules())
 
 
 def test_convert_refuses(tmp_path, capsys):

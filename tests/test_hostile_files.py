@@ -3,10 +3,15 @@ comes out."""
 
 from __future__ import annotations
 
+import bz2
 import ctypes
+import datetime
+import enum
 import functools
 import importlib
 import io
+import json
+import lzma
 import operator
 import os
 import pickle
@@ -15,19 +20,25 @@ import random
 import struct
 import sys
 import time
+import warnings
 import zipfile
+from argparse import Namespace
+from collections import defaultdict, deque
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from official_files import TRACE, named_like_nvidia, nvidia_pickle, shared_modules, torch_bytes
 from safetensors.torch import save as safetensors_bytes
 
+from gapkd.cli import main
 from gapkd.files.checkpoints import (
     CheckpointError,
     load_discriminator,
     load_generator,
+    read_metadata,
     save_network,
 )
 from gapkd.files.foreign import PERSISTENT, ForeignError, find_network, to_rosinality
@@ -115,20 +126,71 @@ ATTACKS = {
 
 @pytest.mark.parametrize("name", ATTACKS)
 @pytest.mark.parametrize("protocol", [0, 1, 2, 4])
-def test_calls_are_refused_and_named(tmp_path, name, protocol):
+def test_calls_are_inert_and_named(tmp_path, name, protocol):
     content = pickle.dumps({"G_ema": ATTACKS[name]}, protocol=protocol)
-    with nothing_executed(), pytest.raises(UnreadableError, match="no network needs: refused"):
+    with nothing_executed():
+        assert isinstance(read(content)["G_ema"], Record)
+        if protocol >= 2:
+            message = "(neither knows nor calls|holds whole modules .'torch.nn.*Linear')"
+            refused(tmp_path, content, f"cannot be read as a network: .*{message}")
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_what_lies_beside_a_network_does_not_lose_it(tmp_path, protocol):
+    G = small()
+    beside = ATTACKS | {"path": Path("/data"), "set": {1, (2, 3)}, "frozen": frozenset({4}),
+                        "date": datetime.date(2026, 1, 1), "enum": Colour.RED, "complex": 1j,
+                        "class": Colour, "array": np.arange(5.0), "number": np.float32(3),
+                        "tuples": {(8, 8): 1, 7: 2, 0.5: 3, None: 4}, "deque": deque([1]),
+                        "default": defaultdict(list, a=[1]), "bytes": bytearray(b"abc")}
+    content = nvidia_pickle(named_like_nvidia(G), protocol=protocol, beside=beside)
+    with nothing_executed("open"):
         read(content)
-    if protocol >= 2:
-        refused(tmp_path, content, "cannot be read as a network: .* no network needs: refused")
+    (tmp_path / "net.pkl").write_bytes(content)
+    assert equal(load_generator(tmp_path / "net.pkl"), G)
+    with pytest.raises(CheckpointError, match="'D': .*|whole modules|of the kind"):
+        load_discriminator(tmp_path / "net.pkl")
+
+
+@pytest.mark.parametrize("with_zip", [True, False])
+def test_tensors_and_lists_beside_a_network_do_not_lose_it(tmp_path, with_zip):
+    G = small()
+    beside = {"complex": torch.ones(3, dtype=torch.complex64), "expanded": torch.ones(1).expand(9),
+              "sparse": torch.eye(3).to_sparse(), "buffer": torch.nn.Buffer(torch.ones(2)),
+              "quantized": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+              "module": torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)), "generator": Colour.RED,
+              "args": Namespace(path=Path("/data")), "losses": [n + 0.5 for n in range(400_000)],
+              "steps": {n: n + 0.5 for n in range(150_000)},
+              "log": [{"d": n + 0.5} for n in range(9999)],
+              "means": [np.float64(n) for n in range(20_000)], "device": torch.device("cpu")}
+    (tmp_path / "net.pt").write_bytes(torch_bytes(to_rosinality(G) | beside, with_zip))
+    with memory_of_at_most(200 * 2**20), nothing_executed():
+        loaded = load_generator(tmp_path / "net.pt")
+    assert equal(loaded, G)
+
+
+def test_what_the_network_itself_needs_is_named(tmp_path):
+    layout = to_rosinality(small())["g_ema"]
+    for odd in (Colour.RED, torch.eye(4).to_sparse(), torch.ones(1, dtype=torch.float8_e5m2)):
+        content = torch_bytes({"g_ema": layout | {"style.1.bias": odd}})
+        refused(tmp_path, content, "style.1.bias is no tensor, but .* neither knows nor", "net.pt")
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+def equal(one: Generator, other: Generator) -> bool:
+    z = torch.randn(2, one.z_dim)
+    return torch.equal(one(z), other(z))
 
 
 @pytest.mark.parametrize("inner", [pickle.dumps(Call(os.system, "true"), 2),
                                    torch_bytes(Call(os.system, "true"), with_zip=False)])
-def test_a_call_inside_a_storage_is_refused(inner):
+def test_a_call_inside_a_storage_is_refused(tmp_path, inner):
     content = pickle.dumps({"G_ema": Call(torch.storage._load_from_bytes, inner)})
-    with nothing_executed(), pytest.raises(UnreadableError, match="asks for|something else"):
-        read(content)
+    with nothing_executed():
+        refused(tmp_path, content, "(neither knows nor calls|is truncated or damaged)")
 
 
 def test_nothing_is_imported_or_called_while_reading(monkeypatch):
@@ -202,7 +264,6 @@ def test_the_programs_written_here_are_right():
 PROGRAMS = {
     "beyond its storage": tensor(0, (5, 4), (4, 1)), "offset beyond": tensor(16, (1,), (1,)),
     "stride beyond": tensor(0, (2, 2), (100, 1)), "terabytes": tensor(0, (2**40,), (1,)),
-    "shown many times": tensor(0, (10**6, 10**6), (0, 0)), "negative size": tensor(0, (-1,), (1,)),
     "negative stride": tensor(8, (2,), (-4,)), "negative offset": tensor(-8, (2,), (1,)),
     "more sizes than strides": tensor(0, (2, 2), (1,)),
     "many sizes": tensor(0, (1,) * 40, (1,) * 40),
@@ -210,23 +271,44 @@ PROGRAMS = {
     "a state for a class": b"\x80\x03" + ORDERED + b"}U\x01aK\x01sb.",
     "a state for a list": b"\x80\x03]}b.", "a number called": b"\x80\x03K\x01)R.",
     "attributes walked": b"\x80\x04\x8c\x0bcollections\x8c\x13OrderedDict.__init__\x93.",
-    "a record called": b"\x80\x03" + GLOBAL % (b"torch", b"Size") + b")R)R.",
     "a name made up": b"\x80\x04K\x01K\x02\x93.", "an extension": b"\x80\x03\x82\x01.",
     "outside": b"\x80\x03U\x01aQ.", "outside, as text": b"\x80\x03Pabc\n.",
-    "old instances": b"(ios\nsystem\n.", "memo from nowhere": b"\x80\x03j\xff\xff\xff\xff.",
+    "memo from nowhere": b"\x80\x03j\xff\xff\xff\xff.",
     "empty stack": b"\x80\x03R.", "no mark": b"\x80\x03t.", "nothing": b"\x80\x03.",
     "never stops": b"\x80\x03N",
     "claims a terabyte": b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"abc.",
     "claims all": b"\x80\x04\x8e" + struct.pack("<Q", 2**63 - 1) + b"abc.",
     "a frame of a terabyte": b"\x80\x04\x95" + struct.pack("<Q", 2**40) + b"N",
-    "keys that hash for ever": b"\x80\x04}" + TUPLES + b"Ns.",
-    "a set of tuples": b"\x80\x04\x8f(" + TUPLES + b"\x90.",
-    "a dict of tuples": b"\x80\x03" + ORDERED + b"]" + TUPLES + b"N\x86a\x85R.",
     "a long number": b"\x80\x03L" + b"9" * 100_000 + b"L\n.", "protocol 77": b"\x80\x4d\x99.",
     "keywords": b"\x80\x04" + ORDERED + b")}\x8c\x01aK\x01s\x92.",
-    "a dict of no pairs": b"\x80\x03" + ORDERED + b"(]K\x01atR.",
+    "negative size": tensor(0, (-1,), (1,)),
+    "a dict of no pairs": b"\x80\x03" + ORDERED + b"(]K\x01atR."}
+
+
+INERT = {
+    "shown many times": tensor(0, (10**6, 10**6), (0, 0)),
+    "a record called": b"\x80\x03" + GLOBAL % (b"torch", b"Size") + b")R)R.",
+    "old instances": b"\x80\x03(ios\nsystem\n.", "old objects": b"\x80\x03(" + ORDERED + b"o.",
+    "keys that hash for ever": b"\x80\x04}" + TUPLES + b"Ns.",
+    "a set of tuples": b"\x80\x04\x8f(" + TUPLES + b"\x90.",
+    "a frozen set of tuples": b"\x80\x04(" + TUPLES + b"\x91.",
+    "a dict of tuples": b"\x80\x03" + ORDERED + b"]" + TUPLES + b"N\x86a\x85R.",
+    "keys of one hash": keys(2**61 - 1, 8000), "numbers as keys": keys(1, 15_000),
+    "a buffer elsewhere": b"\x80\x05\x97\x98.", "bytes": b"\x80\x05\x96\3" + bytes(7) + b"abc.",
     "an encoding": b"\x80\x03" + ENCODE + b"X\x01\x00\x00\x00aX\x05\x00\x00\x00rot13\x86R.",
-    "a parameter of nothing": b"\x80\x03" + PARAMETER + b"N\x85R."}
+    "a parameter of nothing": b"\x80\x03" + PARAMETER + b"N\x85R.",
+    "appended to an object": b"\x80\x03" + GLOBAL % (b"os", b"x") + b")R(K\1K\2e.",
+    "a list of a million": b"\x80\x03](" + b"G" + bytes(8) + (b"G" + bytes(8)) * 10**6 + b"e."}
+
+
+@pytest.mark.parametrize("name", INERT)
+def test_programs_that_are_read_at_once(name):
+    start = time.monotonic()
+    with memory_of_at_most(150 * 2**20), nothing_executed("import", "open"):
+        value = read(INERT[name])
+        with pytest.raises(ForeignError):
+            find_network(value, None)
+    assert time.monotonic() - start < 20
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -238,8 +320,6 @@ def test_programs_that_cheat_are_refused_at_once(name):
 
 
 @pytest.mark.parametrize("content, message", [
-    (keys(2**61 - 1, 8000), "as a key a int"),  # they all have the same hash
-    (b"\x80\x04\x8f(\x8a\x0e" + b"\x11" * 14 + b"\x90.", "as a key a int"),
     # C unpicklers make room for four billion entries
     (b"\x80\x03Nr\xfe\xff\xff\xff.", "not numbered as picklers do"),
     (b"\x80\x03Np3000000\n.", "not numbered as picklers do"),
@@ -276,13 +356,13 @@ def again(content: bytes, times: int) -> bytes:
 
 
 DEAR = {  # each step is cheap
-    "steps": b"\x80\x04" + b"\x8f" * 300_000 + b".",
+    "steps": b"\x80\x04" + b"\x8f" * 10**6 + b".",
     "encoded text": TEXT + (ENCODE + b"h\x01h\x02\x86R0") * 900 + b"N.",
-    "storages": again(MEGABYTE, 1000), "empty storages": again(EMPTY, 5000),
-    "copies of a list": PAIRS + (ORDERED + b"h\x01R0") * 400 + b"N.",
+    "storages": again(MEGABYTE, 1000), "empty storages": again(EMPTY, 20_000),
+    "copies of a list": PAIRS + (ORDERED + b"h\x01R0") * 1500 + b"N.",
     "copies of a dict":
-        PAIRS + ORDERED + b"h\x01R\x85q\x020" + (ORDERED + b"h\x02R0") * 400 + b"N.",
-    "numbers as keys": keys(1, 15_000)}
+        PAIRS + ORDERED + b"h\x01R\x85q\x020" + (ORDERED + b"h\x02R0") * 1500 + b"N.",
+    "numbers as keys": keys(1, 10**6)}
 
 
 @pytest.mark.parametrize("name", DEAR)
@@ -358,7 +438,13 @@ def test_one_storage_under_many_names_is_refused(tmp_path, weight, bias, message
     (b"", "is empty"), (b"<!doctype html><html>", "is a web page"), (b"\x89PNG\r\n", "is a PNG"),
     (b"version https://git-lfs.github.com/spec/v1", "Git LFS pointer"), (b"a,b\n1,2", "is text"),
     (bytes(range(1, 60)) * 2 + b"\xff", "is of an unknown kind: expected a network as"),
-    (b"\x1f\x8b\x08", "is a gzip archive"),
+    (b"\x1f\x8b\x08", "is a gzip archive"), (bz2.compress(b"x"), "is a bzip2 archive: unpack it"),
+    (lzma.compress(b"x"), "is an xz archive: unpack"), (b"\x28\xb5\x2f\xfd..", "is a Zstandard"),
+    (bytes(257) + b"ustar\x0000", "is a tar archive: unpack"), (b"\n <html>", "is a web page"),
+    (b"\xef\xbb\xbf\r\n<!DOCTYPE html>", "is a web page .*: fetch the file itself"),
+    (b"\x93NUMPY\x01\x00v", r"is a numpy array \(.npy\): give the .pkl"),
+    (b"\x08\x08\x12\x07pytorch\x1a\x052.1", "is an ONNX program: give the .pkl or .pt"),
+    (b"\x08\x08\x12\x05gapkd:\xf2", "is an ONNX program"),
     (b"\x80\x02cdnnlib.tflib.network\nNetwork\nq\x00)\x81.", "TensorFlow network .* legacy.py")])
 def test_other_files_are_named_for_what_they_are(tmp_path, content, message):
     refused(tmp_path, content, message)
@@ -369,6 +455,67 @@ def test_metadata_nested_without_end(tmp_path, entry):
     metadata = {"kind": "stylegan2-generator", "architecture": "{}", "provenance": "{}"}
     content = safetensors_bytes({"a": torch.zeros(1)}, metadata | {entry: "[" * 100_000})
     refused(tmp_path, content, "is a safetensors file, but not one of gapkd's")
+
+
+EVIL = "x\n\x1b[31mgapkd: all is well\x1b[0m\u202e"
+
+
+def spoilt(**changes) -> bytes:
+    """A file of ours with other metadata."""
+    G = small()
+    known = {"kind": G.kind, "architecture": json.dumps(G.architecture()), "provenance": "{}"}
+    weights = {k: v.contiguous() for k, v in G.state_dict().items()}
+    return safetensors_bytes(weights, known | changes)
+
+
+def claimed(**architecture) -> bytes:
+    return spoilt(architecture=json.dumps(small().architecture() | architecture))
+
+
+@pytest.mark.parametrize("text", [EVIL, EVIL + "k" * 100_000, EVIL + " k" * 50_000])
+def test_text_of_a_file_in_a_message_is_short_and_printable(tmp_path, text):
+    G, filters = small(), torch.ones(4, 4)
+    named, layout = named_like_nvidia(G), to_rosinality(G)["g_ema"]
+    module = text.replace(".", " ")[:90]
+    for content in (
+            nvidia_pickle(named | {f"synthesis.b8.{module}.resample_filter": filters}),
+            nvidia_pickle(named, attributes={"synthesis.b8.conv0": {"activation": text}}),
+            nvidia_pickle(named, attributes={"synthesis.b8.conv0": {text: 1}}),
+            pickle.dumps({text: 1}), pickle.dumps({"G": Record(text)}), torch_bytes({text: {}}),
+            torch_bytes({"g": layout | {text[-200:] + "kernel": filters}}),
+            torch_bytes({"g": layout, text: layout | {"input.input": filters}, "ema": {}}),
+            spoilt(kind=text), claimed(**{text: 1}), claimed(clamp=text), claimed(channels=text),
+            safetensors_bytes({text: filters})):
+        (tmp_path / "net").write_bytes(content)
+        with pytest.raises(CheckpointError) as caught, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            load_generator(tmp_path / "net")
+            raise CheckpointError("this one may load")
+        assert str(caught.value).isprintable() and len(str(caught.value)) < 450
+
+
+@pytest.mark.parametrize("clamp", ["x", [1], -1.0, 0, True, {"a": 1}])
+def test_a_clamp_that_is_no_number(tmp_path, clamp, capsys):
+    file = tmp_path / "net.safetensors"
+    file.write_bytes(claimed(clamp=clamp))
+    assert main(["sample", "--generator", str(file), "--out", str(tmp_path / "a.png")]) == 2
+    assert "clamp must be a number above 0" in capsys.readouterr().err
+
+
+def test_long_paths_and_zips_without_checksums(tmp_path, capsys):
+    for path in ("a" * 300, "a\0b", f"{tmp_path}/{'b' * 300}/c"):
+        for read_it in (load_generator, load_discriminator, read_metadata):
+            with pytest.raises(CheckpointError):
+                read_it(path)
+    assert main(["convert", "toyfaces32", str(tmp_path / f"{'a' * 300}.pt")]) == 2
+    assert "cannot be written (File name too long)" in capsys.readouterr().err
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        content = torch_bytes(to_rosinality(small()))
+    finally:
+        torch.serialization.set_crc32_options(before)
+    refused(tmp_path, content, "has another checksum than its content", "net.pt")
 
 
 # -------------------------------------------------------------------------------------- fuzzing
@@ -384,10 +531,17 @@ def good_file(name: str, folder: Path) -> bytes:
     G, D = networks()
     if name == "own.safetensors":
         return save_network(G, folder / name).read_bytes()
+    beside = ATTACKS | {"path": Path("/data"), "set": {1, (2, 3)}, "array": np.arange(5.0),
+                        "number": np.float32(3), "tuples": {(8, 8): 1, 7: 2}, "enum": Colour.RED}
     if name.endswith(".pkl"):
-        protocol = 3 if name == "nvidia3.pkl" else 4
-        return nvidia_pickle(named_like_nvidia(G), named_like_nvidia(D), protocol)
-    return torch_bytes(to_rosinality(G), with_zip=name == "zip.pt")
+        protocol = {"nvidia3.pkl": 3, "nvidia.pkl": 4, "beside.pkl": 5}[name]
+        return nvidia_pickle(named_like_nvidia(G), named_like_nvidia(D), protocol,
+                             beside=beside if name == "beside.pkl" else {})
+    if name == "theirs.safetensors":
+        layout = to_rosinality(G)["g_ema"].items()
+        return safetensors_bytes({f"g_ema.{k}": v.contiguous() for k, v in layout})
+    more = beside if name == "beside.pt" else {}
+    return torch_bytes(to_rosinality(G) | more, with_zip=name == "zip.pt")
 
 
 def mutate(content: bytes, dice: random.Random) -> bytes:
@@ -419,7 +573,8 @@ def mutate(content: bytes, dice: random.Random) -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["nvidia.pkl", "nvidia3.pkl", "zip.pt", "legacy.pt",
-                                  "own.safetensors"])
+                                  "own.safetensors", "beside.pkl", "beside.pt",
+                                  "theirs.safetensors"])
 def test_mutated_files_load_rightly_or_give_our_error(tmp_path, name, monkeypatch):
     monkeypatch.delenv(TRACE, raising=False)
     file, content = tmp_path / name, good_file(name, tmp_path)
@@ -428,7 +583,7 @@ def test_mutated_files_load_rightly_or_give_our_error(tmp_path, name, monkeypatc
               for network in networks()}
     file.write_bytes(content)
     load_generator(file)
-    for _ in range(1000):
+    for _ in range(400):
         file.write_bytes(mutate(content, dice))
         start = time.monotonic()
         for load, kind in ((load_generator, Generator), (load_discriminator, Discriminator)):
@@ -437,11 +592,11 @@ def test_mutated_files_load_rightly_or_give_our_error(tmp_path, name, monkeypatc
                     network = load(file)
                 except CheckpointError as error:
                     outcomes["refused"] += 1
-                    assert name in str(error)
+                    assert name in str(error) and str(error).isprintable()
                 else:
                     outcomes["loaded"] += 1
                     assert type(network) is kind
                     found = {k: v.shape for k, v in network.state_dict().items()}
                     assert found == shapes[kind]
         assert time.monotonic() - start < 30
-    assert outcomes["refused"] > 300 and sum(outcomes.values()) == 2000
+    assert outcomes["refused"] > 200 and sum(outcomes.values()) == 800

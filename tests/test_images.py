@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gapkd.data.images import save_gif, save_png, tile, untile
+from gapkd.data.images import save_gif, save_png, tile, to_uint8, untile, with_channels
 
 
 @pytest.mark.parametrize("resolution", [8, 64])
@@ -34,3 +34,21 @@ def test_a_gif_keeps_its_frames_and_starts_again(tmp_path):
         assert (gif.n_frames, gif.info["loop"], gif.info["duration"]) == (3, 0, 50)
         gif.seek(2)
         assert gif.convert("RGB").getpixel((4, 4))[0] > 200
+
+
+def test_grey_and_rgba_images_are_seen_as_they_look():
+    dice = torch.Generator().manual_seed(0)
+    grey, rgb = (torch.rand(2, c, 4, 4, generator=dice) * 2 - 1 for c in (1, 3))
+    assert torch.equal(with_channels(grey), grey.repeat(1, 3, 1, 1))
+    assert torch.equal(to_uint8(grey), to_uint8(grey.repeat(1, 3, 1, 1)))
+    ours = to_uint8(with_channels(rgb, 1))[0, :, :, 0].numpy()
+    theirs = np.asarray(Image.fromarray(to_uint8(rgb)[0].numpy()).convert("L"))
+    assert np.abs(ours.astype(int) - theirs).max() <= 1
+    alpha = torch.tensor([-1.0, 0.0, 1.0, 9.0]).expand(2, 1, 4, 4)
+    seen = with_channels(torch.cat([rgb, alpha], dim=1))
+    assert torch.equal(seen[..., 0], torch.ones(2, 3, 4))  # transparent: the white ground
+    torch.testing.assert_close(seen[..., 1], (rgb[..., 1] + 1) / 2)
+    assert torch.equal(seen[..., 2:], rgb[..., 2:])
+    assert torch.equal(with_channels(with_channels(rgb, 4)), rgb)
+    assert with_channels(rgb) is rgb and with_channels(grey, 4).shape == (2, 4, 4, 4)
+    assert with_channels(torch.cat([rgb, alpha], dim=1), 1).shape == grey.shape

@@ -15,6 +15,7 @@ from unittest.mock import MagicMock, Mock
 import pytest
 import torch
 from official_files import named_like_nvidia, nvidia_pickle
+from PIL import Image
 from tiny import config, distill_config, equal, newest, perturb
 
 from gapkd.cli import main
@@ -90,6 +91,28 @@ def test_toy_features_for_other_images_are_warned_of(tmp_path, teacher_file, fak
         distill(distill_config(tmp_path / "t", teacher_file, images=4))
 
 
+@pytest.mark.parametrize("channels, kind", [(1, "same"), (4, "mobile")])
+def test_grey_and_rgba_teachers_are_used_as_any_other(tmp_path, channels, kind, capsys):
+    torch.manual_seed(0)
+    teacher = Generator(32, 8, 8, 8, mapping_layers=2, img_channels=channels).eval()
+    teacher = save_network(teacher, tmp_path / "t.safetensors")
+    result = distill(distill_config(tmp_path / "run", teacher, kind=kind, ld_blocks=(1,),
+                                    perceptual="toyfaces", synthesis="random"))
+    student = str(result.checkpoint)
+    G = load_generator(student)
+    assert G.img_channels == channels and G(torch.randn(2, 8)).shape == (2, channels, 32, 32)
+    D = load_discriminator(tmp_path / "run" / "discriminator.safetensors")
+    assert D.img_channels == channels
+    both = ["--generator", student, "--teacher", str(teacher)]
+    assert main(["evaluate", *both, "--samples", "40"]) == 0
+    assert main(["sample", "--generator", student, "--out", str(tmp_path / "s.png")]) == 0
+    assert main(["export", student, "--onnx", str(tmp_path / "g.onnx"), "--latents", "4"]) == 0
+    assert main(["share", student, "--out", str(tmp_path / "shared")]) == 0
+    assert load_generator(tmp_path / "shared").img_channels == channels
+    with Image.open(tmp_path / "s.png") as sheet:
+        assert sheet.mode == "RGB"
+
+
 def test_content_is_the_mask_of_losses_and_scores(tmp_path, teacher_file, fake_distance,
                                                   monkeypatch):
     seen = []
@@ -112,6 +135,8 @@ def test_the_distance_of_a_discriminator_stays_as_it_was(tmp_path, teacher_file)
     distance = distance_for(file, torch.device("cpu"))
     before = distance(a, b)
     assert distance(a, a).abs().max() < 1e-6 and before.min() > 0
+    grey = distance(a[:, :1], b[:, :1])  # are seen as they look
+    assert torch.equal(grey, distance(a[:, :1].repeat(1, 3, 1, 1), b[:, :1].repeat(1, 3, 1, 1)))
     run = distill(distill_config(tmp_path / "r", teacher_file, images=4, perceptual=file,
                                  discriminator=file))
     assert run.log[-1]["perceptual"] > 0 and torch.equal(distance(a, b), before)

@@ -53,15 +53,19 @@ class DirectionsConfig:
 
 @dataclass(frozen=True)
 class ConvertConfig:
-    """Write a generator in another format: .safetensors (gapkd) or .pt (rosinality's layout, which
-    SeFa, StyleKD, CAGAN and projection scripts read). Or a discriminator, if that is the name of
-    the file to write."""
+    """Write a generator in another format: .safetensors (gapkd) or .pt (rosinality's layout); or a
+    discriminator, if that is the name of the file to write.
+
+    SeFa, StyleKD, CAGAN and DCP-GAN read such a .pt of any widths, a student's too; scripts that
+    build a network of rosinality's own widths (512, 256, ...) read only one that has these."""
 
     source: tyro.conf.Positional[str]
     """File of the network: .safetensors, NVIDIA's .pkl or rosinality's .pt."""
     out: tyro.conf.Positional[str]
     """File to write; its ending says which format, and "discriminator" in its name which network.
     An existing one is not overwritten."""
+    drop_clamp: bool = False
+    """Of a .pt, which knows none: leave the clamp of the activations out though they come near."""
 
 
 def sample(config: SampleConfig) -> None:
@@ -130,7 +134,7 @@ def convert(config: ConvertConfig) -> None:
     network = load(config.source)
     if out.suffix == ".pt":
         content = io.BytesIO()
-        torch.save(to_rosinality(network), content)
+        torch.save(to_rosinality(network, config.drop_clamp), content)
         write_atomically(out, content.getvalue())
     else:
         origin = dict(checkpoints.read_metadata(config.source)["provenance"])

@@ -1,4 +1,4 @@
-"""Tensors in [-1, 1] to 8-bit pictures."""
+"""Tensors in [-1, 1] to 8-bit pictures; grey, RGB and RGBA."""
 
 from __future__ import annotations
 
@@ -11,10 +11,31 @@ from torch import Tensor
 
 from gapkd.files.storage import write_atomically
 
+LUMA = 0.299, 0.587, 0.114  # of red, green and blue, as Pillow weighs them
+
+
+def with_channels(images: Tensor, channels: int = 3) -> Tensor:
+    """Images of 1 (grey), 3 or 4 (RGBA) channels as such of another number of channels: grey is
+    repeated, colours are weighed, what is transparent shows a white ground, what had no alpha is
+    opaque. (N, C, R, R) -> (N, channels, R, R), with gradients."""
+    if images.shape[1] == channels:
+        return images
+    if images.shape[1] == 4:
+        alpha = (images[:, 3:].clamp(-1, 1) + 1) / 2
+        images = images[:, :3] * alpha + (1 - alpha)
+    if channels == 1:
+        if images.shape[1] == 3:
+            weights = torch.tensor(LUMA, dtype=images.dtype, device=images.device)
+            images = (images * weights[:, None, None]).sum(dim=1, keepdim=True)
+        return images
+    images = images.expand(-1, 3, -1, -1)
+    return images if channels == 3 else torch.cat([images, torch.ones_like(images[:, :1])], dim=1)
+
 
 def to_uint8(images: Tensor) -> Tensor:
-    """(N, 3, R, R) in [-1, 1], clamped -> (N, R, R, 3) uint8 on the CPU."""
-    scaled = images.detach().float().add(1).mul(127.5).round().clamp(0, 255)
+    """(N, 3, R, R) in [-1, 1], clamped -> (N, R, R, 3) uint8 on the CPU; of grey and RGBA images
+    what they look like (`with_channels`)."""
+    scaled = with_channels(images.detach()).float().add(1).mul(127.5).round().clamp(0, 255)
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
 

@@ -4,6 +4,8 @@ those of other repositories, told apart by their content. Nothing in a file is e
 from __future__ import annotations
 
 import json
+import re
+import warnings
 from pathlib import Path
 
 import torch
@@ -22,16 +24,33 @@ from gapkd.networks.stylegan2 import Discriminator
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # in a folder of gapkd.sharing.hub
 FORMAT = "1"
 DTYPES = torch.float16, torch.bfloat16, torch.float32, torch.float64  # of weights
+LONGEST_MESSAGE = 800
 FOLDER_FORMAT = "2"  # of config.json: the architecture lies flat in it; in "1" it was a part
+ENDINGS = ".safetensors", ".pkl", ".pt", ".pth", ".bin", ".ckpt"  # of networks' files
+HUB_NAMES = "pytorch_model.bin", "pytorch_model.pt"  # other projects' weights in a folder
+UNPACK = "unpack it, and give the network's file in it"
+SAVE_WEIGHTS = "give the .pkl or .pt that it was made from"
 KNOWN_HEADS = {
-    b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture", b"\x1f\x8b": "a gzip archive",
-    b"\x89HDF": "an HDF5 file", b"<!": "a web page (did the download want a login?)",
-    b"<h": "a web page", b"7z\xbc\xaf": "a 7z archive",
-    b"version https://git-lfs": "a Git LFS pointer, not the file itself"}
+    b"\x89PNG": ("a PNG picture", ""), b"\xff\xd8\xff": ("a JPEG picture", ""),
+    b"\x89HDF": ("an HDF5 file", SAVE_WEIGHTS), b"GGUF": ("a GGUF file", SAVE_WEIGHTS),
+    b"\x93NUMPY": ("a numpy array (.npy)", SAVE_WEIGHTS),
+    b"\x1f\x8b": ("a gzip archive", UNPACK), b"7z\xbc\xaf": ("a 7z archive", UNPACK),
+    b"BZh": ("a bzip2 archive", UNPACK), b"\xfd7zXZ": ("an xz archive", UNPACK),
+    b"\x28\xb5\x2f\xfd": ("a Zstandard archive", UNPACK), b"Rar!": ("a RAR archive", UNPACK),
+    b"\x04\x22\x4d\x18": ("an LZ4 archive", UNPACK), b"%PDF": ("a PDF document", ""),
+    b"version https://git-lfs": ("a Git LFS pointer, not the file itself", "run git lfs pull")}
+"""How other files begin -> what they are, and what to do."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used: unreadable, truncated, hostile, or of another kind."""
+    """A checkpoint that cannot be used: unreadable, truncated, hostile, or of another kind. Its
+    message is one line of printable characters, whatever a file has put into it."""
+
+    def __init__(self, message: str):
+        if len(message) > LONGEST_MESSAGE:  # what to do stands at the end
+            half = LONGEST_MESSAGE // 2
+            message = f"{message[:half]} ... {message[-half:]}"
+        super().__init__("".join(c if c.isprintable() else "?" for c in message))
 
 
 # ---------------------------------------------------------------------------------------- writing
@@ -63,8 +82,9 @@ def find_checkpoint(path: str | Path) -> Path:
     """The file of a network.
 
     Args:
-        path: the file itself, an address, the name of an embedded network, or a folder that
-            gapkd.sharing.hub wrote, whose config.json must agree with its weights.
+        path: the file itself, an address, the name of an embedded network, a folder that
+            gapkd.sharing.hub wrote, whose config.json must agree with its weights, or another
+            folder with one network's file in it.
 
     Raises CheckpointError when there is none.
     """
@@ -79,9 +99,10 @@ def find_checkpoint(path: str | Path) -> Path:
         if not path.exists() and path.name == str(path) and embedded.is_file():
             return embedded
         is_folder, is_file = path.is_dir(), path.is_file()
-    except OSError as error:  # a name that is too long
-        raise CheckpointError(f"{str(path)[:60]}... cannot be looked for ({error.strerror}): give "
-                              "a file, or the name of an embedded network") from error
+    except (OSError, ValueError) as error:  # a name that is too long, or none
+        raise CheckpointError(f"{str(path)[:60]}... cannot be looked for "
+                              f"({getattr(error, 'strerror', error)}): give a file, or the name of "
+                              "an embedded network") from error
     if is_folder:
         return _shared_weights(path)
     if not is_file:
@@ -99,12 +120,8 @@ def _shared_weights(folder: Path) -> Path:
         return run
     weights, config = folder / WEIGHTS, folder / CONFIG
     if not weights.is_file():
-        if config.is_file():
-            raise CheckpointError(f"{folder} holds {CONFIG}, but no {WEIGHTS}: fetch the folder "
-                                  "again, whole")
-        raise CheckpointError(f"{folder} is a folder: name the file in it, for example "
-                              f"{folder / 'generator.safetensors'}")
-    if not config.is_file():
+        return _only_network(folder)
+    if not config.is_file() or recognise(weights) == "safetensors" and not _is_ours(weights):
         return weights
     mend = f"fetch the folder again, or remove {CONFIG} if the weights are the right ones"
     try:
@@ -125,7 +142,8 @@ def _shared_weights(folder: Path) -> Path:
         known |= found["architecture"]
     wrong = [name for name, value in known.items() if described.get(name, ...) != value]
     if wrong:
-        names = ", ".join(name for name in wrong[:5] if name.isidentifier()) or "the architecture"
+        names = [name for name in wrong[:5] if name.isidentifier() and len(name) < 40]
+        names = ", ".join(names) or "the architecture"
         raise CheckpointError(f"{config} and {WEIGHTS} beside it disagree about {names}: one of "
                               f"the two was changed; {mend}")
     return weights
@@ -158,6 +176,27 @@ def _network_of_state(content: object, role: str | None) -> tuple[dict, dict] | 
             content["D" if D else "G_ema"])
 
 
+def _only_network(folder: Path) -> Path:
+    """The one file of a network in a folder of any origin."""
+    try:
+        files = sorted(file for file in folder.iterdir()
+                       if file.suffix in ENDINGS and file.is_file())
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read ({error.strerror})") from error
+    known = [file for file in files if file.name in HUB_NAMES]
+    if len(files) == 1 or known:
+        return (known or files)[0]
+    if files:
+        names = ", ".join(file.name[:60] for file in files[:5])
+        raise CheckpointError(f"{folder} is a folder: name the file in it that you mean ({names}"
+                              f"{', ...' if len(files) > 5 else ''})")
+    if (folder / CONFIG).is_file():
+        raise CheckpointError(f"{folder} holds {CONFIG}, but no {WEIGHTS}: fetch the folder again, "
+                              "whole")
+    raise CheckpointError(f"{folder} is a folder: name the file in it, for example "
+                          f"{folder / 'generator.safetensors'}")
+
+
 def sha256(path: str | Path) -> str:
     """Checksum of a network's file, found as by `find_checkpoint`."""
     return storage.sha256(find_checkpoint(path))
@@ -170,21 +209,36 @@ def recognise(path: Path) -> str:
     """
     try:
         with open(path, "rb") as file:
-            head = file.read(64)
+            head = file.read(512)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
-    if head[4:9] == b"\0\0\0\0{":  # the header's length, which begins with any byte, and the header
+    if head[4:9] == b"\0\0\0\0{":  # the header's length, of any first byte, and the header
         return "safetensors"
     if head.startswith((b"PK\x03\x04", b"\x80")):
         return "pickle"
-    what = "empty" if not head else "of an unknown kind"
-    if head and head.isascii() and all(byte >= 32 or byte in b"\t\r\n" for byte in head):
-        what = "text"
+    what, mend = _other_kind(head, path.suffix)
+    expected = ("expected a network as .safetensors (gapkd), .pkl (NVIDIA's StyleGAN2 and 3) or "
+                ".pt (rosinality's layout)")
+    raise CheckpointError(f"{_title(path)} is {what}: {f'{mend}; ' if mend else ''}{expected}")
+
+
+def _other_kind(head: bytes, suffix: str) -> tuple[str, str]:
+    """What a file is by its first 512 bytes, and what to do about it."""
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not head:
+        return "empty", "fetch it again"
     for start, kind in KNOWN_HEADS.items():
         if head.startswith(start):
-            what = kind
-    raise CheckpointError(f"{_title(path)} is {what}: expected a network as .safetensors (gapkd), "
-                          ".pkl (NVIDIA's StyleGAN2 and 3) or .pt (rosinality's layout)")
+            return kind
+    if head[257:262] == b"ustar":
+        return "a tar archive", UNPACK
+    if suffix == ".onnx" or re.match(rb"\x08[\x01-\x20]\x12[\x01-\x20]\w", head):
+        return "an ONNX program", SAVE_WEIGHTS
+    if text[:1] == b"<" and (text[1:2] in b"!?" or text[1:2].isalpha()):
+        return "a web page (did the download want a login?)", "fetch the file itself"
+    if all(byte >= 32 or byte in b"\t\r\n" for byte in head) and head.isascii():
+        return "text", ""
+    return "of an unknown kind", ""
 
 
 # ---------------------------------------------------------------------------------------- reading
@@ -196,8 +250,9 @@ def load_generator(path: str | Path) -> StyleGenerator:
     Args:
         path: a file, its address (see gapkd.files.download), the name of an embedded one
             ("toyfaces32"), or a folder that `gapkd share` wrote. The file is gapkd's own
-            safetensors, a .pkl of NVIDIA's (StyleGAN2 or 3), or a .pt in rosinality's layout; of
-            those, the averaged weights are taken (G_ema, g_ema).
+            safetensors, or a .pkl, .pt, .bin or .safetensors in which a network in NVIDIA's
+            layout (StyleGAN2 or 3) or in rosinality's stands, under whatever name. Of several the
+            averaged one is taken (G_ema, g_ema), and a warning says so.
 
     Raises CheckpointError when the file is missing, truncated, not a checkpoint, hostile, or holds
     something else.
@@ -217,19 +272,20 @@ def read_metadata(path: str | Path) -> dict:
 
 
 def _metadata(path: Path) -> dict:
-    return (_read(path) if recognise(path) == "safetensors" else _read_foreign(path))[0]
+    return (_read(path) if _is_ours(path) else _read_foreign(path))[0]
 
 
 def _load(path: str | Path, role: str) -> nn.Module:
     path = find_checkpoint(path)
     name = _title(path)
-    if recognise(path) == "safetensors":
+    if _is_ours(path):
         metadata, tensors = _read(path, weights=True)
     else:
         metadata, tensors = _read_foreign(path, role)
     kind, architecture = metadata["kind"], metadata["architecture"]
     if kind not in NETWORKS or not kind.endswith(f"-{role}"):
-        raise CheckpointError(f"{name} is a file of the kind {kind}, but a {role} was asked for")
+        raise CheckpointError(f"{name} is a file of the kind {kind[:40]}, but a {role} was asked "
+                              "for")
     if not all(t.dtype in DTYPES for t in tensors.values()):
         raise CheckpointError(f"{name} holds numbers of a kind that no network of gapkd has: save "
                               "it with float32 weights")
@@ -245,13 +301,18 @@ def _load(path: str | Path, role: str) -> nn.Module:
     except Exception as error:  # whatever a hostile architecture brings about
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(f"the weights in {name} do not fit the architecture that it names "
-                              f"({lines[-1].strip()}): the file is damaged or was edited"
+                              f"({lines[-1].strip()[:200]}): the file is damaged or was edited"
                               ) from error
     return network.eval().requires_grad_(False)
 
 
-def _read(path: Path, weights: bool = False) -> tuple[dict, dict[str, torch.Tensor]]:
-    """Metadata and, if asked for, weights of a file of our own."""
+def _is_ours(path: Path) -> bool:
+    """Whether a file claims to be gapkd's own."""
+    return recognise(path) == "safetensors" and not {"gapkd", "kind"}.isdisjoint(_open(path)[0])
+
+
+def _open(path: Path, weights: bool = False) -> tuple[dict, dict[str, torch.Tensor]]:
+    """The header's metadata and, if asked for, the tensors of a safetensors file."""
     tensors = {}
     try:
         with safe_open(path, framework="pt") as file:
@@ -259,8 +320,15 @@ def _read(path: Path, weights: bool = False) -> tuple[dict, dict[str, torch.Tens
             for name in file.keys() if weights else ():  # noqa: SIM118 (not a dict)
                 tensors[name] = file.get_tensor(name)
     except (SafetensorError, OSError, ValueError, MemoryError) as error:
-        raise CheckpointError(f"{_title(path)} is not a whole safetensors file ({error}): it is "
-                              "truncated or of another kind; fetch or save it again") from error
+        raise CheckpointError(f"{_title(path)} is not a whole safetensors file "
+                              f"({str(error)[:200]}): it is truncated or of another kind; fetch or "
+                              "save it again") from error
+    return raw, tensors
+
+
+def _read(path: Path, weights: bool = False) -> tuple[dict, dict[str, torch.Tensor]]:
+    """Metadata and, if asked for, weights of a file of our own."""
+    raw, tensors = _open(path, weights)
     try:
         metadata = {"kind": raw["kind"], "architecture": json.loads(raw["architecture"]),
                     "provenance": json.loads(raw["provenance"])}
@@ -273,18 +341,25 @@ def _read(path: Path, weights: bool = False) -> tuple[dict, dict[str, torch.Tens
 def _read_foreign(path: Path, role: str | None = None) -> tuple[dict, dict[str, torch.Tensor]]:
     """Metadata and weights of the generator or discriminator (None: either) in another
     repository's file."""
+    kept, name = recognise(path) == "safetensors", _title(path)
+    what = "is a safetensors file, but not one of gapkd's" if kept else (
+        "cannot be read as a network")
     try:
-        content = read(path.read_bytes())
+        content = _open(path, weights=True)[1] if kept else read(path.read_bytes())
         if own := _network_of_state(content, role):
             return own
         found = find_network(content, role)
+    except CheckpointError:
+        raise
     except (UnreadableError, ForeignError) as error:
-        raise CheckpointError(f"{path.name} cannot be read as a network: {error}") from error
+        raise CheckpointError(f"{name} {what}: {error}") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
     except Exception as error:  # whatever a hostile file brings about
-        raise CheckpointError(f"{path.name} is not laid out as a network "
-                              f"({type(error).__name__})") from error
+        raise CheckpointError(f"{name} is not laid out as a network ({type(error).__name__})"
+                              ) from error
+    if found.note and role:
+        warnings.warn(f"{name}: {found.note}", stacklevel=4)
     provenance = {"source": found.source, "file": path.name}
     metadata = {"kind": found.kind, "architecture": found.architecture, "provenance": provenance}
     return metadata, found.state
@@ -293,4 +368,5 @@ def _read_foreign(path: Path, role: str | None = None) -> tuple[dict, dict[str, 
 def _title(path: Path) -> str:
     """What a file is called in messages: its name; for shared weights, all of one name, with the
     folder's."""
-    return str(Path(path.parent.name, path.name)) if path.name == WEIGHTS else path.name
+    common = path.name in (WEIGHTS, *HUB_NAMES)
+    return str(Path(path.parent.name, path.name)) if common else path.name

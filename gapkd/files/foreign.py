@@ -3,16 +3,21 @@
     NVIDIA (stylegan2-ada-pytorch, stylegan3)       .pkl, every module pickled with its source text
     rosinality, StyleKD, CAGAN, DCP-GAN             .pt, state dicts under "g_ema", "g", "d"
 
-A network is found by what its tensors are called, its architecture by their shapes, so that pruned
-networks of any channel list load too. Our network of that architecture then asks for each of its
-tensors by the name that the other repository gives it.
+A network is found wherever it stands in a file, by what its tensors are called, its architecture
+by their shapes, so that pruned networks of any channel list load too. Our network of that
+architecture then asks for each of its tensors by the name that the other repository gives it.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count, islice
 
 import torch
@@ -22,17 +27,19 @@ from gapkd.files.pickles import Budget, Record
 from gapkd.networks.families import build
 from gapkd.networks.filtered_lrelu import low_pass
 from gapkd.networks.layers import fir_kernel
-from gapkd.networks.stylegan2 import Generator
+from gapkd.networks.stylegan2 import Generator, StyledConv, ToRGB
 
-State = dict[str, Tensor]
+State = dict[str, Tensor | Record]
 Rules = list[tuple[str, str | Callable[[re.Match], str]]]
 PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
 DEEPEST = 32  # levels of modules
 MOST_PARTS = 2**15  # modules and tensors of one network, several times those of the largest
-ROLES = {"generator": ("G_ema", "g_ema", "G", "g", "state_dict", ""),
-         "discriminator": ("D", "d", "")}
+AVERAGED = {"ema", "gema", "average", "averaged", "avg", "running", "swa", "gs"}
+"""Words in the names of averaged weights."""
+LONGEST = 300  # characters of a tensor's name
 DEFAULTS = {"w_avg": 0.0, "noise_const": 0.0, "noise_strength": 0.0, "magnitude_ema": 1.0}
 """What may be missing, and is then as if it were not there."""
+FIXED = "filter", "kernel", "noise_const"  # what no training changes
 LIMITS = {"resolution": 4096, "mapping_layers": 64, "z_dim": 2**16, "w_dim": 2**16, "c_dim": 2**20,
           "mbstd_group": 2**10, "critical": 1000, "margin": 1000, "output_scale": 1000}
 
@@ -85,62 +92,165 @@ class Found:
 
     kind: str
     architecture: dict
-    state: State
+    state: dict[str, Tensor]
     source: str
+    note: str = ""
+    """What the reader of a message may want to know about the choice."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a file a network seems to stand, such as "state_dict.decoder"."""
+
+    path: str
+    role: str
+    modules: Modules
+    translate: Callable[[Modules], Found]
+
+    @property
+    def averaged(self) -> bool:
+        return not AVERAGED.isdisjoint(re.split(r"[^a-z0-9]+", self.path.lower()))
 
 
 def find_network(content: object, role: str | None) -> Found:
-    """The network that a file's content holds.
+    """The network that a file's content holds, the averaged one where there are several.
 
-    Only the network asked for is translated: a generator loads whatever discriminator lies beside.
+    Only the network asked for is translated: a generator loads whatever lies beside it.
 
     Args:
         role: "generator" or "discriminator", which is looked for first; None: the generator.
 
     Raises ForeignError when it is not there, or cannot be translated.
     """
+    places, problems = _places(content)
+    wanted = role or "generator"
+    chosen = [place for place in places if place.role == wanted]
+    if not chosen and problems:
+        raise problems[0]
+    chosen = chosen or places
+    if not chosen:
+        raise ForeignError(_what_instead(content))
+    best = next((place for place in chosen if place.averaged), chosen[0])
+    try:
+        found = best.translate(best.modules)
+    except ForeignError as error:
+        raise ForeignError(_family([*best.modules.state]) or str(error)) from error
+    if len(chosen) == 1:
+        return found
+    which = "the averaged one" if best.averaged else "the first, since none is called averaged"
+    names = ", ".join(_shown(place.path) for place in chosen[:8])
+    return replace(found, note=f"it holds {len(chosen)} {best.role}s ({names}): taken is "
+                               f"{_shown(best.path)}, {which}")
+
+
+def _places(content: object) -> tuple[list[Place], list[ForeignError]]:
+    """Everything in a file that looks like a network, outer things first, and what is wrong with
+    modules that cannot be followed."""
+    places, problems, parts = [], [], Budget(4 * MOST_PARTS)
+    for way, value, latent_avg in _contents(content):
+        modules = Modules.of(value) if isinstance(value, dict) else Modules()
+        if isinstance(value, Record) and value.name == PERSISTENT:
+            try:
+                modules.add(value, "", parts)
+            except ForeignError as error:
+                problems.append(error)
+                continue
+        for prefix, role, translate in modules.marks():
+            path = ".".join(part for part in (_path(way), prefix.rstrip(".")) if part)
+            places.append(Place(path, role, modules, partial(translate, prefix, latent_avg)))
+    return places, problems
+
+
+def _contents(content: object) -> Iterator[tuple[tuple, object, object]]:
+    """(way, value, latent_avg beside or above it) of every dict and Record in a file, each once,
+    outer ones first; what NVIDIA's modules hold is left to `Modules`.
+
+    A way is (the way to what holds it, the key there).
+    """
+    waiting, seen = deque([((), content, None)]), set()
+    while waiting:
+        way, value, latent_avg = waiting.popleft()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Record):
+            yield way, value, latent_avg
+            parts = [] if value.name == PERSISTENT else [(way, value.state), (way, value.items)]
+        elif isinstance(value, dict):
+            latent_avg = value.get("latent_avg", latent_avg)
+            yield way, value, latent_avg
+            parts = (((way, key), part) for key, part in value.items())
+        elif isinstance(value, (list, tuple)):
+            parts = (((way, str(n)), part) for n, part in enumerate(value))
+        else:
+            continue
+        for further, part in parts:
+            if isinstance(part, Record) or isinstance(part, (dict, list, tuple)) and part:
+                waiting.append((further, part, latent_avg))
+
+
+def _path(way: tuple) -> str:
+    """The last keys of a way, as text."""
+    keys = []
+    while way and len(keys) < 8:
+        way, key = way
+        keys.append(key[:LONGEST] if isinstance(key, str) else "...")
+    return ".".join(reversed(keys))
+
+
+def _what_instead(content: object) -> str:
+    """What a file holds in which no network was found, and what to do."""
+    records, names, parts = [], [], Budget(4 * MOST_PARTS)
+    for _, value, _ in islice(_contents(content), MOST_PARTS):
+        if isinstance(value, Record) and value.name == PERSISTENT:
+            modules = Modules()
+            with suppress(ForeignError):
+                modules.add(value, "", parts)
+            names += modules.state
+        elif isinstance(value, Record):
+            records.append(value)
+            names.append(value.name)
+        else:
+            names += [key for key in islice(value, MOST_PARTS) if isinstance(key, str)]
+    if family := _family(names[:MOST_PARTS]):
+        return family
+    whole = [record for record in records if isinstance(record.state, dict)
+             and "_modules" in record.state]
+    if whole:
+        return (f"it holds whole modules ({_shown(whole[0].name)}), which only their own code can "
+                "read: save the network's state_dict() instead, where that code is at hand")
     entries = content if isinstance(content, dict) else {"": content}
-    if any(isinstance(k, str) and "." in k and isinstance(v, Tensor) for k, v in entries.items()):
-        entries = {"": entries}  # a bare state dict
-    # the other role too, so that it can be named
-    for wanted in sorted(ROLES, key=lambda name: name != role):
-        for key in ROLES[wanted]:
-            found = _translate(entries.get(key), wanted, entries.get("latent_avg"))
-            if found:
-                return found
-    held = ", ".join(_shown(key) for key in islice(entries, 8)) or "nothing"
-    raise ForeignError("it holds no StyleGAN2 network under G_ema, G, D, g_ema, g or d (it holds "
-                       f"{held})")
+    held = ", ".join(f"{_shown(key)}: {_shown(value)}" for key, value in islice(entries.items(), 5))
+    return ("it holds no StyleGAN2 network under any name, and no StyleGAN3 (it holds "
+            f"{held or 'nothing'}): {LAYOUT}")
 
 
-def _translate(value: object, role: str, latent_avg: object) -> Found | None:
-    """The network of that role that an entry of a file is, or None."""
-    if isinstance(value, Record) and value.name == PERSISTENT:
-        modules = Modules()
-        modules.add(value, "", Budget(MOST_PARTS))
-        if role == "generator" and "synthesis.input" in modules.attributes:
-            return nvidia_alias_free(modules)
-        if role == "generator" and "synthesis" in modules.attributes:
-            return nvidia_generator(modules)
-        if role == "discriminator" and "b4" in modules.attributes:
-            return nvidia_discriminator(modules)
-    if isinstance(value, dict):
-        state = {name.removeprefix("module."): tensor for name, tensor in value.items()
-                 if isinstance(name, str) and isinstance(tensor, Tensor)}
-        if role == "generator" and "input.input" in state:
-            return rosinality_generator(state, latent_avg)
-        if role == "discriminator" and "final_conv.0.weight" in state:
-            return rosinality_discriminator(state)
+def _family(names: list[str]) -> str | None:
+    """Of another family, told by the names of its tensors and classes: what it is, and what to
+    do."""
+    for mark, what in FAMILIES.items():
+        if any(re.search(mark, name[:LONGEST]) for name in names):
+            return what
     return None
 
 
 def _shown(value: object) -> str:
     """Something of the file, for a message; never the repr of a container: it may have no end."""
-    if isinstance(value, (str, bytes)):
+    if isinstance(value, str):
+        return repr(value if len(value) <= 60 else f"{value[:30]}...{value[-27:]}")
+    if isinstance(value, bytes):
         return repr(value[:30])
     if isinstance(value, (bool, int, float, type(None))):
         return repr(value)[:30]
+    if isinstance(value, Record):
+        return f"{_shown(value.name)}, which gapkd neither knows nor calls"
     return f"a {type(value).__name__}"
+
+
+def _named(name: str) -> str:
+    """The name of a tensor or module, for a message."""
+    known = re.fullmatch(r"[\w.]{1,80}", name, re.ASCII)
+    return name if known else _shown(name) if name else "the network"
 
 
 def outline(kind: str, architecture: dict) -> nn.Module:
@@ -149,7 +259,7 @@ def outline(kind: str, architecture: dict) -> nn.Module:
     Raises ValueError for sizes that no network has, whatever the constructor raises for others.
     """
     for name, most in LIMITS.items():
-        if not 0 <= architecture.get(name, 0) <= most:
+        if not 0 <= (architecture.get(name) or 0) <= most:
             raise ValueError(f"{name} is {_shown(architecture[name])}")
     with torch.device("meta"):
         return build(kind, architecture)
@@ -161,9 +271,10 @@ def _collect(kind: str, architecture: dict, theirs: State, rules: Rules, source:
         network = outline(kind, architecture)
     except ValueError as error:
         raise ForeignError(f"its sizes make no network: {error}") from error
-    taken, storages = {}, {}
+    taken, storages, used = {}, {}, set()
     for name, wanted in network.state_dict().items():
         their_name, default = _renamed(name, rules), DEFAULTS.get(name.rsplit(".", 1)[-1])
+        used.add(their_name)
         if their_name not in theirs and default is not None:
             tensor = torch.full(wanted.shape, default)
         else:
@@ -173,6 +284,10 @@ def _collect(kind: str, architecture: dict, theirs: State, rules: Rules, source:
                                f"{tuple(wanted.shape)}")
         taken[name] = tensor, wanted.shape
         storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    parts = {name.partition(".")[0] for name in used}
+    for name in sorted(theirs.keys() - used):
+        if name.partition(".")[0] in parts and not name.endswith(FIXED):
+            raise ForeignError(f"it holds {_named(name)}, which the published versions do not have")
     if sum(tensor.numel() for tensor, _ in taken.values()) > sum(storages.values()):
         raise ForeignError("it shows the same numbers in many tensors, which would take far more "
                            "memory than it")
@@ -192,6 +307,8 @@ def _need(state: State, name: str, dimensions: int | None = None) -> Tensor:
     if name not in state:
         raise ForeignError(f"it lacks {name}: it is not a network of the layout that it resembles")
     tensor = state[name]
+    if not isinstance(tensor, Tensor):
+        raise ForeignError(f"{name} is no tensor, but {_shown(tensor)}")
     if not tensor.numel() or dimensions not in (None, tensor.ndim):
         raise ForeignError(f"{name} has the shape {tuple(tensor.shape)}, which is empty or has not "
                            "as many sizes as usual")
@@ -211,15 +328,50 @@ def _mapping_sizes(state: State, layer: str, first: int) -> dict:
     return {"z_dim": z_dim, "w_dim": w_dim, "c_dim": c_dim, "mapping_layers": depth}
 
 
-def _is_low_pass(kernel: Tensor) -> bool:
+def _is_low_pass(kernel: Tensor | Record) -> bool:
     """Whether it is [1, 3, 3, 1] x [1, 3, 3, 1] up to a factor."""
-    if kernel.shape[-2:] != (4, 4) or kernel.numel() != 16 or not kernel.float().sum():
+    if not isinstance(kernel, Tensor) or kernel.shape[-2:] != (4, 4) or kernel.numel() != 16:
         return False
     kernel = kernel.float().reshape(4, 4)
+    if not kernel.sum():
+        return False
     return torch.allclose(kernel / kernel.sum(), fir_kernel()[0, 0], atol=1e-4)
 
 
 # ---------------------------------------------------------------------------------------- NVIDIA
+
+ACTIVATED = r"(^|\.)(conv[01]?|fromrgb|fc\d*)$"
+CLAMPED = r"(^|\.)(conv[01]?|torgb|fromrgb|L\d+_\d+_\d+)$"
+LR = "learning-rate multiplier"
+FIELDS: dict[str, tuple[tuple[str, tuple], ...]] = {
+    "activation": ((ACTIVATED, ("lrelu",)), ("", ("lrelu", "linear"))),
+    "act_gain": ((ACTIVATED, (math.sqrt(2),)), (r"\bskip$", (1.0,))),
+    "bias_gain": ((r"\bmapping\.fc\d+$", (0.01,)), (r"\b(affine|embed|b4\.\w+)$", (1.0,))),
+    "architecture": ((r"^synthesis\.", ("skip",)), (r"^b\d+$", ("resnet",))),
+    "num_channels": ((r"\bmbstd$", (1,)),), "use_noise": (("", (True, False)),),
+    "bandwidth": (("", (2.0,)),),
+    "up": ((r"^synthesis\.b\d+\.conv0$", (2,)), (r"^synthesis\.b\d+\.conv1$", (1,)),
+           (r"^b\d+\.", (1,))),
+    "down": ((r"^b\d+\.(conv1|skip)$", (2,)), (r"^b\d+\.(conv0?|fromrgb)$", (1,)))}
+"""What a field of NVIDIA's modules must be, so that our layers compute the same, by a pattern of
+the modules' paths; none of them need be there."""
+PLANNED = {"in_sampling_rate": "in_rate", "out_sampling_rate": "out_rate",
+           "in_cutoff": "in_cutoff", "out_cutoff": "out_cutoff", "in_half_width": "in_half_width",
+           "out_half_width": "out_half_width", "is_critically_sampled": "critical",
+           "is_torgb": "torgb"}
+"""Fields of StyleGAN3's layers -> what they are called in our `LayerPlan`."""
+OF_NO_MATTER = frozenset("""
+    block_resolutions c_dim channels channels_last cmap_dim conv_clamp conv_kernel down_factor
+    down_radial down_taps dtype first_layer_idx fp16_channels_last fused_modconv_default
+    group_size img_channels img_resolution img_resolution_log2 in_channels in_cutoff in_features
+    in_half_width in_sampling_rate in_size is_critically_sampled is_last is_torgb layer_names
+    magnitude_ema_beta margin_size memory_format name num_conv num_critical num_fp16_res
+    num_layers num_torgb num_ws out_channels out_cutoff out_features out_half_width
+    out_sampling_rate out_size output_scale padding resolution sampling_rate size
+    tmp_sampling_rate trainable training up_factor up_taps use_fp16 w_avg_beta w_dim weight_gain
+    z_dim""".split())
+"""Fields that the tensors' shapes repeat, that matter in training or for speed alone, or that are
+read elsewhere here."""
 
 
 @dataclass
@@ -252,35 +404,68 @@ class Modules:
         self.attributes[path] = own
         prefix = f"{path}." if path else ""
         for name, value in (parts[0] | parts[1]).items():
-            if isinstance(value, Tensor):
+            if isinstance(value, (Tensor, Record)):
                 self.state[prefix + name] = value
         for name, child in parts[2].items():
             if child is not None:
                 self.add(child, prefix + name, budget)
+
+    @classmethod
+    def of(cls, tensors: dict) -> Modules:
+        """Of a state dict: without attributes, which are then the usual ones."""
+        state = {name.replace("_orig_mod.", ""): value for name, value in tensors.items()
+                 if isinstance(name, str) and len(name) <= LONGEST
+                 and isinstance(value, (Tensor, Record))}
+        paths = {name.rpartition(".")[0] for name in state}
+        return cls({path: {} for path in paths}, state)
+
+    def marks(self) -> list[tuple[str, str, Translate]]:
+        """(prefix, role, how it is translated) of every network among the tensors' names."""
+        found = {}
+        for name in self.state:
+            if match := MARKS.match(name):
+                role, translate = KINDS[match.lastgroup]
+                alias_free = match.lastgroup == "alias_free"
+                if alias_free or (match[1], role) not in found:
+                    found[match[1], role] = translate
+        return [(*key, translate) for key, translate in found.items()]
+
+    def under(self, prefix: str) -> Modules:
+        """What lies below a prefix, which ends in a dot, or is empty."""
+        parts = ({name[len(prefix):]: value for name, value in whole.items()
+                  if name.startswith(prefix)} for whole in (self.attributes, self.state))
+        return Modules(*parts)
 
     def get(self, path: str, name: str, default: object) -> object:
         """An attribute of a module."""
         return self.attributes.get(path, {}).get(name, default)
 
     def check(self) -> None:
-        """Raise ForeignError for what our layers do otherwise."""
-        for path in self.attributes:
-            activation = self.get(path, "activation", "lrelu")
-            if activation not in ("lrelu", "linear"):
-                raise ForeignError(f"{path or 'the network'} has the activation "
-                                   f"{_shown(activation)}: only lrelu is known")
-            if re.fullmatch(r"mapping\.fc\d+", path):
-                gain = self.get(path, "bias_gain", 0.01)
-                if type(gain) is not float or abs(gain - 0.01) > 1e-9:
-                    raise ForeignError(f"{path} has the learning-rate multiplier {_shown(gain)}: "
-                                       "only 0.01 is known")
-            architecture = self.get(path, "architecture", "skip")
-            if re.fullmatch(r"synthesis\.b\d+", path) and architecture != "skip":
-                raise ForeignError(f"the generator has the architecture {_shown(architecture)}: "
-                                   "only 'skip' is supported")
+        """Raise ForeignError, with the field's name, for what our layers do otherwise and for what
+        no published version has."""
+        for path, attributes in self.attributes.items():
+            for name, value in attributes.items():
+                self.check_field(path, name, value)
+            if attributes.get("use_noise", True) is False:
+                self.state.pop(f"{path}.noise_strength", None)  # missing: none
         for name, value in self.state.items():
             if name.endswith("resample_filter") and not _is_low_pass(value):
-                raise ForeignError(f"{name} is another resampling filter than [1, 3, 3, 1]")
+                raise ForeignError(f"{_named(name)} is another resampling filter than "
+                                   "[1, 3, 3, 1]")
+
+    def check_field(self, path: str, name: str, value: object) -> None:
+        if name.startswith("_"):  # torch's own; the source's arguments, which the fields repeat
+            return
+        if value is None and name not in FIELDS:  # a layer or parameter that is not there
+            return
+        if name not in FIELDS and name not in OF_NO_MATTER:
+            raise ForeignError(f"{_named(path)} has the field {_shown(name)} ({_shown(value)}), "
+                               "which the published versions do not have: it may draw otherwise "
+                               "than they do")
+        for where, right in FIELDS.get(name, ()):
+            if re.search(where, path) and not any(_same(value, one) for one in right):
+                raise ForeignError(f"{_named(path)} has the {name.replace('bias_gain', LR)} "
+                                   f"{_shown(value)}: only {' or '.join(map(str, right))} is known")
 
     def sizes(self, pattern: str) -> list[int]:
         """4, 8, ... as the blocks are named; raises ForeignError for gaps."""
@@ -289,19 +474,27 @@ class Modules:
             raise ForeignError(f"it holds blocks of the sizes {found[:12]}, not 4, 8, 16, ...")
         return found
 
-    def clamp(self) -> dict:
-        """{"clamp": value} if every convolution clamps its output there, {} if none does."""
+    def clamp(self, pattern: str = CLAMPED) -> dict:
+        """{"clamp": value} if every convolution of that name clamps its output there, {} if none
+        does."""
         clamps = []
         for path in self.attributes:
-            if re.search(r"(^|\.)(conv[01]|L\d+_\d+_\d+)$", path):
+            if re.search(pattern, path):
                 clamps.append(self.get(path, "conv_clamp", None))
         for clamp in clamps:
-            if type(clamp) not in (int, float, type(None)):
-                raise ForeignError(f"a convolution clamps its output at {_shown(clamp)}, not at a "
-                                   "number")
-        if len(set(clamps)) != 1:
+            known = clamp is None or type(clamp) in (int, float) and 0 < clamp < math.inf
+            if not known:
+                raise ForeignError(f"a convolution's conv_clamp is {_shown(clamp)}, not a number "
+                                   "above 0")
+        if len(set(clamps)) > 1:
             raise ForeignError("its convolutions clamp their outputs at different values")
-        return {} if clamps[0] is None else {"clamp": float(clamps[0])}
+        return {"clamp": float(clamps[0])} if clamps and clamps[0] is not None else {}
+
+
+def _same(value: object, right: object) -> bool:
+    if isinstance(right, float) and type(value) in (int, float):
+        return abs(value - right) < 1e-6 * max(1.0, abs(right))
+    return type(value) is type(right) and value == right
 
 
 def nvidia_generator(modules: Modules) -> Found:
@@ -314,6 +507,7 @@ def nvidia_generator(modules: Modules) -> Found:
         second = f"synthesis.b{size}.conv1.weight"
         pairs.append([len(_need(state, first)), len(_need(state, second, 4))])
     architecture = {"resolution": sizes[-1], "channels": pairs, **modules.clamp(),
+                    "img_channels": len(_need(state, "synthesis.b4.torgb.bias", 1)),
                     **_mapping_sizes(state, "mapping.fc", 0)}
     return _collect("stylegan2-generator", architecture, state, NVIDIA, "NVIDIA's StyleGAN2")
 
@@ -330,6 +524,7 @@ def nvidia_alias_free(modules: Modules) -> Found:
                            "not 0, 1, ...")
     paths, resolutions, widths = zip(*(layers[n] for n in range(len(layers))), strict=True)
     down = state.get(f"{paths[0]}.down_filter")
+    down = down if isinstance(down, Tensor) else None
     numbers = {}
     for name, attribute, default in (("critical", "num_critical", 2), ("margin", "margin_size", 10),
                                      ("output_scale", "output_scale", 0.25)):
@@ -337,19 +532,25 @@ def nvidia_alias_free(modules: Modules) -> Found:
         if type(numbers[name]) not in (int, float):
             raise ForeignError(f"{attribute} of its synthesis network is {_shown(numbers[name])}")
     architecture = {"resolution": resolutions[-1], "channels": list(widths[:-1]), **numbers,
+                    "img_channels": widths[-1],
                     "kernel": _need(state, f"{paths[0]}.weight", 4).shape[-1],
                     "radial": down is not None and down.ndim == 2, **modules.clamp(),
                     **_mapping_sizes(state, "mapping.fc", 0)}
     names: Rules = [(r"^synthesis\.layers\.(\d+)", lambda m: paths[int(m[1])])]
     found = _collect("stylegan3-generator", architecture, state, NVIDIA + names,
                      "NVIDIA's StyleGAN3")
-    # the cutoffs are not in the file, but the filters made from them are
     for n, layer in enumerate(outline(found.kind, architecture).synthesis.layers):
-        ours, theirs = low_pass(*layer.up_design), state.get(f"{paths[n]}.up_filter")
-        if theirs is not None and not (theirs.shape == ours.shape
-                                       and torch.allclose(theirs.double(), ours, atol=1e-4)):
-            raise ForeignError(f"layer {n} of its synthesis network has other filters than the "
-                               "published configurations")
+        for theirs, ours in PLANNED.items():
+            value, right = modules.get(paths[n], theirs, None), getattr(layer.plan, ours)
+            if value is not None and not _same(value, right):
+                raise ForeignError(f"{paths[n]} has the {theirs} {_shown(value)}: in the published "
+                                   f"configurations it is {right:g}")
+        for name, design in (("up_filter", layer.up_design), ("down_filter", layer.down_design)):
+            ours, theirs = low_pass(*design), state.get(f"{paths[n]}.{name}")
+            if theirs is not None and not (getattr(theirs, "shape", None) == ours.shape
+                                           and torch.allclose(theirs.double(), ours, atol=1e-4)):
+                raise ForeignError(f"layer {n} of its synthesis network has other filters than the "
+                                   f"published configurations ({name})")
     return found
 
 
@@ -364,9 +565,14 @@ def nvidia_discriminator(modules: Modules) -> Found:
     widths = [len(_need(state, f"b{size}.conv1.weight", 4)) for size in sizes[1:]]
     widths.append(len(_need(state, f"b{top}.fromrgb.weight", 4)))
     group = modules.get("b4.mbstd", "group_size", 4)
-    architecture = {"resolution": top, "channels": widths,
-                    "mbstd_group": group if type(group) is int and group > 0 else 4,
-                    **modules.clamp()}
+    if group is not None and not (type(group) is int and group > 0):
+        raise ForeignError(f"b4.mbstd has the group_size {_shown(group)}, not a number above 0")
+    clamp, skips = modules.clamp(), modules.clamp(r"^b\d+\.skip$")
+    if skips and skips != clamp:
+        raise ForeignError("its skip convolutions clamp their outputs at different values")
+    architecture = {"resolution": top, "channels": widths, "mbstd_group": group, **clamp,
+                    "img_channels": state[f"b{top}.fromrgb.weight"].shape[1],
+                    **({"clamp_skips": True} if skips else {})}
     if "mapping.embed.weight" in state:
         architecture["c_dim"] = _need(state, "mapping.embed.weight", 2).shape[1]
     blocks: Rules = [(r"^from_rgb", f"b{top}.fromrgb"),
@@ -379,10 +585,14 @@ def nvidia_discriminator(modules: Modules) -> Found:
 
 
 def rosinality_generator(state: State, latent_avg: object) -> Found:
-    """`style.1...`, `conv1...`, `convs.0...`, `to_rgbs.0...` -> ours."""
+    """`style.1...`, `conv1...`, `convs.0...`, `to_rgbs.0...` -> ours.
+
+    Args:
+        latent_avg: what stands beside or above the state dict under that name.
+    """
     for name, kernel in state.items():
         if name.endswith("kernel") and not _is_low_pass(kernel):
-            raise ForeignError(f"{name} is another filter than [1, 3, 3, 1]")
+            raise ForeignError(f"{_named(name)} is another filter than [1, 3, 3, 1]")
     sizes = _mapping_sizes(state, "style.", 1)
     number = sum(re.fullmatch(r"convs\.\d+\.conv\.weight", name) is not None for name in state)
     if number % 2 or not 2 <= number <= 18:
@@ -400,8 +610,9 @@ def rosinality_generator(state: State, latent_avg: object) -> Found:
         raise ForeignError("the blocks' second convolutions have kernels of different sizes")
     pairs = [channels[i:i + 2] for i in range(0, len(channels), 2)]
     architecture = {"resolution": 2 << len(pairs), "channels": pairs, "kernel": kernels.pop(),
-                    **sizes}
-    if isinstance(latent_avg, Tensor) and latent_avg.numel() == sizes["w_dim"]:
+                    "img_channels": _need(state, "to_rgb1.bias").numel(), **sizes}
+    if isinstance(latent_avg, Tensor) and latent_avg.numel() == sizes["w_dim"] and (
+            "latent_avg" not in state):
         state = state | {"latent_avg": latent_avg}
     found = _collect("stylegan2-generator", architecture, state, ROSINALITY,
                      "rosinality's StyleGAN2")
@@ -427,26 +638,99 @@ def rosinality_discriminator(state: State) -> Found:
     """`convs.0.0.weight`, `convs.1.conv1...`, `final_conv...` -> ours."""
     blocks = next(n for n in count() if f"convs.{n + 1}.conv1.0.weight" not in state)
     widths = [len(_need(state, f"convs.{n}.conv2.1.weight", 4)) for n in range(blocks, 0, -1)]
-    top = len(_need(state, "convs.0.0.weight", 4))
+    top = _need(state, "convs.0.0.weight", 4)
     return _collect("stylegan2-discriminator",
-                    {"resolution": 4 << blocks, "channels": [*widths, top]}, state,
+                    {"resolution": 4 << blocks, "channels": [*widths, len(top)],
+                     "img_channels": top.shape[1]}, state,
                     ROSINALITY_DISCRIMINATOR, "rosinality's StyleGAN2")
 
 
-def to_rosinality(G: Generator) -> dict:
+# What a network of each kind holds, whatever stands before the name.
+MARKS = re.compile(r"""((?:.*?\.)?)(?:
+    (?P<alias_free>synthesis\.(?:input|L\d+_\d+_\d+)\.) | (?P<nvidia>synthesis\.b\d+\.)
+    | (?P<nvidia_d>b4\.(?:conv|fc|out)\.) | (?P<rosinality>input\.input$)
+    | (?P<rosinality_d>final_conv\.0\.weight$))""", re.VERBOSE)
+Translate = Callable[[str, object, Modules], Found]  # prefix, latent_avg, everything around it
+KINDS: dict[str, tuple[str, Translate]] = {
+    "alias_free": ("generator", lambda prefix, _, m: nvidia_alias_free(m.under(prefix))),
+    "nvidia": ("generator", lambda prefix, _, m: nvidia_generator(m.under(prefix))),
+    "nvidia_d": ("discriminator", lambda prefix, _, m: nvidia_discriminator(m.under(prefix))),
+    "rosinality": ("generator",
+                   lambda prefix, w, m: rosinality_generator(m.under(prefix).state, w)),
+    "rosinality_d": ("discriminator",
+                     lambda prefix, _, m: rosinality_discriminator(m.under(prefix).state))}
+LAYOUT = "gapkd reads StyleGAN2 and 3 in NVIDIA's layout, and StyleGAN2 in rosinality's"
+FAMILIES = {
+    r"^dnnlib\.tflib\.": "it is a TensorFlow network (dnnlib.tflib): convert it first, with "
+                         "legacy.py of NVIDIA's stylegan2-ada-pytorch",
+    r"\bembed_proj\.": f"it is StyleGAN-XL, which has other layers: {LAYOUT}; take one of these "
+                       "as the teacher",
+    r"\b(scaleLayers|toRGBLayers|prog_blocks|rgb_converters)\b":
+        f"it is a progressive GAN (ProGAN), which has no W: {LAYOUT}; take one of these as the "
+        "teacher",
+    r"\bMainLayers\.": f"it is R3GAN, which has other layers: {LAYOUT}; take one of these as the "
+                       "teacher",
+    r"\bprogression\.\d|\b(epi1|adain\d?|style_mod)\b":
+        f"it is the first StyleGAN: {LAYOUT}; take one of these as the teacher",
+    r"\bblocks\.\d+\.to_(style1|noise1)\b":
+        f"it is a StyleGAN2 of lucidrains' stylegan2-pytorch, which computes otherwise: {LAYOUT}; "
+        "train or fetch the teacher with one of these",
+    r"\bmapping\.dense\d|\bsynthesis\.(early_layer|layer\d+|output\d+)\.":
+        f"it is in genforce's layout: {LAYOUT}; fetch the original file that it was converted from",
+    r"\bstyle_mapping\.\d|\bconstant_input\b|\bstyle_modulation\b":
+        f"it is in the layout of mmgen (MMGeneration, MMagic): {LAYOUT}; fetch the original file "
+        "that it was converted from",
+    r"^synthesis\.(blocks\.\d+\.conv1|layers\.\d+)\.":
+        "it holds the weights of a gapkd network without its architecture: write the network with "
+        "gapkd.save_network"}
+"""What the tensors or classes of other families are called -> what to say of such a file."""
+
+
+@torch.no_grad()
+def largest_activation(G: Generator, latents: int = 200) -> float:
+    """The largest magnitude that any layer which clamps puts out, toRGB included, with truncation 1
+    and the stored noise."""
+    found, dice = [0.0], torch.Generator().manual_seed(0)
+    layers = [layer for layer in G.modules() if isinstance(layer, (StyledConv, ToRGB))]
+    hooks = [layer.register_forward_hook(lambda *call: found.append(call[2].abs().max().item()))
+             for layer in layers]
+    try:
+        for z in torch.randn(latents, G.z_dim, generator=dice).split(max(1, 1024 // G.resolution)):
+            G(z.to(G.mapping.w_avg))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return max(found)
+
+
+def to_rosinality(G: Generator, drop_clamp: bool = False) -> dict:
     """A generator as rosinality's, StyleKD's and CAGAN's tools read it.
 
+    That layout knows no clamp. Of a generator that clamps it is left out, with a warning that says
+    how far the activations stay below it, where they reach less than half of it.
+
+    Args:
+        drop_clamp: leave it out in any case.
     Returns: {"g_ema": state dict, "latent_avg": (w_dim,)}.
 
     Raises ForeignError for what that layout cannot hold: another family, a conditional generator,
-    or one that clamps.
+    or one whose activations come near its clamp.
     """
     if G.kind != Generator.kind:
         raise ForeignError(f"rosinality's layout is one of StyleGAN2: a {G.kind} cannot be written "
                            "in it")
-    if G.c_dim or G.clamp:
+    if G.c_dim:
         raise ForeignError("rosinality's layout has neither classes nor clamped convolutions: this "
-                           "generator cannot be written in it")
+                           "conditional generator cannot be written in it")
+    if G.clamp:
+        largest = largest_activation(G)
+        reach = f"the largest activation of 200 latents is {largest:.3g}"
+        if largest > G.clamp / 2 and not drop_clamp:
+            raise ForeignError("rosinality's layout has neither classes nor clamped convolutions, "
+                               f"and this generator comes near its clamp of {G.clamp:g} ({reach}): "
+                               "the file would draw otherwise; --drop-clamp writes it all the same")
+        warnings.warn(f"the clamp at {G.clamp:g}, which rosinality's layout does not know, is left "
+                      f"out: {reach}, {largest / G.clamp:.0%} of it", stacklevel=2)
     out = {}
     for ours, value in G.state_dict().items():
         name, value = _renamed(ours, ROSINALITY), value.detach().cpu().clone()
@@ -455,7 +739,7 @@ def to_rosinality(G: Generator) -> dict:
         elif name.endswith("noise.weight"):
             value = value.reshape(1)
         elif name.startswith("to_rgb") and value.ndim == 1 and "modulation" not in name:
-            value = value.reshape(1, 3, 1, 1)
+            value = value.reshape(1, -1, 1, 1)
         out[name] = value
     for block in range(len(G.channels) - 1):
         out[f"convs.{2 * block}.conv.blur.kernel"] = fir_kernel(gain=4.0)[0, 0]

@@ -2,10 +2,11 @@
 
 A pickle is a program for a small stack machine, and Python's own unpickler obeys it: it imports
 what the program names and calls it. Here the program is interpreted with the calls left out.
-Containers and numbers become what they are; a name must stand on a short list, and a call of it
-becomes a tensor, a dict, or an inert `Record` of what was asked for. Every step and every byte
-allocated is paid from one `Budget` per file, of 64 MiB and three times the file's size: whatever
-the file says, its reading takes time and memory in proportion to that.
+Containers and numbers become what they are; a call of the few names that make tensors and dicts
+becomes one, and whatever else is named or called an inert `Record` of what was asked for: an
+object that nobody knows does not lose the network beside it. Every step and every byte allocated
+is paid from one `Budget` per file, of 64 MiB and three times the file's size: whatever the file
+says, its reading takes time and memory in proportion to that.
 
 The layout of torch.save files (zip and the older one) and of NVIDIA's network pickles is public:
 torch/serialization.py and torch_utils/persistence.py of the StyleGAN repositories.
@@ -26,28 +27,25 @@ from torch import Tensor
 
 # The number in the first pickle of a torch.save file without zip.
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
-STEP = 256  # bytes that one operation can allocate besides what it carries: an empty set has 216
+# Bytes that an operation takes besides what it carries, a little above what CPython allocates.
+STEP, CONTAINER, ITEM, ENTRY, OBJECT, VIEW = 8, 80, 16, 64, 200, 600
 
 DTYPES = {
     "FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
     "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool, "UntypedStorage": torch.uint8}
-# What may be named without being more than a Record.
-INERT = {
-    "torch_utils.persistence._reconstruct_persistent_obj", "argparse.Namespace", "builtins.object",
-    "copyreg._reconstructor", "builtins.set", "numpy.dtype", "numpy.ndarray", "torch.device",
-    "torch.Size", "numpy.core.multiarray.scalar", "numpy.core.multiarray._reconstruct",
-    "numpy._core.multiarray.scalar", "numpy._core.multiarray._reconstruct"}
-INERT |= {str(dtype) for dtype in DTYPES.values()}
-for _place in ("torch", "torch.storage", "torch.cuda"):
-    INERT |= {f"{_place}.{name}" for name in DTYPES}
+    "BoolStorage": torch.bool, "UntypedStorage": torch.uint8,
+    "ComplexFloatStorage": torch.complex64, "ComplexDoubleStorage": torch.complex128,
+    "QInt8Storage": torch.int8, "QUInt8Storage": torch.uint8, "QInt32Storage": torch.int32}
+NUMPY = {
+    "f2": torch.float16, "f4": torch.float32, "f8": torch.float64, "i1": torch.int8,
+    "i2": torch.int16, "i4": torch.int32, "i8": torch.int64, "u1": torch.uint8, "b1": torch.bool}
 DICTS = {"collections.OrderedDict", "dnnlib.util.EasyDict", "dnnlib.EasyDict"}
 OLD_NAMES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
 
 class UnreadableError(ValueError):
-    """The pickle is damaged, asks for what no network needs, or is too much."""
+    """The pickle is damaged, cheats, or is too much."""
 
 
 @dataclass
@@ -66,13 +64,15 @@ class Budget:
             raise UnreadableError("it unpacks to far more than its own size: refused")
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Record:
-    """What a pickle refers to as module.name (arguments: None), or wanted made by a call of it."""
+    """What a pickle refers to as module.name (arguments: None), or wanted made by a call of it,
+    with the state and the items that it was to have."""
 
     name: str
     arguments: tuple | None = None
     state: object = None
+    items: dict | list | None = None
 
 
 @dataclass(eq=False)
@@ -82,7 +82,7 @@ class Storage:
     values: Tensor
 
 
-FindStorage = Callable[[tuple], Storage]
+FindStorage = Callable[[tuple], Storage | Record]
 
 
 @dataclass
@@ -98,7 +98,7 @@ class Machine:
     budget: Budget
     stack: list = field(default_factory=list)
     marks: list = field(default_factory=list)
-    memo: dict = field(default_factory=dict)
+    memo: list = field(default_factory=list)
 
     def take(self, number: int | None) -> list:
         """So many values off the stack, None: all down to the last mark."""
@@ -115,47 +115,45 @@ class Machine:
         if not (isinstance(module, str) and isinstance(name, str)):
             raise UnreadableError("it names something by what is not a string")
         full = f"{OLD_NAMES.get(module, module)}.{name}"
-        if full.startswith("dnnlib.tflib."):
-            raise UnreadableError("it is a TensorFlow network (dnnlib.tflib): convert it first, "
-                                  "with legacy.py of NVIDIA's stylegan2-ada-pytorch")
-        if full not in INERT and full not in DICTS and full not in CALLS:
-            raise UnreadableError(f"it asks for {full[:80]!r}, which no network needs: refused")
+        self.budget.spend(OBJECT + len(full))
         return Record(full)
 
     def call(self, target: object, arguments: object) -> object:
-        if not (isinstance(target, Record) and target.arguments is None
-                and isinstance(arguments, tuple)):
+        if not (isinstance(target, Record) and isinstance(arguments, tuple)):
             raise UnreadableError("it calls what is not a name")
-        if target.name in DICTS:
+        known = target.arguments is None  # not what another call was to make
+        if known and target.name in DICTS:
             return self.dict_of(arguments[0] if arguments else ())
-        if target.name not in CALLS:
-            return Record(target.name, arguments)
-        if len(arguments) > 8:
-            raise UnreadableError(f"it calls {target.name} with {len(arguments)} arguments")
-        return CALLS[target.name](self, *arguments)
+        if known and target.name in CALLS:
+            if len(arguments) > 8:
+                raise UnreadableError(f"it calls {target.name} with {len(arguments)} arguments")
+            made = CALLS[target.name](self, *arguments)
+            if made is not None:
+                return made
+        self.budget.spend(OBJECT)
+        return Record(target.name, arguments)
 
     def dict_of(self, pairs: object) -> dict:
         if not isinstance(pairs, (dict, list, tuple)):
             raise UnreadableError("a dict is made from what are not pairs")
-        self.budget.spend(STEP * len(pairs))  # the pairs may be copied again and again
+        self.budget.spend(ENTRY * len(pairs))  # the pairs may be copied again and again
         result = {}
         for pair in pairs.items() if isinstance(pairs, dict) else pairs:
             if not isinstance(pair, (list, tuple)) or len(pair) != 2:
                 raise UnreadableError("a dict is made from what are not pairs")
-            self.check_key(result, pair[0])
-            result[pair[0]] = pair[1]
+            result[self.key(pair[0])] = pair[1]
         return result
 
-    def check_key(self, among: dict | set, key: object) -> None:
-        """Refuse keys that take long to hash: nested tuples, numbers of a million digits. Hashes of
-        strings cannot be foreseen, but a number may be chosen to collide with all that are there,
-        so it pays for comparing it with each."""
-        known = isinstance(key, (str, bytes, int, float, type(None)))
-        if not known or isinstance(key, int) and key.bit_length() > 63:
-            raise UnreadableError(f"a {type(among).__name__} has as a key a {type(key).__name__} "
-                                  "that no network needs")
-        if isinstance(key, (int, float)):
-            self.budget.spend(len(among))
+    def key(self, value: object) -> object:
+        """A key of a dict. Numbers, which can be chosen to collide, stand as text; tuples, which
+        can take for ever to hash, in a Record, a key of its own each time."""
+        if isinstance(value, (str, bytes, bool, Record, type(None))):
+            return value
+        if isinstance(value, float) or isinstance(value, int) and value.bit_length() < 64:
+            self.budget.spend(ENTRY)
+            return f"#{value}"
+        self.budget.spend(OBJECT)
+        return Record("key", (value,))
 
 
 # ---------------------------------------------------------------------------------------- tensors
@@ -163,7 +161,9 @@ class Machine:
 
 def _tensor(machine: Machine, storage: object, offset: object, size: object, stride: object,
             *rest: object) -> Tensor:
-    """A view of a storage, within its bounds, of no more elements than it has."""
+    """A view of a storage, within its bounds; None for a storage of an unknown kind."""
+    if isinstance(storage, Record):
+        return None
     if not (isinstance(storage, Storage) and isinstance(size, tuple) and isinstance(stride, tuple)):
         raise UnreadableError("a tensor is built from what are not a storage and sizes")
     if len(size) != len(stride) or len(size) > 16:
@@ -172,42 +172,60 @@ def _tensor(machine: Machine, storage: object, offset: object, size: object, str
         raise UnreadableError("a tensor is built from what are not a storage and sizes")
     count, there = math.prod(size), storage.values.numel()
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-    if count > there or (count and last >= there):
+    # an expanded tensor shows a number many times: who copies it must look at its size
+    if count >= 2**48 or (count and last >= there):
         raise UnreadableError(f"a tensor of shape {size} reaches beyond its storage of {there} "
                               "numbers")
+    machine.budget.spend(VIEW)
     if not count:
         return storage.values.new_empty(size)
     return storage.values.as_strided(size, stride, offset)
 
 
-def _parameter(machine: Machine, data: object = None, *rest: object) -> Tensor:
-    if not isinstance(data, Tensor):
-        raise UnreadableError("a parameter is built from what is not a tensor")
-    return data
+def _parameter(machine: Machine, data: object = None, *rest: object) -> Tensor | None:
+    return data if isinstance(data, Tensor) else None
 
 
-def _encoded(machine: Machine, text: object = None, encoding: object = None) -> bytes:
+def _of_type(machine: Machine, function: object = None, kind: object = None,
+             arguments: object = None, *rest: object) -> object:
+    """A tensor with attributes of its own, or of a class of its own, without these."""
+    return machine.call(function, arguments)
+
+
+def _encoded(machine: Machine, text: object = None, encoding: object = None) -> bytes | None:
     """How old protocols write bytes."""
     if not isinstance(text, str) or encoding != "latin1":
-        raise UnreadableError("it encodes text in an unknown way")
+        return None
     machine.budget.spend(len(text))
     return text.encode("latin1")
 
 
-def _nested(machine: Machine, content: object = None) -> Storage:
+def _scalar(machine: Machine, dtype: object = None, content: object = None) -> object:
+    """A number of numpy's as Python's own; None for other kinds."""
+    if not (isinstance(dtype, Record) and dtype.arguments and isinstance(dtype.arguments[0], str)
+            and isinstance(dtype.state, tuple) and isinstance(content, bytes)):
+        return None
+    kind, order = NUMPY.get(dtype.arguments[0]), dtype.state[1:2]
+    if kind is None or order not in (("<",), ("|",)):
+        return None
+    return _numbers(content, kind, 1).item()
+
+
+def _nested(machine: Machine, content: object = None) -> Storage | None:
     """A storage that was itself saved into bytes with torch.save, in the layout without zip."""
     if machine.find_storage is not None:  # each level would be read twice as often as its outer one
         raise UnreadableError("a storage is nested in what torch.save wrote: refused")
     value = _read_legacy(content, machine.budget) if isinstance(content, bytes) else None
-    if not isinstance(value, Storage):
-        raise UnreadableError("where a storage was announced there is something else")
-    return value
+    return value if isinstance(value, Storage) else None
 
 
 CALLS: dict[str, Callable] = {
     "torch._utils._rebuild_tensor": _tensor, "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter, "torch.storage._load_from_bytes": _nested,
-    "torch._utils._rebuild_parameter_with_state": _parameter, "_codecs.encode": _encoded}
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+    "torch._tensor._rebuild_from_type_v2": _of_type, "_codecs.encode": _encoded,
+    "numpy.core.multiarray.scalar": _scalar, "numpy._core.multiarray.scalar": _scalar}
+"""What is made of a call; None: a Record of it, as of any other."""
 
 
 # ------------------------------------------------------------------------------ the stack machine
@@ -227,6 +245,7 @@ def run(file: io.BytesIO, budget: Budget, find_storage: FindStorage | None = Non
         if name in VALUES:
             m.stack.append(argument)
         elif name in FRESH:
+            budget.spend(CONTAINER)
             m.stack.append(FRESH[name]())
         elif name in CONTAINERS:
             number, gather = CONTAINERS[name]
@@ -236,42 +255,51 @@ def run(file: io.BytesIO, budget: Budget, find_storage: FindStorage | None = Non
         elif name == "STOP":
             return m.stack.pop()
         elif name not in ("PROTO", "FRAME"):
-            raise UnreadableError(f"it uses {name}, which no network needs: refused")
+            raise UnreadableError(f"it uses {name}, which no network's file needs: refused")
     raise UnreadableError("it ends in the middle")
 
 
 VALUES = {
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "STRING", "BINSTRING",
     "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "UNICODE", "SHORT_BINUNICODE",
-    "BINUNICODE", "BINUNICODE8", "FLOAT", "BINFLOAT"}
+    "BINUNICODE", "BINUNICODE8", "FLOAT", "BINFLOAT", "BYTEARRAY8"}
 FRESH: dict[str, Callable[[], object]] = {
     "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False, "EMPTY_LIST": list,
-    "EMPTY_DICT": dict, "EMPTY_SET": set, "EMPTY_TUPLE": tuple}
+    "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple,
+    "EMPTY_SET": list,  # nothing is hashed
+    "NEXT_BUFFER": lambda: Record("a buffer outside the file", ())}
 
 
 def _tuple(m: Machine, items: list) -> None:
+    m.budget.spend(CONTAINER + ITEM * len(items))
     m.stack.append(tuple(items))
 
 
-def _extend(m: Machine, items: list) -> None:
+def _target(m: Machine, kind: type) -> object:
+    """What the items on the stack are for: a list or dict, or that of a Record."""
     target = m.stack[-1]
-    if isinstance(target, list):
-        target.extend(items)
-    elif isinstance(target, set):
-        for item in items:
-            m.check_key(target, item)
-            target.add(item)
-    else:
-        raise UnreadableError(f"it appends to a {type(target).__name__}")
+    if isinstance(target, Record) and target.arguments is not None:
+        if target.items is None:
+            m.budget.spend(CONTAINER)
+            target.items = kind()
+        target = target.items
+    if not isinstance(target, kind):
+        raise UnreadableError(f"it adds items to a {type(target).__name__}")
+    return target
+
+
+def _extend(m: Machine, items: list) -> None:
+    m.budget.spend(ITEM * len(items))
+    _target(m, list).extend(items)
 
 
 def _set_items(m: Machine, items: list) -> None:
-    target = m.stack[-1]
-    if not isinstance(target, dict) or len(items) % 2:
-        raise UnreadableError(f"it sets items of a {type(target).__name__}")
+    target = _target(m, dict)
+    if len(items) % 2:
+        raise UnreadableError("it sets a key without a value")
+    m.budget.spend(ENTRY * len(items) // 2)
     for key, value in zip(items[::2], items[1::2], strict=True):
-        m.check_key(target, key)
-        target[key] = value
+        target[m.key(key)] = value
 
 
 def _dict(m: Machine, items: list) -> None:
@@ -284,11 +312,13 @@ CONTAINERS: dict[str, tuple[int | None, Callable[[Machine, list], None]]] = {
     "TUPLE": (None, _tuple), "TUPLE1": (1, _tuple), "TUPLE2": (2, _tuple), "TUPLE3": (3, _tuple),
     "APPEND": (1, _extend), "APPENDS": (None, _extend), "ADDITEMS": (None, _extend),
     "SETITEM": (2, _set_items), "SETITEMS": (None, _set_items), "DICT": (None, _dict),
-    "LIST": (None, lambda m, items: m.stack.append(items)),
+    "FROZENSET": (None, _tuple), "LIST": (None, lambda m, items: m.stack.append(items)),
+    "OBJ": (None, lambda m, items: m.stack.append(m.call(items[0], tuple(items[1:])))),
     "POP_MARK": (None, lambda m, items: None)}
 
 
 def _mark(m: Machine, _: object) -> None:
+    m.budget.spend(CONTAINER)
     m.marks.append(m.stack)
     m.stack = []
 
@@ -301,14 +331,20 @@ def _pop(m: Machine, _: object) -> None:
 
 
 def _recall(m: Machine, place: int) -> None:
+    if place < 0:
+        raise UnreadableError("its memo is not numbered as picklers do")
     m.stack.append(m.memo[place])
 
 
 def _memoise(m: Machine, place: int | None) -> None:
-    """Picklers number without gaps; places chosen freely could be made to collide."""
+    """Picklers number one by one, and leave out a few at most."""
     place = len(m.memo) if place is None else place
-    if not 0 <= place <= 2 * len(m.memo) + 1000:
+    missing = place + 1 - len(m.memo)
+    if not (place >= 0 and missing <= len(m.memo) + 1000):
         raise UnreadableError("its memo is not numbered as picklers do")
+    if missing > 0:
+        m.budget.spend(ITEM * missing)
+        m.memo.extend([None] * missing)
     m.memo[place] = m.stack[-1]
 
 
@@ -317,16 +353,23 @@ def _reduce(m: Machine, _: object) -> None:
 
 
 def _new_with_keywords(m: Machine, _: object) -> None:
-    if m.stack.pop():
-        raise UnreadableError("it makes an object with keywords")
-    _reduce(m, None)
+    target, arguments, keywords = m.take(3)
+    if keywords and isinstance(target, Record) and target.name in (*DICTS, *CALLS):
+        raise UnreadableError(f"it makes a {target.name} with keywords")
+    m.stack.append(m.call(target, arguments))
+
+
+def _instance(m: Machine, full: str) -> None:
+    """How Python 2 wrote objects."""
+    made = m.call(m.name(*full.split(" ", 1)), tuple(m.take(None)))
+    m.stack.append(made)
 
 
 def _build(m: Machine, _: object) -> None:
     target, state = m.stack[-2], m.stack.pop()
     if isinstance(target, Record) and target.arguments is not None:
         target.state = state
-    elif not isinstance(target, dict):  # an EasyDict's state repeats its items
+    elif not isinstance(target, (dict, Tensor)):  # an EasyDict's state repeats its items
         raise UnreadableError(f"it gives a state to a {type(target).__name__}")
 
 
@@ -334,7 +377,10 @@ def _persistent(m: Machine, _: object) -> None:
     identity = m.stack.pop()
     if m.find_storage is None or not isinstance(identity, tuple):
         raise UnreadableError("it refers to something outside itself")
-    m.stack.append(m.find_storage(identity))
+    if len(identity) == 4 and identity[0] == "module":  # a class, with its source text
+        m.stack.append(identity[1])
+    else:
+        m.stack.append(m.find_storage(identity))
 
 
 OPERATIONS: dict[str, Callable[[Machine, object], None]] = {
@@ -343,8 +389,8 @@ OPERATIONS: dict[str, Callable[[Machine, object], None]] = {
     "PUT": _memoise, "BINPUT": _memoise, "LONG_BINPUT": _memoise, "MEMOIZE": _memoise,
     "GLOBAL": lambda m, full: m.stack.append(m.name(*full.split(" ", 1))),
     "STACK_GLOBAL": lambda m, _: m.stack.append(m.name(*m.take(2))),
-    "REDUCE": _reduce, "NEWOBJ": _reduce, "NEWOBJ_EX": _new_with_keywords, "BUILD": _build,
-    "BINPERSID": _persistent}
+    "REDUCE": _reduce, "NEWOBJ": _reduce, "NEWOBJ_EX": _new_with_keywords, "INST": _instance,
+    "BUILD": _build, "BINPERSID": _persistent, "READONLY_BUFFER": lambda m, _: None}
 
 
 # ---------------------------------------------------------------------------------- kinds of file
@@ -376,8 +422,11 @@ def _read_legacy(content: bytes, budget: Budget) -> object:
             raise UnreadableError("a storage is a view of another: save the file with a newer "
                                   "torch")
         dtype, key, numel = _described(identity)
+        if dtype is None:  # what follows it could not be found
+            raise UnreadableError("a storage is of an unknown kind: save the file with a newer "
+                                  "torch")
         if key not in storages:
-            budget.spend(numel * dtype.itemsize)
+            budget.spend(VIEW + numel * dtype.itemsize)
             storages[key] = Storage(torch.empty(numel, dtype=dtype))
         return storages[key]
 
@@ -402,22 +451,29 @@ def _read_zip(content: bytes, budget: Budget) -> object:
                  if entry.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)}
         programs = [name for name in sizes if name.endswith("/data.pkl")]
         if len(programs) != 1:
-            raise UnreadableError("it is a zip, but not one of torch.save")
+            raise UnreadableError(f"it is {_other_zip(sizes)}")
         folder = programs[0].removesuffix("data.pkl")
         if f"{folder}constants.pkl" in sizes:
-            raise UnreadableError("it is a TorchScript archive: save the network's state_dict "
-                                  "instead")
+            raise UnreadableError("it is a TorchScript program: save the state_dict() of the "
+                                  "network that it was made from instead")
 
         def entry(name: str) -> bytes:
             if name not in sizes or sizes[name] > len(content):  # torch.save does not compress
                 raise UnreadableError(f"its entry {name[:80]} is missing, or unpacks to more than "
                                       "the file holds")
-            return archive.read(name)
+            try:
+                return archive.read(name)
+            except zipfile.BadZipFile as error:
+                raise UnreadableError(f"its entry {name[:80]} has another checksum than its "
+                                      "content: it is damaged, or was saved without checksums; "
+                                      "fetch it, or save it, again") from error
 
-        def find(identity: tuple) -> Storage:
+        def find(identity: tuple) -> Storage | Record:
             dtype, key, numel = _described(identity)
+            if dtype is None:
+                return Record("a storage of an unknown kind", ())
             if key not in storages:
-                budget.spend(numel * dtype.itemsize)
+                budget.spend(VIEW + numel * dtype.itemsize)
                 storages[key] = Storage(_numbers(entry(f"{folder}data/{key}"), dtype, numel))
             return storages[key]
 
@@ -427,16 +483,23 @@ def _read_zip(content: bytes, budget: Budget) -> object:
         return run(io.BytesIO(entry(programs[0])), budget, find)
 
 
-def _described(identity: tuple) -> tuple[torch.dtype, str, int]:
-    """(dtype, key, numel) of a storage that a persistent id describes."""
+def _other_zip(names: dict) -> str:
+    """What a zip is that torch.save did not write, and what to do."""
+    if names and all(name.endswith(".npy") for name in names):
+        return "a numpy archive (.npz): give the .pkl or .pt that it was made from"
+    if any(name.endswith((".pt2", "archive_format", "models/model.json")) for name in names):
+        return "a torch.export program: give the network that it was made from"
+    return ("a zip, but not one of torch.save: if it is an archive, unpack it and give the "
+            "network's file in it")
+
+
+def _described(identity: tuple) -> tuple[torch.dtype | None, str, int]:
+    """(dtype, key, numel) of a storage that a persistent id describes; None: an unknown one."""
     if not (len(identity) >= 5 and identity[0] == "storage" and isinstance(identity[1], Record)
             and isinstance(identity[2], str) and type(identity[4]) is int
             and 0 <= identity[4] < 2**48):
         raise UnreadableError("a storage is not described as torch does")
-    dtype = DTYPES.get(identity[1].name.rsplit(".", 1)[-1])
-    if dtype is None:
-        raise UnreadableError("a storage is of an unknown kind")
-    return dtype, identity[2], identity[4]
+    return DTYPES.get(identity[1].name.rsplit(".", 1)[-1]), identity[2], identity[4]
 
 
 def _numbers(content: bytes, dtype: torch.dtype, numel: int) -> Tensor:

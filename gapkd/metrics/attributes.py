@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from gapkd.data.datasets import CHECK_SECONDS, ImageFiles, flip, open_dataset, ordered_indices
+from gapkd.data.images import with_channels
 from gapkd.data.toyfaces import CATEGORICAL, CONTINUOUS, face_mask, toy_faces
 from gapkd.files.checkpoints import CheckpointError, find_checkpoint, read_metadata
 from gapkd.files.provenance import provenance
@@ -88,6 +89,7 @@ class AttributeNetwork(nn.Module):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Output of every block: (N, C_i, r, r) with r = 16, 8, 4, 2."""
+        images = with_channels(images) if images.ndim == 4 else images
         if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < self.size:
             raise ValueError("the attribute network reads images of shape (N, 3, R, R) with R of "
                              f"at least {self.size}, not {tuple(images.shape)}")

@@ -64,7 +64,7 @@ def _paper_macs(G: StyleGenerator) -> int:
     incoming = 0  # channels that enter a block; the 4x4 one starts from a constant
     for block, (first, second) in enumerate(G.channels):
         pixels = (4 * 2**block) ** 2
-        convolutions = [(second, 3, 1, pixels)]                                # toRGB
+        convolutions = [(second, G.img_channels, 1, pixels)]                   # toRGB
         if incoming:
             convolutions.append((incoming, first, 3, pixels // 4))             # on the small grid
         convolutions.append((first, second, G.kernel if incoming else 3, pixels))

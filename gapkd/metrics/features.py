@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gapkd.data.images import with_channels
 from gapkd.files.checkpoints import load_discriminator, read_metadata
 from gapkd.metrics.attributes import KIND, reader
 
@@ -39,7 +40,8 @@ def perceptual_distance(net: nn.Module, a: Tensor, b: Tensor) -> Tensor:
     if a.shape != b.shape:
         raise ValueError("perceptual distance compares images of one shape, not "
                          f"{tuple(a.shape)} and {tuple(b.shape)}")
-    ours, theirs = net.features(a), net.features(b)
+    channels = getattr(net, "img_channels", 3)
+    ours, theirs = (net.features(with_channels(images, channels)) for images in (a, b))
     total = torch.zeros(a.shape[0], device=a.device)
     for x, y in zip(ours, theirs, strict=True):                    # (N, C_i, r_i, r_i)
         x = F.normalize(x.float(), dim=1, eps=1e-6)
@@ -94,8 +96,8 @@ class InceptionNetwork:
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
         """(N, 3, R, R) in [-1, 1] -> (N, 2048), quantised to 8 bits first as published FIDs are."""
-        pixels = images.to(self.device).add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-        return self.network(pixels)[0]
+        pixels = with_channels(images.to(self.device)).add(1).mul(127.5).round().clamp(0, 255)
+        return self.network(pixels.to(torch.uint8))[0]
 
 
 def lpips_distance(device: str | torch.device = "cpu") -> Distance:
@@ -117,6 +119,7 @@ def lpips_distance(device: str | torch.device = "cpu") -> Distance:
                                 "~/.cache/torch/hub/checkpoints") from error
 
     def distance(a: Tensor, b: Tensor) -> Tensor:
+        a, b = with_channels(a), with_channels(b)
         if a.shape[-1] > 256:
             a, b = F.adaptive_avg_pool2d(a, 256), F.adaptive_avg_pool2d(b, 256)
         return network(a, b).flatten()

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gapkd.data.images import with_channels
 from gapkd.metrics.features import Distance
 from gapkd.metrics.sampling import device_of, draw_w
 from gapkd.networks.base import StyleGenerator
@@ -56,12 +57,13 @@ def project(G: StyleGenerator, targets: Tensor, distance: Distance, steps: int =
     Raises ValueError for targets of another shape.
     """
     r = G.resolution
-    if targets.ndim != 4 or targets.shape[1:] != (3, r, r):
+    if targets.ndim != 4 or targets.shape[1:] not in ((3, r, r), (G.img_channels, r, r)):
         raise ValueError(f"targets must have shape (N, 3, {r}, {r}), not {tuple(targets.shape)}: "
                          "crop and resize them to the generator's resolution")
     if optimiser not in ("adam", "lbfgs"):
         raise ValueError(f'optimiser must be "adam" or "lbfgs", not {optimiser!r}')
-    targets, n = targets.to(device_of(G)), len(targets)
+    targets = with_channels(targets.to(device_of(G)), G.img_channels)
+    n = len(targets)
     w = draw_w(G, 2000, seed)
     centre, spread = w.mean(dim=0), w.std(dim=0).mean()
     place = w.new_zeros(n, G.num_ws, G.w_dim, requires_grad=True)  # ws in units of W's spread

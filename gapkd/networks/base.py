@@ -6,6 +6,7 @@ of the package asks the methods below and never which class it has before it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,6 +24,19 @@ def check_resolution(resolution: int, least: int = 8) -> None:
         raise ValueError(f"resolution must be a power of two of at least {least}, not {resolution}")
 
 
+def check_clamp(clamp: float | None) -> None:
+    """Raise ValueError unless it is a number above 0, or None."""
+    if clamp is not None and not (type(clamp) in (int, float) and 0 < clamp < math.inf):
+        raise ValueError(f"clamp must be a number above 0, or None, not {repr(clamp)[:40]}")
+
+
+def check_img_channels(img_channels: int) -> None:
+    """Raise ValueError unless images of so many channels are known."""
+    if type(img_channels) is not int or img_channels not in (1, 3, 4):
+        raise ValueError("img_channels must be 3, 1 (grey) or 4 (RGBA), not "
+                         f"{repr(img_channels)[:40]}")
+
+
 def kept_channels(channels: int, keep: float) -> int:
     """The paper's rule: remove floor((1 - keep) c) channels. keep 0.3: 512 -> 154, 64 -> 20."""
     removed = round((1 - keep) * channels, 6)  # (1 - 0.9) 10 is 0.9999999999999998
@@ -33,7 +47,8 @@ def kept_channels(channels: int, keep: float) -> int:
 class SynthesisOutput:
     """What a synthesis network makes of ws.
 
-    image: (N, 3, R, R), float32, about [-1, 1], not clamped.
+    image: (N, 3, R, R), float32, about [-1, 1], not clamped; 1 or 4 channels of a grey or RGBA
+        generator, in all places that say 3.
     features: output of every block, (N, C_i, r_i, r_i); StyleGAN2: r_i = 4, 8, ... R, block 0 is
         the 4x4 one.
     rgbs: the images on the way, (N, 3, r_i, r_i); the last one is `image`.
@@ -49,6 +64,7 @@ class StyledNetwork(nn.Module):
 
     num_ws: int
     w_dim: int
+    img_channels: int
 
     def expand_ws(self, ws: Tensor) -> Tensor:
         """(N, w_dim) or (N, num_ws, w_dim) -> (N, num_ws, w_dim), checked."""
@@ -129,7 +145,7 @@ class StyleGenerator(nn.Module):
 
     Args:
         mapping: the mapping network.
-        synthesis: the synthesis network; it knows its resolution and num_ws.
+        synthesis: the synthesis network; it knows its resolution, num_ws and img_channels.
     Shape: z (N, z_dim) -> image (N, 3, R, R), about [-1, 1], not clamped.
     """
 
@@ -147,6 +163,7 @@ class StyleGenerator(nn.Module):
         self.mapping, self.synthesis = mapping, synthesis
         self.z_dim, self.w_dim, self.c_dim = mapping.z_dim, mapping.w_dim, mapping.c_dim
         self.resolution, self.num_ws = synthesis.resolution, synthesis.num_ws
+        self.img_channels = synthesis.img_channels
 
     # ------------------------------------------------------------------------------- drawing
 
@@ -228,6 +245,11 @@ def copy_affine(ours: nn.Module, theirs: nn.Module, rows: Tensor) -> None:
     """The styles of the channels that stay: rows of a style affine."""
     ours.weight.copy_(theirs.weight[rows])
     ours.bias.copy_(theirs.bias[rows])
+
+
+def if_not_rgb(img_channels: int) -> dict:
+    """The argument, where images are not of three channels, as they are in files without it."""
+    return if_set(img_channels=None if img_channels == 3 else img_channels)
 
 
 def if_set(**arguments: object) -> dict:

@@ -35,8 +35,10 @@ from gapkd.networks.base import (
     NoisyNetwork,
     StyleGenerator,
     SynthesisOutput,
+    check_img_channels,
     check_resolution,
     copy_affine,
+    if_not_rgb,
     kept_channels,
 )
 from gapkd.networks.layers import ModulatedConv2d, full_precision
@@ -126,9 +128,11 @@ class MobileSynthesis(NoisyNetwork):
     Shape: ws (N, w_dim) or (N, num_ws, w_dim) -> SynthesisOutput, features at 4, 8, ... R / 2.
     """
 
-    def __init__(self, resolution: int, w_dim: int, channels: int | Sequence[int]):
+    def __init__(self, resolution: int, w_dim: int, channels: int | Sequence[int],
+                 img_channels: int = 3):
         super().__init__()
         check_resolution(resolution)
+        check_img_channels(img_channels)
         blocks = int(math.log2(resolution)) - 2
         widths = [channels] * blocks if isinstance(channels, int) else list(channels)
         if len(widths) != blocks:
@@ -138,12 +142,13 @@ class MobileSynthesis(NoisyNetwork):
             raise ValueError(f"channels must be multiples of {BANDS}, of which the Haar transform "
                              f"makes one, not {widths}")
         self.resolution, self.w_dim, self.channels = resolution, w_dim, widths
+        self.img_channels = img_channels
         self.num_ws = 2 * (blocks + 1)  # a StyleGAN2's of that resolution
         self.const = nn.Parameter(torch.randn(1, widths[0], 4, 4))
         self.blocks = nn.ModuleList(
             MobileBlock(widths[b - 1] if b else 0, widths[b], w_dim, 4 * 2**b)
             for b in range(blocks))
-        self.head = ToRGB(widths[-1], w_dim, out_channels=3 * BANDS)
+        self.head = ToRGB(widths[-1], w_dim, out_channels=img_channels * BANDS)
 
     def forward(self, ws: Tensor, noise: Noise = "const",
                 generator: torch.Generator | None = None) -> SynthesisOutput:
@@ -173,21 +178,23 @@ class MobileGenerator(StyleGenerator):
         channels: see `MobileSynthesis`.
         mapping_layers: depth of the mapping network.
         c_dim: number of classes, 0 for none.
+        img_channels: of the images: 3, 1 (grey) or 4 (RGBA).
     Shape: z (N, z_dim) -> image (N, 3, R, R), about [-1, 1], not clamped.
     """
 
     kind = "mobile-generator"
 
     def __init__(self, resolution: int, z_dim: int = 512, w_dim: int = 512,
-                 channels: int | Sequence[int] = 64, mapping_layers: int = 8, c_dim: int = 0):
+                 channels: int | Sequence[int] = 64, mapping_layers: int = 8, c_dim: int = 0,
+                 img_channels: int = 3):
         mapping = MappingNetwork(z_dim, w_dim, mapping_layers, c_dim)
-        super().__init__(mapping, MobileSynthesis(resolution, w_dim, channels))
+        super().__init__(mapping, MobileSynthesis(resolution, w_dim, channels, img_channels))
         self.channels = self.synthesis.channels
 
     def architecture(self) -> dict:
         return {"resolution": self.resolution, "z_dim": self.z_dim, "w_dim": self.w_dim,
                 "channels": list(self.channels), "mapping_layers": len(self.mapping.layers),
-                "c_dim": self.c_dim}
+                "c_dim": self.c_dim, **if_not_rgb(self.img_channels)}
 
     @classmethod
     def student_of(cls, teacher: StyleGenerator, keep: float, kernel: int = 3) -> dict:
@@ -202,7 +209,7 @@ class MobileGenerator(StyleGenerator):
         channels = [math.ceil(kept_channels(c, keep) / BANDS) * BANDS for c in widths]
         return {"resolution": teacher.resolution, "z_dim": teacher.z_dim, "w_dim": teacher.w_dim,
                 "channels": channels, "mapping_layers": len(teacher.mapping.layers),
-                "c_dim": teacher.c_dim}
+                "c_dim": teacher.c_dim, **if_not_rgb(teacher.img_channels)}
 
     def feature_widths(self) -> list[int]:
         return list(self.channels)

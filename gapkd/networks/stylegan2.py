@@ -20,8 +20,11 @@ from gapkd.networks.base import (
     NoisyNetwork,
     StyleGenerator,
     SynthesisOutput,
+    check_clamp,
+    check_img_channels,
     check_resolution,
     copy_affine,
+    if_not_rgb,
     if_set,
     kept_channels,
 )
@@ -139,7 +142,7 @@ class SynthesisBlock(nn.Module):
     """
 
     def __init__(self, in_channels: int, pair: tuple[int, int], w_dim: int, resolution: int,
-                 kernel: int, clamp: float | None = None):
+                 kernel: int, clamp: float | None = None, img_channels: int = 3):
         super().__init__()
         first, second = pair
         self.conv0 = None
@@ -148,7 +151,7 @@ class SynthesisBlock(nn.Module):
             self.conv0 = StyledConv(in_channels, first, w_dim, resolution, up, clamp)
         plain = partial(ModulatedConv2d, kernel=kernel if in_channels else 3)
         self.conv1 = StyledConv(first, second, w_dim, resolution, plain, clamp)
-        self.torgb = ToRGB(second, w_dim, clamp)
+        self.torgb = ToRGB(second, w_dim, clamp, img_channels)
 
     @property
     def convs(self) -> list[StyledConv]:
@@ -164,18 +167,22 @@ class SynthesisNetwork(NoisyNetwork):
     """
 
     def __init__(self, resolution: int, w_dim: int, channels: Channels, kernel: int = 3,
-                 clamp: float | None = None):
+                 clamp: float | None = None, img_channels: int = 3):
         super().__init__()
         check_resolution(resolution)
+        check_clamp(clamp)
+        check_img_channels(img_channels)
         if kernel not in (1, 3):
             raise ValueError("kernel (of every block's second convolution) must be 1 or 3, not "
                              f"{kernel}")
         self.resolution, self.w_dim, self.kernel = resolution, w_dim, kernel
+        self.img_channels = img_channels
         self.channels = channel_pairs(channels, resolution)
         self.const = nn.Parameter(torch.randn(1, self.channels[0][0], 4, 4))
         self.blocks, width = nn.ModuleList(), 0
         for b, pair in enumerate(self.channels):
-            self.blocks.append(SynthesisBlock(width, pair, w_dim, 4 * 2**b, kernel, clamp))
+            self.blocks.append(SynthesisBlock(width, pair, w_dim, 4 * 2**b, kernel, clamp,
+                                              img_channels))
             width = pair[1]
         self.num_ws = 2 * len(self.blocks)  # 1 + 2 (blocks - 1) convolutions, and the last toRGB
         self.register_buffer("fir", fir_kernel(gain=4.0), persistent=False)
@@ -217,6 +224,7 @@ class Generator(StyleGenerator):
         c_dim: number of classes, 0 for none.
         clamp: largest magnitude of a convolution's output, as in networks that were trained in
             float16; None: any.
+        img_channels: of the images: 3, 1 (grey) or 4 (RGBA).
     Shape: z (N, z_dim) -> image (N, 3, R, R), about [-1, 1], not clamped.
     """
 
@@ -225,16 +233,17 @@ class Generator(StyleGenerator):
 
     def __init__(self, resolution: int, z_dim: int = 512, w_dim: int = 512, channels: Channels = 64,
                  kernel: int = 3, mapping_layers: int = 8, c_dim: int = 0,
-                 clamp: float | None = None):
+                 clamp: float | None = None, img_channels: int = 3):
         mapping = MappingNetwork(z_dim, w_dim, mapping_layers, c_dim)
-        super().__init__(mapping, SynthesisNetwork(resolution, w_dim, channels, kernel, clamp))
+        super().__init__(mapping, SynthesisNetwork(resolution, w_dim, channels, kernel, clamp,
+                                                   img_channels))
         self.channels, self.kernel, self.clamp = self.synthesis.channels, kernel, clamp
 
     def architecture(self) -> dict:
         return {"resolution": self.resolution, "z_dim": self.z_dim, "w_dim": self.w_dim,
                 "channels": [list(pair) for pair in self.channels], "kernel": self.kernel,
                 "mapping_layers": len(self.mapping.layers), "c_dim": self.c_dim,
-                **if_set(clamp=self.clamp)}
+                **if_set(clamp=self.clamp), **if_not_rgb(self.img_channels)}
 
     @classmethod
     def student_of(cls, teacher: Generator, keep: float, kernel: int = 3) -> dict:
@@ -272,16 +281,16 @@ class Generator(StyleGenerator):
                     s.bias.copy_(t.bias)
 
 
-def minibatch_std(x: Tensor, group: int = 4) -> Tensor:
+def minibatch_std(x: Tensor, group: int | None = 4) -> Tensor:
     """Append one feature map that tells how much a group of images varies.
 
     Image n belongs to group n mod (N / group). A batch that `group` does not divide uses its
-    largest divisor below.
+    largest divisor below; None: the whole batch is one group.
 
     Shape: (N, C, H, W) -> (N, C + 1, H, W).
     """
     n, c, h, w = x.shape
-    size = next(g for g in range(min(group, n), 0, -1) if n % g == 0)
+    size = next(g for g in range(min(group or n, n), 0, -1) if n % g == 0)
     grouped = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(size, n // size, c, h, w)
     std = (grouped.var(dim=0, unbiased=False) + 1e-8).sqrt().mean(dim=(1, 2, 3))  # (N / size,)
     std = std.repeat(size)[:, None, None, None].expand(-1, 1, h, w)  # (N, 1, H, W)
@@ -291,14 +300,15 @@ def minibatch_std(x: Tensor, group: int = 4) -> Tensor:
 class DiscriminatorBlock(nn.Module):
     """Residual block that halves the resolution. (N, I, H, W) -> (N, O, H/2, W/2)."""
 
-    def __init__(self, in_channels: int, out_channels: int, clamp: float | None = None):
+    def __init__(self, in_channels: int, out_channels: int, clamp: float | None = None,
+                 clamp_skip: bool = False):
         super().__init__()
         half = math.sqrt(0.5)  # keeps the variance of the sum of both branches
         self.conv0 = EqualConv2d(in_channels, in_channels, 3, activate=True, clamp=clamp)
         self.conv1 = EqualConv2d(in_channels, out_channels, 3, down=True, activate=True, gain=half,
                                  clamp=clamp)
         self.skip = EqualConv2d(in_channels, out_channels, 1, bias=False, down=True, gain=half,
-                                clamp=clamp)
+                                clamp=clamp if clamp_skip else None)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv1(self.conv0(x)) + self.skip(x)
@@ -311,23 +321,29 @@ class Discriminator(nn.Module):
         resolution: of the images, a power of two.
         channels: width at every resolution, or one a resolution, 4x4 first.
         c_dim: number of classes; the logit is then the projection onto the embedded label.
-        mbstd_group: images over which the minibatch standard deviation is taken.
-        clamp: as in `Generator`.
+        mbstd_group: images over which the minibatch standard deviation is taken; None: the batch.
+        clamp: as in `Generator`; not of the skip convolutions, as in NVIDIA's.
+        clamp_skips: of those too.
+        img_channels: as in `Generator`.
     Shape: images (N, 3, R, R) in [-1, 1], c (N, c_dim) -> logits (N, 1).
     """
 
     kind = "stylegan2-discriminator"
 
     def __init__(self, resolution: int, channels: int | Sequence[int] = 64, c_dim: int = 0,
-                 mbstd_group: int = 4, clamp: float | None = None):
+                 mbstd_group: int | None = 4, clamp: float | None = None,
+                 clamp_skips: bool = False, img_channels: int = 3):
         super().__init__()
         check_resolution(resolution)
+        check_clamp(clamp)
+        check_img_channels(img_channels)
         widths = [pair[0] for pair in channel_pairs(channels, resolution)]
         self.resolution, self.channels, self.c_dim = resolution, widths, c_dim
-        self.mbstd_group, self.clamp = mbstd_group, clamp
-        self.from_rgb = EqualConv2d(3, widths[-1], 1, activate=True, clamp=clamp)
+        self.mbstd_group, self.clamp, self.clamp_skips = mbstd_group, clamp, clamp_skips
+        self.img_channels = img_channels
+        self.from_rgb = EqualConv2d(img_channels, widths[-1], 1, activate=True, clamp=clamp)
         self.blocks = nn.ModuleList(  # finest first
-            DiscriminatorBlock(i, o, clamp)
+            DiscriminatorBlock(i, o, clamp, clamp_skips)
             for i, o in zip(widths[:0:-1], widths[-2::-1], strict=True))
         self.conv = EqualConv2d(widths[0] + 1, widths[0], 3, activate=True, clamp=clamp)
         self.fc = EqualLinear(widths[0] * 16, widths[0], activate=True)
@@ -337,16 +353,18 @@ class Discriminator(nn.Module):
     def architecture(self) -> dict:
         """The constructor's arguments, as JSON can hold them."""
         return {"resolution": self.resolution, "channels": self.channels, "c_dim": self.c_dim,
-                "mbstd_group": self.mbstd_group, **if_set(clamp=self.clamp)}
+                "mbstd_group": self.mbstd_group,
+                **if_set(clamp=self.clamp, clamp_skips=self.clamp_skips or None),
+                **if_not_rgb(self.img_channels)}
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Output of every block, finest first.
 
         Shape: images (N, 3, R, R) -> (N, C_i, r_i, r_i) with r_i = R/2, R/4, ... 4.
         """
-        if images.shape[1:] != (3, self.resolution, self.resolution):
+        if images.shape[1:] != (self.img_channels, self.resolution, self.resolution):
             size = self.resolution
-            raise ValueError(f"images must have shape (N, 3, {size}, {size}), "
+            raise ValueError(f"images must have shape (N, {self.img_channels}, {size}, {size}), "
                              f"not {tuple(images.shape)}")
         maps = [self.from_rgb(images.contiguous(memory_format=torch.channels_last))]
         for block in self.blocks:

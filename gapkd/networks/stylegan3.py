@@ -23,8 +23,11 @@ from gapkd.networks.base import (
     StyledNetwork,
     StyleGenerator,
     SynthesisOutput,
+    check_clamp,
+    check_img_channels,
     check_resolution,
     copy_affine,
+    if_not_rgb,
     if_set,
     kept_channels,
 )
@@ -54,12 +57,12 @@ class LayerPlan:
 
 def plan_layers(resolution: int, channels: Sequence[int], critical: int = 2, margin: int = 10,
                 first_cutoff: float = 2.0, first_stopband: float = 2**2.1,
-                last_stopband_rel: float = 2**0.3) -> list[LayerPlan]:
+                last_stopband_rel: float = 2**0.3, img_channels: int = 3) -> list[LayerPlan]:
     """Cutoffs and stopbands grow geometrically to the image's; the last `critical` layers are
     sampled critically.
 
     Args:
-        channels: output channels of every layer; toRGB (3) is added as the last one.
+        channels: output channels of every layer; toRGB (img_channels) is added as the last one.
         margin: pixels that are computed beyond the border on every side, so that it cannot be told
             from within.
     Source: appendix F.
@@ -77,7 +80,7 @@ def plan_layers(resolution: int, channels: Sequence[int], critical: int = 2, mar
         rates.append(rate)
         halves.append(max(stopband, rate / 2) - cutoff)
     sizes = [int(rate) + 2 * margin for rate in rates[:-2]] + [resolution] * 2
-    widths = [*channels, 3]
+    widths = [*channels, img_channels]
     plans = []
     for n in range(layers + 1):
         before = max(n - 1, 0)
@@ -172,10 +175,11 @@ class AliasFreeLayer(nn.Module):
         before = (total + up) // 2
         self.up_design = up_taps, plan.in_cutoff, 2 * plan.in_half_width, rate
         radial = radial and not plan.critical and down_taps > 1
+        self.down_design = down_taps, plan.out_cutoff, 2 * plan.out_half_width, rate, radial
         self.activation = FilteredLeakyReLU(
             size,
             low_pass(*self.up_design),
-            low_pass(down_taps, plan.out_cutoff, 2 * plan.out_half_width, rate, radial),
+            low_pass(*self.down_design),
             up, down, (before, total - before),
             slope=1.0 if plan.torgb else 0.2, gain=1.0 if plan.torgb else SQRT2, clamp=clamp)
 
@@ -216,17 +220,21 @@ class AliasFreeSynthesis(StyledNetwork):
 
     def __init__(self, resolution: int, w_dim: int, channels: Sequence[int], kernel: int,
                  radial: bool, critical: int, margin: int, output_scale: float,
-                 clamp: float | None = None):
+                 clamp: float | None = None, img_channels: int = 3):
         super().__init__()
         check_resolution(resolution, least=16)
+        check_img_channels(img_channels)
+        check_clamp(clamp)
+        if not isinstance(radial, bool):
+            raise ValueError(f"radial must be true or false, not {repr(radial)[:40]}")
         if kernel not in (1, 3):
             raise ValueError(f"kernel must be 3 (configuration T) or 1 (R), not {kernel}")
         if len(channels) <= critical:
             raise ValueError(f"channels names {len(channels)} layers: more than the {critical} "
                              "critically sampled ones are needed")
-        plans = plan_layers(resolution, channels, critical, margin)
+        plans = plan_layers(resolution, channels, critical, margin, img_channels=img_channels)
         self.resolution, self.w_dim, self.num_ws = resolution, w_dim, len(plans) + 1
-        self.output_scale = output_scale
+        self.output_scale, self.img_channels = output_scale, img_channels
         first = plans[0]
         self.input = FourierInput(w_dim, first.in_channels, first.in_size, first.in_rate,
                                   first.in_cutoff)
@@ -273,6 +281,7 @@ class AliasFreeGenerator(StyleGenerator):
         margin: see `plan_layers`.
         output_scale: factor on the image.
         clamp: largest magnitude of a layer's output; None: any.
+        img_channels: of the images: 3, 1 (grey) or 4 (RGBA).
     Shape: z (N, z_dim) -> image (N, 3, R, R), about [-1, 1], not clamped.
     """
 
@@ -283,10 +292,11 @@ class AliasFreeGenerator(StyleGenerator):
     def __init__(self, resolution: int, z_dim: int = 512, w_dim: int = 512,
                  channels: Sequence[int] = (), kernel: int = 3, radial: bool = False,
                  mapping_layers: int = 2, c_dim: int = 0, critical: int = 2, margin: int = 10,
-                 output_scale: float = 0.25, clamp: float | None = None):
+                 output_scale: float = 0.25, clamp: float | None = None, img_channels: int = 3):
         mapping = MappingNetwork(z_dim, w_dim, mapping_layers, c_dim)
         super().__init__(mapping, AliasFreeSynthesis(resolution, w_dim, channels, kernel, radial,
-                                                     critical, margin, output_scale, clamp))
+                                                     critical, margin, output_scale, clamp,
+                                                     img_channels))
         self.channels, self.kernel, self.radial = list(channels), kernel, radial
         self.critical, self.margin, self.clamp = critical, margin, clamp
 
@@ -295,7 +305,8 @@ class AliasFreeGenerator(StyleGenerator):
                 "channels": self.channels, "kernel": self.kernel, "radial": self.radial,
                 "mapping_layers": len(self.mapping.layers), "c_dim": self.c_dim,
                 "critical": self.critical, "margin": self.margin,
-                "output_scale": self.synthesis.output_scale, **if_set(clamp=self.clamp)}
+                "output_scale": self.synthesis.output_scale, **if_set(clamp=self.clamp),
+                **if_not_rgb(self.img_channels)}
 
     @classmethod
     def student_of(cls, teacher: AliasFreeGenerator, keep: float, kernel: int = 3) -> dict:

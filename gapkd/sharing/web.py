@@ -22,10 +22,11 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+import torch
 import tyro
 from PIL import Image
 
-from gapkd.data.images import png
+from gapkd.data.images import png, to_uint8
 from gapkd.files.storage import cache_folder, new_folder, write_atomically, write_folder
 from gapkd.sharing.export import read_onnx_facts, session
 from gapkd.sharing.origins import as_dict, named, numbers, runs_of
@@ -310,8 +311,7 @@ def draw(network: Network, z: np.ndarray, truncation: float = 1.0
     feeds = {name: value.astype(np.float32) for name, value in feeds.items()}
     try:
         images, ws = session(network.model).run(["image", "ws"], feeds)  # (N, 3, R, R)
-        pixels = np.rint((images + 1) * 127.5).clip(0, 255).astype(np.uint8)
-        return pixels.transpose(0, 2, 3, 1), ws
+        return to_uint8(torch.from_numpy(images)).numpy(), ws
     except Exception as error:  # onnxruntime's own errors share no base class
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DemoError(f"the {sizes['role']}'s ONNX file does not draw ({reason}): export it "

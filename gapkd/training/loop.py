@@ -229,11 +229,15 @@ def first_discriminator(config: DistillConfig, teacher: StyleGenerator) -> Discr
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             channels = widths(config.d_channels, teacher.resolution)
-            return Discriminator(teacher.resolution, channels, teacher.c_dim)
+            return Discriminator(teacher.resolution, channels, teacher.c_dim,
+                                 img_channels=teacher.img_channels)
     D = load_discriminator(config.discriminator).requires_grad_(True)
     if D.resolution != teacher.resolution:
         raise ValueError(f"discriminator {config.discriminator} is for {D.resolution} px, the "
                          f"teacher for {teacher.resolution} px: choose one of the same resolution")
+    if D.img_channels != teacher.img_channels:
+        raise ValueError(f"discriminator {config.discriminator} reads images of {D.img_channels} "
+                         f"channels, the teacher draws {teacher.img_channels}: choose another")
     return D
 
 

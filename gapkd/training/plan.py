@@ -92,7 +92,8 @@ def networks_for(architecture: dict, keep: float, d_channels: Sequence[int] | No
         teacher = Generator(**architecture)
         pairs = [[kept_channels(c, keep) for c in pair] for pair in teacher.channels]
         student = Generator(**architecture | {"channels": pairs})
-        D = Discriminator(teacher.resolution, d_channels or [pair[1] for pair in teacher.channels])
+        D = Discriminator(teacher.resolution, d_channels or [pair[1] for pair in teacher.channels],
+                          img_channels=teacher.img_channels)
         looks = vgg() if perceptual == "lpips" else nn.Sequential(*AttributeNetwork().blocks)
     largest = 256 if perceptual == "lpips" else AttributeNetwork.size
     looked_at = min(teacher.resolution, largest)
@@ -119,7 +120,8 @@ def vgg() -> nn.Sequential:
 
 def image_macs(network: nn.Module, resolution: int) -> int:
     """Multiply-accumulates of a network on the meta device for one image."""
-    return count(network, torch.empty(1, 3, resolution, resolution, device="meta"))
+    channels = getattr(network, "img_channels", 3)
+    return count(network, torch.empty(1, channels, resolution, resolution, device="meta"))
 
 
 def step_macs(n: Networks, views: int = 2, r1_every: int = 16, path_every: int = 0) -> float:
@@ -151,7 +153,8 @@ def weights_memory(n: Networks) -> int:
 def activation_memory(n: Networks, views: int = 2) -> int:
     """Bytes that autograd keeps for one image in the larger of the two steps (float32)."""
     w = torch.empty(views, n.student.num_ws, n.student.w_dim, device="meta")
-    image = torch.empty(1, 3, n.D.resolution, n.D.resolution, device="meta", requires_grad=True)
+    shape = 1, n.D.img_channels, n.D.resolution, n.D.resolution
+    image = torch.empty(shape, device="meta", requires_grad=True)
     small = torch.empty(1, 3, n.looked_at, n.looked_at, device="meta", requires_grad=True)
     student, critic = saved_bytes(n.student.synthesis, w), saved_bytes(n.D, image)
     # In the generator's step D is only a way back to the image.

@@ -19,6 +19,7 @@ from torch.nn.functional import one_hot
 
 from gapkd import parallel
 from gapkd.data.datasets import Dataset, Prefetcher, flip, open_dataset, ordered_indices
+from gapkd.data.images import with_channels
 from gapkd.distillation.directions import check_blocks
 from gapkd.distillation.distiller import Distiller, two_views
 from gapkd.files.checkpoints import CheckpointError
@@ -114,7 +115,7 @@ class Trainer:
         self.graphs = StepGraphs(self.rng if replay else None)
         # Numbers that steer are read at once: a GPU would have to be waited for.
         self.dice = self.rng if on_cpu else torch.Generator().manual_seed(config.seed)
-        self.mine = parallel.rows(config.batch, D.mbstd_group)
+        self.mine = parallel.rows(config.batch, D.mbstd_group or config.batch)
         self.dtype = autocast_dtype(config.precision, self.device)
         # float16 has few exponents: gradients are scaled up, and steps that overflow are left out.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
@@ -168,6 +169,7 @@ class Trainer:
     def load_reals(self, position: int) -> Tensor:
         """This process's share of the batch at a position of the data's stream."""
         reals = self.dataset.load(self.real_indices(position))
+        reals = with_channels(reals, self.D.img_channels)
         return reals.pin_memory() if self.device.type == "cuda" and not reals.is_cuda else reals
 
     def draw_crossover(self) -> int | None:

@@ -128,7 +128,7 @@ def make_sheet(images: Tensor, ncols: int, size: int | None = None,
         gap: px between them, or (down, across).
     Returns: (H, W, 3) uint8.
     """
-    if images.ndim != 4 or images.shape[1] != 3:
+    if images.ndim != 4 or images.shape[1] not in (1, 3, 4):
         raise ValueError(f"pictures must have shape (N, 3, R, R), not {tuple(images.shape)}")
     factor = _factor(images.shape[-1], size)
     pixels = to_uint8(images).numpy().repeat(factor, axis=1).repeat(factor, axis=2)

@@ -90,13 +90,13 @@ async function mixed(network, z, given, mix) {
   });
 }
 
-/** Planes in [-1, 1], (n, 3, R, R) -> RGBA bytes, (n, R, R, 4). */
-function pixels({ data, dims: [n, , height, width] }) {
+/** Planes in [-1, 1], (n, 3, R, R), or 1 (grey) or 4 (RGBA) of them -> RGBA bytes, (n, R, R, 4). */
+function pixels({ data, dims: [n, planes, height, width] }) {
   const size = height * width;
   const bytes = new Uint8ClampedArray(n * size * 4).fill(255);
   for (let image = 0; image < n; image++)
-    for (let channel = 0; channel < 3; channel++)
-      for (let i = 0, from = (3 * image + channel) * size; i < size; i++)
+    for (let channel = 0; channel < Math.max(planes, 3); channel++)
+      for (let i = 0, from = (planes * image + Math.min(channel, planes - 1)) * size; i < size; i++)
         bytes[4 * (image * size + i) + channel] = (data[from + i] + 1) * 127.5; // rounded and clamped
   return bytes;
 }
