@@ -81,6 +81,10 @@ class EmbedConfig:
     """Images a set in the evaluation."""
     seed: int = 0
     """Of the evaluation's latents and real images."""
+    discriminator: bool = True
+    """Take a teacher's discriminator over, too."""
+    shown: int = 64
+    """Faces on its sheet."""
     half: bool = False
     """Store the weights as float16: half the size, images equal to about a grey level."""
 
@@ -100,12 +104,12 @@ def embed(config: EmbedConfig, folder: Path = DATA) -> None:
         file = folder / f"{config.name}.safetensors"
         save_network(G.half() if config.half else G, file, provenance)
         G = load_generator(file)
-        if not teacher:
+        if config.discriminator and not teacher:
             D = load_discriminator(run / "discriminator.safetensors")
             origin = {"trained with": config.name}
             stored = folder / f"{config.name}_discriminator.safetensors"
             save_network(D.half() if config.half else D, stored, origin)
-        sheet = torch.cat(list(sample_images(G, 64, seed=1)))
+        sheet = torch.cat(list(sample_images(G, config.shown, seed=1)))
         save_png(sheet, folder / f"{config.name}.png", columns=16)
     write_card(folder)
 
@@ -203,7 +207,7 @@ def describe(file: Path) -> list[str]:
         lines.append(f"- {name}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()))
     if "coverage" in card:
         lines += coverage_lines(card["coverage"])
-    return [*lines, "", f"![Sixty-four samples without truncation]({file.stem}.png)"]
+    return [*lines, "", f"![Samples without truncation]({file.stem}.png)"]
 
 
 def check_sums(folder: Path = DATA) -> list[str]:
