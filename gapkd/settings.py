@@ -69,7 +69,8 @@ class RunConfig:
     device: str = "auto"
     """"auto", "cpu", "cuda", "cuda:1"..."""
     cuda_graphs: bool = True
-    """On a GPU, replay each step as one CUDA graph: small networks wait for Python otherwise."""
+    """On a GPU, replay each step as one CUDA graph: small networks wait for Python otherwise. (Not
+    with several processes, reuse, content masks, classes or other than three channels.)"""
     log_every: int = 1_000
     """Images between two lines of the log."""
     grid_every: int = 10_000
@@ -291,6 +292,9 @@ class DistillConfig(RunConfig):
         _require(self.batch >= self.least_batch,
                  "the latent-direction loss relates the images of a batch to one another, and of "
                  "one image it is always 0: choose a batch of at least 2, or set ld_weight to 0")
+        _require(not self.gan_from or any(getattr(self, name) for name in weights[1:]),
+                 f"gan_from={self.gan_from} leaves nothing to learn from until the discriminator "
+                 f"begins: set it to 0, or give one of {', '.join(weights[1:])} a weight")
         for kind in ("feature", "ld"):
             used = getattr(self, f"{kind}_weight")
             _require(getattr(self, f"{kind}_blocks") or not used,

@@ -172,7 +172,7 @@ class ByHand:
             gan_weight = 0
         rate = self.fallen(c.lr_end)
         reals = Images().load(torch.arange(self.images, self.images + c.batch))
-        if c.flip:
+        if c.flip and gan_weight:  # without a discriminator nobody looks at them
             coins = torch.rand(c.batch, generator=self.rng)
             pairs = zip(reals, coins, strict=True)
             reals = torch.stack([x.flip(2) if coin < 0.5 else x for x, coin in pairs])

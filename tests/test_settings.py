@@ -20,6 +20,8 @@ NO_LOSS = {"gan_weight": 0.0, "rgb_weight": 0, "perceptual_weight": 0, "ld_weigh
     (TrainConfig, {"lr": 0.0}, "lr must be positive"),
     (TrainConfig, {"lr_end": 1.5}, r"lr_end must lie in \(0, 1\]"),
     (DistillConfig, {"gan_from": 1.0}, r"gan_from must lie in \[0, 1\).* set gan_weight to 0"),
+    (DistillConfig, {"recipe": "gapkd", "rgb_weight": 0, "perceptual_weight": 0},
+     "gan_from=0.8 leaves nothing to learn from until the discriminator begins: set it to 0"),
     (DistillConfig, {"reuse": 0}, "reuse must be at least 1"),
     (DistillConfig, {"reuse": 2}, "set reuse to 1, or ld_weight and feature_weight to 0"),
     (TrainConfig, {"style_mixing": 2.0}, "probability"),

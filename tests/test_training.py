@@ -4,6 +4,7 @@ Whole steps, written out: test_assembly; stopping and resuming: test_resume."""
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -209,6 +210,30 @@ def test_a_step_that_is_replayed_does_what_it_did_as_it_was_written(tmp_path, pr
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+def test_a_resumed_run_on_a_gpu_goes_on_at_its_falling_rate(tmp_path):
+    settings = {"images": 80, "batch": 4, "lr_end": 0.1, "device": "cuda", "path_weight": 0.0,
+                "precision": "float32", "checkpoint_every": 40}
+    train_gan(config(tmp_path, **settings))
+    newest(tmp_path).unlink()
+    c = config(tmp_path, **settings, resume=True)
+    trainer = Trainer(c, fresh_generator(c), Discriminator(8, 8))
+    trainer.load_state(torch.load(newest(tmp_path)))
+    for _ in range(6):
+        trainer.train_step()
+        rates = [group["lr"] for group in trainer.groups()]
+        assert all(rate.is_cuda for rate in rates)
+        now = trainer.rates[-1] * (0.1 + 0.9 * trainer_fall(trainer))
+        assert rates[-1].item() == pytest.approx(now, rel=1e-4)
+
+
+def trainer_fall(trainer: Trainer) -> float:
+    """How much of the falling part was left before the last step."""
+    done = (trainer.images - trainer.config.batch) / trainer.config.images
+    return (1 + math.cos(math.pi * done)) / 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 def test_faces_rendered_on_a_gpu():
     indices = torch.tensor([5, 4095, 4096, 20_000, 7])
     found = open_dataset("toyfaces", 64, seed=3, device="cuda").load(indices)
@@ -316,7 +341,7 @@ def test_files_that_no_run_can_start_from(tmp_path, elsewhere):
     with pytest.raises(ValueError, match="holds 8 px networks: choose resolution=8, not 16"):
         train_gan(config(tmp_path / "a", **settings | {"resolution": 16}))
     file.write_bytes(nvidia_pickle(named_like_nvidia(G), named_like_nvidia(Discriminator(16, 4))))
-    with pytest.raises(ValueError, match="8 px generator of 0 classes and a 16 px discriminator"):
+    with pytest.raises(ValueError, match="generator of 8 px, 0 classes and 3 .* discriminator of 16"):
         train_gan(config(tmp_path / "b", **settings))
     file.write_bytes(nvidia_pickle(named_like_nvidia(G)))
     with pytest.warns(UserWarning, match="a fresh discriminator begins, since there is none in"):
@@ -434,9 +459,9 @@ def test_a_conditional_student(classes, tmp_path):
                                     perceptual_weight=0.0))
     student, teacher = load_generator(result.checkpoint), load_generator(file)
     assert student.c_dim == 3 and result.discriminator.c_dim == 3
-    found = evaluate_generator(student, load_attribute_network(), 12, teacher=teacher)
+    found = evaluate_generator(student, load_attribute_network(), 60, teacher=teacher)
     assert {"agree_class0_mean_correlation", "agree_class2_mean_accuracy"} <= found.keys()
-    same = evaluate_generator(teacher, load_attribute_network(), 12, teacher=teacher)
+    same = evaluate_generator(teacher, load_attribute_network(), 60, teacher=teacher)
     assert same["agree_class1_mean_accuracy"] == 1
 
 

@@ -152,7 +152,7 @@ def coverage(G: torch.nn.Module, samples: int, seed: int) -> dict:
 
 
 def coverage_lines(found: dict) -> list[str]:
-    """The same as two lines of the card."""
+    """The same as lines of the card."""
     shares = []
     for name, classes in found["shares"].items():
         listed = ", ".join(f"{label} {share:.2f} ({true:.2f})"

@@ -261,8 +261,9 @@ def load_generator(path: str | Path) -> StyleGenerator:
 
 
 def load_discriminator(path: str | Path) -> Discriminator:
-    """Load a discriminator; as `load_generator`."""
-    return _load(path, "discriminator")
+    """Load a discriminator; as `load_generator`. Of a finished run's folder, its own."""
+    own = Path(path) / "discriminator.safetensors"
+    return _load(own if own.is_file() else path, "discriminator")
 
 
 def read_metadata(path: str | Path) -> dict:

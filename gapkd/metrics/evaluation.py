@@ -163,12 +163,12 @@ def agreement_by_class(ours: Reading, theirs: Reading, labels: Tensor) -> Row:
 
     Args:
         labels: (N,) class of every image.
-    Returns: agree_class<k>_mean_accuracy and _mean_correlation, of classes with two images or more.
+    Returns: agree_class<k>_mean_accuracy and _mean_correlation, of classes with ten images or more.
     """
     found = {}
     for number in labels.unique().tolist():
         rows = labels == number
-        if rows.sum() < 2:
+        if rows.sum() < 10:
             continue
         parts = ({name: values[rows] for name, values in side.items()} for side in (ours, theirs))
         for factor, entry in compare_readings(*parts).items():

@@ -123,6 +123,10 @@ _matrices: WeakIdKeyDictionary = WeakIdKeyDictionary()
 """By filter kernel: its banded matrices for the sizes that were asked for."""
 
 
+LARGEST_BAND = 256
+"""Pixels up to which filters are matrix products: their cost an output grows with the size."""
+
+
 def band_matrix(kernel: Tensor, size: int, stride: int, padding: int, transposed: bool,
                 dtype: torch.dtype) -> Tensor:
     """The separable kernel along one axis as a matrix: (size of the result, size)."""
@@ -155,7 +159,7 @@ def filter_by_matrices(x: Tensor, kernel: Tensor, stride: int, padding: int,
 
 def _resample(x: Tensor, kernel: Tensor, stride: int, padding: int,
               transposed: bool = False) -> Tensor:
-    if x.is_cuda:
+    if x.is_cuda and max(x.shape[2:]) <= LARGEST_BAND:
         return filter_by_matrices(x, kernel, stride, padding, transposed)
     differentiate = torch.is_grad_enabled() and x.requires_grad
     resample = _FixedFilter.apply if differentiate else _filter

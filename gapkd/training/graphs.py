@@ -32,8 +32,8 @@ class StepGraphs:
         self.recorded: dict = {}
         self.pool = None  # memory that all graphs share: they run one after the other
 
-    def run(self, kind: tuple, step: Callable[[Tensor, int | None], dict[str, Tensor]],
-            reals: Tensor, crossover: int | None) -> dict[str, Tensor]:
+    def run(self, kind: tuple, step: Callable[[Tensor | None, int | None], dict[str, Tensor]],
+            reals: Tensor | None, crossover: int | None) -> dict[str, Tensor]:
         """What step(reals, crossover) returns; replayed, it is overwritten by the next replay.
 
         Args:
@@ -47,12 +47,13 @@ class StepGraphs:
         if kind not in self.recorded:
             self.recorded[kind] = self.record(step, reals, crossover)
         graph, images, notes = self.recorded[kind]
-        images.copy_(reals)
+        if reals is not None:
+            images.copy_(reals)
         graph.replay()
         return notes
 
-    def record(self, step: Callable, reals: Tensor, crossover: int | None) -> tuple:
-        graph, images = torch.cuda.CUDAGraph(), reals.clone()
+    def record(self, step: Callable, reals: Tensor | None, crossover: int | None) -> tuple:
+        graph, images = torch.cuda.CUDAGraph(), None if reals is None else reals.clone()
         graph.register_generator_state(self.rng)
         # Another thread may be loading images meanwhile.
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
@@ -64,7 +65,7 @@ class StepGraphs:
         """Set an optimiser group's learning rate, in place where a graph reads it."""
         if self.rng is None:
             group["lr"] = rate
-        elif isinstance(group["lr"], Tensor):
+        elif isinstance(group["lr"], Tensor) and group["lr"].device == self.rng.device:
             group["lr"].fill_(rate)
         else:
             group["lr"] = torch.tensor(rate, device=self.rng.device)

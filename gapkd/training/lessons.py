@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from gapkd import parallel
 from gapkd.networks.base import SynthesisOutput
 
 POOL_BYTES = 2**28
@@ -26,6 +27,21 @@ class Lesson:
 
     latents: Any
     teacher: SynthesisOutput | None = None
+
+
+def check_reuse(reuse: int, silent: bool) -> None:
+    """Raise ValueError where the same latents do not give the same image, or several processes
+    would have to share lessons.
+
+    Args:
+        silent: whether teacher and student are without noise.
+    """
+    if reuse > 1 and not silent:
+        raise ValueError("reuse needs a student and a teacher without noise maps, which are drawn "
+                         "anew each time: set reuse to 1, or take such a teacher")
+    if reuse > 1 and parallel.count() > 1:
+        raise ValueError("reuse keeps images in one process: set reuse to 1, or train without "
+                         "torchrun")
 
 
 class Lessons:
@@ -64,9 +80,14 @@ class Lessons:
 
     def state(self) -> dict:
         """All but the images, which the teacher draws again."""
+        if self.reuse == 1:
+            return {}
         return {"latents": [lesson.latents for lesson in self.kept], "order": list(self.order),
                 "passes": self.passes}
 
-    def load_state(self, state: dict) -> None:
-        self.kept = [Lesson(latents) for latents in state["latents"]]
+    def load_state(self, state: dict, device: torch.device) -> None:
+        if not state:
+            return
+        self.kept = [Lesson(tuple(value.to(device) if isinstance(value, torch.Tensor) else value
+                                  for value in latents)) for latents in state["latents"]]
         self.order, self.passes = list(state["order"]), state["passes"]

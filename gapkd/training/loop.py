@@ -58,10 +58,11 @@ from gapkd.training.start import (
     check_student,
     is_file,
     networks_of_file,
+    settings_of,
     start_files,
     start_from,
 )
-from gapkd.training.trainer import Trainer, TrainingDiverged
+from gapkd.training.trainer import Trainer, TrainingDiverged, check_networks, class_shares
 
 Probe = Callable[[StyleGenerator], dict]
 AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
@@ -123,7 +124,9 @@ def first_networks(config: TrainConfig) -> tuple[TrainConfig, StyleGenerator, Di
     """Both networks before the first step, and the settings with what was taken over from a
     file."""
     if known := _known_networks(config):
-        return config, build(**known["G"]), build(**known["D"])  # their weights follow
+        G, D = build(**known["G"]), build(**known["D"])  # their weights follow
+        taken = settings_of(G, D) if is_file(config.start_from) else {}
+        return replace(config, **taken), G, D
     if not config.resume and is_file(config.start_from):
         return networks_of_file(config)
     with torch.random.fork_rng():
@@ -179,6 +182,9 @@ def distill(config: DistillConfig, probe: Probe | None = None,
     perceptual = distance_for(config.perceptual, device) if config.perceptual_weight else None
     check_distance(config, perceptual, teacher)
     D, dataset = first_discriminator(config, teacher), _open_data(config, teacher)
+    check_networks(config, teacher, D)
+    if teacher.c_dim:
+        class_shares(dataset, teacher.c_dim)
     student = first_student(config, teacher, content_mask)  # may take long: what can fail is above
     regressors = None
     if config.feature_weight:
@@ -435,7 +441,8 @@ class Loop:
                 record = notes | self.measure()
         except Exception as error:
             if self.saved_at != trainer.images and parallel.is_first():
-                self.folder.save_state(self.state(notes))
+                best = best_record(self.log)
+                self.folder.save_state(self.state(notes), best=best["images"] if best else None)
             if not isinstance(error, (ValueError, OSError, OutOfMemory)):
                 raise
             raise TrainingHalted(
@@ -566,8 +573,11 @@ def _way_out(trainer: Trainer) -> str:
         begun = c.resume or trainer.images
         anew = " (in a new run: this one keeps its batch)" if begun else ""
         ways.append(f"lower batch{anew}")
-    if c.batch % trainer.D.mbstd_group == 0 and c.batch // trainer.D.mbstd_group > parallel.count():
+    group = trainer.D.mbstd_group or c.batch
+    if c.batch % group == 0 and c.batch // group > parallel.count():
         ways.append("share it among more processes")
+    if trainer.graphs.rng is not None:
+        ways.append("set cuda_graphs to False")
     if trainer.device.type == "cuda" and c.precision in ("float32", "tf32"):
         ways.append("choose precision=bf16")
     elif trainer.device.type == "cpu":

@@ -42,7 +42,9 @@ OF_THE_START = {"start_from", "discriminator"}
 
 def free_on_resume(config: RunConfig) -> set[str]:
     """What a resumed run may change."""
-    if config.lr_end == config.r1_end == 1.0:  # else they fall along a curve that images stretches
+    # Rates that fall, and a discriminator that begins late, do so along a curve that images
+    # stretches.
+    if config.lr_end == config.r1_end == 1.0 and not getattr(config, "gan_from", 0.0):
         return FREE | {"images"}
     return FREE
 

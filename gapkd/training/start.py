@@ -26,6 +26,7 @@ from gapkd.networks.base import StyleGenerator
 from gapkd.networks.stylegan2 import Discriminator, Generator
 from gapkd.networks.stylegan3 import AliasFreeGenerator
 from gapkd.settings import DistillConfig, TrainConfig, widths
+from gapkd.training.lessons import Lessons, check_reuse
 from gapkd.training.trainer import check_networks
 
 
@@ -55,24 +56,26 @@ def networks_of_file(config: TrainConfig
                       "generator", stacklevel=4)
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
-            D = Discriminator(G.resolution, widths(config.d_channels, G.resolution))
+            D = Discriminator(G.resolution, widths(config.d_channels, G.resolution), G.c_dim,
+                              img_channels=G.img_channels)
     wrong = f"start_from={start} cannot be trained further: it holds"
     if not isinstance(G, Generator | AliasFreeGenerator):
         raise ValueError(f"{wrong} a {G.kind}, which is distilled; choose a StyleGAN2 or StyleGAN3")
-    if (D.resolution, D.c_dim) != (G.resolution, G.c_dim):
-        raise ValueError(f"{wrong} a {G.resolution} px generator of {G.c_dim} classes and a "
-                         f"{D.resolution} px discriminator of {D.c_dim}; choose another file")
+    if (D.resolution, D.c_dim, D.img_channels) != (G.resolution, G.c_dim, G.img_channels):
+        raise ValueError(f"{wrong} a generator of {G.resolution} px, {G.c_dim} classes and "
+                         f"{G.img_channels} channels, and a discriminator of {D.resolution}, "
+                         f"{D.c_dim} and {D.img_channels}; choose another file")
     if config.resolution not in (G.resolution, TrainConfig.resolution):
         raise ValueError(f"start_from={start} holds {G.resolution} px networks: choose resolution="
                          f"{G.resolution}, not {config.resolution}")
-    taken = _settings_of(G) | {"d_channels": tuple(D.channels)}
+    taken = settings_of(G, D)
     warnings.warn(f"start_from={start}: {G.resolution} px networks, which keep their own widths, "
                   "z_dim, w_dim and layers", stacklevel=4)
     return replace(config, **taken), G.requires_grad_(True), D.requires_grad_(True)
 
 
-def _settings_of(G: Generator | AliasFreeGenerator) -> dict:
-    """The settings that describe a generator, as far as they can."""
+def settings_of(G: Generator | AliasFreeGenerator, D: Discriminator) -> dict:
+    """The settings that describe two networks, as far as they can."""
     found = {"resolution": G.resolution, "z_dim": G.z_dim, "w_dim": G.w_dim,
              "mapping_layers": len(G.mapping.layers)}
     if isinstance(G, Generator):
@@ -158,6 +161,8 @@ def _shifted(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def check_student(config: DistillConfig, teacher: StyleGenerator) -> None:
     """Raise ValueError for a student that cannot be trained so, before it costs anything."""
+    check_reuse(config.reuse, teacher.silent)
+    Lessons(config.reuse, config.batch, teacher.resolution)  # whether enough of them fit
     family, architecture = check_request(teacher, config.keep, config.kernel, config.mapping,
                                          config.synthesis, config.kind)
     check_networks(config, teacher)

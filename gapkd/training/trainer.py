@@ -30,7 +30,7 @@ from gapkd.parallel import autocast_dtype, choose_device
 from gapkd.settings import RunConfig
 from gapkd.training import adversarial
 from gapkd.training.graphs import StepGraphs
-from gapkd.training.lessons import Lesson, Lessons
+from gapkd.training.lessons import Lesson, Lessons, check_reuse
 
 Rows = Tensor | slice
 Notes = dict[str, Tensor]
@@ -92,11 +92,10 @@ class Trainer:
         regressors = distiller.regressors if distiller else torch.nn.ModuleList()
         on_cpu = self.device.type == "cpu"
         self.lessons = Lessons(getattr(config, "reuse", 1), config.batch, G.resolution)
-        if self.lessons.reuse > 1 and not self.silent:
-            raise ValueError("reuse needs a student and a teacher without noise maps, which are "
-                             "drawn anew each time: set reuse to 1, or take such a teacher")
+        check_reuse(self.lessons.reuse, self.silent)
         replay = (config.cuda_graphs and self.device.type == "cuda" and parallel.count() == 1
-                  and self.lessons.reuse == 1 and not G.c_dim)
+                  and self.lessons.reuse == 1 and not G.c_dim and G.img_channels == 3
+                  and not (distiller and distiller.content_mask))
         self.opt_g = lazy_adam({self.G.mapping: config.lr * config.mapping_lr,
                                 self.G.synthesis: config.lr, regressors: config.lr},
                                config.path_every if config.path_weight else 0, replay)
@@ -106,7 +105,9 @@ class Trainer:
 
         self.dataset = dataset or open_dataset(config.data, G.resolution, seed=config.seed,
                                                device=self.device)
-        self.classes = class_shares(self.dataset, G.c_dim) if G.c_dim else None  # (c_dim,)
+        self.classes = None
+        if G.c_dim:
+            self.classes = class_shares(self.dataset, G.c_dim).to(self.device)  # (c_dim,)
         # A GPU need not wait for images; on a CPU a second thread would take from the training.
         drawn = getattr(self.dataset, "device", None) == self.device
         self.reals = Prefetcher(self.load_reals, in_background=not (on_cpu or drawn))
@@ -141,8 +142,9 @@ class Trainer:
         return kind(*shape, generator=self.rng, device=self.device)
 
     def fetch(self) -> None:
-        """Load the real images of the next step. ValueError names a broken one."""
-        if self.fetched is None:
+        """Load the real images of the next step, if it looks at some. ValueError names a broken
+        one."""
+        if self.judged and self.fetched is None:
             self.fetched = self.reals(self.images, self.images + self.config.batch)
 
     def real_batch(self) -> Tensor:
@@ -189,8 +191,7 @@ class Trainer:
         z_a, z_b = self.draw(n, self.G.z_dim)[mine], self.draw(n, self.G.z_dim)[mine]
         c = None
         if self.classes is not None:
-            shares = self.classes.to(self.device)
-            drawn = torch.multinomial(shares, n, replacement=True, generator=self.rng)
+            drawn = torch.multinomial(self.classes, n, replacement=True, generator=self.rng)
             c = one_hot(drawn, self.G.c_dim).float()[mine]
         return z_a, z_b, crossover, c
 
@@ -224,7 +225,7 @@ class Trainer:
     def train_step(self) -> None:
         c = self.config
         self.set_rates()
-        reals = self.real_batch()
+        reals = self.real_batch() if self.judged else None
         if self.judged:
             self.do(self.discriminator_step, reals, self.draw_crossover())
             if c.r1_gamma and self.step % c.r1_every == 0:
@@ -237,7 +238,7 @@ class Trainer:
         self.images += c.batch
         self.average_weights()
 
-    def do(self, step: Callable[[Tensor, int | None], Notes], reals: Tensor,
+    def do(self, step: Callable[[Tensor | None, int | None], Notes], reals: Tensor | None,
            crossover: int | None) -> None:
         kind = step.__name__, crossover, self.judged  # what a step's course depends on
         self.note(**self.graphs.run(kind, step, reals, crossover))
@@ -456,7 +457,7 @@ class Trainer:
             self.dice.set_state(state["dice"].cpu())
             self.path_mean.copy_(state["path_mean"])
             if "lessons" in state:  # not in checkpoints of former versions
-                self.lessons.load_state(state["lessons"])
+                self.lessons.load_state(state["lessons"], self.device)
             self.sums = {name: total.to(self.device) for name, total in state["sums"].items()}
             self.counts = dict(state["counts"])
             self.step, self.images = state["step"], state["images"]
@@ -501,11 +502,13 @@ def class_shares(dataset: Dataset, c_dim: int) -> Tensor:
     """
     labels = getattr(dataset, "labels", None)
     if labels is None or labels.ndim != 1:
+        has = "no class labels" if labels is None else "vectors for labels"
         raise ValueError(f"the network is conditional, with {c_dim} classes, but {dataset.name} "
-                         "has no class labels: give data with a dataset.json that names the class "
-                         "of every image, or take a network without classes")
+                         f"has {has}: give data with a dataset.json that names the class of every "
+                         "image, or take a network without classes")
     if labels.min() < 0 or labels.max() >= c_dim:
-        raise ValueError(f"dataset.json of {dataset.name} names class {int(labels.max())}, but the "
+        strange = int(labels.min() if labels.min() < 0 else labels.max())
+        raise ValueError(f"dataset.json of {dataset.name} names class {strange}, but the "
                          f"network's classes are 0 to {c_dim - 1}: give the data that it was "
                          "trained on")
     return torch.bincount(labels, minlength=c_dim) / len(labels)
