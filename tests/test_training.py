@@ -341,7 +341,7 @@ def test_files_that_no_run_can_start_from(tmp_path, elsewhere):
     with pytest.raises(ValueError, match="holds 8 px networks: choose resolution=8, not 16"):
         train_gan(config(tmp_path / "a", **settings | {"resolution": 16}))
     file.write_bytes(nvidia_pickle(named_like_nvidia(G), named_like_nvidia(Discriminator(16, 4))))
-    with pytest.raises(ValueError, match="generator of 8 px, 0 classes and 3 .* discriminator of 16"):
+    with pytest.raises(ValueError, match="generator of 8 px, 0 classes .* discriminator of 16"):
         train_gan(config(tmp_path / "b", **settings))
     file.write_bytes(nvidia_pickle(named_like_nvidia(G)))
     with pytest.warns(UserWarning, match="a fresh discriminator begins, since there is none in"):
