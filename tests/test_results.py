@@ -124,6 +124,8 @@ def test_the_records_that_come_along_can_be_read_and_shown(file):
         assert record["settings"]["images"] == record["images"] <= record["curve"][-1]["images"]
         assert {"commit", "hardware", "threads", "date", *results.BENCH[::2]} <= record.keys()
         assert {"l1", "agree_mean_correlation", "agree_mean_accuracy"} <= record["final"].keys()
+    if file.stem == "schedule":  # its arms have equal time, not equal numbers of images
+        runs = [record for record in runs if record["arm"] == runs[0]["arm"]]
     assert len(results_table(runs, references).splitlines()) == (
         2 + len(references) + len({record["arm"] for record in runs}))
     assert sweep_note("x.yml", runs, references).endswith(".")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -263,7 +264,9 @@ def load_generator(path: str | Path) -> StyleGenerator:
 def load_discriminator(path: str | Path) -> Discriminator:
     """Load a discriminator; as `load_generator`. Of a finished run's folder, its own."""
     own = Path(path) / "discriminator.safetensors"
-    return _load(own if own.is_file() else path, "discriminator")
+    with suppress(OSError, ValueError):  # a path that none can be is told of below
+        path = own if own.is_file() else path
+    return _load(path, "discriminator")
 
 
 def read_metadata(path: str | Path) -> dict:
