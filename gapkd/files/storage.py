@@ -79,14 +79,14 @@ def check_place(path: str | Path, kind: str = "file") -> Path:
     if not str(path) or not str(path).isprintable():
         raise ValueError(f"{str(path)!r} cannot name a {kind}: choose another name for it")
     path = Path(path)
-    if kind == "file" and path.is_dir():
-        raise ValueError(f"{path} is a folder: name a file in it")
     try:
         os.lstat(_aside(path))  # whose name may be too long
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR):
             raise ValueError(f"{str(path)[:60]} cannot be made ({error.strerror}): choose another "
                              f"{kind}") from error
+    if kind == "file" and path.is_dir():
+        raise ValueError(f"{path} is a folder: name a file in it")
     above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         fault = "not writable" if above.is_dir() else "a file"
