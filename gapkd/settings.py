@@ -26,8 +26,7 @@ class RunConfig:
     data: str = "toyfaces"
     """"toyfaces", or the path of a folder or zip of images."""
     images: int = 100_000
-    """Length of the training in images shown to the discriminator. Paper: 450,000 steps of 16 = 7.2
-    million."""
+    """Length of the training in images drawn. Paper: 450,000 steps of 16 = 7.2 million."""
     batch: int = 32
     """Images a step. Paper: 16."""
     seed: int = 0
@@ -62,7 +61,8 @@ class RunConfig:
     flip: bool = True
     """Mirror real images at random."""
     noise: bool = True
-    """Learn how strong the noise maps are; off: no noise, for data in which nothing is random."""
+    """Learn how strong the noise maps are; off: no noise, for data in which nothing is random. (A
+    teacher without noise has a student without.)"""
     precision: Literal["auto", "bf16", "fp16", "tf32", "float32"] = "auto"
     """Autocast of everything but the regularisers; auto: bf16 where the processor has it, else
     float32. tf32: no autocast, but NVIDIA's 10 bits of mantissa in products."""

@@ -52,10 +52,12 @@ students below), `schedule.jsonl` (what the recipe should do with its time), `st
 `growth.png`. `objective.json` holds trainings of teachers, one seed each: at 32 px and 50,000 or
 100,000 images StyleGAN2's objective, the relativistic one, rates that fall, and the strength of R1;
 then the three of a few minutes on a GPU, two of which are the 64 px teachers below. `story.png`,
-the README's picture, shows the faces in `results/table/`; `demo.png` is a screenshot of the page
+the README's picture, shows the faces in `results/students/`; `demo.png` is a screenshot of the page
 that `gapkd demo` writes.
 
-The two 64 px teachers differ in their seed alone; `toyfaces64` is the one with the lower FID.
+The figures below were read from other samples than those in the README's tables. The two 64 px
+teachers differ in their seed alone; `toyfaces64` is the one with the lower FID. Weights that take
+two bytes each are float16.
 """
 FAMILIES = {"stylegan2-generator": "StyleGAN2", "stylegan3-generator": "StyleGAN3",
             "mobile-generator": "MobileStyleGAN"}

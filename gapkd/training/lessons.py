@@ -38,7 +38,7 @@ def check_reuse(reuse: int, silent: bool) -> None:
     """
     if reuse > 1 and not silent:
         raise ValueError("reuse needs a student and a teacher without noise maps, which are drawn "
-                         "anew each time: set reuse to 1, or take such a teacher")
+                         "anew each time: set reuse to 1, or take such a teacher (toyfaces64)")
     if reuse > 1 and parallel.count() > 1:
         raise ValueError("reuse keeps images in one process: set reuse to 1, or train without "
                          "torchrun")

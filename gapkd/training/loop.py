@@ -172,8 +172,6 @@ def distill(config: DistillConfig, probe: Probe | None = None,
     Raises: as `train_gan`; CheckpointError for an unusable teacher.
     """
     config, started = _begin(config, "distill"), time.perf_counter()
-    if config.perceptual == "toyfaces" != config.data and config.perceptual_weight:
-        _warn_of_toy_features()
     device = choose_device(config.device)
     teacher = load_generator(config.teacher).to(device)
     check_student(config, teacher)
@@ -183,6 +181,8 @@ def distill(config: DistillConfig, probe: Probe | None = None,
     check_distance(config, perceptual, teacher)
     D, dataset = first_discriminator(config, teacher), _open_data(config, teacher)
     check_networks(config, teacher, D)
+    if config.perceptual == "toyfaces" != config.data and config.perceptual_weight:
+        _warn_of_toy_features()
     if teacher.c_dim:
         class_shares(dataset, teacher.c_dim)
     student = first_student(config, teacher, content_mask)  # may take long: what can fail is above
