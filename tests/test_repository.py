@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-LARGEST = 1_500_000  # bytes: pictures in all their colours
+LARGEST = 2**20  # bytes: pictures in all their colours
 TAGS = {"parameters", "nbval-check-output", "nbval-ignore-output", "nbval-skip", "raises-exception"}
 
 # folders of a machine, Windows too; the lookbehind lets URLs and relative paths pass
