@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
@@ -156,6 +157,90 @@ def _found(name: str, value: str, default: object) -> str:
             return str(place)
     raise ValueError(f"{name}={value}: there is neither a file nor a folder {path.absolute()}, nor "
                      "an embedded network of that name: give a path that exists")
+
+
+def check_parameters(scope: dict, **allowed: object) -> None:
+    """Check a chapter's parameters in the cell below them, before anything is loaded or trained.
+
+    What papermill handed over as text ("8000", "[2, 3]") becomes what it says.
+
+    Args:
+        scope: the notebook's `globals()`, in which the values stand.
+        allowed: for each parameter `(least, most)` for a number (a whole one where both are whole),
+            `("auto", "cpu")` for one of these words, the same in a list for several of them, `bool`
+            for a switch, `str` for any text, "network" for an embedded network, a file or an
+            address.
+
+    Raises ValueError, one sentence: the parameter, its value and what it may be.
+    """
+    for name, rule in allowed.items():
+        value = scope[name]
+        several = isinstance(rule, list)
+        if isinstance(value, str) and (several or not _is_text(rule)):
+            with suppress(yaml.YAMLError):
+                value = read_yaml(value)
+        if several:
+            right = isinstance(value, (list, tuple)) and len(value) > 0
+            right = right and all(_fits(entry, tuple(rule)) for entry in value)
+        else:
+            value = as_kind(value, bool if rule is bool else int if _is_whole(rule) else float)
+            right = _fits(value, rule)
+        if not right:
+            near = difflib.get_close_matches(str(value), _words(rule), n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise ValueError(f"{name} must be {_in_words(rule)}, not {scope[name]!r}{hint}: change "
+                             "it in the cell of parameters, or where you gave it to papermill")
+        scope[name] = list(value) if several else value
+
+
+def _is_text(rule: object) -> bool:
+    return rule is str or rule == "network" or isinstance(rule, tuple) and isinstance(rule[0], str)
+
+
+def _is_whole(rule: object) -> bool:
+    return isinstance(rule, (tuple, list)) and all(type(bound) is int for bound in rule)
+
+
+def _fits(value: object, rule: object) -> bool:
+    """Whether one value is what a rule of `check_parameters` allows."""
+    if isinstance(rule, type):
+        return isinstance(value, rule)
+    if rule == "network":
+        return isinstance(value, (str, Path)) and (
+            is_address(str(value)) or value in embedded_networks() or Path(value).exists()
+            or (ROOT / value).exists())
+    if isinstance(rule[0], str):
+        return value in rule
+    number = isinstance(value, int if _is_whole(rule) else (int, float))
+    return number and not isinstance(value, bool) and rule[0] <= value <= rule[1]
+
+
+def _words(rule: object) -> list[str]:
+    """The words among which a rule lets one choose."""
+    if rule == "network":
+        return embedded_networks()
+    words = rule if isinstance(rule, (tuple, list)) else ()
+    return [word for word in words if isinstance(word, str)]
+
+
+def _in_words(rule: object) -> str:
+    """What a rule of `check_parameters` allows, for a sentence."""
+    if isinstance(rule, list):
+        return f"a list, each entry {_in_words(tuple(rule))}"
+    if isinstance(rule, type):
+        return {bool: "true or false", str: "a text"}[rule]
+    if rule == "network":
+        return f"one of {', '.join(embedded_networks())}, a file or an address"
+    if isinstance(rule[0], str):
+        return f"one of {', '.join(rule)}"
+    return f"a {'whole ' if _is_whole(rule) else ''}number from {rule[0]:,} to {rule[1]:,}"
+
+
+def embedded_networks() -> list[str]:
+    """The names under which the generators in data/ load."""
+    others = "attributes", "second_judge"
+    files = sorted(file.stem for file in data_folder().glob("*.safetensors"))
+    return [name for name in files if name not in others and not name.endswith("_discriminator")]
 
 
 def run_chapter(name: str, parameters: Sequence[str] = (), out: str = "") -> Path:

@@ -155,3 +155,33 @@ def test_another_address_reaches_badge_and_first_cell(monkeypatch):
     assert '"https://github.com/somebody/elsewhere"' in readme.first_cell()
     old = "see [![Open in Colab](a)](https://b/notebooks/04_x.ipynb) here"
     assert readme.synced(old) == f"see {readme.badge('04_x')} here"
+
+
+RULES = {"images": (1, 10**9), "keep": (0.01, 1.0), "device": ("auto", "cpu", "cuda"),
+         "blocks": [0, 8], "noise": bool, "out": str, "teacher": "network"}
+
+
+def test_parameters_are_checked_and_texts_become_what_they_say():
+    scope = {"images": "8_000", "keep": 1, "device": "cpu", "blocks": "[2, 3]", "noise": "off",
+             "out": "2026", "teacher": "toyfaces32"}
+    chapters.check_parameters(scope, **RULES)
+    assert scope == {"images": 8000, "keep": 1, "device": "cpu", "blocks": [2, 3], "noise": False,
+                     "out": "2026", "teacher": "toyfaces32"}
+
+
+@pytest.mark.parametrize("name, value, sentence", [
+    ("images", "many", "images must be a whole number from 1 to 1,000,000,000, not 'many'"),
+    ("images", 2.5, "images must be a whole number"),
+    ("images", True, "images must be a whole number"),
+    ("keep", 0, "keep must be a number from 0.01 to 1.0, not 0:"),
+    ("keep", float("nan"), "keep must be a number"),
+    ("device", "cud", r"one of auto, cpu, cuda, not 'cud' \(did you mean cuda\?\)"),
+    ("blocks", [], "blocks must be a list, each entry a whole number from 0 to 8"),
+    ("blocks", "[2, 9]", r"blocks must be a list, .* not '\[2, 9\]'"),
+    ("blocks", "[2", r"blocks must be a list, .* not '\[2'"),
+    ("noise", "perhaps", "noise must be true or false"),
+    ("teacher", "toyfaces46", r"a file or an address, not 'toyfaces46' \(did you mean toyfaces64"),
+])
+def test_a_wrong_parameter_is_one_sentence(name, value, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        chapters.check_parameters({name: value}, **{name: RULES[name]})
