@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LARGEST = 2**20  # bytes: pictures in all their colours
-TAGS = {"parameters", "nbval-check-output", "nbval-ignore-output", "nbval-skip", "raises-exception"}
+TAGS = {"parameters", "hide-input", "nbval-check-output", "nbval-ignore-output", "nbval-skip",
+        "raises-exception"}
 
 # folders of a machine, Windows too; the lookbehind lets URLs and relative paths pass
 MACHINE_PATH = re.compile(
