@@ -385,6 +385,18 @@ def test_grouped_bars_stand_above_their_category():
     assert "chance" in texts(axes.figure) and axes.lines[0].get_ydata()[0] == 0.3
 
 
+def test_many_categories_lie():
+    values = {"a": {f"factor {n}": 0.1 * n for n in range(15)}, "b": {"factor 3": -0.5}}
+    axes = figures.grouped_bars(values, "t", "r", {"chance": 0.3}).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(values["a"])
+    bars = [bar for bar in axes.patches if bar.get_width()]
+    assert bars[2].get_width() == pytest.approx(0.3) and bars[-1].get_width() == -0.5
+    assert axes.get_xlabel() == "r"
+    boxes = [label.get_window_extent() for label in axes.get_yticklabels()]
+    assert not any(a.overlaps(b) for a, b in zip(boxes, boxes[1:], strict=False))
+
+
+
 def test_a_heat_map_shows_the_faces_of_its_rows_and_columns():
     faces = images(6)
     figure = figures.heatmaps({"a": torch.rand(4, 6)}, row_images=faces[:4], column_images=faces,
