@@ -14,6 +14,7 @@ from gapkd.experiments.results import (
     SET_COLUMNS,
     holm,
     paired,
+    paired_table,
     read_results,
     results_table,
     summary,
@@ -109,6 +110,23 @@ def test_columns_that_are_asked_for_in_their_unit():
     lines = results_table([record], columns=SET_COLUMNS).splitlines()
     assert lines[0] == "| 10 images each, judged on 5k | seeds | FID ↓ | KID × 10³ ↓ | PPL ↓ |"
     assert lines[2] == "| paper | 1 | 1.000 | 12.300 | 7.500 |"
+
+
+def test_a_table_of_pairs_counts_what_stays_after_the_correction():
+    values = {"a": [(0.5, 1.0, 3.0), (0.7, 1.2, 4.0), (0.9, 1.1, 3.0)],
+              "b": [(0.1, 2.0, 3.0), (0.2, 2.2, 3.0), (0.55, 2.1, 4.0)], "c": [(0.1, 1.0, 1.0)]}
+    records = [run(arm, seed, l1=l1, agree_edits=edits, ppl_x_2k=ppl)
+               for arm, runs in values.items() for seed, (l1, edits, ppl) in enumerate(runs)]
+    columns = {"l1": "L1 ↓", "agree_edits": "edits ↑", "ppl_.+": "PPL ↓"}
+    rows = {"first": ("a", "b"), "second": ("a", "c"), "third": ("a", "d")}
+    # edits: -1 in every pair, p 0; L1: 0.4, 0.5, 0.35, p 0.0106 times 2; PPL: 0, 1, -1, p 1
+    assert paired_table(records, rows, columns, ("L1 ↓",)).splitlines() == [
+        "| arm − other | pairs | L1 ↓ | intervals without 0 | after Holm |",
+        "|---|--:|--:|--:|--:|",
+        "| first: `a` − `b` | 3 | +0.417 [+0.227, +0.606], p 0.022 | 2 of 3 | 2 |",
+        "| second: `a` − `c` | 1 | +0.400 (one seed) | 0 of 3 | 0 |",
+        "| third: `a` − `d` | 0 | no common seed | 0 of 3 | 0 |"]
+    assert "-1.000 [-1.000, -1.000], p < 0.001" in paired_table(records, rows, columns)
 
 
 def test_a_table_does_not_mix():
