@@ -19,6 +19,7 @@ from gapkd.experiments.results import (
     results_table,
     summary,
     sweep_note,
+    told_apart,
 )
 
 STORED = sorted((Path(__file__).parent.parent / "data" / "results").glob("*.jsonl"))
@@ -127,6 +128,10 @@ def test_a_table_of_pairs_counts_what_stays_after_the_correction():
         "| second: `a` − `c` | 1 | +0.400 (one seed) | 0 of 3 | 0 |",
         "| third: `a` − `d` | 0 | no common seed | 0 of 3 | 0 |"]
     assert "-1.000 [-1.000, -1.000], p < 0.001" in paired_table(records, rows, columns)
+    assert told_apart(records, "a", "b", columns) == ([], ["L1 ↓", "edits ↑"])
+    assert told_apart(records, "b", "a", columns) == (["L1 ↓", "edits ↑"], [])
+    assert told_apart(records, "a", "c", columns) == ([], [])  # one seed
+    assert told_apart(records, "a", "b", columns | {"l1": "L1"}) == ([], ["edits ↑"])
 
 
 def test_a_table_does_not_mix():

@@ -284,6 +284,20 @@ def paired_table(records: Sequence[dict], rows: Mapping[str, tuple[str, str]],
     return "\n".join(lines)
 
 
+def told_apart(records: Sequence[dict], arm: str, other: str,
+               columns: Mapping[str, str] = SECOND_COLUMNS) -> tuple[list[str], list[str]]:
+    """Titles of the figures in which an arm is seen to be better than another one, and worse: p
+    below 0.05 after Holm. An arrow in a title says which side is better; without one it is left
+    out."""
+    names = {title: name for title, name in figure_names(records, columns).items()
+             if title[-1] in "↑↓"}
+    pairs = {title: paired(records, arm, other, name) for title, name in names.items()}
+    ps = holm({title: pair.p for title, pair in pairs.items()})
+    seen = [title for title, p in ps.items() if p < 0.05]
+    better = [title for title in seen if (pairs[title].mean > 0) == title.endswith("↑")]
+    return better, [title for title in seen if title not in better]
+
+
 def _p(p: float) -> str:
     """A p value as the end of a table's cell; nothing where there is none."""
     if p != p:
