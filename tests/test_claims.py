@@ -97,7 +97,7 @@ def test_the_second_judge_counts_where_it_has_read_both(write):
     assert (second.second, second.pair.mean) == (True, pytest.approx(-3.95))
     assert (first.second, first.pair.mean) == (False, pytest.approx(-2.0))
     table = claims_table([Claim("C", "It is so.", (Contrast("t", "a", "old", "FID", -1),))])
-    assert "t, `a` − `old`, FID (training judge): -2.000 [-2.000, -2.000], 2 pairs" in table
+    assert "t, `a` − `old`, FID (training judge): -2.000 [-2.000, -2.000], 2 seeds" in table
     assert "--arms a old --results runs/C-t.jsonl" in table and "t: T, 1,000 images" in table
 
 
@@ -110,7 +110,8 @@ def test_a_claim_pays_for_the_number_of_its_contrasts(write):
 
 
 @pytest.mark.parametrize(("every", "expected"), [
-    ((SUPPORTED, SUPPORTED, ONE_SEED, NOT_TRIED), SUPPORTED),
+    ((SUPPORTED, SUPPORTED, ONE_SEED), SUPPORTED),
+    ((NOT_TRIED, SUPPORTED, NOT_TRIED), f"{SUPPORTED}; 2 {NOT_TRIED}"),
     ((NOT_SEEN, CONTRADICTED, SUPPORTED, SUPPORTED),
      f"divided: 2 {SUPPORTED}, 1 {CONTRADICTED}, 1 {NOT_SEEN}"),
     ((ONE_SEED, NOT_TRIED), NOT_SEEN), ((NOT_TRIED,), NOT_TRIED)])

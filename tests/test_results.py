@@ -13,6 +13,7 @@ from gapkd.experiments import results
 from gapkd.experiments.results import (
     SET_COLUMNS,
     holm,
+    in_percent,
     paired,
     paired_table,
     read_results,
@@ -132,6 +133,10 @@ def test_a_table_of_pairs_counts_what_stays_after_the_correction():
     assert told_apart(records, "b", "a", columns) == (["L1 ↓", "edits ↑"], [])
     assert told_apart(records, "a", "c", columns) == ([], [])  # one seed
     assert told_apart(records, "a", "b", columns | {"l1": "L1"}) == ([], ["edits ↑"])
+    relative = in_percent(records, "a", "b", columns)  # L1 0.417 [0.227, 0.606] of 0.283
+    assert relative["L1 ↓"] == pytest.approx((-147.1, -214.0, -80.1), abs=0.1)
+    assert relative["edits ↑"] == pytest.approx((-100 / 2.1,) * 3)
+    assert in_percent(records, "a", "d", columns) == {}
 
 
 def test_a_table_does_not_mix():

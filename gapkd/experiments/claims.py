@@ -184,15 +184,16 @@ def findings(claim: Claim) -> list[Finding]:
 
 
 def verdict(found: Sequence[Finding]) -> str:
-    """One verdict out of several: single seeds and what nobody tried do not count beside others."""
-    every = [finding.verdict for finding in found]
-    counted = [one for one in every if one not in (ONE_SEED, NOT_TRIED)]
-    if not counted:
-        return NOT_SEEN if ONE_SEED in every else NOT_TRIED
-    tally = Counter(counted)
-    if len(tally) == 1:
-        return counted[0]
-    return "divided: " + ", ".join(f"{tally[one]} {one}" for one in MARKS if one in tally)
+    """One verdict out of several: a single seed does not count beside others, and what nobody tried
+    is added."""
+    tally = Counter(finding.verdict for finding in found)
+    untried, single = tally.pop(NOT_TRIED, 0), tally.pop(ONE_SEED, 0)
+    if not tally:
+        return NOT_SEEN if single else NOT_TRIED
+    said = next(iter(tally))
+    if len(tally) > 1:
+        said = "divided: " + ", ".join(f"{tally[one]} {one}" for one in MARKS if one in tally)
+    return f"{said}; {untried} not tried" if untried else said
 
 
 # ---------------------------------------------------------------------------------------- table
@@ -221,7 +222,7 @@ def effect_line(finding: Finding) -> str:
             f"{contrast.figure}")
     if not pair.n:
         return f"{line}: {NOT_TRIED}"
-    return f"{line}{star}: {pair:+.3f}" + (f", {pair.n} pairs" if pair.n > 1 else "")
+    return f"{line}{star}: {pair:+.3f}" + (f", {pair.n} seeds" if pair.n > 1 else "")
 
 
 def again(claim: Claim) -> str:

@@ -298,6 +298,20 @@ def told_apart(records: Sequence[dict], arm: str, other: str,
     return better, [title for title in seen if title not in better]
 
 
+def in_percent(records: Sequence[dict], arm: str, other: str,
+               columns: Mapping[str, str] = SECOND_COLUMNS
+               ) -> dict[str, tuple[float, float, float]]:
+    """Title -> difference of two arms and the ends of its interval, in % of the other one's mean;
+    above 0 the arm is better. Titles without an arrow are left out."""
+    found = {}
+    for title, name in figure_names(records, columns).items():
+        pair = paired(records, arm, other, name)
+        if title[-1] in "↑↓" and pair.n:
+            unit = (100 if title[-1] == "↑" else -100) / summary(records, other, name)[0]
+            found[title] = (pair.mean * unit, *sorted((pair.low * unit, pair.high * unit)))
+    return found
+
+
 def _p(p: float) -> str:
     """A p value as the end of a table's cell; nothing where there is none."""
     if p != p:
