@@ -84,7 +84,8 @@ def test_what_is_missing_is_said(write):
                     Contrast("t", "nobody", CHANCE, "correlation", 1),
                     Contrast("nowhere", "a", "b", "correlation", 1)):
         assert verdicts(missing) == [NOT_TRIED]
-        assert "not tried" in claims_table([Claim("C", "It is so.", (missing,))])
+        table = claims_table([Claim("C", "It is so.", (missing,))])
+        assert "| **not tried** | –\u00a0not\u00a0tried " in table
 
 
 def test_the_second_judge_counts_where_it_has_read_both(write):
@@ -97,8 +98,9 @@ def test_the_second_judge_counts_where_it_has_read_both(write):
     assert (second.second, second.pair.mean) == (True, pytest.approx(-3.95))
     assert (first.second, first.pair.mean) == (False, pytest.approx(-2.0))
     table = claims_table([Claim("C", "It is so.", (Contrast("t", "a", "old", "FID", -1),))])
-    assert "t, `a` − `old`, FID (training judge): -2.000 [-2.000, -2.000], 2 seeds" in table
-    assert "--arms a old --results runs/C-t.jsonl" in table and "t: T, 1,000 images" in table
+    table = table.replace("\u00a0", " ")
+    assert "✓ -2.000 [-2.000, -2.000] FID†, `a` − `old` (t, 2 seeds)" in table
+    assert "--arms a old --results runs/C-t.jsonl" in table and "| t: T, 1,000 |" in table
 
 
 def test_a_claim_pays_for_the_number_of_its_contrasts(write):

@@ -31,7 +31,7 @@ UNJUDGED = ("PSNR",)
 
 SUPPORTED, CONTRADICTED = "supported", "contradicted at this budget"
 NOT_SEEN, ONE_SEED, NOT_TRIED = "not seen", "one seed", "not tried"
-MARKS = {SUPPORTED: "✓", CONTRADICTED: "✗", NOT_SEEN: "·", ONE_SEED: "1", NOT_TRIED: "–"}
+MARKS = {SUPPORTED: "✓", CONTRADICTED: "✗", NOT_SEEN: "·", ONE_SEED: "○", NOT_TRIED: "–"}
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def compare(contrast: Contrast) -> tuple[Paired, bool, str]:
     levels = [{"arm": contrast.other, "seed": run["seed"], "final": {name: level}}
               for run, level in zip(runs, levels, strict=False)]
     teacher = runs[0]["settings"]["teacher"].removesuffix(".safetensors")
-    where = f"{teacher}, {runs[0]['images']:,} images"
+    where = f"{teacher}, {runs[0]['images']:,}"
     pair = paired([*runs, *levels], *arms, name)
     return pair, name.startswith("second_"), where
 
@@ -200,29 +200,30 @@ def verdict(found: Sequence[Finding]) -> str:
 
 
 def claims_table(claims: Sequence[Claim] = CLAIMS) -> str:
-    """Markdown: one row a claim: what was measured, on which teachers and budgets, the verdict, and
+    """Markdown: one row a claim: the verdict, what was measured, on which teachers and budgets, and
     the commands that make it again."""
-    lines = ["| | the paper says | measured here: difference and its 95 % interval "
-             "| teacher, images a run | verdict | again |", "|---|---|---|---|---|---|"]
+    lines = ["| | the paper says | verdict | measured here: difference, 95 % interval, arms "
+             "| records: teacher, images a run | again |", "|---|---|---|---|---|---|"]
     for claim in claims:
         found = findings(claim)
         effects = "<br>".join(effect_line(one) for one in found)
         places = "<br>".join(dict.fromkeys(f"{one.contrast.sweep}: {one.where}"
                                            for one in found if one.where)) or "–"
-        lines.append(f"| {claim.name} | {claim.says} | {effects} | {places} "
-                     f"| **{verdict(found)}** | {again(claim)} |")
+        lines.append(f"| {claim.name} | {claim.says} | **{verdict(found)}** | {effects} | {places} "
+                     f"| {again(claim)} |")
     return "\n".join(lines)
 
 
 def effect_line(finding: Finding) -> str:
-    """Markdown: a contrast, its mark, and how large the difference is over how many pairs."""
+    """Markdown: a contrast, its mark, and how large the difference is over how many seeds; a dagger
+    where the training judge has read it."""
     contrast, pair = finding.contrast, finding.pair
-    star = " (training judge)" if contrast.figure not in UNJUDGED and not finding.second else ""
-    line = (f"{MARKS[finding.verdict]} {contrast.sweep}, `{contrast.arm}` − `{contrast.other}`, "
-            f"{contrast.figure}")
-    if not pair.n:
-        return f"{line}: {NOT_TRIED}"
-    return f"{line}{star}: {pair:+.3f}" + (f", {pair.n} seeds" if pair.n > 1 else "")
+    effect = f"{pair:+.3f}" if pair.n else NOT_TRIED
+    by_first = pair.n and contrast.figure not in UNJUDGED and not finding.second
+    seeds = f", {pair.n} seeds" if pair.n > 1 else ""
+    line = f"{MARKS[finding.verdict]} {effect}".replace(" ", "\u00a0")  # in one piece
+    return (f"{line} {contrast.figure}{'†' if by_first else ''}, `{contrast.arm}` − "
+            f"`{contrast.other}` ({contrast.sweep}{seeds})")
 
 
 def again(claim: Claim) -> str:
