@@ -281,7 +281,9 @@ def test_dots_show_every_seed_and_the_mean():
 def test_intervals_reach_from_low_to_high_in_the_row_that_they_belong_to():
     groups = {"a": {"FID": (1.0, 0.5, 2.0), "PPL": (3.0, NAN, NAN)},
               "b": {"PPL": (-1.0, -2.0, 0.0)}}
-    (axes,) = figures.intervals(groups, "Two").axes
+    figure = figures.intervals(groups, "Two")
+    assert figure.alt == "Two. difference, with intervals. a: FID 1, PPL 3. b: PPL -1."
+    (axes,) = figure.axes
     a, b = axes.containers
     assert list(a.lines[0].get_xdata()) == [1.0, 3.0] and list(b.lines[0].get_xdata()) == [-1.0]
     ends = [segment[:, 0].tolist() for segment in a.lines[2][0].get_segments()]

@@ -504,6 +504,9 @@ def intervals(groups: Mapping[str, Mapping[str, tuple[float, float, float]]], ti
     _headline(figure, title)
     if len(groups) > 1:
         _legend(figure, axes, 3)
+    figure.alt = _words(title, f"{xlabel}, with intervals", *(
+        f"{name}: {_numbers({row: ends[0] for row, ends in group.items()})}"
+        for name, group in groups.items()))
     return figure
 
 
