@@ -489,6 +489,41 @@ def dots(panels: Mapping[str, Mapping[str, Sequence[float]]], title: str = "",
 
 
 @styled
+def intervals(groups: Mapping[str, Mapping[str, tuple[float, float, float]]], title: str = "",
+              xlabel: str = "difference", width: float = 6.6) -> Figure:
+    """Differences and their intervals, one row each; the dashed line is no difference.
+
+    Args:
+        groups: what is compared -> row -> (mean, low, high); nan bounds: a point alone. Rows that a
+            group lacks stay empty.
+    """
+    rows = list(dict.fromkeys(row for group in groups.values() for row in group))
+    labels = [_fill(row, 0.3 * width * DPI) for row in rows]
+    most = max(label.count("\n") + 1 for label in labels)
+    step = 0.7 / len(groups)
+    height = 1.5 + len(rows) * max(0.24 * most, 0.17 * len(groups), 0.26)
+    figure, (axes,) = _panels(width, height)
+    axes.axvline(0, **LEVEL)
+    for n, (name, group) in enumerate(groups.items()):
+        y = [rows.index(row) + (n - (len(groups) - 1) / 2) * step for row in group]
+        mean, low, high = np.array(list(group.values()), dtype=float).reshape(-1, 3).T
+        axes.errorbar(mean, y, xerr=np.nan_to_num([mean - low, high - mean]), linestyle="none",
+                      marker=MARKERS[n % len(MARKERS)], markersize=5, capsize=2.5, elinewidth=1.3,
+                      color=PALETTE[n % len(PALETTE)], label=name)
+    axes.set_yticks(range(len(rows)), labels)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    _finish(axes, "", xlabel, "", 0.7 * width, height)
+    _headline(figure, title)
+    if len(groups) > 1:
+        _legend(figure, axes, 3)
+    figure.alt = _words(title, f"{xlabel}, with intervals", *(
+        f"{name}: {_numbers({row: ends[0] for row, ends in group.items()})}"
+        for name, group in groups.items()))
+    return figure
+
+
+@styled
 def heatmaps(matrices: Mapping[str, Tensor], title: str = "", xlabel: str = "image j",
              ylabel: str = "image i", label: str = "cosine", size: float = 2.5,
              centred: bool = False, row_images: Tensor | None = None,
