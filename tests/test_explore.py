@@ -141,6 +141,7 @@ def test_a_page_without_a_kernel_gets_what_the_widgets_show(kind):
     explorer.seed.value = 5
     bundle, metadata = explorer._repr_mimebundle_(include=None, exclude=None)
     assert "seed 5" in metadata["image/png"]["alt"] or "seed A 5" in metadata["image/png"]["alt"]
+    assert bundle["text/plain"] == metadata["image/png"]["alt"], "not a listing of widgets"
     view = bundle["application/vnd.jupyter.widget-view+json"]
     assert view["model_id"] == explorer.widget.model_id
     after = pixels(base64.b64decode(bundle["image/png"]))

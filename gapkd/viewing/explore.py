@@ -143,9 +143,9 @@ class Gallery:
 
     def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, object], dict[str, object]]:
         """Sliders for a page with a kernel, and their picture for one without."""
-        picture = base64.b64encode(png(self.picture())).decode()
-        data = {**self.widget._repr_mimebundle_(), "image/png": picture}
-        return data, {"image/png": {"alt": self.sheet().alt}}
+        picture, words = base64.b64encode(png(self.picture())).decode(), self.sheet().alt
+        data = {**self.widget._repr_mimebundle_(), "image/png": picture, "text/plain": words}
+        return data, {"image/png": {"alt": words}}
 
 
 class Explorer(Gallery):
