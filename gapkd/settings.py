@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -341,21 +343,42 @@ def _require(condition: object, message: str) -> None:
 def from_dict(cls: type, values: dict[str, Any]):
     """Build a settings dataclass from a plain dict (JSON, notebook parameters), naming an unknown
     field."""
-    known = [f.name for f in fields(cls)]
-    for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
-            raise ValueError(f"{cls.__name__} has no setting {name}{hint}")
-    values = dict(values)
-    hints = get_type_hints(cls)
-    for field in fields(cls):
-        if field.name in values:
-            values[field.name] = as_kind(values[field.name], hints[field.name])
-        value = values.get(field.name)
-        if isinstance(field.default, tuple) and isinstance(value, (list, int)):
-            values[field.name] = tuple(value) if isinstance(value, list) else (value,)
-    return cls(**values)
+    return cls(**{name: _as_field(cls, name, value) for name, value in values.items()})
+
+
+def _as_field(cls: type, name: str, value: Any) -> Any:
+    """A value as the field of a settings dataclass wants it. ValueError names an unknown field."""
+    known = {field.name: field for field in fields(cls)}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
+        raise ValueError(f"{cls.__name__} has no setting {name}{hint}")
+    value = as_kind(value, get_type_hints(cls)[name])
+    if isinstance(known[name].default, tuple) and isinstance(value, (list, int)):
+        return tuple(value) if isinstance(value, list) else (value,)
+    return value
+
+
+def read_settings(text: str, cls: type = DistillConfig) -> dict[str, Any]:
+    """Settings in one line: "kernel=1 lr=0.002 ld_blocks=[1,2]" -> field -> value; of a field that
+    stands there twice, the last value.
+
+    Raises ValueError naming a word that is no setting of the dataclass, or a value of another kind.
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"a quotation mark in {text!r} has no second one") from error
+    hints, found = get_type_hints(cls), {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise ValueError(f"write settings as name=value, lists without spaces, not {word!r}")
+        with suppress(yaml.YAMLError):  # what YAML cannot read is a text, and judged as one
+            value = value if hints.get(name) is str else read_yaml(value)
+        found[name] = _as_field(cls, name, value)
+        _check_type(name, found[name], hints[name])
+    return found
 
 
 class _Written(yaml.SafeLoader):
