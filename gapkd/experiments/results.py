@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -128,30 +129,65 @@ def summary(records: Sequence[dict], arm: str, name: str) -> tuple[float, float,
     return values.mean().item(), spread, len(values)
 
 
-def difference(records: Sequence[dict], arm: str, other: str, name: str) -> tuple[float, float]:
-    """By how much the mean of an arm lies above that of another one, and its standard error.
+@dataclass(frozen=True)
+class Paired:
+    """How far one arm lies from another one over the seeds that both have.
 
-    The error is Welch's, from the spread over the seeds of both; nan where one has a single seed.
+    `f"{pair:+.3f}"` writes the mean and its interval.
     """
-    mean, spread, seeds = summary(records, arm, name)
-    other_mean, other_spread, other_seeds = summary(records, other, name)
-    if min(seeds, other_seeds) < 2:
-        return mean - other_mean, float("nan")
-    return mean - other_mean, (spread**2 / seeds + other_spread**2 / other_seeds) ** 0.5
+
+    mean: float  # of the differences, arm - other; nan without a common seed
+    low: float   # 95 % confidence interval of the mean, by Student's t: nan with fewer than two
+    high: float
+    sd: float    # of the differences
+    n: int       # seeds that both have
+    p: float     # two-sided, of the paired t-test
+    wins: int    # seeds with a difference above 0
+
+    def __format__(self, spec: str) -> str:
+        if self.n == 0:
+            return "no common seed"
+        interval = f"[{self.low:{spec}}, {self.high:{spec}}]" if self.n > 1 else "(one seed)"
+        return f"{self.mean:{spec}} {interval}"
 
 
-def welch_p(records: Sequence[dict], arm: str, other: str, name: str) -> float:
-    """How often luck alone, of the seeds, would set the means of two arms so far apart.
+def paired(records: Sequence[dict], arm: str, other: str, name: str) -> Paired:
+    """A figure of one arm against that of another, seed by seed.
 
-    Two-sided p of Welch's t-test, whose degrees of freedom are few with few seeds; nan where an arm
-    has a single seed or neither has any spread.
+    Runs of one seed share latents, the order of the data and what initial weights they can: pairs
+    take out what these do to both. With fewer than two common seeds, none of which an arm that
+    nobody ran has any, interval, sd and p are nan.
     """
-    from scipy.stats import ttest_ind_from_stats  # takes a second to import
+    from scipy.stats import t as student  # takes a second to import
 
-    if not difference(records, arm, other, name)[1] > 0:
-        return float("nan")
-    stats = (*summary(records, arm, name), *summary(records, other, name))
-    return float(ttest_ind_from_stats(*stats, equal_var=False).pvalue)
+    by_seed: dict[str, dict[int, float]] = {arm: {}, other: {}}
+    for record in records:
+        if record["arm"] in by_seed and name in record["final"]:
+            by_seed[record["arm"]][record["seed"]] = record["final"][name]
+    common = sorted(by_seed[arm].keys() & by_seed[other].keys())
+    differences = np.array([by_seed[arm][seed] - by_seed[other][seed] for seed in common])
+    n, nan = len(common), float("nan")
+    wins = int((differences > 0).sum())
+    if n < 2:
+        return Paired(differences.mean().item() if n else nan, nan, nan, nan, n, nan, wins)
+    mean, sd = differences.mean().item(), differences.std(ddof=1).item()
+    error = sd / n**0.5
+    reach = student.ppf(0.975, n - 1).item() * error
+    if error:
+        p = 2 * student.sf(abs(mean) / error, n - 1).item()
+    else:  # the same difference in every pair
+        p = 0.0 if mean else 1.0
+    return Paired(mean, mean - reach, mean + reach, sd, n, p, wins)
+
+
+def holm(ps: Mapping[str, float]) -> dict[str, float]:
+    """p values corrected by Holm for how many they are; nan stays nan, and does not count."""
+    counted = sorted((name for name, p in ps.items() if p == p), key=ps.__getitem__)
+    corrected, largest = dict(ps), 0.0
+    for rank, name in enumerate(counted):
+        largest = max(largest, min(1.0, (len(counted) - rank) * ps[name]))
+        corrected[name] = largest
+    return corrected
 
 
 # ----------------------------------------------------------------------------------------- tables
