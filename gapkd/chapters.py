@@ -10,7 +10,6 @@ import difflib
 import json
 import os
 import re
-import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -112,17 +111,17 @@ def parse_parameters(pairs: Sequence[str], known: dict) -> dict:
             values[name] = _found(name, values[name], _default(known[name]))
     if more:
         first = values.get("settings", _default(known["settings"]))
-        values["settings"] = " ".join([first, *more]).strip()
+        values["settings"] = ", ".join(filter(None, [first, *more]))
     if "settings" in values:
         read_settings(values["settings"])
     return values
 
 
 def _setting(name: str, text: str) -> str:
-    """A setting as a word of the text that `read_settings` reads; files by absolute paths."""
+    """A field of DistillConfig as `read_settings` reads it; files by absolute paths."""
     if name in FILES and text not in ("toyfaces", "lpips", "inception"):
-        text = _found(name, text, "")
-    return shlex.quote(f"{name}={text}")
+        text = json.dumps(_found(name, text, ""))
+    return f"{name}: {text}"
 
 
 def _default(parameter: dict) -> object:

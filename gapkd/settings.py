@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import shlex
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -360,22 +358,18 @@ def _as_field(cls: type, name: str, value: Any) -> Any:
 
 
 def read_settings(text: str, cls: type = DistillConfig) -> dict[str, Any]:
-    """Settings in one line: "kernel=1 lr=0.002 ld_blocks=[1,2]" -> field -> value; of a field that
-    stands there twice, the last value.
+    """Settings in one line: "kernel: 1, lr: 2e-3, ld_blocks: [1, 2]" -> field -> value; of a field
+    that stands there twice, the last value.
 
-    Raises ValueError naming a word that is no setting of the dataclass, or a value of another kind.
+    Raises ValueError for a text that is no such line, an unknown field, a value of another kind.
     """
     try:
-        words = shlex.split(text)
-    except ValueError as error:
-        raise ValueError(f"a quotation mark in {text!r} has no second one") from error
+        given = read_yaml(f"{{{text}}}")
+    except yaml.YAMLError as error:
+        raise ValueError(f"{text!r} cannot be read as settings: write name: value, name: value, "
+                         "and quote a value with commas or brackets") from error
     hints, found = get_type_hints(cls), {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals:
-            raise ValueError(f"write settings as name=value, lists without spaces, not {word!r}")
-        with suppress(yaml.YAMLError):  # what YAML cannot read is a text, and judged as one
-            value = value if hints.get(name) is str else read_yaml(value)
+    for name, value in given.items():
         found[name] = _as_field(cls, name, value)
         _check_type(name, found[name], hints[name])
     return found

@@ -265,6 +265,8 @@ def prose(file: Path) -> str:
 @pytest.mark.parametrize("file", WRITTEN, ids=lambda file: file.stem)
 def test_what_we_tell_people_to_type_is_known(file):
     for command, words in TYPED.findall(prose(file)):
+        if command == "study":  # in notes on records of a former version
+            continue
         assert command in cli.names(), f"gapkd {command}"
         options = [field.name.replace("_", "-") for field in fields(cli.settings_of(command))]
         for option in re.findall(r"--([\w-]+)", words):
