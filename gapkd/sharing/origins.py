@@ -44,7 +44,10 @@ def public(provenance: Mapping) -> dict:
 
 
 def named(file: str) -> str:
-    """A file by its name; where all runs call it the same, with the run's."""
+    """A file by its name; where all runs call it the same, with the run's; a hub's by its whole
+    address."""
+    if file.startswith("hf://"):
+        return file
     path = PurePath(file.partition("#")[0] if is_address(file) else file)
     in_a_run = path.name in COMMON and path.parent.name
     return f"{path.parent.name}/{path.name}" if in_a_run else path.name
