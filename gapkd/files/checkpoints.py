@@ -122,8 +122,8 @@ def find_checkpoint(path: str | Path, **hub: object) -> Path:
         folder = storage.data_folder()
         known = ", ".join(sorted(file.stem for file in folder.glob("*.safetensors")))
         raise CheckpointError(f"there is no checkpoint {path}: give a file, or the name of an "
-                              f"embedded network ({known or f'there is none in {folder}'}), or of a "
-                              "hub's repository, as hf://user/name")
+                              f"embedded network ({known or f'there is none in {folder}'}), or a "
+                              "hub's repository, hf://user/name")
     return path
 
 
