@@ -26,7 +26,8 @@ const ANSWERS = {
     if (networks[network.file]) return {};
     const [bytes] = await Promise.all([fetchBytes(network.file), runtime]);
     try {
-      const session = await ort.InferenceSession.create(new Uint8Array(bytes), { executionProviders: [DEVICE] });
+      const quietly = { executionProviders: [DEVICE], logSeverityLevel: 3 };
+      const session = await ort.InferenceSession.create(new Uint8Array(bytes), quietly);
       networks[network.file] = { session, sizes: network };
     } catch (error) {
       throw new Error(`${network.file} cannot be drawn with in this browser (${error?.message ?? error}).`);
@@ -67,7 +68,6 @@ async function start() {
     throw new Error(`${SCRIPT.slice(2)} is damaged: write the page again with gapkd demo.`);
   });
   const [module, wasm] = await Promise.all([script, fetchBytes(WASM).then(unzipped)]);
-  module.env.logLevel = "error";
   module.env.wasm.numThreads = 1; // more would need headers that plain servers do not send
   module.env.wasm.wasmBinary = wasm;
   return module;
