@@ -31,7 +31,7 @@ from gapkd.metrics.cost import macs, parameters
 from gapkd.metrics.sampling import draw_sheet
 from gapkd.networks.base import StyleGenerator
 from gapkd.settings import DistillConfig, TrainConfig, command_line
-from gapkd.sharing.origins import as_dict, named, numbers, public, runs_of
+from gapkd.sharing.origins import as_dict, named, numbers, public, runs_of, version
 
 LICENCES = frozenset(
     "afl-3.0 agpl-3.0 apache-2.0 bsd-2-clause bsd-3-clause cc-by-4.0 cc-by-nc-4.0 cc-by-nc-nd-4.0 "
@@ -82,7 +82,7 @@ def save_pretrained(G: StyleGenerator, folder: str | Path, provenance: Mapping |
     sheet, description = _samples(G, truncation)
     card = model_card(G, provenance, name, folder.absolute().name, sheet=description, cost=cost,
                       teacher_cost=_cost(_still(teacher)) if teacher else None)
-    config = {"library_name": "gapkd", "gapkd_format": FOLDER_FORMAT, "gapkd_version": _version(),
+    config = {"library_name": "gapkd", "gapkd_format": FOLDER_FORMAT, "gapkd_version": version(),
               "kind": G.kind, **G.architecture()}
     return write_folder(folder, {
         WEIGHTS: weights, CONFIG: f"{json.dumps(config, indent=2)}\n".encode(),
@@ -200,7 +200,7 @@ def model_card(G: StyleGenerator, provenance: dict, name: str, folder: str, **mo
     card = ModelCard.from_template(
         data, template_str=(files("gapkd.sharing") / "card.md").read_text("utf-8"), code=code,
         title=re.sub(r"([<*`[])", r"\\\1", name), folder=folder, kind=G.kind, a=G.architecture(),
-        version=_version(), home=_home(), licence=licence, stages=_stages(runs),
+        version=version(), home=_home(), licence=licence, stages=_stages(runs),
         source=source if "file" in source else {}, teacher=code(teacher) if teacher else "",
         embedded=embedded, rendered=rendered, **measured, **more,
         taught=any(settings.get(name, getattr(DistillConfig, name)) for name in LESSONS),
@@ -316,12 +316,6 @@ def code(value: object) -> str:
     """Text of a file or reader as Markdown code, which ends neither the code nor a table's cell."""
     text = " ".join(str(value).split())[:1500].replace("`", "'").replace("|", "/")
     return f"`{text or ' '}`"
-
-
-def _version() -> str:
-    from gapkd import __version__
-
-    return __version__
 
 
 def _home() -> str:

@@ -66,6 +66,13 @@ def runs_of(provenance: Mapping) -> tuple[list[dict], dict]:
     return runs, source
 
 
+def version() -> str:
+    """That of gapkd."""
+    from gapkd import __version__
+
+    return __version__
+
+
 def as_dict(value: object) -> dict:
     """What is no dict is taken for an empty one."""
     return value if isinstance(value, dict) else {}
