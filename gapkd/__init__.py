@@ -20,7 +20,7 @@ _ROOMS = {
     "metrics.cost": ("macs", "parameters"),
     "networks.mapping": ("mix_styles",),
     "networks.stylegan2": ("Discriminator", "Generator", "config_f"),
-    "sharing.hub": ("save_pretrained",),
+    "sharing.hub": ("push_to_hub", "save_pretrained"),
     "training.loop": (
         "RunResult", "TrainingDiverged", "TrainingInterrupted", "distill", "train_gan",
     ),

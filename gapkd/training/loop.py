@@ -28,6 +28,7 @@ from gapkd.data.datasets import CHECK_SECONDS, Dataset, ImageFiles, open_dataset
 from gapkd.distillation.distiller import Distiller, make_regressors
 from gapkd.distillation.students import make_student
 from gapkd.files.checkpoints import (
+    address_of,
     load_discriminator,
     load_generator,
     read_metadata,
@@ -172,6 +173,7 @@ def distill(config: DistillConfig, probe: Probe | None = None,
     Raises: as `train_gan`; CheckpointError for an unusable teacher.
     """
     config, started = _begin(config, "distill"), time.perf_counter()
+    config = replace(config, teacher=address_of(config.teacher) or config.teacher)
     device = choose_device(config.device)
     teacher = load_generator(config.teacher).to(device)
     check_student(config, teacher)
