@@ -18,7 +18,7 @@ from pathlib import Path
 import yaml
 
 from gapkd.files.download import is_address
-from gapkd.files.storage import ROOT, check_place, data_folder, data_path
+from gapkd.files.storage import ROOT, check_place, data_folder, data_path, runs_folder
 from gapkd.settings import as_kind, read_yaml
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -45,14 +45,15 @@ def announce() -> None:
 
 
 def new_run(name: str) -> str:
-    """The next free folder runs/<name>-NNN of the repository, for the `out` of a live training.
+    """The next free folder runs/<name>-NNN of the clone, for the `out` of a live training.
 
-    Where the repository can only be read, of the folder where one is, or else of the home folder;
-    that is then said. Raises ValueError where none of them can be written.
+    Where the clone can only be read, or gapkd comes from a wheel, of the folder where one is, or
+    else of the home folder; of what can only be read, that is said. Raises ValueError where none of
+    them can be written.
     """
     from gapkd.training.runs import next_run_folder
 
-    homes = ROOT / "runs", Path.cwd() / "runs", Path.home() / "gapkd-runs"
+    homes = runs_folder(), Path.cwd() / "runs", Path.home() / "gapkd-runs"
     for home in homes:
         try:
             folder = check_place(next_run_folder(name, home))
