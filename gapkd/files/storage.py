@@ -17,8 +17,8 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 INSTALLED = (_PACKAGE / "_clone").is_dir()
 """Whether this is a copy from a wheel, which carries what a clone keeps beside the package."""
 ROOT = _PACKAGE / "_clone" if INSTALLED else _PACKAGE.parent
-"""What holds data/, notebooks/ and tools/sweeps/: the clone, or the copy of it that a wheel carries,
-into which nothing is written."""
+"""What holds data/, notebooks/ and tools/sweeps/: the clone, or the copy of it that a wheel
+carries, into which nothing is written."""
 
 
 def runs_folder() -> Path:
