@@ -219,9 +219,17 @@ def test_the_readme_is_in_step():
 def test_another_address_reaches_badge_and_first_cell(monkeypatch):
     monkeypatch.setattr(readme, "address", lambda: "https://github.com/somebody/elsewhere")
     assert "somebody/elsewhere/blob/main/notebooks/04_x.ipynb" in readme.badge("04_x")
-    assert '"https://github.com/somebody/elsewhere"' in readme.first_cell()
+    assert '"git+https://github.com/somebody/elsewhere"' in readme.first_cell()
     old = "see [![Open in Colab](a)](https://b/notebooks/04_x.ipynb) here"
     assert readme.synced(old) == f"see {readme.badge('04_x')} here"
+
+
+@pytest.mark.parametrize("address", ["https://github.com/OWNER/gapkd", "https://host/me/gapkd"])
+def test_the_first_cell_is_a_program_of_few_lines(monkeypatch, address):
+    monkeypatch.setattr(readme, "address", lambda: address)
+    cell = readme.first_cell()
+    compile(cell, "first cell", "exec")
+    assert len([line for line in cell.splitlines() if line]) <= 14 and "{" not in cell
 
 
 RULES = {"images": (1, 10**9), "keep": (0.01, 1.0), "device": ("auto", "cpu", "cuda"),
