@@ -224,7 +224,7 @@ def test_another_address_reaches_badge_and_first_cell(monkeypatch):
     assert readme.synced(old) == f"see {readme.badge('04_x')} here"
 
 
-@pytest.mark.parametrize("address", ["https://github.com/OWNER/gapkd", "https://host/me/gapkd"])
+@pytest.mark.parametrize("address", ["https://host/OWNER/gapkd", "https://host/me/gapkd"])
 def test_the_first_cell_is_a_program_of_few_lines(monkeypatch, address):
     monkeypatch.setattr(readme, "address", lambda: address)
     cell = readme.first_cell()

@@ -123,7 +123,7 @@ def test_the_first_cell_brings_gapkd_and_touches_nothing_that_is_there(colab, pu
 
 def test_without_an_address_the_first_cell_says_where_it_goes(tmp_path, monkeypatch, capsys):
     """Here, as a program in a folder without a clone above it, by a Python without gapkd."""
-    monkeypatch.setattr(readme, "address", lambda: "https://github.com/OWNER/gapkd")
+    monkeypatch.setattr(readme, "address", lambda: "https://host/OWNER/gapkd")
     command = [sys.executable, "-I", "-S", "-c", readme.first_cell()]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
@@ -131,7 +131,7 @@ def test_without_an_address_the_first_cell_says_where_it_goes(tmp_path, monkeypa
 
 
 def test_the_first_cell_finds_the_clone_around_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(readme, "address", lambda: "https://github.com/OWNER/gapkd")
+    monkeypatch.setattr(readme, "address", lambda: "https://host/OWNER/gapkd")
     (tmp_path / "gapkd").mkdir()
     (tmp_path / "gapkd" / "__init__.py").touch()
     (tmp_path / "gapkd" / "chapters.py").write_text("def announce(): print('from the clone')")
