@@ -19,9 +19,9 @@ from test_wheel import PURELIB, clean, kept, run
 from tools import readme
 
 pytestmark = pytest.mark.slow
-COLAB = ["ipykernel==6.17.1", "ipython==7.34.0", "ipywidgets==7.7.1", "jupyter-client==6.1.12",
-         "matplotlib>=3.10", "nbconvert<8", "notebook==6.5.7", "numpy>=2.0,<2.1", "pillow>=11,<12",
-         "scipy>=1.13", "tornado<6.5", "setuptools"]
+COLAB = ["huggingface_hub>=0.34,<1", "ipykernel==6.17.1", "ipython==7.34.0", "ipywidgets==7.7.1",
+         "jupyter-client==6.1.12", "matplotlib>=3.10", "nbconvert<8", "notebook==6.5.7",
+         "numpy>=2.0,<2.1", "pillow>=11,<12", "scipy>=1.13", "setuptools", "tornado<6.5"]
 """Colab's versions, where they matter; torch is lent from the environment of the tests."""
 CHAPTER = """
 import base64, json
