@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_rgb
+from matplotlib.patches import FancyBboxPatch
 from matplotlib.text import Text
 from PIL import Image
 
 from gapkd.metrics.agreement import Agreement
-from gapkd.viewing import figures
+from gapkd.viewing import diagrams, figures
 
 
 def pixels_of(png: bytes) -> np.ndarray:
@@ -94,6 +95,7 @@ def same(*names: str) -> dict:
     return {name: (torch.arange(5.0), torch.arange(5.0)) for name in names}
 
 
+NAN = float("nan")
 FITTED = [(LONG, LONG, LONG, {NAME: [(1, 2), (3, 4)], WORD: [(5, 9)]}, lambda x: 1 + x)] * 2
 CRAMPED = {  # "function, case" -> a figure whose texts are long for the room they have
     "show_grid, captions": lambda: figures.show_grid(images(8), 4, LONG, [TWO] * 8),
@@ -106,6 +108,11 @@ CRAMPED = {  # "function, case" -> a figure whose texts are long for the room th
     "curves, names": lambda: figures.curves(
         {TWO: line(0, 1, 2), WORD: line(2, 1, 0), NAME: line(1, 1, 0)}, LONG, LONG,
         "mean correlation of continuous factors", {"chance": 0.3}),
+    "curves, ends": lambda: figures.curves(
+        {TWO: line(0, 1), WORD: line(2, 1), NAME: line(1, 1.01), "d": line(0, 0.99)}, LONG, LONG,
+        NAME, {"chance": 0.98, "no": 2}, labels="ends"),
+    "grouped_bars": lambda: figures.grouped_bars(
+        {NAME: {TWO: 0.5, NAME: -0.25}, "b": {TWO: 0.1, "c": 1}}, LONG, NAME, {"chance": 0.3}),
     "curves, small": lambda: figures.curves({NAME: line(0, 1)}, LONG, NAME, NAME, width=3.2,
                                             height=2.4),
     "bars_with_chance, one": lambda: figures.bars_with_chance({NAME: agreement(0.9)}, LONG),
@@ -115,11 +122,21 @@ CRAMPED = {  # "function, case" -> a figure whose texts are long for the room th
                                       width=4),
     "dots, three": lambda: figures.dots(
         {panel: {NAME: [1.0, 2.0], "b": [3.0]} for panel in (TWO, NAME, WORD)}, LONG),
+    "intervals, one": lambda: figures.intervals({NAME: {WORD: (1, 0, 2), "b": (3, NAN, NAN)}},
+                                                LONG, LONG, width=4),
+    "intervals, three": lambda: figures.intervals(
+        {name: {NAME: (1, 0, 2), WORD: (-3, -4, -2)} for name in (TWO, NAME, WORD)}, LONG, LONG),
     "heatmaps, one": lambda: figures.heatmaps({TWO: torch.eye(12)}, NAME, "moved face j", "face i",
                                               NAME),
     "heatmaps, small": lambda: figures.heatmaps(
         {name: torch.eye(4) for name in (WORD, NAME, TWO)}, LONG, "moved face j", "face i",
         size=1.8),
+    "heatmaps, faces": lambda: figures.heatmaps(
+        {name: torch.rand(4, 6) for name in (WORD, TWO)}, LONG, NAME, NAME, size=2,
+        row_images=images(4), column_images=images(6), marks=[(0, 1)]),
+    "dots, families": lambda: figures.dots(
+        {panel: {NAME: [1.0, 2.0], "b": [3.0]} for panel in (TWO, NAME)}, LONG,
+        colours={NAME: WORD, "b": LONG}),
     "fitted": lambda: figures.fitted(FITTED),
     "scatter, one": lambda: figures.scatter(same("W of another mapping"), NAME),
     "scatter, small": lambda: figures.scatter(same(TWO, "W of another mapping", "yaw"), LONG, LONG,
@@ -195,9 +212,6 @@ def test_lines_that_coincide_are_all_seen(points):
             assert seen > 25, f"line {n} of {visible}: {seen} px"
 
 
-NAN = float("nan")
-
-
 @pytest.mark.parametrize("y", [[[0.0, 1.0, 2.0]], [[0.0, 1.0, 2.0], [NAN, NAN, NAN]]])
 def test_one_seed_has_no_spread(y):
     with warnings.catch_warnings():
@@ -246,7 +260,8 @@ def test_nothing_is_left_in_pyplot_and_a_notebook_shows_a_figure_once():
     assert plt.get_fignums() == before and plt.rcParams["font.size"] == size
     png, meta = figure._repr_png_()
     assert Image.open(io.BytesIO(png)).size == (864, 432)  # sharp, and as large as before
-    assert meta == {"width": 576, "height": 288} and shown(figure).shape == (288, 576, 3)
+    assert meta == {"width": 576, "height": 288, "alt": figure.alt}
+    assert shown(figure).shape == (288, 576, 3)
 
 
 def test_dots_show_every_seed_and_the_mean():
@@ -263,6 +278,21 @@ def test_dots_show_every_seed_and_the_mean():
     assert left.lines[-1].get_xdata() == [4.0, 4.0] != list(right.lines[-1].get_xdata())
 
 
+def test_intervals_reach_from_low_to_high_in_the_row_that_they_belong_to():
+    groups = {"a": {"FID": (1.0, 0.5, 2.0), "PPL": (3.0, NAN, NAN)},
+              "b": {"PPL": (-1.0, -2.0, 0.0)}}
+    figure = figures.intervals(groups, "Two")
+    assert figure.alt == "Two. difference, with intervals. a: FID 1, PPL 3. b: PPL -1."
+    (axes,) = figure.axes
+    a, b = axes.containers
+    assert list(a.lines[0].get_xdata()) == [1.0, 3.0] and list(b.lines[0].get_xdata()) == [-1.0]
+    ends = [segment[:, 0].tolist() for segment in a.lines[2][0].get_segments()]
+    assert ends == [[0.5, 2.0], [3.0, 3.0]]
+    rows = [round(float(y)) for bars in (a, b) for y in bars.lines[0].get_ydata()]
+    assert rows == [0, 1, 1]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["FID", "PPL"]
+
+
 def test_panels_of_one_kind_reach_equally_far():
     near, far = torch.linspace(-1, 1, 9), torch.linspace(-4, 4, 9)
     for shared in (True, False):
@@ -271,3 +301,139 @@ def test_panels_of_one_kind_reach_equally_far():
         reach = [(*axes.get_xlim(), *axes.get_ylim()) for axes in figure.axes]
         assert (reach[0] == reach[1]) == shared
         assert (reach[0][1] < 2) != shared and reach[1][1] > 4
+
+
+@pytest.mark.parametrize("name", diagrams.DRAWINGS)
+def test_a_diagram_is_in_colour_where_it_is_lit(name):
+    def colourful(figure) -> int:
+        picture = shown(figure).astype(int)
+        return int((picture.max(axis=2) - picture.min(axis=2) > 40).sum())
+
+    parts = diagrams.DRAWINGS[name].parts
+    whole = diagrams.diagram(name)
+    assert len(whole.alt) > 50 and "In colour" not in whole.alt
+    assert colourful(diagrams.diagram(name, lit=())) == 0
+    for part in parts:
+        figure = diagrams.diagram(name, lit=part)
+        assert figure.alt == f"{whole.alt} In colour: {part}."
+        assert 0 < colourful(figure) < colourful(whole), part
+    assert colourful(diagrams.diagram(name, lit=parts)) > 0.6 * colourful(whole)
+    with pytest.raises(ValueError, match=f"{name!r} has no part 'x': .*{parts[-1]}"):
+        diagrams.diagram(name, lit=(parts[0], "x"))
+
+
+def test_the_map_of_the_course_says_every_question():
+    alt = diagrams.diagram("course").alt
+    for number, (question, _) in diagrams.QUESTIONS.items():
+        assert f"{number}: {' '.join(question.split())}" in alt
+
+
+def test_an_unknown_diagram_is_told_which_there_are():
+    with pytest.raises(ValueError, match="no diagram 'house': choose one of course, generator"):
+        diagrams.diagram("house")
+
+
+@pytest.mark.parametrize("name", diagrams.DRAWINGS)
+def test_the_texts_of_a_diagram_are_readable_and_apart(name):
+    figure = diagrams.diagram(name)
+    (axes,) = figure.axes
+    texts = [text for text in axes.texts if text.get_text().strip()]
+    extents = [text.get_window_extent() for text in texts]
+    assert all(text.get_size() >= 8.5 for text in texts)
+    page = figure.bbox
+    for n, box in enumerate(extents):
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= page.x1 and box.y1 <= page.y1
+        frames = [patch for patch in axes.patches if isinstance(patch, FancyBboxPatch)]
+        for frame in (patch.get_window_extent() for patch in frames):
+            apart = not frame.overlaps(box)
+            within = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and (
+                box.y1 <= frame.y1)
+            assert apart or within, texts[n].get_text()
+        for other in extents[:n]:
+            within = name == "course"  # the number stands above the question, in one box
+            assert within or not box.overlaps(other), texts[n].get_text()
+
+
+@pytest.mark.parametrize("case", CRAMPED)
+def test_every_figure_says_what_it_shows(case):
+    alt = CRAMPED[case]().alt
+    assert 20 < len(alt) <= 300 and "\n" not in alt
+    names = [" ".join(name.split()) for name in (LONG, NAME, TWO, "the stranger")]
+    assert any(name in alt for name in names), alt
+
+
+def test_alternative_texts_hold_the_last_values():
+    figure = figures.curves({"a": line(0, 0.25), "b": ([0, 1], [[1, 2], [3, NAN]])}, "Up", "images",
+                            "r", {"chance": 0.1})
+    assert figure.alt == ("Up. Curves of r over images, which end at a 0.25, b 2. "
+                          "Dashed lines: chance 0.1.")
+    faces = {"teacher": images(4), "student": images(4)}
+    assert figures.compare_rows(faces, "Alike", 3).alt == (
+        "Alike. Rows of 3 images: teacher, student.")
+
+
+def test_names_stand_at_the_ends_of_their_lines_in_their_colours():
+    lines = {"low": line(1, 0), "high": line(0, 1), "higher": line(0, 1.01)}
+    axes = figures.curves(lines, "t", "x", "y", labels="ends").axes[0]
+    notes = {note.get_text(): note for note in axes.texts}
+    middles = []
+    for name, drawn in zip(lines, axes.lines, strict=True):
+        assert notes[name].get_color() == drawn.get_color()
+        box = notes[name].get_window_extent()
+        assert box.x0 > axes.get_window_extent().x1
+        middles.append((box.y0 + box.y1) / 2)
+    assert middles[0] < middles[1] < middles[2]  # in the order in which the lines end
+    end = axes.transData.transform((1, 0))[1]
+    assert abs(middles[0] - end) < 1  # the one that has room stands where its line ends
+    assert not axes.figure.legends
+    with pytest.raises(ValueError, match="up to four lines"):
+        figures.curves({str(n): line(0, n) for n in range(5)}, "t", "x", "y", labels="ends")
+
+
+def test_grouped_bars_stand_above_their_category():
+    values = {"teacher": {"own": 1.0, "foreign": 0.2}, "student": {"foreign": 0.1}}
+    axes = figures.grouped_bars(values, "t", "r", {"chance": 0.3}).axes[0]
+    ticks = dict(zip((t.get_text() for t in axes.get_xticklabels()), axes.get_xticks(),
+                     strict=True))
+    bars = [(bar.get_x() + bar.get_width() / 2, bar.get_height()) for bar in axes.patches]
+    expected = [(ticks["own"] - 0.2, 1.0), (ticks["foreign"] - 0.2, 0.2),
+                (ticks["foreign"] + 0.2, 0.1)]
+    assert np.allclose(bars, expected)
+    assert "chance" in texts(axes.figure) and axes.lines[0].get_ydata()[0] == 0.3
+
+
+def test_many_categories_lie():
+    values = {"a": {f"factor {n}": 0.1 * n for n in range(15)}, "b": {"factor 3": -0.5}}
+    axes = figures.grouped_bars(values, "t", "r", {"chance": 0.3}).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(values["a"])
+    bars = [bar for bar in axes.patches if bar.get_width()]
+    assert bars[2].get_width() == pytest.approx(0.3) and bars[-1].get_width() == -0.5
+    assert axes.get_xlabel() == "r"
+    boxes = [label.get_window_extent() for label in axes.get_yticklabels()]
+    assert not any(a.overlaps(b) for a, b in zip(boxes, boxes[1:], strict=False))
+
+
+
+def test_a_heat_map_shows_the_faces_of_its_rows_and_columns():
+    faces = images(6)
+    figure = figures.heatmaps({"a": torch.rand(4, 6)}, row_images=faces[:4], column_images=faces,
+                              marks=[(1, 2)])
+    axes = figure.axes[0]
+    below, beside = axes.child_axes
+    assert np.array_equal(below.images[0].get_array(), figures.make_sheet(faces, 6, gap=0))
+    assert np.array_equal(beside.images[0].get_array(), figures.make_sheet(faces[:4], 1, gap=0))
+    assert not [tick for tick in axes.get_xticklabels() if tick.get_visible()]
+    assert [frame.get_xy() for frame in axes.patches] == [(1.5, 0.5)]
+    assert (below.get_xlabel(), beside.get_ylabel()) == ("image j", "image i")
+    with pytest.raises(ValueError, match="5 images do not fit the 4 rows"):
+        figures.heatmaps({"a": torch.rand(4, 6)}, row_images=faces[:5])
+
+
+def test_dots_are_coloured_by_family():
+    values = {"FID": {"a": [1.0, 2.0], "b": [2.0], "c": [3.0]}}
+    figure = figures.dots(values, colours={"a": "ours", "b": "theirs", "c": "ours"})
+    colours = [drawn.get_color() for drawn in figure.axes[0].lines if drawn.get_marker() == "o"]
+    assert colours[:3] == [figures.PALETTE[0], figures.PALETTE[1], figures.PALETTE[0]]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ours", "theirs"]
+    with pytest.raises(ValueError, match="no family for b, c"):
+        figures.dots(values, colours={"a": "ours"})

@@ -1,4 +1,4 @@
-"""What is read off records: means, differences, tables, notes, and the records that come along."""
+"""What is read off records: means, pairs, tables, notes, and the records that come along."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ import math
 from pathlib import Path
 
 import pytest
-from scipy.stats import ttest_ind
+from scipy.stats import ttest_rel
 
 from gapkd.experiments import results
 from gapkd.experiments.results import (
     SET_COLUMNS,
-    difference,
+    holm,
+    in_percent,
+    paired,
+    paired_table,
     read_results,
     results_table,
     summary,
     sweep_note,
-    welch_p,
+    told_apart,
 )
 
 STORED = sorted((Path(__file__).parent.parent / "data" / "results").glob("*.jsonl"))
@@ -27,21 +30,64 @@ def run(arm: str, seed: int = 0, **final: float) -> dict:
     return {"arm": arm, "seed": seed, "images": 10, "settings": {}, "seconds": 1800, "final": final}
 
 
-def test_summary_difference_and_p_are_those_of_the_seeds():
-    seeds = {"a": (0.5, 0.7), "b": (0.1, 0.2, 0.3), "c": (0.4,)}
+def test_a_summary_is_that_of_the_seeds():
+    seeds = {"a": (0.5,), "b": (0.1, 0.2, 0.3), "c": (0.4,)}
     records = [run(arm, n, r=value) for arm in seeds for n, value in enumerate(seeds[arm])]
     assert summary(records, "b", "r") == (pytest.approx(0.2), pytest.approx(0.1), 3)
     assert summary(records, "c", "r") == (pytest.approx(0.4), 0.0, 1)
-    gain, error = difference(records, "a", "b", "r")
-    assert gain == pytest.approx(0.4) and error == pytest.approx((0.02 / 2 + 0.01 / 3) ** 0.5)
-    expected = ttest_ind(seeds["a"], seeds["b"], equal_var=False).pvalue
-    assert welch_p(records, "a", "b", "r") == pytest.approx(expected)
-    for judged in (difference(records, "a", "c", "r")[1], welch_p(records, "a", "c", "r")):
-        assert math.isnan(judged)
     with pytest.raises(ValueError, match="no run of arm d is recorded: known are a, b, c"):
         summary(records, "d", "r")
     with pytest.raises(ValueError, match="no run of arm a has the figure l1"):
         summary(records, "a", "l1")
+
+
+def test_arms_are_compared_seed_by_seed():
+    ours, theirs = {0: 0.5, 1: 0.7, 2: 0.4, 7: 9.0}, {2: 0.1, 0: 0.4, 1: 0.5, 3: -9.0}
+    records = [run("a", seed, r=value) for seed, value in ours.items()]
+    records += [run("b", seed, r=value) for seed, value in theirs.items()]
+    records += [run("a", 3, l1=1.0)]  # has not the figure that is asked for
+    pair = paired(records, "a", "b", "r")  # differences 0.1, 0.2, 0.3: t = 0.2 / (0.1 / sqrt 3)
+    assert (pair.n, pair.wins) == (3, 3)
+    assert (pair.mean, pair.sd) == (pytest.approx(0.2), pytest.approx(0.1))
+    assert pair.p == pytest.approx(0.0741799, abs=1e-6)
+    assert (pair.low, pair.high) == (pytest.approx(-0.048414, abs=1e-6),
+                                     pytest.approx(0.448414, abs=1e-6))
+    expected = ttest_rel([0.5, 0.7, 0.4], [0.4, 0.5, 0.1])
+    interval = expected.confidence_interval(0.95)
+    assert (pair.p, pair.low, pair.high) == pytest.approx((expected.pvalue, *interval))
+    assert f"{pair:+.2f}" == "+0.20 [-0.05, +0.45]"
+    back = paired(records, "b", "a", "r")
+    assert (back.mean, back.low, back.high) == pytest.approx((-pair.mean, -pair.high, -pair.low))
+    assert (back.p, back.wins) == (pytest.approx(pair.p), 0)
+
+
+def test_what_cannot_be_compared_is_said_without_a_traceback():
+    records = [run("a", 0, r=0.5), run("a", 1, r=0.7), run("b", 1, r=0.4), run("c", 5, r=1.0)]
+    one = paired(records, "a", "b", "r")
+    assert (one.mean, one.n, one.wins) == (pytest.approx(0.3), 1, 1)
+    assert all(math.isnan(x) for x in (one.low, one.high, one.sd, one.p))
+    assert f"{one:.2f}" == "0.30 (one seed)"
+    for other, name in (("c", "r"), ("nobody", "r"), ("b", "l1")):
+        none = paired(records, "a", other, name)
+        assert (none.n, none.wins, f"{none:.2f}") == (0, 0, "no common seed")
+        assert all(math.isnan(x) for x in (none.mean, none.low, none.high, none.sd, none.p))
+
+
+@pytest.mark.parametrize(("step", "p"), [(0.0, 1.0), (0.5, 0.0)])
+def test_the_same_difference_in_every_pair_is_no_division_by_zero(step, p):
+    records = [run(arm, n, r=n + (arm == "a") * step) for arm in "ab" for n in range(3)]
+    pair = paired(records, "a", "b", "r")
+    assert (pair.mean, pair.low, pair.high, pair.p) == (step, step, step, p)
+
+
+def test_holm_corrects_for_how_many_there_are():
+    nan = float("nan")
+    corrected = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005, "e": nan})
+    assert math.isnan(corrected.pop("e"))
+    # 4 * 0.005, 3 * 0.01, 2 * 0.03, and 1 * 0.04, which may not fall below the one before
+    assert corrected == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02})
+    assert holm({"a": 0.6, "b": 0.7}) == {"a": 1.0, "b": 1.0}
+    assert holm({}) == {}
 
 
 def test_a_table_has_scale_mean_spread_and_chance():
@@ -66,6 +112,31 @@ def test_columns_that_are_asked_for_in_their_unit():
     lines = results_table([record], columns=SET_COLUMNS).splitlines()
     assert lines[0] == "| 10 images each, judged on 5k | seeds | FID ↓ | KID × 10³ ↓ | PPL ↓ |"
     assert lines[2] == "| paper | 1 | 1.000 | 12.300 | 7.500 |"
+
+
+def test_a_table_of_pairs_counts_what_stays_after_the_correction():
+    values = {"a": [(0.5, 1.0, 3.0), (0.7, 1.2, 4.0), (0.9, 1.1, 3.0)],
+              "b": [(0.1, 2.0, 3.0), (0.2, 2.2, 3.0), (0.55, 2.1, 4.0)], "c": [(0.1, 1.0, 1.0)]}
+    records = [run(arm, seed, l1=l1, agree_edits=edits, ppl_x_2k=ppl)
+               for arm, runs in values.items() for seed, (l1, edits, ppl) in enumerate(runs)]
+    columns = {"l1": "L1 ↓", "agree_edits": "edits ↑", "ppl_.+": "PPL ↓"}
+    rows = {"first": ("a", "b"), "second": ("a", "c"), "third": ("a", "d")}
+    # edits: -1 in every pair, p 0; L1: 0.4, 0.5, 0.35, p 0.0106 times 2; PPL: 0, 1, -1, p 1
+    assert paired_table(records, rows, columns, ("L1 ↓",)).splitlines() == [
+        "| arm − other | pairs | L1 ↓ | intervals without 0 | after Holm |",
+        "|---|--:|--:|--:|--:|",
+        "| first: `a` − `b` | 3 | +0.417 [+0.227, +0.606], p 0.022 | 2 of 3 | 2 |",
+        "| second: `a` − `c` | 1 | +0.400 (one seed) | 0 of 3 | 0 |",
+        "| third: `a` − `d` | 0 | no common seed | 0 of 3 | 0 |"]
+    assert "-1.000 [-1.000, -1.000], p < 0.001" in paired_table(records, rows, columns)
+    assert told_apart(records, "a", "b", columns) == ([], ["L1 ↓", "edits ↑"])
+    assert told_apart(records, "b", "a", columns) == (["L1 ↓", "edits ↑"], [])
+    assert told_apart(records, "a", "c", columns) == ([], [])  # one seed
+    assert told_apart(records, "a", "b", columns | {"l1": "L1"}) == ([], ["edits ↑"])
+    relative = in_percent(records, "a", "b", columns)  # L1 0.417 [0.227, 0.606] of 0.283
+    assert relative["L1 ↓"] == pytest.approx((-147.1, -214.0, -80.1), abs=0.1)
+    assert relative["edits ↑"] == pytest.approx((-100 / 2.1,) * 3)
+    assert in_percent(records, "a", "d", columns) == {}
 
 
 def test_a_table_does_not_mix():
