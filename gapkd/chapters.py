@@ -319,10 +319,6 @@ def run_chapter(name: str, parameters: Sequence[str] = (), out: str = "") -> Pat
     Returns: that folder.
     """
     notebook = find_notebook(name)
-    folder = Path(out or new_run(notebook.stem)).resolve()
-    executed = folder / notebook.name
-    if executed.exists():
-        raise ValueError(f"{executed} exists already: choose another out")
     known, rules = _settings_of(notebook)
     values = parse_parameters(parameters, known)
     check_parameters(values, **{name: rule for name, rule in rules.items() if name in values})
@@ -330,6 +326,10 @@ def run_chapter(name: str, parameters: Sequence[str] = (), out: str = "") -> Pat
     if missing:
         raise ValueError(f"a chapter needs {' and '.join(missing)} to run: pip install "
                          '"gapkd[course]"')
+    folder = Path(out or new_run(notebook.stem)).resolve()
+    executed = folder / notebook.name
+    if executed.exists():
+        raise ValueError(f"{executed} exists already: choose another out")
     import papermill
 
     if "out" in known and "out" not in values:

@@ -175,7 +175,8 @@ def test_what_a_notebook_says_of_its_parameters_is_read_without_running_it(tmp_p
 ])
 def test_what_the_notebook_would_refuse_is_refused_before_it_starts(tmp_path, monkeypatch, pair,
                                                                     message):
-    monkeypatch.setitem(sys.modules, "papermill", None)  # would take seconds, and is not asked
+    for slow in ("papermill", "gapkd.training.runs"):  # would take seconds, and are not asked
+        monkeypatch.setitem(sys.modules, slow, None)
     with pytest.raises(ValueError, match=message):
         file = checked_notebook(tmp_path, CHECKED, CHECKS)
         chapters.run_chapter(file, [pair], str(tmp_path / "out"))
