@@ -5,7 +5,13 @@ The public names; everything else is reached through its room (gapkd.distillatio
 
 from importlib import import_module
 
-from gapkd.settings import DistillConfig, TrainConfig
+try:
+    from gapkd.settings import DistillConfig, TrainConfig
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"gapkd needs {error.name}, which this Python has not: choose the Python (in a notebook: "
+        "the kernel) of the environment in which gapkd is installed, such as the clone's .venv",
+        name=error.name) from None
 
 __version__ = "0.1.0"
 

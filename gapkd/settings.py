@@ -64,8 +64,9 @@ class RunConfig:
     """Learn how strong the noise maps are; off: no noise, for data in which nothing is random. (A
     teacher without noise has a student without.)"""
     precision: Literal["auto", "bf16", "fp16", "tf32", "float32"] = "auto"
-    """Autocast of everything but the regularisers; auto: bf16 where the processor has it, else
-    float32. tf32: no autocast, but NVIDIA's 10 bits of mantissa in products."""
+    """Autocast of everything but the regularisers; auto: bf16 where the processor has it, fp16 on
+    other GPUs with tensor cores (T4), else float32. tf32: no autocast, but NVIDIA's 10 bits of
+    mantissa in products."""
     device: str = "auto"
     """"auto", "cpu", "cuda", "cuda:1"..."""
     cuda_graphs: bool = True

@@ -36,23 +36,27 @@ from tools.benchmark import BenchmarkConfig, show_benchmark
 from tools.growth import GrowthConfig, show_growth
 
 FIRST_CELL = """\
-# On Colab, or wherever the package is missing: bring the repository and install it.
-import importlib.util
-import pathlib
-import subprocess
-import sys
+# Where gapkd is missing (as on Colab): take the clone around this notebook, or else install it.
+{imports}import sys
+from importlib.util import find_spec
+from pathlib import Path
 
-found = importlib.util.find_spec("gapkd")
-if found is None or found.origin is None:  # no origin: a folder of that name, not the package
-    clone = pathlib.Path("{name}-course").resolve()
-    if not clone.exists():
-        subprocess.run(["git", "clone", "--quiet", "{address}", str(clone)], check=True)
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "-e", str(clone)], check=True)
-    sys.path.insert(0, str(clone))
+if getattr(find_spec("gapkd"), "origin", None) is None:
+    clone = [str(f) for f in Path.cwd().parents if (f / "gapkd/chapters.py").is_file()]
+    sys.path[:0] = clone[:1]
+{install}
 
 from gapkd.chapters import announce
 
-announce()"""  # noqa: E501
+announce()"""
+INSTALL = """\
+    pip = [sys.executable, "-m", "pip", "install", "-q", "git+{address}"]
+    if not clone and subprocess.run(pip).returncode:
+        sys.exit("gapkd could not be installed (pip says why above): check the connection")"""
+UNSET = """\
+    if not clone:
+        sys.exit("Nobody has said where gapkd is published: write it into pyproject.toml, "
+                 "Repository, and run `python -m tools.readme` in the clone.")"""
 BADGE = re.compile(r"\[!\[Open in Colab\]\([^)]*\)\]\([^)]*/notebooks/(?P<name>[\w-]+)\.ipynb\)")
 NOTATION = "<details><summary>Notation of the course</summary>"
 TIME = re.compile(r"\*\*Time:\*\*[^.]*\.")
@@ -80,7 +84,10 @@ def badge(notebook: str) -> str:
 
 def first_cell() -> str:
     """Source of every chapter's first code cell."""
-    return FIRST_CELL.format(address=address(), name=address().rsplit("/", 1)[1])
+    if "/OWNER/" in address():
+        return FIRST_CELL.format(imports="", install=UNSET)
+    install = INSTALL.format(address=address())
+    return FIRST_CELL.format(imports="import subprocess\n", install=install)
 
 
 def synced(text: str) -> str:

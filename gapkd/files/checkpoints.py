@@ -3,6 +3,7 @@ those of other repositories, told apart by their content. Nothing in a file is e
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import warnings
@@ -120,10 +121,13 @@ def find_checkpoint(path: str | Path, **hub: object) -> Path:
         return _shared_weights(path)
     if not is_file:
         folder = storage.data_folder()
-        known = ", ".join(sorted(file.stem for file in folder.glob("*.safetensors")))
-        raise CheckpointError(f"there is no checkpoint {path}: give a file, or the name of an "
-                              f"embedded network ({known or f'there is none in {folder}'}), or a "
-                              "hub's repository, hf://user/name")
+        known = sorted(file.stem for file in folder.glob("*.safetensors"))
+        near = difflib.get_close_matches(path.name, known, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        listed = ", ".join(known) or f"there is none in {folder}"
+        raise CheckpointError(f"there is no checkpoint {path}{hint}: give a file, or the name of "
+                              f"an embedded network ({listed}), or a hub's repository, "
+                              "hf://user/name")
     return path
 
 
