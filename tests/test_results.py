@@ -14,6 +14,7 @@ from gapkd.experiments.results import (
     SET_COLUMNS,
     holm,
     paired,
+    paired_table,
     read_results,
     results_table,
     summary,
@@ -75,6 +76,23 @@ def test_the_same_difference_in_every_pair_is_no_division_by_zero(step, p):
     records = [run(arm, n, r=n + (arm == "a") * step) for arm in "ab" for n in range(3)]
     pair = paired(records, "a", "b", "r")
     assert (pair.mean, pair.low, pair.high, pair.p) == (step, step, step, p)
+
+
+def test_a_paired_table_says_what_is_better():
+    values = {"a": (0.0, 0.1, 0.0), "b": (1.0, 1.1, 1.02)}
+    records = [run(arm, seed, r=value, fid=value, noise=(-1) ** seed * value)
+               for arm in values for seed, value in enumerate(values[arm])]
+    titles = {"r": "agreement ↑", "fid": "FID ↓", "noise": "noise ↑"}
+    heading, _, *rows = paired_table(records, "b", "a", titles).splitlines()
+    assert heading.startswith("| b − a |")
+    assert rows[0].startswith("| agreement ↑ | +1.007 [+0.978, +1.035] | 0.012 | 3 of 3 | 0.000 |")
+    assert [row.split("|")[-2].strip() for row in rows] == ["**better**", "**worse**",
+                                                            "no difference seen"]
+    back = paired_table(records, "a", "b", titles).splitlines()[2:]
+    assert ["**worse**" in back[0], "**better**" in back[1]] == [True, True]
+    for arms, said in ((("b", "c"), "no common seed"), (("b", "a"), "(one seed)")):
+        (row,) = paired_table(records[:1] + records[3:4], *arms, {"r": "r ↑"}).splitlines()[2:]
+        assert said in row and "too few seeds" in row
 
 
 def test_holm_corrects_for_how_many_there_are():

@@ -232,6 +232,27 @@ def results_table(records: Sequence[dict], references: Sequence[dict] = (),
     return "\n".join(lines)
 
 
+def paired_table(records: Sequence[dict], arm: str, other: str, columns: Mapping[str, str]) -> str:
+    """Markdown: one row a figure, how far an arm lies from another one over the seeds that both
+    have, and what that says; "seen" is p < 0.05, corrected by Holm for the rows of the table.
+
+    Args:
+        columns: figure -> its title, which ends in an arrow to the better side, "↑" or "↓".
+    """
+    found = {name: paired(records, arm, other, name) for name in columns}
+    corrected = holm({name: pair.p for name, pair in found.items()})
+    lines = [f"| {arm} − {other} | mean of the pairs, 95 % interval | sd | above 0 | p | |",
+             "|---|--:|--:|--:|--:|---|"]
+    for name, pair in found.items():
+        p, better = corrected[name], (pair.mean > 0) == columns[name].endswith("↑")
+        said = "too few seeds"
+        if pair.n > 1:
+            said = f"**{'better' if better else 'worse'}**" if p < 0.05 else "no difference seen"
+        lines.append(f"| {columns[name]} | {pair:+.3f} | {pair.sd:.3f} | {pair.wins} of {pair.n} "
+                     f"| {p:.3f} | {said} |")
+    return "\n".join(lines)
+
+
 def _names(records: Sequence[dict], columns: Mapping[str, str]) -> dict[str, str]:
     """Title of a column -> name of its figure in these records; no figure, no column."""
     found: dict[str, str] = {}
