@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_rgb
+from matplotlib.patches import FancyBboxPatch
 from matplotlib.text import Text
 from PIL import Image
 
 from gapkd.metrics.agreement import Agreement
-from gapkd.viewing import figures
+from gapkd.viewing import diagrams, figures
 
 
 def pixels_of(png: bytes) -> np.ndarray:
@@ -271,3 +272,48 @@ def test_panels_of_one_kind_reach_equally_far():
         reach = [(*axes.get_xlim(), *axes.get_ylim()) for axes in figure.axes]
         assert (reach[0] == reach[1]) == shared
         assert (reach[0][1] < 2) != shared and reach[1][1] > 4
+
+
+@pytest.mark.parametrize("name", diagrams.DRAWINGS)
+def test_a_diagram_is_in_colour_where_it_is_lit(name):
+    def colourful(figure) -> int:
+        picture = shown(figure).astype(int)
+        return int((picture.max(axis=2) - picture.min(axis=2) > 40).sum())
+
+    parts = diagrams.DRAWINGS[name].parts
+    whole = diagrams.diagram(name)
+    assert len(whole.alt) > 50 and "In colour" not in whole.alt
+    assert colourful(diagrams.diagram(name, lit=())) == 0
+    for part in parts:
+        figure = diagrams.diagram(name, lit=part)
+        assert figure.alt == f"{whole.alt} In colour: {part}."
+        assert 0 < colourful(figure) < colourful(whole), part
+    assert colourful(diagrams.diagram(name, lit=parts)) > 0.6 * colourful(whole)
+    with pytest.raises(ValueError, match=f"{name!r} has no part 'x': .*{parts[-1]}"):
+        diagrams.diagram(name, lit=(parts[0], "x"))
+
+
+def test_an_unknown_diagram_is_told_which_there_are():
+    with pytest.raises(ValueError, match="no diagram 'house': choose one of course, generator"):
+        diagrams.diagram("house")
+
+
+@pytest.mark.parametrize("name", diagrams.DRAWINGS)
+def test_the_texts_of_a_diagram_are_readable_and_apart(name):
+    figure = diagrams.diagram(name)
+    (axes,) = figure.axes
+    texts = [text for text in axes.texts if text.get_text().strip()]
+    extents = [text.get_window_extent() for text in texts]
+    assert all(text.get_size() >= 8.5 for text in texts)
+    page = figure.bbox
+    for n, box in enumerate(extents):
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= page.x1 and box.y1 <= page.y1
+        frames = [patch for patch in axes.patches if isinstance(patch, FancyBboxPatch)]
+        for frame in (patch.get_window_extent() for patch in frames):
+            apart = not frame.overlaps(box)
+            within = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and (
+                box.y1 <= frame.y1)
+            assert apart or within, texts[n].get_text()
+        for other in extents[:n]:
+            within = name == "course"  # the number stands above the question, in one box
+            assert within or not box.overlaps(other), texts[n].get_text()

@@ -67,7 +67,7 @@ class NotebookFigure(Figure):
     def __init__(self, width: float, height: float, layout: str | None = "constrained",
                  sharpness: float = 1.5):
         super().__init__(figsize=(width, height), dpi=DPI, layout=layout)
-        self.sharpness = sharpness
+        self.sharpness, self.alt = sharpness, ""
         FigureCanvasAgg(self)
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
