@@ -241,15 +241,16 @@ def paired_table(records: Sequence[dict], arm: str, other: str, columns: Mapping
     """
     found = {name: paired(records, arm, other, name) for name in columns}
     corrected = holm({name: pair.p for name, pair in found.items()})
-    lines = [f"| {arm} − {other} | mean of the pairs, 95 % interval | sd | above 0 | p | |",
+    lines = [f"| `{arm}` − `{other}` | mean of the pairs, 95 % interval | sd | above 0 | p | |",
              "|---|--:|--:|--:|--:|---|"]
     for name, pair in found.items():
         p, better = corrected[name], (pair.mean > 0) == columns[name].endswith("↑")
-        said = "too few seeds"
+        spread, chance, said = "–", "–", "too few seeds"
         if pair.n > 1:
+            spread, chance = f"{pair.sd:.3f}", "< 0.001" if p < 0.001 else f"{p:.3f}"
             said = f"**{'better' if better else 'worse'}**" if p < 0.05 else "no difference seen"
-        lines.append(f"| {columns[name]} | {pair:+.3f} | {pair.sd:.3f} | {pair.wins} of {pair.n} "
-                     f"| {p:.3f} | {said} |")
+        lines.append(f"| {columns[name]} | {pair:+.3f} | {spread} | {pair.wins} of {pair.n} "
+                     f"| {chance} | {said} |")
     return "\n".join(lines)
 
 
