@@ -139,7 +139,8 @@ def test_a_page_without_a_kernel_gets_what_the_widgets_show(kind):
     explorer = EXPLORERS[kind]()
     before = np.asarray(explorer.picture())
     explorer.seed.value = 5
-    bundle = explorer._repr_mimebundle_(include=None, exclude=None)
+    bundle, metadata = explorer._repr_mimebundle_(include=None, exclude=None)
+    assert "seed 5" in metadata["image/png"]["alt"] or "seed A 5" in metadata["image/png"]["alt"]
     view = bundle["application/vnd.jupyter.widget-view+json"]
     assert view["model_id"] == explorer.widget.model_id
     after = pixels(base64.b64decode(bundle["image/png"]))

@@ -107,6 +107,11 @@ CRAMPED = {  # "function, case" -> a figure whose texts are long for the room th
     "curves, names": lambda: figures.curves(
         {TWO: line(0, 1, 2), WORD: line(2, 1, 0), NAME: line(1, 1, 0)}, LONG, LONG,
         "mean correlation of continuous factors", {"chance": 0.3}),
+    "curves, ends": lambda: figures.curves(
+        {TWO: line(0, 1), WORD: line(2, 1), NAME: line(1, 1.01), "d": line(0, 0.99)}, LONG, LONG,
+        NAME, {"chance": 0.98, "no": 2}, labels="ends"),
+    "grouped_bars": lambda: figures.grouped_bars(
+        {NAME: {TWO: 0.5, NAME: -0.25}, "b": {TWO: 0.1, "c": 1}}, LONG, NAME, {"chance": 0.3}),
     "curves, small": lambda: figures.curves({NAME: line(0, 1)}, LONG, NAME, NAME, width=3.2,
                                             height=2.4),
     "bars_with_chance, one": lambda: figures.bars_with_chance({NAME: agreement(0.9)}, LONG),
@@ -121,6 +126,12 @@ CRAMPED = {  # "function, case" -> a figure whose texts are long for the room th
     "heatmaps, small": lambda: figures.heatmaps(
         {name: torch.eye(4) for name in (WORD, NAME, TWO)}, LONG, "moved face j", "face i",
         size=1.8),
+    "heatmaps, faces": lambda: figures.heatmaps(
+        {name: torch.rand(4, 6) for name in (WORD, TWO)}, LONG, NAME, NAME, size=2,
+        row_images=images(4), column_images=images(6), marks=[(0, 1)]),
+    "dots, families": lambda: figures.dots(
+        {panel: {NAME: [1.0, 2.0], "b": [3.0]} for panel in (TWO, NAME)}, LONG,
+        colours={NAME: WORD, "b": LONG}),
     "fitted": lambda: figures.fitted(FITTED),
     "scatter, one": lambda: figures.scatter(same("W of another mapping"), NAME),
     "scatter, small": lambda: figures.scatter(same(TWO, "W of another mapping", "yaw"), LONG, LONG,
@@ -247,7 +258,8 @@ def test_nothing_is_left_in_pyplot_and_a_notebook_shows_a_figure_once():
     assert plt.get_fignums() == before and plt.rcParams["font.size"] == size
     png, meta = figure._repr_png_()
     assert Image.open(io.BytesIO(png)).size == (864, 432)  # sharp, and as large as before
-    assert meta == {"width": 576, "height": 288} and shown(figure).shape == (288, 576, 3)
+    assert meta == {"width": 576, "height": 288, "alt": figure.alt}
+    assert shown(figure).shape == (288, 576, 3)
 
 
 def test_dots_show_every_seed_and_the_mean():
@@ -317,3 +329,76 @@ def test_the_texts_of_a_diagram_are_readable_and_apart(name):
         for other in extents[:n]:
             within = name == "course"  # the number stands above the question, in one box
             assert within or not box.overlaps(other), texts[n].get_text()
+
+
+@pytest.mark.parametrize("case", CRAMPED)
+def test_every_figure_says_what_it_shows(case):
+    alt = CRAMPED[case]().alt
+    assert 20 < len(alt) <= 300 and "\n" not in alt
+    names = [" ".join(name.split()) for name in (LONG, NAME, TWO, "the stranger")]
+    assert any(name in alt for name in names), alt
+
+
+def test_alternative_texts_hold_the_last_values():
+    figure = figures.curves({"a": line(0, 0.25), "b": ([0, 1], [[1, 2], [3, NAN]])}, "Up", "images",
+                            "r", {"chance": 0.1})
+    assert figure.alt == ("Up. Curves of r over images, which end at a 0.25, b 2. "
+                          "Dashed lines: chance 0.1.")
+    faces = {"teacher": images(4), "student": images(4)}
+    assert figures.compare_rows(faces, "Alike", 3).alt == (
+        "Alike. Rows of 3 images: teacher, student.")
+
+
+def test_names_stand_at_the_ends_of_their_lines_in_their_colours():
+    lines = {"low": line(1, 0), "high": line(0, 1), "higher": line(0, 1.01)}
+    axes = figures.curves(lines, "t", "x", "y", labels="ends").axes[0]
+    notes = {note.get_text(): note for note in axes.texts}
+    middles = []
+    for name, drawn in zip(lines, axes.lines, strict=True):
+        assert notes[name].get_color() == drawn.get_color()
+        box = notes[name].get_window_extent()
+        assert box.x0 > axes.get_window_extent().x1
+        middles.append((box.y0 + box.y1) / 2)
+    assert middles[0] < middles[1] < middles[2]  # in the order in which the lines end
+    end = axes.transData.transform((1, 0))[1]
+    assert abs(middles[0] - end) < 1  # the one that has room stands where its line ends
+    assert not axes.figure.legends
+    with pytest.raises(ValueError, match="up to four lines"):
+        figures.curves({str(n): line(0, n) for n in range(5)}, "t", "x", "y", labels="ends")
+
+
+def test_grouped_bars_stand_above_their_category():
+    values = {"teacher": {"own": 1.0, "foreign": 0.2}, "student": {"foreign": 0.1}}
+    axes = figures.grouped_bars(values, "t", "r", {"chance": 0.3}).axes[0]
+    ticks = dict(zip((t.get_text() for t in axes.get_xticklabels()), axes.get_xticks(),
+                     strict=True))
+    bars = [(bar.get_x() + bar.get_width() / 2, bar.get_height()) for bar in axes.patches]
+    expected = [(ticks["own"] - 0.2, 1.0), (ticks["foreign"] - 0.2, 0.2),
+                (ticks["foreign"] + 0.2, 0.1)]
+    assert np.allclose(bars, expected)
+    assert "chance" in texts(axes.figure) and axes.lines[0].get_ydata()[0] == 0.3
+
+
+def test_a_heat_map_shows_the_faces_of_its_rows_and_columns():
+    faces = images(6)
+    figure = figures.heatmaps({"a": torch.rand(4, 6)}, row_images=faces[:4], column_images=faces,
+                              marks=[(1, 2)])
+    axes = figure.axes[0]
+    below, beside = axes.child_axes
+    assert np.array_equal(below.images[0].get_array(), figures.make_sheet(faces, 6, gap=0))
+    assert np.array_equal(beside.images[0].get_array(), figures.make_sheet(faces[:4], 1, gap=0))
+    assert not [tick for tick in axes.get_xticklabels() if tick.get_visible()]
+    assert [frame.get_xy() for frame in axes.patches] == [(1.5, 0.5)]
+    assert (below.get_xlabel(), beside.get_ylabel()) == ("image j", "image i")
+    with pytest.raises(ValueError, match="5 images do not fit the 4 rows"):
+        figures.heatmaps({"a": torch.rand(4, 6)}, row_images=faces[:5])
+
+
+def test_dots_are_coloured_by_family():
+    values = {"FID": {"a": [1.0, 2.0], "b": [2.0], "c": [3.0]}}
+    figure = figures.dots(values, colours={"a": "ours", "b": "theirs", "c": "ours"})
+    colours = [drawn.get_color() for drawn in figure.axes[0].lines if drawn.get_marker() == "o"]
+    assert colours[:3] == [figures.PALETTE[0], figures.PALETTE[1], figures.PALETTE[0]]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ours", "theirs"]
+    with pytest.raises(ValueError, match="no family for b, c"):
+        figures.dots(values, colours={"a": "ours"})

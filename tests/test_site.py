@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import importlib
 import json
 import re
 import shutil
 
 import pytest
+from PIL import Image
 
 from gapkd import cli
+from gapkd.data.images import png
 from tools.readme import ROOT
 from tools.site import __main__ as site
 
+FIGURE = png(Image.new("RGB", (4, 4), "red"))
 README = """# Title
 
 ![picture](data/story.png) [chapter](notebooks/07_new.ipynb), [table](tools/sweeps/table.yml),
@@ -45,10 +49,19 @@ def clone(tmp_path, monkeypatch):
                  "[card](../data/README.md) of $\\frac{z}{2}$\n\n$$\\sum_i x_i$$"]},
              {"cell_type": "code", "metadata": {}, "source": "x[0](y)", "execution_count": 1,
               "outputs": [{"output_type": "execute_result", "execution_count": 1, "metadata": {},
-                           "data": {"text/markdown": ["an **output**"]}}]}]
-    (root / "notebooks").mkdir()
-    (root / "notebooks" / "07_new.ipynb").write_text(json.dumps(
-        {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+                           "data": {"text/markdown": ["an **output**"]}}]},
+             {"cell_type": "code", "metadata": {"tags": ["hide-input"]}, "source": "draw()",
+              "execution_count": 2, "outputs": [{
+                  "output_type": "display_data",
+                  "metadata": {"image/png": {"width": 4, "height": 4, "alt": 'Two "faces"'}},
+                  "data": {"image/png": base64.b64encode(FIGURE).decode()}}]}]
+    for name, title in (("07_new", ""), ("solutions/07_solutions", "# Solutions")):
+        file = root / "notebooks" / f"{name}.ipynb"
+        file.parent.mkdir(exist_ok=True)
+        notebook = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+        if title:
+            notebook["cells"] = [{"cell_type": "markdown", "metadata": {}, "source": [title]}]
+        file.write_text(json.dumps(notebook))
     monkeypatch.setattr(site, "command_line", lambda: "# The command line\n")
     monkeypatch.setattr(site, "write_reference", lambda folder: (
         folder.mkdir(), (folder / "gapkd.rst").write_text("gapkd\n=====\n")))
@@ -77,6 +90,10 @@ def test_a_clone_is_built_and_faults_stop_it(clone, tmp_path, capfd):
     chapter = (out / "notebooks" / "07_new.html").read_text()
     assert "<mfrac>" in chapter and '<div class="formula' in chapter
     assert "<strong>output</strong>" in chapter
+    assert re.search(r'<img alt="Two &quot;faces&quot;" [^>]*src="../_images/', chapter)
+    assert re.search(r'<details[^>]*>\s*<summary.{,300}Show code cell source.{,900}draw',
+                     chapter, re.DOTALL)
+    assert 'href="notebooks/solutions/07_solutions.html"' in (out / "README.html").read_text()
     page = clone / "data" / "README.md"
     for link in ("../gone.md", "#gone", "../README.md#gone", "../data/gone.json"):
         page.write_text(f"# Card\n\n## Deeper\n\n[x]({link})\n")

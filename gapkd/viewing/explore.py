@@ -21,7 +21,7 @@ from gapkd.data.images import png, to_uint8
 from gapkd.metrics.editing import Directions
 from gapkd.networks.base import StyleGenerator
 from gapkd.networks.mapping import mix_styles
-from gapkd.viewing.figures import show_grid, to_png
+from gapkd.viewing.figures import NotebookFigure, show_grid, to_png
 
 # Descriptions end on one line.
 ROW = {"style": {"description_width": "8.5em"}, "layout": {"width": "26em"}}
@@ -128,20 +128,24 @@ class Gallery:
         self._busy = False
         self.redraw()
 
-    def picture(self) -> Image.Image:
+    def sheet(self) -> NotebookFigure:
         """The same pictures without sliders, under a line that tells where these stand."""
         shown = [np.asarray(Image.open(io.BytesIO(i.value))) for i in self.images.values()]
         images = torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2) / 127.5 - 1  # (N, 3, R, R)
         state = [f"{c.description} {getattr(c, 'label', None) or f'{c.value:g}'}"
                  for c in self.controls]
         columns = len(self.panels) if len(self.panels) > 1 else 4
-        sheet = show_grid(images, columns, ", ".join(state), list(self.images), self.size)
-        return Image.open(io.BytesIO(to_png(sheet))).convert("RGB")
+        return show_grid(images, columns, ", ".join(state), list(self.images), self.size)
 
-    def _repr_mimebundle_(self, **_: object) -> dict[str, object]:
+    def picture(self) -> Image.Image:
+        """The sheet in pixels."""
+        return Image.open(io.BytesIO(to_png(self.sheet()))).convert("RGB")
+
+    def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, object], dict[str, object]]:
         """Sliders for a page with a kernel, and their picture for one without."""
         picture = base64.b64encode(png(self.picture())).decode()
-        return {**self.widget._repr_mimebundle_(), "image/png": picture}
+        data = {**self.widget._repr_mimebundle_(), "image/png": picture}
+        return data, {"image/png": {"alt": self.sheet().alt}}
 
 
 class Explorer(Gallery):

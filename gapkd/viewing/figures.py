@@ -10,6 +10,7 @@ import io
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 import matplotlib
 import numpy as np
@@ -18,6 +19,9 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
 from PIL import Image
 from torch import Tensor
@@ -56,7 +60,8 @@ styled = matplotlib.rc_context(STYLE)
 
 
 class NotebookFigure(Figure):
-    """A figure outside pyplot that brings along how notebooks show it.
+    """A figure outside pyplot that brings along how notebooks show it, and what it shows in words:
+    `alt`, for readers who do not see it.
 
     Args:
         width, height: in inches.
@@ -70,9 +75,9 @@ class NotebookFigure(Figure):
         self.sharpness, self.alt = sharpness, ""
         FigureCanvasAgg(self)
 
-    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+    def _repr_png_(self) -> tuple[bytes, dict[str, int | str]]:
         size = {"width": round(self.bbox.width), "height": round(self.bbox.height)}
-        return to_png(self, self.sharpness), size
+        return to_png(self, self.sharpness), size | {"alt": self.alt}
 
 
 def to_png(figure: Figure, sharpness: float = 1) -> bytes:
@@ -82,6 +87,17 @@ def to_png(figure: Figure, sharpness: float = 1) -> bytes:
     with Image.open(drawn) as picture:  # all colours, but nothing is transparent
         picture.convert("RGB").save(small, format="png", optimize=True)
     return small.getvalue()
+
+
+def _words(*sentences: str) -> str:
+    """An alternative text of at most 300 characters."""
+    whole = " ".join(f"{sentence.rstrip('.')}." for sentence in sentences if sentence)
+    return textwrap.shorten(whole, 300, placeholder=" ...")
+
+
+def _numbers(values: Mapping[str, float]) -> str:
+    """Names and their numbers, for an alternative text."""
+    return ", ".join(f"{name} {value:.3g}" for name, value in values.items())
 
 
 # ------------------------------------------------------------------------------- room for text
@@ -147,6 +163,8 @@ def _grid(images: Tensor, ncols: int, size: int, title: str, captions: Sequence[
           names: Sequence[str] = ()) -> Figure:
     """Images (N, 3, R, R), each pixel exact, with a caption above each, or a name left of each row.
     All lengths are px, all heights count from the upper edge."""
+    about = f"Rows of {ncols} images" if names else f"{len(images)} images, {ncols} a row"
+    alt = _words(title, ": ".join([about, ", ".join(captions or names)]).rstrip(": "))
     tile = images.shape[-1] * _factor(images.shape[-1], size)
     captions = [_measure(caption, max(tile + 14, 64), **CAPTION) for caption in captions]
     names = [_measure(name, 220, **ROW_NAME) for name in names]
@@ -168,7 +186,7 @@ def _grid(images: Tensor, ncols: int, size: int, title: str, captions: Sequence[
     whole_height = top + height + over
 
     figure = NotebookFigure(whole_width / DPI, whole_height / DPI, layout=None, sharpness=1)
-    bottom = over / whole_height
+    figure.alt, bottom = alt, over / whole_height
     axes = figure.add_axes((left / whole_width, bottom, width / whole_width, height / whole_height))
     axes.imshow(sheet, interpolation="none", aspect="auto")
     axes.axis("off")
@@ -255,7 +273,7 @@ def _legend(figure: Figure, axes: Axes, most: int) -> None:
 @styled
 def curves(lines: Mapping[str, tuple[Sequence[float], Sequence]], title: str, xlabel: str,
            ylabel: str, levels: Mapping[str, float] | None = None, width: float = 6.2,
-           height: float = 3.3) -> Figure:
+           height: float = 3.3, labels: str = "legend") -> Figure:
     """Curves with their spread over seeds.
 
     Args:
@@ -263,12 +281,18 @@ def curves(lines: Mapping[str, tuple[Sequence[float], Sequence]], title: str, xl
             drawn, a band of one standard deviation, and its bars, wherever there are two seeds or
             more. Values that a seed lacks are nan and count for nothing.
         levels: name -> height of a dashed line, such as {"chance": 0.37}.
+        labels: "legend", below; or "ends": each line's name at its right end, for up to four lines.
     """
+    if labels not in ("legend", "ends") or labels == "ends" and len(lines) > 4:
+        raise ValueError(f'labels are "legend" or, for up to four lines, "ends", not {labels!r}')
     figure, (axes,) = _panels(width, height)
+    ends, last = [], {}
     for n, (name, (x, y)) in enumerate(lines.items()):
         y = np.ma.masked_invalid(np.atleast_2d(np.asarray(y, dtype=float)))  # (seeds, X)
         y = y[~np.ma.getmaskarray(y).all(axis=1)]
         mean = y.mean(axis=0).filled(np.nan)
+        last[name] = mean[np.isfinite(mean)][-1] if np.isfinite(mean).any() else np.nan
+        label = f"{name} ({len(y)} seeds)" if len(y) > 1 else name
         look = {"color": PALETTE[n % len(PALETTE)], "linestyle": DASHES[n % len(DASHES)]}
         marker = MARKERS[n % len(MARKERS)]
         if len(y) > 1:
@@ -276,18 +300,52 @@ def curves(lines: Mapping[str, tuple[Sequence[float], Sequence]], title: str, xl
             axes.fill_between(x, mean - spread, mean + spread, color=look["color"], alpha=0.15,
                               linewidth=0)
             axes.errorbar(x, mean, spread, capsize=2.5, elinewidth=1, marker=marker,
-                          label=f"{name} ({len(y)} seeds)", **look)
+                          label=label, **look)
         else:
-            axes.plot(x, mean, label=name, marker=marker if len(x) < 25 else None, **look)
-    for name, level in (levels or {}).items():
-        axes.axhline(level, **LEVEL)
-        axes.annotate(name, (1, level), xycoords=("axes fraction", "data"), va="center", size=8.5,
-                      color="#6c7280", xytext=(4, 0), textcoords="offset points")
+            axes.plot(x, mean, label=label, marker=marker if len(x) < 25 else None, **look)
+        if labels == "ends" and np.isfinite(last[name]):
+            text = _fill(label, 0.25 * width * DPI, 8.5)
+            ends.append(_at_right(axes, text, last[name], look["color"]))
+    ends += _level_lines(axes, levels)
     axes.margins(x=0.03)
     _finish(axes, title, xlabel, ylabel, width, height)
-    if len(lines) > 1 or any(np.ndim(y) == 2 for _, y in lines.values()):
+    if labels == "ends":
+        _move_apart(figure, axes, ends)
+    elif len(lines) > 1 or any(np.ndim(y) == 2 for _, y in lines.values()):
         _legend(figure, axes, 3)
+    figure.alt = _words(title, f"Curves of {ylabel} over {xlabel}, which end at {_numbers(last)}",
+                        f"Dashed lines: {_numbers(levels)}" if levels else "")
     return figure
+
+
+def _at_right(axes: Axes, text: str, y: float, colour: str) -> Annotation:
+    """A name at the right of the panel, at the height of what it names."""
+    return axes.annotate(text, (1, y), xycoords=("axes fraction", "data"), va="center", size=8.5,
+                         color=colour, xytext=(4, 0), textcoords="offset points")
+
+
+def _level_lines(axes: Axes, levels: Mapping[str, float] | None) -> list[Annotation]:
+    """Dashed lines at some heights, and their names."""
+    for level in (levels or {}).values():
+        axes.axhline(level, **LEVEL)
+    return [_at_right(axes, name, level, "#6c7280") for name, level in (levels or {}).items()]
+
+
+def _move_apart(figure: Figure, axes: Axes, notes: Sequence[Annotation]) -> None:
+    """Moves notes beside a panel up and down until none covers another."""
+    figure.draw_without_rendering()  # now everything has its place
+    panel = axes.get_window_extent()
+    boxes = [note.get_window_extent() for note in notes]
+    wanted = np.array([(box.y0 + box.y1) / 2 for box in boxes])
+    heights = np.array([box.height + 2 for box in boxes])
+    places, order = wanted.copy(), np.argsort(wanted, kind="stable")
+    for _ in range(200):
+        places = np.clip(places, panel.y0 + heights / 2, panel.y1 - heights / 2)
+        for pair in map(list, pairwise(order)):
+            lack = heights[pair].mean() - np.diff(places[pair])[0]
+            places[pair] += max(0, lack) / 2 * np.array([-1, 1])
+    for note, shift in zip(notes, (places - wanted) * 72 / DPI, strict=True):
+        note.xyann = (4, shift)
 
 
 @styled
@@ -327,12 +385,50 @@ def bars_with_chance(agreements: Mapping[str, Mapping[str, Agreement]],
         _finish(axes, heading, kind, "", width / len(sides), width, **PANEL)
     _headline(figure, title)
     _legend(figure, panels[0], 4)
+    means = [factor for factor in first if factor.startswith("mean_")] or list(first)
+    figure.alt = _words(title, "Bars per factor, beside chance", *(
+        f"{name}: " + _numbers({factor.replace("_", " "): found[factor].value for factor in means})
+        for name, found in agreements.items()))
+    return figure
+
+
+@styled
+def grouped_bars(values: Mapping[str, Mapping[str, float]], title: str, ylabel: str,
+                 levels: Mapping[str, float] | None = None, width: float = 6.2,
+                 height: float = 3.3) -> Figure:
+    """Upright bars, a group per category and in it a bar per series, each with its number.
+
+    Args:
+        values: series -> category -> number; a series need not have every category.
+        levels: name -> height of a dashed line, such as {"chance": 0.37}.
+    """
+    categories = list(dict.fromkeys(name for series in values.values() for name in series))
+    figure, (axes,) = _panels(width, height)
+    bar = 0.8 / len(values)
+    for n, (name, series) in enumerate(values.items()):
+        x = [categories.index(name) + (n - (len(values) - 1) / 2) * bar for name in series]
+        drawn = axes.bar(x, list(series.values()), width=0.92 * bar, label=name,
+                         color=PALETTE[n % len(PALETTE)])
+        if len(values) * len(categories) <= 0.3 * width * DPI / 9:
+            axes.bar_label(drawn, fmt="{:.2g}", padding=2, size=8.5)
+    _level_lines(axes, levels)
+    names = [_fill(name, 0.8 * width * DPI / len(categories)) for name in categories]
+    axes.set_xticks(range(len(categories)), names)
+    axes.grid(axis="x", visible=False)
+    axes.margins(y=0.12)
+    axes.axhline(0, color=CHANCE, linewidth=1)
+    _finish(axes, title, "", ylabel, width, height)
+    if len(values) > 1:
+        _legend(figure, axes, 4)
+    figure.alt = _words(title, f"Bars of {ylabel}", *(
+        f"{name}: {_numbers(series)}" for name, series in values.items()))
     return figure
 
 
 @styled
 def dots(panels: Mapping[str, Mapping[str, Sequence[float]]], title: str = "",
-         levels: Mapping[str, float] | None = None, width: float = 8.2) -> Figure:
+         levels: Mapping[str, float] | None = None, width: float = 8.2,
+         colours: Mapping[str, str] | None = None) -> Figure:
     """Methods compared: one row a method, one panel a number, a dot for every seed, and mean and
     standard deviation.
 
@@ -340,18 +436,24 @@ def dots(panels: Mapping[str, Mapping[str, Sequence[float]]], title: str = "",
         panels: title of a panel -> name of a method -> its values, one a seed; the same methods in
             every panel.
         levels: title of a panel -> where a dashed line stands in it.
+        colours: name of a method -> its family: each has a colour, which a legend explains.
     """
     names = list(next(iter(panels.values())))
+    if missing := [name for name in names if colours and name not in colours]:
+        raise ValueError(f"colours has no family for {', '.join(missing)}: give every method one")
+    families = list(dict.fromkeys(colours[name] for name in names)) if colours else [""]
+    look = {"linestyle": "none", "marker": "o", "markersize": 6 if colours else 4,
+            "markeredgewidth": 0, "alpha": 0.7 if colours else 0.45}
     labels = [_fill(name, 0.25 * width * DPI) for name in names]
     lines = [line for label in labels for line in label.split("\n")]
     room = (width - 0.085 * max(map(len, lines)) - 0.2) / len(panels)
-    height = 1.3 + 0.27 * max(len(lines), 2)
+    height = 1.3 + 0.27 * max(len(lines), 2) + (0.3 if colours else 0)
     figure, row = _panels(width, height, columns=len(panels), sharey=True)
     for axes, (heading, values) in zip(row, panels.items(), strict=True):
         for y, name in enumerate(names):
             seeds = np.asarray(values[name], dtype=float)
-            axes.plot(seeds, np.full(len(seeds), y), linestyle="none", marker="o", markersize=4,
-                      alpha=0.45, color=PALETTE[0], markeredgewidth=0)
+            family = families.index(colours[name]) if colours else 0
+            axes.plot(seeds, np.full(len(seeds), y), color=PALETTE[family % len(PALETTE)], **look)
             spread = seeds.std(ddof=1) if len(seeds) > 1 else 0.0
             axes.errorbar(seeds.mean(), y, xerr=spread, marker="|", markersize=9, capsize=2.5,
                           elinewidth=1, linestyle="none", color=INK)
@@ -362,24 +464,36 @@ def dots(panels: Mapping[str, Mapping[str, Sequence[float]]], title: str = "",
         axes.margins(x=0.08)
         _finish(axes, heading, "", "", room + 0.5, width, **PANEL)
     _headline(figure, title)
+    if colours:
+        for n, family in enumerate(families):
+            row[0].plot([], [], color=PALETTE[n % len(PALETTE)], label=family, **look)
+        _legend(figure, row[0], 4)
+    figure.alt = _words(title, "A dot per seed; the means", *(
+        f"{heading}: {_numbers({name: np.mean(seeds) for name, seeds in values.items()})}"
+        for heading, values in panels.items()))
     return figure
 
 
 @styled
 def heatmaps(matrices: Mapping[str, Tensor], title: str = "", xlabel: str = "image j",
              ylabel: str = "image i", label: str = "cosine", size: float = 2.5,
-             centred: bool = False) -> Figure:
+             centred: bool = False, row_images: Tensor | None = None,
+             column_images: Tensor | None = None, marks: Sequence[tuple[int, int]] = ()) -> Figure:
     """Matrices (N, M) side by side on one colour scale, which the bar at the right explains.
 
     Args:
         centred: the scale runs equally far to both sides of 0, which is white: for signed values.
+        row_images, column_images: (N, 3, R, R) and (M, 3, R, R), the images that rows and columns
+            stand for; they are shown in place of the numbers.
+        marks: (row, column) of the cells that get a frame.
     """
     values = {name: matrix.detach().float().cpu().numpy() for name, matrix in matrices.items()}
     low, high = min(v.min() for v in values.values()), max(v.max() for v in values.values())
     if centred:
         low, high = -max(abs(low), abs(high)), max(abs(low), abs(high))
     colours = "RdBu_r" if centred else "viridis"
-    figure, panels = _panels(size * len(values) + 0.9, size + 0.75, columns=len(values),
+    room = 0.0 if column_images is None else size / 3  # for a strip of faces and the text below
+    figure, panels = _panels(size * len(values) + 0.9, size + 0.75 + room, columns=len(values),
                              sharey=True)
     for n, (axes, (name, v)) in enumerate(zip(panels, values.items(), strict=True)):
         picture = axes.imshow(v, vmin=low, vmax=high, cmap=colours, interpolation="none")
@@ -387,12 +501,38 @@ def heatmaps(matrices: Mapping[str, Tensor], title: str = "", xlabel: str = "ima
         for axis in (axes.xaxis, axes.yaxis):  # images are counted: no tick between two of them
             axis.set_major_locator(
                 MaxNLocator("auto", integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
-        _finish(axes, name, xlabel, ylabel if n == 0 else "", size + 0.6, size + 0.6, **PANEL)
+        for i, j in marks:
+            axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, color=INK, linewidth=1.6,
+                                     path_effects=[withStroke(linewidth=3.6, foreground="white")]))
+        below = axes if column_images is None else _faces(axes, column_images, "columns", v)
+        beside = axes if row_images is None or n else _faces(axes, row_images, "rows", v)
+        _finish(axes, name, "", "", size + 0.6, size + 0.6, **PANEL)
+        below.set_xlabel(_fill(xlabel, size * DPI))
+        beside.set_ylabel(_fill(ylabel, (size - 0.6) * DPI) if n == 0 else "")
     bar = figure.colorbar(picture, ax=list(panels), label=_fill(label, size * DPI), fraction=0.05,
                           pad=0.02)
     bar.outline.set_visible(False)
     _headline(figure, title)
+    figure.alt = _words(title, f"Heat maps of {label}, {ylabel} against {xlabel}", *(
+        f"{name}: from {v.min():.3g} to {v.max():.3g}" for name, v in values.items()))
     return figure
+
+
+def _faces(axes: Axes, images: Tensor, side: str, values: np.ndarray) -> Axes:
+    """The images of a heat map's "rows" or "columns" in place of its numbers; returns the strip."""
+    (rows, columns), count = values.shape, values.shape[side == "columns"]
+    if len(images) != count:
+        raise ValueError(f"{len(images)} images do not fit the {count} {side} of the heat map")
+    if side == "rows":
+        axes.tick_params("y", labelleft=False)
+        strip = axes.inset_axes((-1.15 / columns, 0, 1 / columns, 1))
+    else:
+        axes.tick_params("x", labelbottom=False)
+        strip = axes.inset_axes((0, -1.15 / rows, 1, 1 / rows))
+    strip.imshow(make_sheet(images, 1 if side == "rows" else count, gap=0), aspect="auto")
+    strip.set(xticks=[], yticks=[])
+    strip.spines[:].set_visible(False)
+    return strip
 
 
 @styled
@@ -420,6 +560,9 @@ def fitted(panels: Sequence[tuple[str, str, str, Mapping[str, Sequence[tuple[flo
             axis.set_minor_formatter(NullFormatter())
         _finish(axes, title, xlabel, ylabel, 3.6, 3.4)
     _legend(figure, axes, 4)
+    figure.alt = _words("Measured points and a fitted line", *(
+        f"{title}: {ylabel} over {xlabel}, for {', '.join(groups)}"
+        for title, xlabel, ylabel, groups, _ in panels))
     return figure
 
 
@@ -441,11 +584,13 @@ def scatter(pairs: Mapping[str, tuple[Tensor, Tensor]], title: str = "",
               for name, pair in pairs.items()}  # (2, N)
     low, high = min(p.min() for p in points.values()), max(p.max() for p in points.values())
     reach = [low - 0.05 * (high - low), high + 0.05 * (high - low)]
+    found = {}
     for axes, (name, pair) in zip(panels, points.items(), strict=False):
         limits = reach if shared else [pair.min(), pair.max()]
         axes.plot(limits, limits, **LEVEL | {"linewidth": 1.2})
         axes.scatter(*pair, s=7, alpha=0.5, linewidths=0, color=PALETTE[0])
         r = np.corrcoef(pair)[0, 1] if pair.std(axis=1).all() else 0.0
+        found[name.replace("_", " ")] = r
         heading = f"{name.replace('_', ' ')}\nr = {r:.2f}"
         axes.set_title(_fill(heading, size * DPI, PANEL["size"]), **PANEL)
         if shared:
@@ -456,4 +601,5 @@ def scatter(pairs: Mapping[str, tuple[Tensor, Tensor]], title: str = "",
     figure.supxlabel(_fill(xlabel, figure.bbox.width), size=9.5)
     figure.supylabel(_fill(ylabel, figure.bbox.height), size=9.5)
     _headline(figure, title)
+    figure.alt = _words(title, f"{ylabel} against {xlabel}", f"Correlations: {_numbers(found)}")
     return figure

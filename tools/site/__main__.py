@@ -25,7 +25,8 @@ MARK = ".buildinfo"  # sphinx leaves it in what it builds
 COPIED = ("README.md", "data", "notebooks", "tools")
 """Pages, and the files that they link to or show."""
 LEFT_OUT = shutil.ignore_patterns("*.safetensors", "__pycache__", ".ipynb_checkpoints")
-CONTENTS = {"Chapters": "notebooks/*", "Reference": "command_line\ndata/README\napi/gapkd"}
+CONTENTS = {"Chapters": "notebooks/*", "Solutions": "notebooks/solutions/*",
+            "Reference": "command_line\ndata/README\napi/gapkd"}
 """Caption in the sidebar -> the pages below it."""
 FRONT = '<meta http-equiv="refresh" content="0; url=README.html">'
 FETCHED = re.compile(
@@ -104,6 +105,8 @@ def write_pages(root: Path, folder: Path) -> None:
         file.write_text(BADGE.sub("", file.read_text(encoding="utf-8")), encoding="utf-8")
     with open(folder / "README.md", "a", encoding="utf-8") as front:
         for caption, pages in CONTENTS.items():
+            if caption == "Solutions" and not list(folder.glob(f"{pages}.ipynb")):
+                continue
             options = f":hidden:\n:glob:\n:caption: {caption}"
             front.write(f"\n```{{toctree}}\n{options}\n\n{pages}\n```\n")
     (folder / "command_line.md").write_text(command_line(), encoding="utf-8")

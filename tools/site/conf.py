@@ -1,9 +1,14 @@
-"""Settings of sphinx, and the two things that it does not do by itself: formulas that need no
-script (MathML), and docstrings in which nothing but `code` and *emphasis* is markup."""
+"""Settings of sphinx, and the three things that it does not do by itself: formulas that need no
+script (MathML), docstrings in which nothing but `code` and *emphasis* is markup, and the
+alternative texts of the chapters' figures."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import re
+from pathlib import Path
 
 from docutils import nodes
 from docutils.utils.math import MathError
@@ -16,7 +21,8 @@ project = html_title = "gapkd"
 author = "the gapkd authors"
 version = release = gapkd.__version__
 root_doc = "README"
-include_patterns = ["README.md", "command_line.md", "data/README.md", "notebooks/*.ipynb", "api/*"]
+include_patterns = ["README.md", "command_line.md", "data/README.md",
+                    "notebooks/*.ipynb", "notebooks/solutions/*.ipynb", "api/*"]
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 suppress_warnings = ["docutils", "ref.ref", "ref.python"]  # docstrings are written to be read as is
 
@@ -59,6 +65,29 @@ def escape(app, what, name, thing, options, lines: list[str]) -> None:
     lines[:] = [escaped(line) for line in lines]
 
 
+def alternative_texts(notebook: dict) -> dict[str, str]:
+    """SHA-256 of a stored PNG, which is its name on the site -> what the figure says in words."""
+    found = {}
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            alt = output.get("metadata", {}).get("image/png", {}).get("alt")
+            if alt:
+                picture = base64.b64decode("".join(output["data"]["image/png"]))
+                found[hashlib.sha256(picture).hexdigest()] = alt
+    return found
+
+
+def describe(app, doctree: nodes.document) -> None:
+    """Gives the figures of a chapter their alternative texts."""
+    source = Path(app.env.doc2path(app.env.docname))
+    if source.suffix != ".ipynb":
+        return
+    texts = alternative_texts(json.loads(source.read_text(encoding="utf-8")))
+    for image in doctree.findall(nodes.image):
+        if text := texts.get(Path(image["uri"]).stem):
+            image["alt"] = text
+
+
 def mathml(tex: str, block: bool = False) -> str:
     """A TeX formula as MathML. Raises ValueError naming what is not understood."""
     try:
@@ -92,3 +121,4 @@ def setup(app) -> None:
     """Entry point of sphinx."""
     app.add_html_math_renderer("mathml", (draw_inline, None), (draw_block, None))
     app.connect("autodoc-process-docstring", escape, priority=400)
+    app.connect("doctree-read", describe)
