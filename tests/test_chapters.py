@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 
 import nbformat
 import pytest
 
+import gapkd
 from gapkd import chapters
 from tools import readme
 
@@ -133,15 +135,38 @@ def test_an_unknown_chapter_names_the_known_ones(notebook):
 # ------------------------------------------------------------------------------ what is written
 
 
-FILES = sorted(chapters.NOTEBOOKS.glob("*.ipynb"))
-
-
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_badge_and_first_cell_are_in_step_with_the_address(file):
+@pytest.mark.parametrize("file", readme.notebooks(), ids=lambda file: file.stem)
+def test_badge_first_cell_and_notation_are_in_step(file):
     stored = json.loads(file.read_text())
-    assert readme.sync_notebook(stored) == stored
+    assert readme.sync_notebook(stored) == stored, "run python -m tools.readme"
+    if file.parent.name == "solutions":
+        return
     cells = [cell for cell in stored["cells"] if cell["cell_type"] == "markdown"]
     assert readme.badge(file.stem) in "".join("".join(cell["source"]) for cell in cells)
+
+
+def test_the_notation_is_written_into_its_cell_alone():
+    texts = [f"{readme.NOTATION}\n\nold\n", f"# X\n\n{readme.NOTATION}", "$z$"]
+    cells = [{"cell_type": "markdown", "source": text} for text in texts]
+    cells.append({"cell_type": "code", "source": "x"})
+    written = readme.sync_notebook({"cells": cells})["cells"]
+    assert "".join(written[0]["source"]) == readme.notation()
+    assert ["".join(cell["source"]) for cell in written[1:3]] == texts[1:]
+    table = readme.notation().removeprefix(f"{readme.NOTATION}\n\n").removesuffix("\n\n</details>")
+    rows = table.split("\n")
+    assert len(rows) > 10 and {row.count("|") for row in rows} == {6}
+
+
+def test_the_places_of_the_notation_exist():
+    places = re.findall(r"`(gapkd/[\w/]+\.py)`", readme.notation())
+    for place in places:
+        assert (chapters.ROOT / place).is_file(), place
+    for name, place in re.findall(r"`(\w+)` in `(gapkd/[\w/]+\.py)`", readme.notation()):
+        code = (chapters.ROOT / place).read_text()
+        assert re.search(rf"^(class|def) {name}\b", code, re.MULTILINE), name
+    for name in re.findall(r"`gapkd\.(\w+)`", readme.notation()):
+        assert hasattr(gapkd, name), name
+    assert len(places) > 5
 
 
 def test_the_readme_is_in_step():

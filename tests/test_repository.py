@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LARGEST = 2**20  # bytes: pictures in all their colours
-TAGS = {"parameters", "nbval-check-output", "nbval-ignore-output", "nbval-skip", "raises-exception"}
+TAGS = {"parameters", "hide-input", "nbval-check-output", "nbval-ignore-output", "nbval-skip",
+        "raises-exception"}
 
 # folders of a machine, Windows too; the lookbehind lets URLs and relative paths pass
 MACHINE_PATH = re.compile(
@@ -105,7 +106,8 @@ def own_files() -> list[Path]:
 
 def test_the_public_address_has_one_home():
     """Outside pyproject.toml it stands only where a command writes it: notebooks and README."""
-    written = {ROOT / "pyproject.toml", ROOT / "README.md", *NOTEBOOKS}
+    chapters = (ROOT / "notebooks").rglob("*.ipynb")
+    written = {ROOT / "pyproject.toml", ROOT / "README.md", *chapters}
     pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     address = re.search(r'^Repository = "https://([^"]+)"', pyproject, flags=re.MULTILINE)[1]
     kinds = {".py", ".md", ".yml", ".toml", ".txt", ".cfg", ".ipynb"}

@@ -1,9 +1,11 @@
-"""What is written into notebooks and README: badges, first cells, tables of chapters and results.
+"""What is written into notebooks and README: badges, first cells, notation, tables of chapters and
+results.
 
 `python -m tools.readme` writes the Colab badges and the first code cells of all notebooks from the
-address in pyproject.toml, and the README's tables from the notebooks and the stored results; tests
-keep them in step. `python -m tools.readme 04_full_distillation` executes that chapter first and
-stores it with its outputs and its measured time. `--story` draws the picture at the top anew.
+address in pyproject.toml, their notation from tools/notation.md, and the README's tables from the
+notebooks and the stored results; tests keep them in step. `python -m tools.readme
+04_full_distillation 04_solutions` executes that chapter and its solutions first and stores them
+with their outputs and the measured time. `--story` draws the picture at the top anew.
 """
 
 from __future__ import annotations
@@ -52,6 +54,7 @@ from gapkd.chapters import announce
 
 announce()"""  # noqa: E501
 BADGE = re.compile(r"\[!\[Open in Colab\]\([^)]*\)\]\([^)]*/notebooks/(?P<name>[\w-]+)\.ipynb\)")
+NOTATION = "<details><summary>Notation of the course</summary>"
 TIME = re.compile(r"\*\*Time:\*\*[^.]*\.")
 
 
@@ -85,12 +88,26 @@ def synced(text: str) -> str:
     return BADGE.sub(lambda found: badge(found["name"]), text)
 
 
+def notation() -> str:
+    """Markdown of the folded table of symbols, the same in every chapter."""
+    table = (ROOT / "tools" / "notation.md").read_text(encoding="utf-8")
+    return f"{NOTATION}\n\n{table}\n</details>"
+
+
+def notebooks() -> list[Path]:
+    """All chapters, then all solutions."""
+    return [*sorted(NOTEBOOKS.glob("*.ipynb")), *sorted(NOTEBOOKS.glob("solutions/*.ipynb"))]
+
+
 def sync_notebook(notebook: dict) -> dict:
-    """A notebook (parsed JSON) with its badge and first code cell written anew; the rest as is."""
+    """A notebook (parsed JSON) with its badge, notation and first code cell written anew; the rest
+    as is."""
     notebook = json.loads(json.dumps(notebook))
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
-            cell["source"] = synced("".join(cell["source"])).splitlines(keepends=True)
+            text = "".join(cell["source"])
+            text = notation() if text.startswith(NOTATION) else synced(text)
+            cell["source"] = text.splitlines(keepends=True)
     code = next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")
     code["source"] = first_cell().splitlines(keepends=True)
     return notebook
@@ -186,7 +203,8 @@ def readme(text: str) -> str:
 
 
 def execute(name: str) -> float:
-    """Run a chapter from top to bottom and store it with its outputs and its measured time.
+    """Run a chapter, or the solutions of one ("04_solutions"), from top to bottom and store it with
+    its outputs and its measured time.
 
     Returns: seconds.
     """
@@ -194,7 +212,8 @@ def execute(name: str) -> float:
     import torch
     from nbclient import NotebookClient
 
-    file = find_notebook(name)
+    solutions = NOTEBOOKS / "solutions" / f"{name}.ipynb"
+    file = solutions if solutions.exists() else find_notebook(name)
     notebook = nbformat.read(file, as_version=4)
     start = time.perf_counter()
     NotebookClient(
@@ -232,7 +251,7 @@ def draw_story() -> None:
 
 @dataclass(frozen=True)
 class ReadmeConfig:
-    """Write badges, first cells and the README's tables."""
+    """Write badges, first cells, notation and the README's tables."""
 
     chapters: tyro.conf.Positional[tuple[str, ...]] = ()
     """Run these first, and store them with their outputs."""
@@ -246,7 +265,7 @@ def main(config: ReadmeConfig) -> None:
         print(f"{name}: {execute(name):.0f} s", flush=True)
     if config.story:
         draw_story()
-    for file in sorted(NOTEBOOKS.glob("*.ipynb")):
+    for file in notebooks():
         notebook = sync_notebook(json.loads(file.read_text()))
         replace(file, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
     page = ROOT / "README.md"
