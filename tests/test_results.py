@@ -14,6 +14,7 @@ from gapkd.experiments.results import (
     SET_COLUMNS,
     holm,
     paired,
+    paired_rows,
     paired_table,
     read_results,
     results_table,
@@ -88,8 +89,9 @@ def test_a_paired_table_says_what_is_better():
     assert rows[0].startswith("| agreement ↑ | +1.007 [+0.978, +1.035] | 0.012 | 3 of 3 | < 0.001 |")
     assert [row.split("|")[-2].strip() for row in rows] == ["**better**", "**worse**",
                                                             "no difference seen"]
-    back = paired_table(records, "a", "b", titles).splitlines()[2:]
-    assert ["**worse**" in back[0], "**better**" in back[1]] == [True, True]
+    back = paired_rows(records, "a", "b", titles)
+    assert [row[2] for row in back.values()] == ["worse", "better", "no difference seen"]
+    assert back["agreement ↑"][1] == 3 * paired(records, "a", "b", "r").p
     for arms, said in ((("b", "c"), "no common seed"), (("b", "a"), "(one seed)")):
         (row,) = paired_table(records[:1] + records[3:4], *arms, {"r": "r ↑"}).splitlines()[2:]
         assert said in row and row.endswith("| – | too few seeds |")

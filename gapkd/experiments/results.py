@@ -232,25 +232,38 @@ def results_table(records: Sequence[dict], references: Sequence[dict] = (),
     return "\n".join(lines)
 
 
-def paired_table(records: Sequence[dict], arm: str, other: str, columns: Mapping[str, str]) -> str:
-    """Markdown: one row a figure, how far an arm lies from another one over the seeds that both
-    have, and what that says; "seen" is p < 0.05, corrected by Holm for the rows of the table.
+def paired_rows(records: Sequence[dict], arm: str, other: str, columns: Mapping[str, str]
+                ) -> dict[str, tuple[Paired, float, str]]:
+    """How far an arm lies from another one over the seeds that both have, and what that says.
 
     Args:
         columns: figure -> its title, which ends in an arrow to the better side, "↑" or "↓".
+    Returns: title -> the pairs; their p, corrected by Holm for the number of titles; and "better"
+        or "worse" if that is below 0.05, else "no difference seen" or, below two pairs, "too few
+        seeds".
     """
-    found = {name: paired(records, arm, other, name) for name in columns}
-    corrected = holm({name: pair.p for name, pair in found.items()})
+    found = {columns[name]: paired(records, arm, other, name) for name in columns}
+    rows = {}
+    for title, p in holm({title: pair.p for title, pair in found.items()}).items():
+        pair, said = found[title], "too few seeds"
+        if pair.n > 1:
+            better = (pair.mean > 0) == title.endswith("↑")
+            said = ("better" if better else "worse") if p < 0.05 else "no difference seen"
+        rows[title] = pair, p, said
+    return rows
+
+
+def paired_table(records: Sequence[dict], arm: str, other: str, columns: Mapping[str, str]) -> str:
+    """`paired_rows` as Markdown."""
     lines = [f"| `{arm}` − `{other}` | mean of the pairs, 95 % interval | sd | above 0 | p | |",
              "|---|--:|--:|--:|--:|---|"]
-    for name, pair in found.items():
-        p, better = corrected[name], (pair.mean > 0) == columns[name].endswith("↑")
-        spread, chance, said = "–", "–", "too few seeds"
+    for title, (pair, p, said) in paired_rows(records, arm, other, columns).items():
+        spread, chance = "–", "–"
         if pair.n > 1:
             spread, chance = f"{pair.sd:.3f}", "< 0.001" if p < 0.001 else f"{p:.3f}"
-            said = f"**{'better' if better else 'worse'}**" if p < 0.05 else "no difference seen"
-        lines.append(f"| {columns[name]} | {pair:+.3f} | {spread} | {pair.wins} of {pair.n} "
-                     f"| {chance} | {said} |")
+        said = f"**{said}**" if said in ("better", "worse") else said
+        lines.append(f"| {title} | {pair:+.3f} | {spread} | {pair.wins} of {pair.n} | {chance} "
+                     f"| {said} |")
     return "\n".join(lines)
 
 
