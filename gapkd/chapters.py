@@ -14,12 +14,13 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import get_type_hints
 
 import yaml
 
 from gapkd.files.download import is_address
 from gapkd.files.storage import ROOT, check_place, data_folder, data_path
-from gapkd.settings import as_kind, read_yaml
+from gapkd.settings import FILES, DistillConfig, as_kind, read_settings, read_yaml
 
 NOTEBOOKS = ROOT / "notebooks"
 
@@ -86,22 +87,41 @@ def parse_parameters(pairs: Sequence[str], known: dict) -> dict:
             from the folder where it was typed.
         known: the notebook's parameters, name -> as papermill reports them ("default", "help").
 
+    Where the notebook has a parameter `settings`, whose text goes to `read_settings`, the fields of
+    DistillConfig can be given by name, too: they are added to that text.
+
     Raises ValueError naming a parameter that is unknown, malformed, of another kind than its
     default, or a file that is not there (papermill itself only warns).
     """
-    values = {}
+    values, more = {}, []
+    fields = list(get_type_hints(DistillConfig)) if "settings" in known else []
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals:
             raise ValueError(f"write parameters as name=value, not {pair!r}")
+        if name in fields and name not in known:
+            more.append(_setting(name, text))
+            continue
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+            near = difflib.get_close_matches(name, [*known, *fields], n=1)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
             raise ValueError(f"this chapter has no parameter {name}: {hint}")
         values[name] = _value(name, text, _default(known[name]))
         if isinstance(values[name], str) and _names_a_file(known[name]):
             values[name] = _found(name, values[name], _default(known[name]))
+    if more:
+        first = values.get("settings", _default(known["settings"]))
+        values["settings"] = ", ".join(filter(None, [first, *more]))
+    if "settings" in values:
+        read_settings(values["settings"])
     return values
+
+
+def _setting(name: str, text: str) -> str:
+    """A field of DistillConfig as `read_settings` reads it; files by absolute paths."""
+    if name in FILES and text not in ("toyfaces", "lpips", "inception"):
+        text = json.dumps(_found(name, text, ""))
+    return f"{name}: {text}"
 
 
 def _default(parameter: dict) -> object:

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 
 import gapkd
-from gapkd import chapters
+from gapkd import chapters, settings
 from tools import readme
 
 
@@ -108,6 +108,44 @@ def test_files_count_from_where_the_command_was_typed(notebook, tmp_path, monkey
     for text in ("data=phptos", "photo=you.jpg", "student=toyfaces65"):
         with pytest.raises(ValueError, match=f"{text}: there is neither a file nor .*/here/"):
             read(text)
+
+
+SHORT = {"images": parameter("4"), "settings": parameter('"recipe: gapkd, reuse: 4"')}
+
+
+@pytest.mark.parametrize("pairs, text", [
+    (["kernel=1", "lr=1e-3"], "recipe: gapkd, reuse: 4, kernel: 1, lr: 1e-3"),
+    (["settings=recipe: paper"], "recipe: paper"),
+    (["kernel=1", "settings="], "kernel: 1"),
+    (["ld_blocks=[1, 2]", "images=9"], "recipe: gapkd, reuse: 4, ld_blocks: [1, 2]"),
+    (["perceptual=lpips", "discriminator=toyfaces64_discriminator"],
+     'recipe: gapkd, reuse: 4, perceptual: lpips, discriminator: "toyfaces64_discriminator"')])
+def test_settings_that_are_no_parameters_join_the_text_of_settings(pairs, text):
+    assert chapters.parse_parameters(pairs, SHORT)["settings"] == text
+    with pytest.raises(ValueError, match="no parameter kernel: it has images"):
+        chapters.parse_parameters(["kernel=1"], {"images": parameter("4")})
+
+
+@pytest.mark.parametrize("pair, message", [
+    ("kernal=1", "no parameter kernal: did you mean kernel"),
+    ("kernel=2", "kernel must be one of 3, 1, not 2"),
+    ("lr=fast", "lr must be of type float, not 'fast'"),
+    ("ld_blocks=[1", "cannot be read as settings: write name: value"),
+    ("settings=reus: 4", "DistillConfig has no setting reus; did you mean reuse"),
+    ("discriminator=nowhere.pkl", "there is neither a file nor a folder .*nowhere.pkl")])
+def test_wrong_settings_are_refused_before_the_kernel_starts(pair, message):
+    with pytest.raises(ValueError, match=message):
+        chapters.parse_parameters([pair], SHORT)
+
+
+def test_the_chapter_of_make_distill_takes_every_setting():
+    """papermill leaves out a line of parameters that it cannot read, and only says so."""
+    import papermill
+
+    known = papermill.inspect_notebook(str(chapters.find_notebook("04")))
+    assert "settings" in known and len(known) <= 10
+    given = chapters.parse_parameters(["kernel=1", "synthesis=random", "gan_weight=1"], known)
+    assert settings.read_settings(given["settings"])["gan_weight"] == 1
 
 
 def test_where_the_repository_can_only_be_read(notebook, tmp_path, monkeypatch, capsys):

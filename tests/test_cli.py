@@ -6,13 +6,15 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import fields
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 import torch
 from PIL import Image
 
-from gapkd import cli
+from gapkd import chapters, cli
 from gapkd.cli import main
 from gapkd.files.checkpoints import load_generator, read_metadata, save_network
 from gapkd.networks.stylegan2 import Generator
@@ -245,3 +247,27 @@ def test_outputs_are_checked_before_the_work(tmp_path, monkeypatch, capsys, comm
                  "training.loop.fresh_generator", "training.loop.load_generator"):
         monkeypatch.setattr(f"gapkd.{name}", worked)
     assert message in refusal(capsys, *command.replace("OUT", place).split())
+
+
+WRITTEN = [chapters.ROOT / "README.md", *sorted(chapters.NOTEBOOKS.rglob("*.ipynb"))]
+TYPED = re.compile(r"(?:^|`|-m )gapkd ([a-z]+)((?: +[^`\n ]+)*)", re.MULTILINE)
+
+
+def prose(file: Path) -> str:
+    """What a page says outside its code cells, each command on one line."""
+    text = file.read_text()
+    if file.suffix == ".ipynb":
+        cells = json.loads(text)["cells"]
+        text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    return re.sub(r"\s*\\\n\s*", " ", text)
+
+
+@pytest.mark.parametrize("file", WRITTEN, ids=lambda file: file.stem)
+def test_what_we_tell_people_to_type_is_known(file):
+    for command, words in TYPED.findall(prose(file)):
+        if command == "study":  # in notes on records of a former version
+            continue
+        assert command in cli.names(), f"gapkd {command}"
+        options = [field.name.replace("_", "-") for field in fields(cli.settings_of(command))]
+        for option in re.findall(r"--([\w-]+)", words):
+            assert option.removeprefix("no-") in ["help", *options], f"{command} --{option}"
