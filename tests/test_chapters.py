@@ -275,17 +275,27 @@ def test_the_places_of_the_notation_exist():
     assert len(places) > 5
 
 
-def test_the_readme_is_in_step():
-    page = (chapters.ROOT / "README.md").read_text()
-    assert readme.readme(page) == page, "run python -m tools.readme"
+@pytest.mark.parametrize("page, write", readme.PAGES.items(), ids=["README", "results"])
+def test_pages_are_in_step(page, write):
+    text = page.read_text()
+    assert write(text) == text, "run python -m tools.readme"
+
+
+def test_the_readme_is_short_and_shows_no_badge_that_leads_nowhere(monkeypatch):
+    text = (chapters.ROOT / "README.md").read_text()
+    assert len(text.encode()) < 9_500
+    assert ("colab-badge" in text) == readme.is_published()
+    monkeypatch.setattr(readme, "address", lambda: "https://github.com/somebody/elsewhere")
+    assert readme.readme(text).count("colab-badge") == len(list(chapters.NOTEBOOKS.glob("*.ipynb")))
 
 
 def test_another_address_reaches_badge_and_first_cell(monkeypatch):
     monkeypatch.setattr(readme, "address", lambda: "https://github.com/somebody/elsewhere")
     assert "somebody/elsewhere/blob/main/notebooks/04_x.ipynb" in readme.badge("04_x")
     assert '"git+https://github.com/somebody/elsewhere"' in readme.first_cell()
-    old = "see [![Open in Colab](a)](https://b/notebooks/04_x.ipynb) here"
-    assert readme.synced(old) == f"see {readme.badge('04_x')} here"
+    for old in ("[![Open in Colab](a)](https://b/notebooks/04_x.ipynb)", readme.badge("04_x"),
+                "<!-- colab: 04_x -->"):
+        assert readme.synced(f"see {old} here") == f"see {readme.badge('04_x')} here"
 
 
 @pytest.mark.parametrize("address", ["https://host/OWNER/gapkd", "https://host/me/gapkd"])
