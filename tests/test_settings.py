@@ -37,7 +37,7 @@ NO_LOSS = {"gan_weight": 0.0, "rgb_weight": 0, "perceptual_weight": 0, "ld_weigh
     (TrainConfig, {"d_first": 100_000}, "d_first must be below images"),
     (TrainConfig, {"channels": []}, "channels must name at least one width"),
     (TrainConfig, {"resume": True}, "resume needs out"),
-    (TrainConfig, {"fid_features": "vgg"}, "fid_features must be 'toyfaces', 'inception' or the"),
+    (TrainConfig, {"fid_features": "vgg"}, "fid_features must be 'toyfaces', 'inception', 'imagen"),
     (DistillConfig, {"keep": 0.0}, r"keep must lie in \(0, 1\]"),
     (DistillConfig, {"content": "photos"}, "content must be one of '', 'toyfaces'"),
     (DistillConfig, {"ld_blocks": "2,3"}, "ld_blocks must be a tuple of int"),

@@ -15,9 +15,14 @@ from gapkd.experiments.sweep import SweepConfig, run_sweep
 from gapkd.files.checkpoints import load_generator
 from gapkd.files.provenance import provenance
 from gapkd.files.storage import check_place, write_atomically
-from gapkd.metrics.attributes import AttributeConfig, reader, train_attribute_network
+from gapkd.metrics.attributes import (
+    AttributeConfig,
+    AttributeNetwork,
+    reader,
+    train_attribute_network,
+)
 from gapkd.metrics.evaluation import evaluation_table, format_table
-from gapkd.metrics.features import InceptionNetwork
+from gapkd.metrics.features import feature_network
 from gapkd.parallel import choose_device
 from gapkd.training.plan import PlanConfig, make_plan
 
@@ -34,8 +39,8 @@ class EvaluateConfig:
     """Real images: "toyfaces", or the path of a folder or zip."""
     features: str = "toyfaces"
     """Feature space of FID, KID, precision and recall: "toyfaces", the embedded attribute network;
-    "inception" (extra `metrics`); or a file that `gapkd judge` wrote, which then judges agreement
-    too."""
+    "inception" (extra `metrics`); "imagenet", EfficientNet-Lite0 (extra `imagenet`, no download);
+    or a file that `gapkd judge` wrote, which then judges agreement too."""
     device: str = "auto"
     """"auto", "cpu", "cuda", "cuda:1"..."""
     samples: int = 5000
@@ -69,10 +74,9 @@ def measure(config: EvaluateConfig) -> dict:
     G = load_generator(config.generator).to(device)
     teacher = load_generator(config.teacher).to(device) if config.teacher else None
     dataset = open_dataset(config.data, G.resolution, seed=config.seed)
-    if config.features == "inception":
-        net, space = reader("toyfaces", device), InceptionNetwork(device)
-    else:
-        net, space = reader(config.features, device), None
+    net, space = feature_network(config.features, device), None
+    if not isinstance(net, AttributeNetwork):  # it cannot say what a face shows
+        net, space = reader("toyfaces", device), net
     generators = {Path(config.generator).absolute().name: G}
     rows = evaluation_table(
         generators, net, dataset, teacher, config.samples, config.seed, space=space

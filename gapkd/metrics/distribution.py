@@ -22,7 +22,8 @@ Images = Tensor | Iterable[Tensor]  # (N, 3, R, R), or such batches one after th
 
 
 class FeatureNetwork(Protocol):
-    """What FID and its kin need: AttributeNetwork and InceptionNetwork have it."""
+    """What FID and its kin need: AttributeNetwork, ImageNetNetwork and InceptionNetwork have
+    it."""
 
     name: str
 

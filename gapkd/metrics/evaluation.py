@@ -22,7 +22,7 @@ from gapkd.metrics.agreement import (
     join_readings,
     name_classes,
 )
-from gapkd.metrics.attributes import AttributeNetwork, reader
+from gapkd.metrics.attributes import AttributeNetwork
 from gapkd.metrics.distribution import (
     FeatureNetwork,
     collect,
@@ -31,7 +31,7 @@ from gapkd.metrics.distribution import (
     metric_name,
     path_length,
 )
-from gapkd.metrics.features import InceptionNetwork, perceptual_distance
+from gapkd.metrics.features import feature_network, perceptual_distance
 from gapkd.metrics.projection import project
 from gapkd.metrics.sampling import (
     Part,
@@ -74,8 +74,7 @@ class FidProbe:
     def __init__(self, dataset: Dataset, features: str, samples: int, device: torch.device):
         if dataset.size is not None:
             samples = min(samples, dataset.size)
-        inception = features == "inception"
-        self.network = InceptionNetwork(device) if inception else reader(features, device)
+        self.network = feature_network(features, device)
         self.dataset, self.samples, self.real, self.features = dataset, samples, None, features
 
     @torch.no_grad()

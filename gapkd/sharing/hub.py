@@ -30,7 +30,7 @@ from gapkd.files.storage import data_folder, new_folder, write_folder
 from gapkd.metrics.cost import macs, parameters
 from gapkd.metrics.sampling import draw_sheet
 from gapkd.networks.base import StyleGenerator
-from gapkd.settings import DistillConfig, TrainConfig, command_line
+from gapkd.settings import FEATURE_SPACES, DistillConfig, TrainConfig, command_line
 from gapkd.sharing.origins import as_dict, named, numbers, public, runs_of, version
 
 LICENCES = frozenset(
@@ -269,7 +269,7 @@ def _measured(provenance: dict, made: dict) -> dict:
     columns = [names.get(str(row["name"]), code(row["name"])) for row in rows[:-1]]
     return {"scores": _scores([numbers(row) for row in rows]), "how": how, "dataset": dataset,
             "columns": [*columns, "this network"],
-            "judge": "toyfaces" if judge == "inception" else judge}
+            "judge": "toyfaces" if judge in FEATURE_SPACES else judge}
 
 
 def _scores(rows: list[dict[str, float]]) -> dict[str, list[str]]:

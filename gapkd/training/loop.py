@@ -44,7 +44,15 @@ from gapkd.networks.stylegan2 import Discriminator, Generator
 from gapkd.networks.stylegan3 import AliasFreeGenerator, stylegan3_channels
 from gapkd.parallel import choose_device
 from gapkd.progress import bar as progress_bar
-from gapkd.settings import DistillConfig, RunConfig, TrainConfig, from_dict, to_dict, widths
+from gapkd.settings import (
+    DISTANCES,
+    DistillConfig,
+    RunConfig,
+    TrainConfig,
+    from_dict,
+    to_dict,
+    widths,
+)
 from gapkd.training.runs import (
     FREE,
     KNOWN_BY_CONTENT,
@@ -197,7 +205,7 @@ def distill(config: DistillConfig, probe: Probe | None = None,
     trainer.images = config.slimming_images
     trainer.seconds = time.perf_counter() - started
     inputs = {"teacher": sha256(config.teacher)}
-    if config.perceptual_weight and config.perceptual not in ("toyfaces", "lpips"):
+    if config.perceptual_weight and config.perceptual not in DISTANCES:
         inputs["perceptual"] = sha256(config.perceptual)
     return fit(trainer, "distill", probe, inputs)
 
@@ -254,8 +262,8 @@ def _warn_of_toy_features() -> None:
     if parallel.is_first():
         warnings.warn("the perceptual loss is that of a network which knows rendered toy faces "
                       "only: "
-                      'for other images choose perceptual="lpips" or a judge of your own (gapkd '
-                      "judge), or set perceptual_weight to 0", stacklevel=3)
+                      'for other images choose perceptual="lpips", "imagenet" or a judge of '
+                      "your own (gapkd judge), or set perceptual_weight to 0", stacklevel=3)
 
 
 def resume_run(folder: str | Path, images: int = 0, device: str = "", progress: bool = True,

@@ -24,7 +24,7 @@ from gapkd.files.provenance import provenance
 from gapkd.files.storage import check_place, write_atomically
 from gapkd.networks.base import StyleGenerator
 from gapkd.networks.stylegan2 import Discriminator
-from gapkd.settings import RunConfig, to_dict
+from gapkd.settings import DISTANCES, FEATURE_SPACES, RunConfig, to_dict
 
 KEPT_CHECKPOINTS = 2
 """The newest checkpoints that stay on the disk."""
@@ -81,9 +81,9 @@ def find_files(settings: dict, started_in: str, given: Iterable[str]) -> dict[st
     """
     used = {"data": settings["data"] != "toyfaces", "teacher": "teacher" in settings,
             "perceptual": settings.get("perceptual_weight")
-            and settings["perceptual"] not in ("toyfaces", "lpips"),
+            and settings["perceptual"] not in DISTANCES,
             "fid_features": settings["fid_every"]
-            and settings["fid_features"] not in ("toyfaces", "inception")}
+            and settings["fid_features"] not in FEATURE_SPACES}
     wanted = [name for name, needed in used.items() if needed and name not in given]
     places = {name: _place(settings[name], started_in, name) for name in wanted}
     if missing := [name for name, place in places.items() if place is None]:
