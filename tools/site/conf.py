@@ -21,8 +21,8 @@ project = html_title = "gapkd"
 author = "the gapkd authors"
 version = release = gapkd.__version__
 root_doc = "README"
-include_patterns = ["README.md", "command_line.md", "data/README.md",
-                    "notebooks/*.ipynb", "notebooks/solutions/*.ipynb", "api/*"]
+include_patterns = ["README.md", "command_line.md", "data/README.md", "data/results/README.md",
+                    "tools/guide.md", "notebooks/*.ipynb", "notebooks/solutions/*.ipynb", "api/*"]
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 suppress_warnings = ["docutils", "ref.ref", "ref.python"]  # docstrings are written to be read as is
 
