@@ -104,6 +104,7 @@ def test_a_clone_is_built_and_faults_stop_it(clone, tmp_path, capfd):
     assert re.search(r'<details[^>]*>\s*<summary.{,300}Show code cell source.{,900}draw',
                      chapter, re.DOTALL)
     assert 'href="notebooks/solutions/07_solutions.html"' in (out / "README.html").read_text()
+    assert 'src="../_static/site.js' in chapter and (out / "_static" / "site.js").is_file()
     [framed] = re.findall('<iframe [^>]*src="([^"]+)"', chapter)
     assert (out / "notebooks" / framed).is_file() and f'<a href="{framed}">' in chapter
     page = clone / "data" / "README.md"
@@ -166,7 +167,7 @@ def test_without_what_the_demo_needs_the_site_says_so(error, tmp_path, monkeypat
     monkeypatch.setattr(site, "write_demo", fake_demo)
     assert site.write_demos(tmp_path / "all") == ["demo", "demo-strangers"]
     page = (tmp_path / "all" / "demo-strangers" / "index.html").read_text()
-    assert page == "<p>('toyfaces64', 'toyfaces64_stranger')</p>"
+    assert page == "<p>('toyfaces64', 'a stranger')</p>"
 
     def fail(config):
         raise error

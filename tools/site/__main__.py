@@ -34,13 +34,14 @@ CONTENTS = {"Chapters": ["notebooks/*"], "Solutions": ["notebooks/solutions/*"],
             "Reference": ["command_line", "data/README", "api/gapkd"]}
 """Caption in the sidebar -> the pages below it, of which some may be missing."""
 STRANGERS = ("toyfaces64", "toyfaces64_stranger")
-DEMOS = {"demo": DemoConfig(), "demo-strangers": DemoConfig(*STRANGERS, names=STRANGERS)}
+DEMOS = {"demo": DemoConfig(),
+         "demo-strangers": DemoConfig(*STRANGERS, names=("toyfaces64", "a stranger"))}
 """Folder on the site -> the page of `gapkd demo` in it."""
 PAIR = "demo", "Student and teacher draw the same z"
 FRAMES = {
     "01": [("demo-strangers", "Two strangers draw the same z",
-            "Two strangers, trained alike from other seeds, given the same z: they draw different "
-            "people. A slider moves each network along a direction of its own."),
+            "`toyfaces64` and `toyfaces64_stranger`, trained alike from other seeds, given the "
+            "same z: they draw different people. A slider moves each along its own direction."),
            (*PAIR, "A student that was distilled with its teacher's mapping network, and that "
                    "teacher, given the same z.")],
     "07": [(*PAIR, "Student and teacher, drawing on your device; a slider edits both.")]}

@@ -47,8 +47,8 @@ SPECIAL = re.compile(r"[\\|*]|(?<=\w)_(?!\w)|:(?=//)")
 
 # Looks
 html_theme = "sphinx_book_theme"
-html_static_path = ["site.css"]
-html_css_files = ["site.css"]
+html_static_path = ["site.css", "site.js"]
+html_css_files, html_js_files = ["site.css"], ["site.js"]
 html_show_sphinx = html_show_copyright = False
 html_theme_options = {"show_toc_level": 2, "use_fullscreen_button": False, "navbar_persistent": []}
 
