@@ -131,6 +131,16 @@ def test_what_is_kept_for_a_visit_without_a_connection(page, files, runtime):
     assert kept(folder)[1]["webgpu"] == []
 
 
+def test_networks_that_are_no_student_and_teacher_have_names(page, files):
+    folder = page(*files, names=("Ann", "Bob"), space=True)
+    facts = [(n["role"], n["name"], n["file"]) for n in networks_of(folder)]
+    assert facts == [("first", "Ann", "first.onnx"), ("second", "Bob", "second.onnx")]
+    assert "Ann and Bob draw" in (folder / "README.md").read_text()
+    assert "student and teacher draw" in (page(*files, space=True) / "README.md").read_text()
+    [alone] = networks_of(page(files[0], names=("Ann",)))
+    assert (alone["role"], alone["name"]) == ("network", "Ann")
+
+
 def test_links_to_the_page_show_a_picture(page, files):
     for address, seen in (("", "preview.png"), ("https://a.b/c/", "https://a.b/c/preview.png")):
         folder = page(*files, address=address)
@@ -267,6 +277,9 @@ def test_pairs_that_do_not_belong_together(changes, message, files, page, tmp_pa
     (["text.onnx"], "text.onnx is no ONNX file of `gapkd export`"),
     (["s.onnx", "--seed", "-1"], "seed must lie between"),
     (["s.onnx", "--truncation", "nan"], "truncation must lie"),
+    (["s.onnx", "--names", "Ann", "Bob"], "names must name every network of the page, of which "
+                                          "there are 1: not Ann, Bob"),
+    (["s.onnx", "--names", " "], "names must name every network"),
     (["s.onnx", "--address", "my page"], "address must be that of a page, https://"),
     (["nobody"], "there is no checkpoint nobody"),
     (["s.onnx", "--runtime", "nowhere"], "nowhere holds no onnxruntime-web: give --runtime a"),

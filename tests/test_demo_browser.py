@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import tarfile
@@ -667,6 +668,21 @@ def test_one_network_with_classes(visit, runtime, tmp_path):
         assert seen.page.locator("figcaption b").inner_text() == "classy"
         assert not seen.page.locator("#more").is_visible(), "two directions need no more"
         assert seen.said == []
+
+
+def test_a_pair_with_names_is_no_student_and_teacher(visit, runtime, tmp_path):
+    files = [str(handmade.write(tmp_path / f"{n}.onnx", n)) for n in (1, 2)]
+    page = write_demo(DemoConfig(*files, out=str(tmp_path / "page"), runtime=runtime,
+                                 names=("Ann", "bob_2")))
+    with serve(page) as address:
+        seen = visit(address).rest()
+        assert seen.page.locator("figcaption b").all_inner_texts() == ["Ann", "bob_2"]
+        subtitle = "One z, drawn by Ann and by bob_2, on this device."
+        assert seen.page.locator("#subtitle").inner_text() == subtitle
+        seen.until("window.gapkd.times")
+        assert seen.page.locator("#faster").inner_text().startswith("Ann is ")
+        said = seen.page.title() + seen.page.locator("body").evaluate("body => body.textContent")
+        assert not re.search("student|teacher", said) and seen.said == []
 
 
 def test_a_pair_of_other_layers_without_directions(visit, runtime, tmp_path):

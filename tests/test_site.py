@@ -7,12 +7,15 @@ import importlib
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from gapkd import cli
 from gapkd.data.images import png
+from gapkd.sharing.export import ExportError
+from gapkd.sharing.web import DemoError
 from tools.readme import ROOT
 from tools.site import __main__ as site
 
@@ -31,6 +34,12 @@ README = """# Title
 def sphinx_is_here():
     for name in ("sphinx", "myst_nb", "sphinx_book_theme"):
         pytest.importorskip(name, reason="needs the extra docs, which make site installs")
+
+
+def fake_demo(config):
+    """What `gapkd demo` writes, in short."""
+    Path(config.out).mkdir(parents=True)
+    (Path(config.out) / "index.html").write_text(f"<p>{config.names}</p>")
 
 
 @pytest.fixture
@@ -62,6 +71,7 @@ def clone(tmp_path, monkeypatch):
         if title:
             notebook["cells"] = [{"cell_type": "markdown", "metadata": {}, "source": [title]}]
         file.write_text(json.dumps(notebook))
+    monkeypatch.setattr(site, "write_demo", fake_demo)
     monkeypatch.setattr(site, "command_line", lambda: "# The command line\n")
     monkeypatch.setattr(site, "write_reference", lambda folder: (
         folder.mkdir(), (folder / "gapkd.rst").write_text("gapkd\n=====\n")))
@@ -94,6 +104,9 @@ def test_a_clone_is_built_and_faults_stop_it(clone, tmp_path, capfd):
     assert re.search(r'<details[^>]*>\s*<summary.{,300}Show code cell source.{,900}draw',
                      chapter, re.DOTALL)
     assert 'href="notebooks/solutions/07_solutions.html"' in (out / "README.html").read_text()
+    assert 'src="../_static/site.js' in chapter and (out / "_static" / "site.js").is_file()
+    [framed] = re.findall('<iframe [^>]*src="([^"]+)"', chapter)
+    assert (out / "notebooks" / framed).is_file() and f'<a href="{framed}">' in chapter
     page = clone / "data" / "README.md"
     for link in ("../gone.md", "#gone", "../README.md#gone", "../data/gone.json"):
         page.write_text(f"# Card\n\n## Deeper\n\n[x]({link})\n")
@@ -122,6 +135,56 @@ def test_what_would_be_fetched_from_another_host_is_named(tmp_path, page, fetche
     (tmp_path / "index.html").write_text(page)
     found = site.fetches(tmp_path)
     assert len(found) == fetched and all(entry.startswith("index.html: ") for entry in found)
+
+
+def frames_of(folder, chapter):
+    """Demos framed at the end of a chapter's source, in their order."""
+    notebook = json.loads((folder / "notebooks" / f"{chapter}.ipynb").read_text())
+    last = "".join(notebook["cells"][-1]["source"])
+    page = r'="\.\./([\w-]+)/index.html"'
+    found = re.findall(rf'<iframe src{page} title="[^"]+" loading="lazy">', last)
+    assert found == re.findall(rf'<a href{page}>Open the page by itself', last)
+    return found
+
+
+def test_pages_that_draw_are_framed_where_they_are_there(clone, tmp_path):
+    chapter = clone / "notebooks" / "07_new.ipynb"
+    shutil.copy(chapter, clone / "notebooks" / "01_new.ipynb")
+    stored = chapter.read_bytes()
+    for demos, framed in ((("demo", "demo-strangers"), (["demo-strangers", "demo"], ["demo"])),
+                          ((), ([], []))):
+        pages = tmp_path / f"pages{len(demos)}"
+        pages.mkdir()
+        site.write_pages(clone, pages, demos)
+        assert (frames_of(pages, "01_new"), frames_of(pages, "07_new")) == framed
+        assert not frames_of(pages, "solutions/07_solutions")
+    assert chapter.read_bytes() == stored
+    assert {name for frames in site.FRAMES.values() for name, *_ in frames} == set(site.DEMOS)
+
+
+@pytest.mark.parametrize("error", [DemoError("npm is missing"), ExportError("onnx is missing")])
+def test_without_what_the_demo_needs_the_site_says_so(error, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(site, "write_demo", fake_demo)
+    assert site.write_demos(tmp_path / "all") == ["demo", "demo-strangers"]
+    page = (tmp_path / "all" / "demo-strangers" / "index.html").read_text()
+    assert page == "<p>('toyfaces64', 'a stranger')</p>"
+
+    def fail(config):
+        raise error
+
+    monkeypatch.setattr(site, "write_demo", fail)
+    assert site.write_demos(tmp_path / "none") == [] and not (tmp_path / "none").exists()
+    assert capsys.readouterr().out == (
+        f"site: without the pages that draw in the browser: {error}\n")
+
+
+def test_a_caption_has_the_pages_that_are_there(clone, tmp_path):
+    (clone / "tools" / "guide.md").write_text("# Guide\n")
+    (tmp_path / "pages").mkdir()
+    site.write_pages(clone, tmp_path / "pages")
+    front = (tmp_path / "pages" / "README.md").read_text()
+    assert "\n:caption: Results and guide\n\ntools/guide\n```" in front
+    assert "\n:caption: Reference\n\ncommand_line\ndata/README\napi/gapkd\n```" in front
 
 
 def test_the_page_of_the_command_line_has_every_command():
@@ -183,8 +246,9 @@ def test_a_missing_extra_is_one_sentence(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_the_whole_site(tmp_path):
+def test_the_whole_site(tmp_path, monkeypatch):
     sphinx_is_here()
+    monkeypatch.setattr(site, "write_demo", fake_demo)
     out = site.build(site.SiteConfig(out=str(tmp_path / "site")))  # warnings would be errors
     front = (out / "README.html").read_text()
     for file in sorted((ROOT / "notebooks").glob("*.ipynb")):

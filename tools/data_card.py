@@ -43,7 +43,7 @@ repository's MIT licence. `SHA256SUMS` lists their checksums (`cd data && sha256
 This page is written by `python -m tools.data_card` from the files' metadata.
 
 `results/` holds what was measured; how is told below. `story.png`, the README's picture, shows the
-faces in `results/students/`; `demo.png` is a screenshot of the page that `gapkd demo` writes.
+faces in `results/students/`; `demo.gif` shows the page that `gapkd demo` writes, at work.
 
 ## How the records were made
 

@@ -63,6 +63,8 @@ class DemoConfig:
     """Its teacher; empty: none."""
     out: str = "demo"
     """Folder of the page; an existing one is not overwritten."""
+    names: tuple[str, ...] = ()
+    """What the page calls the networks, in that order, where they are no student and teacher."""
     runtime: str = ""
     """Folder with onnxruntime-web (an installed package, or its dist); empty: npm fetches it
     once."""
@@ -119,7 +121,8 @@ def write_demo(config: DemoConfig) -> Path:
     content["networks.json"] = json.dumps(record, allow_nan=False).encode()
     content["sw.js"] = list_of(content).encode() + content["sw.js"]
     if config.space:
-        content["README.md"] = space_card(out.absolute().name, networks).encode()
+        called = config.names or [network.facts["role"] for network in networks]
+        content["README.md"] = space_card(out.absolute().name, called).encode()
     return write_folder(out, content)
 
 
@@ -127,6 +130,11 @@ def networks_of(config: DemoConfig) -> list[Network]:
     """The networks of the page, exported where they are none of ONNX yet."""
     named = (config.network, config.teacher) if config.network else PAIR
     names, roles = [name for name in named if name], ["student", "teacher"]
+    if config.names:
+        roles = ["first", "second"]
+        if len(config.names) != len(names) or not all(name.strip() for name in config.names):
+            raise DemoError(f"names must name every network of the page, of which there are "
+                            f"{len(names)}: not {', '.join(config.names)[:80]}")
     with tempfile.TemporaryDirectory() as aside:
         paths = []
         for role, name in zip(roles, names, strict=False):
@@ -137,6 +145,8 @@ def networks_of(config: DemoConfig) -> list[Network]:
             paths.append(path)
         roles = roles if len(paths) > 1 else ["network"]
         networks = [open_network(*both) for both in zip(paths, roles, strict=True)]
+        for network, name in zip(networks, config.names, strict=False):
+            network.facts["name"] = name
         if len(networks) > 1:
             check_pair(networks, names)
     return networks
@@ -166,14 +176,14 @@ def list_of(content: dict[str, bytes]) -> str:
     return f'const NUMBER = "{digest.hexdigest()[:16]}";\nconst FILES = {json.dumps(listed)};\n'
 
 
-def space_card(title: str, networks: Sequence[Network]) -> str:
+def space_card(title: str, called: Sequence[str]) -> str:
     """README.md of a static Space, whose front matter says that the folder is one."""
-    drawn = " and ".join(network.facts["role"] for network in networks)
     front = {"title": title, "emoji": "\N{SLIGHTLY SMILING FACE}", "colorFrom": "yellow",
              "colorTo": "blue", "sdk": "static", "app_file": "index.html", "pinned": False,
              "short_description": "A small generator in the browser", "tags": ["gapkd", "gan"]}
     return (f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n"
-            f"A page of `gapkd demo`: {drawn} draw in the browser, on the visitor's device.\n")
+            f"A page of `gapkd demo`: {' and '.join(called)} draw in the browser, on the visitor's "
+            "device.\n")
 
 
 # ------------------------------------------------------------------------------- the runtime
@@ -393,5 +403,5 @@ def draw(network: Network, z: np.ndarray, truncation: float = 1.0
         return to_uint8(torch.from_numpy(images)).numpy(), ws
     except Exception as error:  # onnxruntime's own errors share no base class
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DemoError(f"the {sizes['role']}'s ONNX file does not draw ({reason}): export it "
+        raise DemoError(f"the ONNX file of the {sizes['role']} does not draw ({reason}): export it "
                         "again") from error

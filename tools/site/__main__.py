@@ -10,7 +10,8 @@ import pkgutil
 import re
 import shutil
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,16 +21,36 @@ import tyro
 
 import gapkd
 from gapkd import cli
+from gapkd.sharing.export import ExportError
+from gapkd.sharing.web import DemoConfig, DemoError, write_demo
 from tools.readme import BADGE, ROOT
 
 MARK = ".buildinfo"  # sphinx leaves it in what it builds
 COPIED = ("README.md", "data", "notebooks", "tools")
 """Pages, and the files that they link to or show."""
 LEFT_OUT = shutil.ignore_patterns("*.safetensors", "__pycache__", ".ipynb_checkpoints")
-CONTENTS = {"Chapters": "notebooks/*", "Solutions": "notebooks/solutions/*",
-            "Reference": "command_line\ndata/README\napi/gapkd"}
-"""Caption in the sidebar -> the pages below it."""
+CONTENTS = {"Chapters": ["notebooks/*"], "Solutions": ["notebooks/solutions/*"],
+            "Results and guide": ["data/results/README", "tools/guide"],
+            "Reference": ["command_line", "data/README", "api/gapkd"]}
+"""Caption in the sidebar -> the pages below it, of which some may be missing."""
+STRANGERS = ("toyfaces64", "toyfaces64_stranger")
+DEMOS = {"demo": DemoConfig(),
+         "demo-strangers": DemoConfig(*STRANGERS, names=("toyfaces64", "a stranger"))}
+"""Folder on the site -> the page of `gapkd demo` in it."""
+PAIR = "demo", "Student and teacher draw the same z"
+FRAMES = {
+    "01": [("demo-strangers", "Two strangers draw the same z",
+            "`toyfaces64` and `toyfaces64_stranger`, trained alike from other seeds, given the "
+            "same z: they draw different people. A slider moves each along its own direction."),
+           (*PAIR, "A student that was distilled with its teacher's mapping network, and that "
+                   "teacher, given the same z.")],
+    "07": [(*PAIR, "Student and teacher, drawing on your device; a slider edits both.")]}
+"""Chapter -> the pages of `gapkd demo` that it ends with: folder, title, what is said above."""
 FRONT = '<meta http-equiv="refresh" content="0; url=README.html">'
+FRAME = """<div class="demo">
+<iframe src="../{name}/index.html" title="{title}" loading="lazy"></iframe>
+<a href="../{name}/index.html">Open the page by itself</a>
+</div>"""
 FETCHED = re.compile(
     r"""\bsrc(?:set)?=["'](?:https?:)?//[^"']+"""
     r"""|<link (?=[^>]*rel="[^"]*(?:stylesheet|icon|load|fetch))[^>]*href="(?:https?:)?//[^"]+"""
@@ -69,12 +90,15 @@ def build(config: SiteConfig, root: Path = ROOT) -> Path:
     shutil.rmtree(work, ignore_errors=True)
     (work / "pages").mkdir(parents=True)
     (work / MARK).touch()
-    write_pages(root, work / "pages")
+    demos = write_demos(work / "demos")
+    write_pages(root, work / "pages", demos)
     common = ["-q", "-c", str(Path(__file__).parent), "-d", str(work / "doctrees"),
               str(work / "pages")]
     if build_main(["-b", "html", "-W", "--keep-going", *common, str(work / "html")]):
         raise ValueError("the site has faults: mend what is listed above")
     (work / "html" / "index.html").write_text(FRONT)
+    for name in demos:
+        (work / "demos" / name).rename(work / "html" / name)
     if fetched := fetches(work / "html"):
         raise ValueError(f"would be fetched from another host: {'; '.join(fetched)}")
     if config.links == "online" and build_main(["-b", "linkcheck", *common, str(work / "links")]):
@@ -95,8 +119,21 @@ def fetches(html: Path) -> list[str]:
     return found
 
 
-def write_pages(root: Path, folder: Path) -> None:
-    """The sources of all pages: the tree mirrors the repository, so that links hold as they are."""
+def write_demos(folder: Path) -> list[str]:
+    """The pages of `gapkd demo` below a folder, where the extra `export` and onnxruntime-web are to
+    be had. Returns: their names."""
+    try:
+        for name, config in DEMOS.items():
+            write_demo(replace(config, out=str(folder / name)))
+    except (DemoError, ExportError) as error:
+        print(f"site: without the pages that draw in the browser: {error}")
+        return []
+    return list(DEMOS)
+
+
+def write_pages(root: Path, folder: Path, demos: Sequence[str] = ()) -> None:
+    """The sources of all pages, with frames for those demos: the tree mirrors the repository, so
+    that links hold as they are."""
     for name in COPIED:
         if (root / name).is_dir():
             shutil.copytree(root / name, folder / name, ignore=LEFT_OUT)
@@ -105,26 +142,37 @@ def write_pages(root: Path, folder: Path) -> None:
     for file in [*folder.rglob("*.md"), *folder.rglob("*.ipynb")]:  # badges come from another host
         file.write_text(BADGE.sub("", file.read_text(encoding="utf-8")), encoding="utf-8")
     for file in folder.rglob("*.ipynb"):
-        fold_first_cell(file)
-    with open(folder / "README.md", "a", encoding="utf-8") as front:
-        for caption, pages in CONTENTS.items():
-            if caption == "Solutions" and not list(folder.glob(f"{pages}.ipynb")):
-                continue
-            options = f":hidden:\n:glob:\n:caption: {caption}"
-            front.write(f"\n```{{toctree}}\n{options}\n\n{pages}\n```\n")
+        notebook = json.loads(file.read_text(encoding="utf-8"))
+        fold_first_cell(notebook)
+        if file.parent.name == "notebooks":
+            frames = FRAMES.get(file.name[:2], [])
+            add_frames(notebook, [frame for frame in frames if frame[0] in demos])
+        file.write_text(json.dumps(notebook), encoding="utf-8")
     (folder / "command_line.md").write_text(command_line(), encoding="utf-8")
     write_reference(folder / "api")
+    with open(folder / "README.md", "a", encoding="utf-8") as front:
+        for caption, names in CONTENTS.items():
+            if pages := "\n".join(name for name in names if list(folder.glob(f"{name}.*"))):
+                options = f":hidden:\n:glob:\n:caption: {caption}"
+                front.write(f"\n```{{toctree}}\n{options}\n\n{pages}\n```\n")
 
 
-def fold_first_cell(file: Path) -> None:
+def fold_first_cell(notebook: dict) -> None:
     """Fold away what brings the package to Colab: nobody reads a page for it."""
-    notebook = json.loads(file.read_text(encoding="utf-8"))
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             tags = cell["metadata"].get("tags", [])
             cell["metadata"]["tags"] = [*tags, "hide-input"]
             break
-    file.write_text(json.dumps(notebook), encoding="utf-8")
+
+
+def add_frames(notebook: dict, frames: Sequence[tuple[str, str, str]]) -> None:
+    """End a chapter's page with frames."""
+    parts = [f"{text}\n\n{FRAME.format(name=name, title=title)}" for name, title, text in frames]
+    if parts:
+        text = "\n\n".join(["## Try it here", *parts])
+        notebook["cells"].append({"cell_type": "markdown", "id": "try", "metadata": {},
+                                  "source": text})
 
 
 def command_line() -> str:

@@ -21,8 +21,8 @@ project = html_title = "gapkd"
 author = "the gapkd authors"
 version = release = gapkd.__version__
 root_doc = "README"
-include_patterns = ["README.md", "command_line.md", "data/README.md",
-                    "notebooks/*.ipynb", "notebooks/solutions/*.ipynb", "api/*"]
+include_patterns = ["README.md", "command_line.md", "data/README.md", "data/results/README.md",
+                    "tools/guide.md", "notebooks/*.ipynb", "notebooks/solutions/*.ipynb", "api/*"]
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 suppress_warnings = ["docutils", "ref.ref", "ref.python"]  # docstrings are written to be read as is
 
@@ -47,8 +47,8 @@ SPECIAL = re.compile(r"[\\|*]|(?<=\w)_(?!\w)|:(?=//)")
 
 # Looks
 html_theme = "sphinx_book_theme"
-html_static_path = ["site.css"]
-html_css_files = ["site.css"]
+html_static_path = ["site.css", "site.js"]
+html_css_files, html_js_files = ["site.css"], ["site.js"]
 html_show_sphinx = html_show_copyright = False
 html_theme_options = {"show_toc_level": 2, "use_fullscreen_button": False, "navbar_persistent": []}
 

@@ -34,6 +34,8 @@ export async function main(say) {
 
   document.title = `gapkd: ${networks.map(titleOf).join(" and ")}`;
   if (!teacher) at("subtitle").textContent = `Every z is a picture. ${student.name} draws it, on this device.`;
+  else if (student.role !== "student")
+    at("subtitle").textContent = `One z, drawn by ${student.name} and by ${teacher.name}, on this device.`;
   const pictures = new Pictures(networks);
   await pictures.showFirst().then(() => performance.mark("gapkd: first picture"), () => {});
 

@@ -7,7 +7,7 @@ const LARGEST = 480; // px on the screen, and at most this share of the window's
 const SHARE = 0.42;
 const SMALL = 128; // px of a network whose pixels are shown as squares
 
-export const titleOf = ({ role, name }) => (role === "network" ? name : role);
+export const titleOf = ({ role, name }) => (["student", "teacher"].includes(role) ? role : name);
 
 class View {
   open = false; // whether the network is there
@@ -80,8 +80,10 @@ export class Pictures {
   /** What was measured, once all of it was. */
   tellTimes({ medians, ratio }) {
     this.views.forEach((view, i) => { view.time.textContent = medians[i].toFixed(1); });
-    if (ratio > 1.05 && ratio < Infinity) at("faster").textContent = `the student is ${ratio.toFixed(1)} times as quick`;
-    else if (ratio) at("faster").textContent = "the student is no quicker here";
+    const { network } = this.views[0];
+    const first = network.role === "student" ? "the student" : network.name;
+    if (ratio > 1.05 && ratio < Infinity) at("faster").textContent = `${first} is ${ratio.toFixed(1)} times as quick`;
+    else if (ratio) at("faster").textContent = `${first} is no quicker here`;
   }
 
   /** What is seen, side by side, small pixels enlarged to squares, as PNG. */
