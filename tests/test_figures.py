@@ -305,6 +305,12 @@ def test_a_diagram_is_in_colour_where_it_is_lit(name):
         diagrams.diagram(name, lit=(parts[0], "x"))
 
 
+def test_the_map_of_the_course_says_every_question():
+    alt = diagrams.diagram("course").alt
+    for number, (question, _) in diagrams.QUESTIONS.items():
+        assert f"{number}: {' '.join(question.split())}" in alt
+
+
 def test_an_unknown_diagram_is_told_which_there_are():
     with pytest.raises(ValueError, match="no diagram 'house': choose one of course, generator"):
         diagrams.diagram("house")

@@ -149,6 +149,21 @@ def test_docstrings_mean_themselves():
     assert conf.escaped(line) == escaped
 
 
+def test_a_bar_stands_above_its_letter():
+    sphinx_is_here()
+    drawn = importlib.import_module("tools.site.conf").mathml(r"\bar w")
+    assert re.sub(r"\s", "", drawn).endswith(
+        '<mover><mi>w</mi><mostretchy="false">\N{MACRON}</mo></mover></math>')
+
+
+def test_the_first_cell_is_folded(clone, tmp_path):
+    (tmp_path / "pages").mkdir()
+    site.write_pages(clone, tmp_path / "pages")
+    notebook = json.loads((tmp_path / "pages" / "notebooks" / "07_new.ipynb").read_text())
+    folded = [cell["metadata"].get("tags") for cell in notebook["cells"]]
+    assert folded == [None, ["hide-input"], ["hide-input"]]  # the last one has it from its author
+
+
 def test_what_is_no_site_is_left_alone(tmp_path, capsys):
     mine = tmp_path / "mine"
     mine.mkdir()

@@ -202,8 +202,8 @@ def diagram(name: str, lit: str | Sequence[str] | None = None) -> NotebookFigure
                              f"{', '.join(found.parts)}")
     sketch = Sketch(found.width, found.height, lit)
     found.draw(sketch)
-    now = f" In colour: {', '.join(lit)}." if lit else ""
-    sketch.figure.alt = " ".join(found.draw.__doc__.split()) + now
+    in_colour = f" In colour: {', '.join(lit)}." if lit else ""
+    sketch.figure.alt = " ".join(found.draw.__doc__.split()) + in_colour
     return sketch.figure
 
 
@@ -222,7 +222,10 @@ QUESTIONS = {
 
 @drawing(7.45, 2.1, *QUESTIONS)
 def course(s: Sketch) -> None:
-    """The course as a path of nine chapters, 00 to 08, with one question each."""
+    """The course as a path of nine chapters. 00: What is inside a StyleGAN? 01: Do two of them draw
+    alike? 02: What must a student inherit? 03: What does the direction loss do? 04: How is a
+    student trained? 05: Does it carry over to StyleGAN3? 06: Which method wins? 07: What can the
+    student do? 08: How do I bring my own?"""
     boxes = []
     for n, (number, (question, colour)) in enumerate(QUESTIONS.items()):
         x, y = (0.72 + 1.5 * n, 1.6) if n < 5 else (1.47 + 1.5 * (n - 5), 0.45)

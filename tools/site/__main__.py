@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import pkgutil
 import re
@@ -103,6 +104,8 @@ def write_pages(root: Path, folder: Path) -> None:
             shutil.copy(root / name, folder / name)
     for file in [*folder.rglob("*.md"), *folder.rglob("*.ipynb")]:  # badges come from another host
         file.write_text(BADGE.sub("", file.read_text(encoding="utf-8")), encoding="utf-8")
+    for file in folder.rglob("*.ipynb"):
+        fold_first_cell(file)
     with open(folder / "README.md", "a", encoding="utf-8") as front:
         for caption, pages in CONTENTS.items():
             if caption == "Solutions" and not list(folder.glob(f"{pages}.ipynb")):
@@ -111,6 +114,17 @@ def write_pages(root: Path, folder: Path) -> None:
             front.write(f"\n```{{toctree}}\n{options}\n\n{pages}\n```\n")
     (folder / "command_line.md").write_text(command_line(), encoding="utf-8")
     write_reference(folder / "api")
+
+
+def fold_first_cell(file: Path) -> None:
+    """Fold away what brings the package to Colab: nobody reads a page for it."""
+    notebook = json.loads(file.read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            tags = cell["metadata"].get("tags", [])
+            cell["metadata"]["tags"] = [*tags, "hide-input"]
+            break
+    file.write_text(json.dumps(notebook), encoding="utf-8")
 
 
 def command_line() -> str:

@@ -91,7 +91,9 @@ def describe(app, doctree: nodes.document) -> None:
 def mathml(tex: str, block: bool = False) -> str:
     """A TeX formula as MathML. Raises ValueError naming what is not understood."""
     try:
-        return tex2mathml(tex, as_block=block)
+        # As an accent, a bar crosses its letter where a machine has no font for formulas.
+        drawn = tex2mathml(tex, as_block=block).replace('<mover accent="true">', "<mover>")
+        return drawn.replace("\N{MODIFIER LETTER MACRON}", "\N{MACRON}")
     except (MathError, SyntaxError) as error:  # the latter in older docutils
         reason = " ".join(str(error).split())
         raise ValueError(f"the formula {tex!r} cannot be drawn: {reason}") from error
