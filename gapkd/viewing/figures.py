@@ -163,7 +163,8 @@ def _grid(images: Tensor, ncols: int, size: int, title: str, captions: Sequence[
           names: Sequence[str] = ()) -> Figure:
     """Images (N, 3, R, R), each pixel exact, with a caption above each, or a name left of each row.
     All lengths are px, all heights count from the upper edge."""
-    about = f"Rows of {ncols} images" if names else f"{len(images)} images, {ncols} a row"
+    count = f"{len(images)} images, {ncols} a row" if len(images) > 1 else "One image"
+    about = f"Rows of {ncols} images" if names else count
     alt = _words(title, ": ".join([about, ", ".join(captions or names)]).rstrip(": "))
     tile = images.shape[-1] * _factor(images.shape[-1], size)
     captions = [_measure(caption, max(tile + 14, 64), **CAPTION) for caption in captions]
