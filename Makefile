@@ -1,10 +1,13 @@
 # gapkd in two commands:  make distill  and  make test.  Both set everything up themselves; the second time is quick.
 #
 #   make PYTHON=python3.12 setup     with another Python (3.10 or later)
+#   make TORCH=cuda setup            torch with CUDA (or TORCH=cpu: without; else the machine decides)
+#   make TORCH_INDEX=ADDRESS setup   torch from another package index
 #   make LINKS=online site           ask other hosts, too, whether what the pages link to is there
 
 PYTHON ?= python3
 LINKS  ?= offline
+TORCH  ?= auto
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
@@ -55,8 +58,9 @@ $(READY): pyproject.toml constraints.txt
 		{ echo "gapkd: $$($(PYTHON) --version 2>&1) is too old; name Python 3.10 or later: make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 		{ echo "gapkd: this Python has no venv module; install it (on Debian and Ubuntu: apt install python3-venv)"; exit 1; }
-	@echo "Setting up $(VENV) (once; some minutes)"
+	@echo "Setting up $(VENV) (once; some minutes): torch, and about 150 MB of other packages"
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@TORCH=$(TORCH) TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python tools/torch_build.py
 	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e ".[dev]"
 	@touch $@
 

@@ -5,7 +5,13 @@ The public names; everything else is reached through its room (gapkd.distillatio
 
 from importlib import import_module
 
-from gapkd.settings import DistillConfig, TrainConfig
+try:
+    from gapkd.settings import DistillConfig, TrainConfig
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"gapkd needs {error.name}, which this Python has not: choose the Python (in a notebook: "
+        "the kernel) of the environment in which gapkd is installed, such as the clone's .venv",
+        name=error.name) from None
 
 __version__ = "0.1.0"
 
@@ -20,7 +26,7 @@ _ROOMS = {
     "metrics.cost": ("macs", "parameters"),
     "networks.mapping": ("mix_styles",),
     "networks.stylegan2": ("Discriminator", "Generator", "config_f"),
-    "sharing.hub": ("save_pretrained",),
+    "sharing.hub": ("push_to_hub", "save_pretrained"),
     "training.loop": (
         "RunResult", "TrainingDiverged", "TrainingInterrupted", "distill", "train_gan",
     ),

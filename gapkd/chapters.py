@@ -13,13 +13,15 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
+from typing import get_type_hints
 
 import yaml
 
 from gapkd.files.download import is_address
-from gapkd.files.storage import ROOT, check_place, data_folder, data_path
-from gapkd.settings import as_kind, read_yaml
+from gapkd.files.storage import ROOT, check_place, data_folder, data_path, runs_folder
+from gapkd.settings import FILES, DistillConfig, as_kind, read_settings, read_yaml
 
 NOTEBOOKS = ROOT / "notebooks"
 
@@ -45,14 +47,15 @@ def announce() -> None:
 
 
 def new_run(name: str) -> str:
-    """The next free folder runs/<name>-NNN of the repository, for the `out` of a live training.
+    """The next free folder runs/<name>-NNN of the clone, for the `out` of a live training.
 
-    Where the repository can only be read, of the folder where one is, or else of the home folder;
-    that is then said. Raises ValueError where none of them can be written.
+    Where the clone can only be read, or gapkd comes from a wheel, of the folder where one is, or
+    else of the home folder; of what can only be read, that is said. Raises ValueError where none of
+    them can be written.
     """
     from gapkd.training.runs import next_run_folder
 
-    homes = ROOT / "runs", Path.cwd() / "runs", Path.home() / "gapkd-runs"
+    homes = runs_folder(), Path.cwd() / "runs", Path.home() / "gapkd-runs"
     for home in homes:
         try:
             folder = check_place(next_run_folder(name, home))
@@ -84,24 +87,105 @@ def parse_parameters(pairs: Sequence[str], known: dict) -> dict:
     Args:
         pairs: as typed; values are read as YAML: numbers, switches, lists. What names a file counts
             from the folder where it was typed.
-        known: the notebook's parameters, name -> as papermill reports them ("default", "help").
+        known: the notebook's parameters, name -> {"default": code, "help": words beside it}.
+
+    Where the notebook has a parameter `settings`, whose text goes to `read_settings`, the fields of
+    DistillConfig can be given by name, too: they are added to that text.
 
     Raises ValueError naming a parameter that is unknown, malformed, of another kind than its
     default, or a file that is not there (papermill itself only warns).
     """
-    values = {}
+    values, more = {}, []
+    fields = list(get_type_hints(DistillConfig)) if "settings" in known else []
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals:
             raise ValueError(f"write parameters as name=value, not {pair!r}")
+        if name in fields and name not in known:
+            more.append(_setting(name, text))
+            continue
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+            near = difflib.get_close_matches(name, [*known, *fields], n=1)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
             raise ValueError(f"this chapter has no parameter {name}: {hint}")
         values[name] = _value(name, text, _default(known[name]))
         if isinstance(values[name], str) and _names_a_file(known[name]):
             values[name] = _found(name, values[name], _default(known[name]))
+    if more:
+        first = values.get("settings", _default(known["settings"]))
+        values["settings"] = ", ".join(filter(None, [first, *more]))
+    if "settings" in values:
+        read_settings(values["settings"])
     return values
+
+
+def _setting(name: str, text: str) -> str:
+    """A field of DistillConfig as `read_settings` reads it; files by absolute paths."""
+    if name in FILES and text not in ("toyfaces", "lpips", "inception"):
+        text = json.dumps(_found(name, text, ""))
+    return f"{name}: {text}"
+
+
+def _settings_of(notebook: Path) -> tuple[dict, dict]:
+    """A notebook's parameters, name -> {"default": code, "help": the words beside it}, and what its
+    call of `check_parameters` allows for each.
+
+    Nothing is run. Raises ValueError, in one sentence, for a file that is no notebook.
+    """
+    try:
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        code = [(cell["metadata"].get("tags", ()), "".join(cell["source"])) for cell in cells
+                if cell["cell_type"] == "code"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{notebook} cannot be read as a notebook ({type(error).__name__}): give "
+                         "an .ipynb file, or a chapter's number") from error
+    known, rules = {}, {}
+    for tags, source in code:
+        with suppress(SyntaxError):  # lines for the shell or for IPython, which are not for us
+            if "parameters" in tags:
+                known |= _assignments(source)
+            elif "check_parameters(globals()" in source:
+                rules |= _rules(source)
+    return known, rules
+
+
+def _assignments(source: str) -> dict[str, dict]:
+    """Name -> code and comment of each `name = value  # type: kind  words`."""
+    found = {}
+    for node in ast.parse(source).body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        if isinstance(target, ast.Name) and node.value is not None:
+            line = source.splitlines()[node.end_lineno - 1].encode()
+            words = line[node.end_col_offset:].decode()
+            found[target.id] = {"default": ast.get_source_segment(source, node.value),
+                                "help": re.sub(r"^[\s#]*(type:\s*\S+\s*)?", "", words)}
+    return found
+
+
+def _rules(source: str) -> dict[str, object]:
+    """Name -> rule of a call of `check_parameters`, as far as they are written out."""
+    found = {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "check_parameters":
+            for keyword in node.keywords:
+                with suppress(ValueError):  # computed: the notebook checks it when it runs
+                    found[keyword.arg] = _rule(keyword.value)
+    return found
+
+
+def _rule(node: ast.expr) -> object:
+    """What a rule's code says. Raises ValueError for what is more than numbers, texts and kinds."""
+    if isinstance(node, ast.Name) and node.id in ("bool", "str"):
+        return {"bool": bool, "str": str}[node.id]
+    if isinstance(node, (ast.Tuple, ast.List)):
+        entries = [_rule(entry) for entry in node.elts]
+        return entries if isinstance(node, ast.List) else tuple(entries)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
+        base, power = _rule(node.left), _rule(node.right)
+        if not (isinstance(base, int) and isinstance(power, int) and 0 <= power <= 64):
+            raise ValueError("not a number that a parameter can have")
+        return base**power
+    return ast.literal_eval(node)
 
 
 def _default(parameter: dict) -> object:
@@ -254,15 +338,20 @@ def run_chapter(name: str, parameters: Sequence[str] = (), out: str = "") -> Pat
 
     Returns: that folder.
     """
-    import papermill
-
     notebook = find_notebook(name)
+    known, rules = _settings_of(notebook)
+    values = parse_parameters(parameters, known)
+    check_parameters(values, **{name: rule for name, rule in rules.items() if name in values})
+    missing = [need for need in ("papermill", "ipykernel") if find_spec(need) is None]
+    if missing:
+        raise ValueError(f"a chapter needs {' and '.join(missing)} to run: pip install "
+                         '"gapkd[course]"')
     folder = Path(out or new_run(notebook.stem)).resolve()
     executed = folder / notebook.name
     if executed.exists():
         raise ValueError(f"{executed} exists already: choose another out")
-    known = papermill.inspect_notebook(str(notebook))
-    values = parse_parameters(parameters, known)
+    import papermill
+
     if "out" in known and "out" not in values:
         values["out"] = str(folder)
     check_place(executed)

@@ -60,14 +60,16 @@ def choose_device(name: str) -> torch.device:
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """What to autocast to; None: nothing. "auto" takes bfloat16 where the processor has it."""
+    """What to autocast to; None: nothing. "auto" takes bfloat16 where the processor has it, float16
+    on GPUs with tensor cores that have it not (T4, V100)."""
     if precision != "auto":
         return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch < 2.13 cannot tell
-        native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16
+        return torch.float16 if torch.cuda.get_device_capability(device) >= (7, 0) else None
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch < 2.13 cannot tell
+    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return torch.bfloat16 if native else None
 
 

@@ -64,8 +64,9 @@ class RunConfig:
     """Learn how strong the noise maps are; off: no noise, for data in which nothing is random. (A
     teacher without noise has a student without.)"""
     precision: Literal["auto", "bf16", "fp16", "tf32", "float32"] = "auto"
-    """Autocast of everything but the regularisers; auto: bf16 where the processor has it, else
-    float32. tf32: no autocast, but NVIDIA's 10 bits of mantissa in products."""
+    """Autocast of everything but the regularisers; auto: bf16 where the processor has it, fp16 on
+    other GPUs with tensor cores (T4), else float32. tf32: no autocast, but NVIDIA's 10 bits of
+    mantissa in products."""
     device: str = "auto"
     """"auto", "cpu", "cuda", "cuda:1"..."""
     cuda_graphs: bool = True
@@ -341,21 +342,38 @@ def _require(condition: object, message: str) -> None:
 def from_dict(cls: type, values: dict[str, Any]):
     """Build a settings dataclass from a plain dict (JSON, notebook parameters), naming an unknown
     field."""
-    known = [f.name for f in fields(cls)]
-    for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
-            raise ValueError(f"{cls.__name__} has no setting {name}{hint}")
-    values = dict(values)
-    hints = get_type_hints(cls)
-    for field in fields(cls):
-        if field.name in values:
-            values[field.name] = as_kind(values[field.name], hints[field.name])
-        value = values.get(field.name)
-        if isinstance(field.default, tuple) and isinstance(value, (list, int)):
-            values[field.name] = tuple(value) if isinstance(value, list) else (value,)
-    return cls(**values)
+    return cls(**{name: _as_field(cls, name, value) for name, value in values.items()})
+
+
+def _as_field(cls: type, name: str, value: Any) -> Any:
+    """A value as the field of a settings dataclass wants it. ValueError names an unknown field."""
+    known = {field.name: field for field in fields(cls)}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
+        raise ValueError(f"{cls.__name__} has no setting {name}{hint}")
+    value = as_kind(value, get_type_hints(cls)[name])
+    if isinstance(known[name].default, tuple) and isinstance(value, (list, int)):
+        return tuple(value) if isinstance(value, list) else (value,)
+    return value
+
+
+def read_settings(text: str, cls: type = DistillConfig) -> dict[str, Any]:
+    """Settings in one line: "kernel: 1, lr: 2e-3, ld_blocks: [1, 2]" -> field -> value; of a field
+    that stands there twice, the last value.
+
+    Raises ValueError for a text that is no such line, an unknown field, a value of another kind.
+    """
+    try:
+        given = read_yaml(f"{{{text}}}")
+    except yaml.YAMLError as error:
+        raise ValueError(f"{text!r} cannot be read as settings: write name: value, name: value, "
+                         "and quote a value with commas or brackets") from error
+    hints, found = get_type_hints(cls), {}
+    for name, value in given.items():
+        found[name] = _as_field(cls, name, value)
+        _check_type(name, found[name], hints[name])
+    return found
 
 
 class _Written(yaml.SafeLoader):

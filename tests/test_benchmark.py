@@ -40,7 +40,8 @@ def small(tmp_path, monkeypatch):
 def test_every_row_is_measured_and_recorded(tmp_path, small):
     file = tmp_path / "speed.json"
     record = run_benchmark(BenchmarkConfig(teacher=str(small), steps=1, resolutions=(32, 64),
-                                           largest_step=32, repeats=1, out=str(file)))
+                                           largest_step=32, repeats=1, out=str(file),
+                                           parts=("chapters", "comparison", "stylegan3")))
     stored = json.loads(file.read_text())
     assert stored == json.loads(json.dumps(record)) and stored["hardware"] and stored["commit"]
     for name, figure in record["chapters"]:
@@ -68,6 +69,29 @@ def test_every_row_is_measured_and_recorded(tmp_path, small):
     assert "| layer | 2 | forward and backward |" in alias_free
 
 
+@pytest.mark.slow
+def test_exported_networks_are_compared_by_turns(small, monkeypatch):
+    pytest.importorskip("onnxruntime", reason="needs the extra `export`")
+
+    def no_compiler(G, dynamic):
+        raise RuntimeError("no compiler\nfor C++")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)  # which takes a minute a network
+    monkeypatch.setattr(benchmark, "LIMITS", ("float32",))
+    record = run_benchmark(BenchmarkConfig(parts=("exports",), resolutions=(32,), repeats=2,
+                                           batches=(1, 2)))
+    found = record["exports"]
+    assert found["left_out"] == {"torch.compile": "no compiler"}
+    assert [(row["batch"], row["form"]) for row in found["rows"]] == [
+        (batch, form) for batch in (1, 2) for form in ("PyTorch", "ONNX, float32")]
+    for row in found["rows"]:
+        assert row["teacher"] > 0 and row["student"] > 0 and row["times"] > 0
+        assert 0 < row["student_of_peak"] < 1 and 0 < row["teacher_of_peak"] < 1
+    table, = show_benchmark(json.loads(json.dumps(record)))
+    assert "| ONNX, float32 | 32 | 2 | " in table
+    assert table.endswith("Not measured: torch.compile (no compiler).")
+
+
 def test_an_r1_step_counts_by_its_share():
     assert benchmark.step_seconds({"run": [1.0, 2.0, 9.0], "r1": [16.0]}) == 3.0
     assert benchmark.step_seconds({"run": [1.0]}) == 1.0
@@ -81,6 +105,7 @@ def test_memory_is_that_of_a_process_of_its_own():
 
 
 @pytest.mark.parametrize("changes, message", [
+    ({"batches": (0,)}, "batches must be at least 1"),
     ({"steps": 0}, "steps must be at least 1"), ({"repeats": 0}, "repeats must be at least 1"),
     ({"resolutions": (48,)}, "powers of two from 32 on")])
 def test_bad_settings(changes, message):

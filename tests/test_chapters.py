@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+from pathlib import Path
 
 import nbformat
 import pytest
 
 import gapkd
-from gapkd import chapters
+from gapkd import chapters, settings
+from gapkd.files import storage
 from tools import readme
 
 
@@ -110,10 +113,48 @@ def test_files_count_from_where_the_command_was_typed(notebook, tmp_path, monkey
             read(text)
 
 
+SHORT = {"images": parameter("4"), "settings": parameter('"recipe: gapkd, reuse: 4"')}
+
+
+@pytest.mark.parametrize("pairs, text", [
+    (["kernel=1", "lr=1e-3"], "recipe: gapkd, reuse: 4, kernel: 1, lr: 1e-3"),
+    (["settings=recipe: paper"], "recipe: paper"),
+    (["kernel=1", "settings="], "kernel: 1"),
+    (["ld_blocks=[1, 2]", "images=9"], "recipe: gapkd, reuse: 4, ld_blocks: [1, 2]"),
+    (["perceptual=lpips", "discriminator=toyfaces64_discriminator"],
+     'recipe: gapkd, reuse: 4, perceptual: lpips, discriminator: "toyfaces64_discriminator"')])
+def test_settings_that_are_no_parameters_join_the_text_of_settings(pairs, text):
+    assert chapters.parse_parameters(pairs, SHORT)["settings"] == text
+    with pytest.raises(ValueError, match="no parameter kernel: it has images"):
+        chapters.parse_parameters(["kernel=1"], {"images": parameter("4")})
+
+
+@pytest.mark.parametrize("pair, message", [
+    ("kernal=1", "no parameter kernal: did you mean kernel"),
+    ("kernel=2", "kernel must be one of 3, 1, not 2"),
+    ("lr=fast", "lr must be of type float, not 'fast'"),
+    ("ld_blocks=[1", "cannot be read as settings: write name: value"),
+    ("settings=reus: 4", "DistillConfig has no setting reus; did you mean reuse"),
+    ("discriminator=nowhere.pkl", "there is neither a file nor a folder .*nowhere.pkl")])
+def test_wrong_settings_are_refused_before_the_kernel_starts(pair, message):
+    with pytest.raises(ValueError, match=message):
+        chapters.parse_parameters([pair], SHORT)
+
+
+def test_the_chapter_of_make_distill_takes_every_setting():
+    """papermill leaves out a line of parameters that it cannot read, and only says so."""
+    import papermill
+
+    known = papermill.inspect_notebook(str(chapters.find_notebook("04")))
+    assert "settings" in known and len(known) <= 10
+    given = chapters.parse_parameters(["kernel=1", "synthesis=random", "gan_weight=1"], known)
+    assert settings.read_settings(given["settings"])["gan_weight"] == 1
+
+
 def test_where_the_repository_can_only_be_read(notebook, tmp_path, monkeypatch, capsys):
     (tmp_path / "clone").touch()  # nothing can be made in it
     (tmp_path / "here").mkdir()
-    monkeypatch.setattr(chapters, "ROOT", tmp_path / "clone")
+    monkeypatch.setattr(storage, "ROOT", tmp_path / "clone")
     monkeypatch.chdir(tmp_path / "here")
     assert chapters.new_run("a") == str(tmp_path / "here" / "runs" / "a-001")
     assert "clone/runs cannot be written: this run goes into" in capsys.readouterr().out
@@ -125,6 +166,71 @@ def test_where_the_repository_can_only_be_read(notebook, tmp_path, monkeypatch, 
         chapters.new_run("a")
     with pytest.raises(ValueError, match="cannot be made, since .*/clone is a file"):
         chapters.run_chapter("07", out=str(tmp_path / "clone" / "out"))
+
+
+def test_a_copy_from_a_wheel_writes_to_the_working_directory(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(storage, "INSTALLED", True)
+    monkeypatch.chdir(tmp_path)
+    assert chapters.new_run("a") == str(tmp_path / "runs" / "a-001")
+    assert capsys.readouterr().out == ""
+
+
+CHECKED = """images = 4  # type: int  how many
+blocks = [2, 3]         # "#" is no comment here
+name: str = "x # y"     # type: str  of the run, ä
+
+teacher = "toyfaces32"  # type: str  file of a network"""
+CHECKS = """check_parameters(globals(), images=(1, 10**2), blocks=[0, 8], name=("x # y", "z"),
+                 teacher="network", other=(1, most()))"""
+
+
+def checked_notebook(folder, *sources) -> str:
+    """A notebook of these code cells, the first one of parameters."""
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in sources])
+    made.cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(made, folder / "checked.ipynb")
+    return str(folder / "checked.ipynb")
+
+
+def test_what_a_notebook_says_of_its_parameters_is_read_without_running_it(tmp_path):
+    file = Path(checked_notebook(tmp_path, CHECKED, "!pip list  # check_parameters(globals()",
+                                 CHECKS))
+    known, rules = chapters._settings_of(file)
+    assert rules == {"images": (1, 100), "blocks": [0, 8], "name": ("x # y", "z"),
+                     "teacher": "network"}
+    assert known["images"] == parameter("4", "how many")
+    assert known["blocks"] == parameter("[2, 3]", '"#" is no comment here')
+    assert known["name"] == parameter('"x # y"', "of the run, ä")
+    assert known["teacher"] == parameter('"toyfaces32"', "file of a network")
+
+
+@pytest.mark.parametrize("pair, message", [
+    ("images=many", "images must be a whole number, as images=4 is, not 'many'"),
+    ("images=101", "images must be a whole number from 1 to 100, not 101"),
+    ("blocks=[2, 9]", "blocks must be a list, each entry a whole number from 0 to 8"),
+    ("name=zz", r"name must be one of x # y, z, not 'zz' \(did you mean z\?\)"),
+    ("imges=3", "no parameter imges: did you mean images"),
+])
+def test_what_the_notebook_would_refuse_is_refused_before_it_starts(tmp_path, monkeypatch, pair,
+                                                                    message):
+    for slow in ("papermill", "gapkd.training.runs"):  # would take seconds, and are not asked
+        monkeypatch.setitem(sys.modules, slow, None)
+    with pytest.raises(ValueError, match=message):
+        file = checked_notebook(tmp_path, CHECKED, CHECKS)
+        chapters.run_chapter(file, [pair], str(tmp_path / "out"))
+
+
+def test_a_chapter_without_the_extra_is_one_sentence(notebook, tmp_path, monkeypatch):
+    monkeypatch.setattr(chapters, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r'needs papermill and ipykernel .*"gapkd\[course\]"'):
+        chapters.run_chapter("07", out=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_no_notebook_is_one_sentence(tmp_path):
+    (tmp_path / "x.ipynb").write_text("[]")
+    with pytest.raises(ValueError, match="x.ipynb cannot be read as a notebook"):
+        chapters.run_chapter(str(tmp_path / "x.ipynb"))
 
 
 def test_an_unknown_chapter_names_the_known_ones(notebook):
@@ -169,17 +275,35 @@ def test_the_places_of_the_notation_exist():
     assert len(places) > 5
 
 
-def test_the_readme_is_in_step():
-    page = (chapters.ROOT / "README.md").read_text()
-    assert readme.readme(page) == page, "run python -m tools.readme"
+@pytest.mark.parametrize("page, write", readme.PAGES.items(), ids=["README", "results"])
+def test_pages_are_in_step(page, write):
+    text = page.read_text()
+    assert write(text) == text, "run python -m tools.readme"
+
+
+def test_the_readme_is_short_and_shows_no_badge_that_leads_nowhere(monkeypatch):
+    text = (chapters.ROOT / "README.md").read_text()
+    assert len(text.encode()) < 9_500
+    assert ("colab-badge" in text) == readme.is_published()
+    monkeypatch.setattr(readme, "address", lambda: "https://github.com/somebody/elsewhere")
+    assert readme.readme(text).count("colab-badge") == len(list(chapters.NOTEBOOKS.glob("*.ipynb")))
 
 
 def test_another_address_reaches_badge_and_first_cell(monkeypatch):
     monkeypatch.setattr(readme, "address", lambda: "https://github.com/somebody/elsewhere")
     assert "somebody/elsewhere/blob/main/notebooks/04_x.ipynb" in readme.badge("04_x")
-    assert '"https://github.com/somebody/elsewhere"' in readme.first_cell()
-    old = "see [![Open in Colab](a)](https://b/notebooks/04_x.ipynb) here"
-    assert readme.synced(old) == f"see {readme.badge('04_x')} here"
+    assert '"git+https://github.com/somebody/elsewhere"' in readme.first_cell()
+    for old in ("[![Open in Colab](a)](https://b/notebooks/04_x.ipynb)", readme.badge("04_x"),
+                "<!-- colab: 04_x -->"):
+        assert readme.synced(f"see {old} here") == f"see {readme.badge('04_x')} here"
+
+
+@pytest.mark.parametrize("address", ["https://host/OWNER/gapkd", "https://host/me/gapkd"])
+def test_the_first_cell_is_a_program_of_few_lines(monkeypatch, address):
+    monkeypatch.setattr(readme, "address", lambda: address)
+    cell = readme.first_cell()
+    compile(cell, "first cell", "exec")
+    assert len([line for line in cell.splitlines() if line]) <= 14 and "{" not in cell
 
 
 RULES = {"images": (1, 10**9), "keep": (0.01, 1.0), "device": ("auto", "cpu", "cuda"),

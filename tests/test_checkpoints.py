@@ -126,7 +126,7 @@ def test_missing_files(monkeypatch, tmp_path):
     monkeypatch.setenv("GAPKD_DATA", str(tmp_path))
     with pytest.raises(CheckpointError, match=f"there is none in {tmp_path}"):
         load_generator("toyfaces32")
-    with pytest.raises(FileNotFoundError, match=f"toyfaces32.x is not in {tmp_path}: work in"):
+    with pytest.raises(FileNotFoundError, match=f"toyfaces32.x is not in {tmp_path}: install"):
         storage.data_path("toyfaces32.x")
     with pytest.raises(CheckpointError, match="is a folder: name the file in it"):
         load_generator(tmp_path)

@@ -6,17 +6,21 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import fields
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 import torch
 from PIL import Image
 
-from gapkd import cli
+import gapkd
+from gapkd import chapters, cli
 from gapkd.cli import main
+from gapkd.cli.options import GROUPS, parsed
 from gapkd.files.checkpoints import load_generator, read_metadata, save_network
 from gapkd.networks.stylegan2 import Generator
-from gapkd.settings import DistillConfig
+from gapkd.settings import DistillConfig, TrainConfig
 from gapkd.training.plan import PlanConfig
 
 SMALL = "--batch 4 --images 8 --no-progress --precision float32 --d-channels 4".split()
@@ -119,8 +123,7 @@ def test_bad_input_is_one_sentence(tmp_path, monkeypatch, capsys, arguments, mes
 
 
 @pytest.mark.parametrize("options, message", [
-    ("--keeep 0.5", "--keep"), ("--keep many", "keep"), ("--keep 1.5", "keep must lie in (0, 1]"),
-    ("--recipe papper", "papper"),
+    ("--keeep 0.5", "--keep"), ("--keep many", "keep"), ("--recipe papper", "papper"),
 ])
 def test_mistyped_options_are_named(capsys, options, message):
     with pytest.raises(SystemExit) as caught:
@@ -128,6 +131,59 @@ def test_mistyped_options_are_named(capsys, options, message):
     assert caught.value.code == 2
     output = capsys.readouterr()
     assert message in output.err + output.out and "Traceback" not in output.err
+
+
+def test_a_value_that_cannot_be_is_one_sentence(capsys):
+    assert "keep must lie in (0, 1], not 1.5" in refusal(capsys, "distill", "--keep", 1.5)
+
+
+@pytest.mark.parametrize("command, near", [
+    ("distil", "distill"), ("chapters", "chapter"), ("swep", "sweep"), ("evalute", "evaluate")])
+def test_commands_that_are_nearly_right(capsys, command, near):
+    assert f"there is no command {command}: did you mean {near}?" in refusal(capsys, command)
+
+
+def test_embedded_networks_that_are_nearly_right(capsys):
+    said = refusal(capsys, "distill", "--teacher", "toyfaces46")
+    assert "there is no checkpoint toyfaces46 (did you mean toyfaces64?): give a file" in said
+    assert "did you mean" not in refusal(capsys, "distill", "--teacher", "/nowhere/at/all")
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"gapkd {gapkd.__version__}\n"
+
+
+@pytest.mark.parametrize("cls", [DistillConfig, TrainConfig])
+def test_every_option_of_a_training_is_in_one_group(cls):
+    grouped = [name for names in GROUPS.values() for name in names]
+    assert len(set(grouped)) == len(grouped)
+    assert {field.name for field in fields(cls)} <= set(grouped)
+
+
+@pytest.mark.parametrize("command", ["distill", "teacher"])
+def test_options_of_a_training_are_shown_in_groups(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    shown = capsys.readouterr().out
+    assert f"example: gapkd {command} --" in shown
+    titles = re.findall(r"^\W+(\w+) options\W+$", shown, re.MULTILINE)
+    assert titles[0] == "main" and set(titles[1:]) <= GROUPS.keys() and len(titles) >= 6
+    assert "Length of the training in images drawn. Paper: 450,000" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize("command", cli.names())
+def test_every_example_is_understood(command):
+    config = parsed(command, cli.settings_of(command), cli.EXAMPLES[command].split(), "")
+    assert isinstance(config, cli.settings_of(command))
+
+
+@pytest.mark.parametrize("options", [
+    "--generator x --seed 1", "--seed 1 --generator x", "--seed 1 --generator=x", "x --seed 1"])
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+def test_the_generator_may_stand_where_all_commands_have_it(command, options):
+    config = parsed(command, cli.settings_of(command), options.split(), "")
+    assert (config.generator, config.seed) == ("x", 1)
 
 
 WITHOUT_TORCH = """
@@ -140,11 +196,13 @@ finally:
 """
 
 
-@pytest.mark.parametrize("arguments", ["--help", "distill --help", "sample --help"])
+@pytest.mark.parametrize("arguments", ["--help", "--version", "distill --help",
+                                       "sample --help"])
 def test_help_does_not_wait_for_torch(arguments):
     command = [sys.executable, "-c", WITHOUT_TORCH, *arguments.split()]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stderr == "False\n" and "usage: " in done.stdout
+    assert done.returncode == 0 and done.stderr == "False\n"
+    assert ("usage: " in done.stdout) == arguments.endswith("--help")
 
 
 def test_the_overview_is_one_screen_with_every_command(capsys):
@@ -245,3 +303,27 @@ def test_outputs_are_checked_before_the_work(tmp_path, monkeypatch, capsys, comm
                  "training.loop.fresh_generator", "training.loop.load_generator"):
         monkeypatch.setattr(f"gapkd.{name}", worked)
     assert message in refusal(capsys, *command.replace("OUT", place).split())
+
+
+WRITTEN = [chapters.ROOT / "README.md", *sorted(chapters.NOTEBOOKS.rglob("*.ipynb"))]
+TYPED = re.compile(r"(?:^|`|-m )gapkd ([a-z]+)((?: +[^`\n ]+)*)", re.MULTILINE)
+
+
+def prose(file: Path) -> str:
+    """What a page says outside its code cells, each command on one line."""
+    text = file.read_text()
+    if file.suffix == ".ipynb":
+        cells = json.loads(text)["cells"]
+        text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    return re.sub(r"\s*\\\n\s*", " ", text)
+
+
+@pytest.mark.parametrize("file", WRITTEN, ids=lambda file: file.stem)
+def test_what_we_tell_people_to_type_is_known(file):
+    for command, words in TYPED.findall(prose(file)):
+        if command == "study":  # in notes on records of a former version
+            continue
+        assert command in cli.names(), f"gapkd {command}"
+        options = [field.name.replace("_", "-") for field in fields(cli.settings_of(command))]
+        for option in re.findall(r"--([\w-]+)", words):
+            assert option.removeprefix("no-") in ["help", *options], f"{command} --{option}"

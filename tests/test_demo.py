@@ -8,11 +8,13 @@ import hashlib
 import io
 import json
 import os
+import re
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 pytest.importorskip("onnxruntime", reason="needs the extra `export`")
@@ -36,7 +38,8 @@ from gapkd.sharing.web import (  # noqa: E402
     write_demo,
 )
 
-CONTENT = {SCRIPT: b"export {};", WASM: b"\0asm and so on"}
+CONTENT = {SCRIPT: b"export {};", WASM: b"\0asm and so on", web.GPU[0]: b"export {};",
+           web.GPU[1]: b"\0asm and more"}
 
 
 @pytest.fixture
@@ -78,6 +81,7 @@ def test_what_lies_in_the_folder(page, files):
     record = json.loads((folder / "networks.json").read_text())
     assert record["start"] == {"seed": 5, "truncation": 0.7}
     assert record["runtime"] == "onnxruntime-web as given"
+    assert record["devices"] == ["wasm", "webgpu"]
     student, teacher = record["networks"]
     assert (student["role"], student["name"]) == ("student", "s")
     assert (teacher["role"], teacher["name"]) == ("teacher", "t")
@@ -104,12 +108,66 @@ def test_stages_are_summed_up(page, tmp_path):
 def test_every_file_that_the_page_names_is_there(page, files):
     folder = page(*files)
     text = "".join((folder / name).read_text() for name in ("index.html", "worker.js"))
-    scripts = {path.name: path.read_text() for path in folder.glob("*.js")}
+    scripts = {path.name: path.read_text() for path in folder.glob("*.js") if path.stem != "sw"}
     for path in folder.iterdir():
         if path.suffix in (".js", ".css", ".gz", ".mjs"):
             others = text + "".join(v for name, v in scripts.items() if name != path.name)
-            assert f'"{path.name}"' in others or f'"./{path.name}"' in others, path.name
+            assert re.search(rf'["`](\./)?{re.escape(path.name)}["#]', others), path.name
     assert "://" not in text.replace("http://www.w3.org", ""), "the page names an address"
+
+
+def test_what_is_kept_for_a_visit_without_a_connection(page, files, runtime):
+    def kept(folder):
+        number, listed = (folder / "sw.js").read_text().splitlines()[:2]
+        return number, json.loads(listed.removeprefix("const FILES = ").removesuffix(";"))
+
+    folder = page(*files)
+    number, listed = kept(folder)
+    assert sorted(sum(listed.values(), ["sw.js", "preview.png"])) == sorted(os.listdir(folder))
+    assert kept(page(*files))[0] == number != kept(page(*files, seed=3))[0]
+    (runtime / "dist" / web.GPU[1]).unlink()  # a runtime of before WebGPU
+    folder = page(*files)
+    assert json.loads((folder / "networks.json").read_text())["devices"] == ["wasm"]
+    assert kept(folder)[1]["webgpu"] == []
+
+
+def test_links_to_the_page_show_a_picture(page, files):
+    for address, seen in (("", "preview.png"), ("https://a.b/c/", "https://a.b/c/preview.png")):
+        folder = page(*files, address=address)
+        text = (folder / "index.html").read_text()
+        assert f'<meta property="og:image" content="{seen}">' in text
+        assert ('<meta property="og:url" content="https://a.b/c/">' in text) == bool(address)
+        for name in ("og:title", "og:description", "og:type", "og:image:alt", "twitter:card"):
+            assert f'"{name}"' in text
+    card = np.asarray(Image.open(folder / "preview.png"))
+    assert card.shape == (630, 1200, 3)
+    student = np.asarray(Image.open(folder / "student.png"))
+    assert np.array_equal(card[31:599:71, 22:590:71][:8, :8], student)
+
+
+def test_a_space_says_so_in_its_front_matter(page, files):
+    assert not (page(*files) / "README.md").exists()
+    front = (page(*files, space=True) / "README.md").read_text().split("---\n")[1]
+    data = yaml.safe_load(front)
+    assert (data["sdk"], data["app_file"], data["title"]) == ("static", "index.html", "page1")
+    assert {"emoji", "colorFrom", "colorTo", "pinned"} <= data.keys()
+    assert len(data["short_description"]) <= 60
+
+
+def test_generators_are_exported_on_the_way(page, tmp_path, monkeypatch):
+    asked = []
+
+    def fake(config):
+        asked.append(config.generator)
+        handmade.write(Path(config.onnx), len(asked))
+
+    monkeypatch.setattr(web, "export", fake)
+    assert [n["role"] for n in networks_of(page())] == ["student", "teacher"]
+    assert asked == ["toyfaces64_recipe", "toyfaces64"]
+    assert [n["role"] for n in networks_of(page("some/where"))] == ["network"]
+    assert asked[2:] == ["some/where"]
+    assert json.loads((page() / "networks.json").read_text())["start"] == {
+        "seed": 28, "truncation": 0.7}
 
 
 def test_the_pages_networks_ask_for_nothing_optional_and_draw_the_same(page, files):
@@ -154,7 +212,7 @@ def test_one_network_with_classes(page, tmp_path):
     network, = networks_of(folder)
     assert (network["role"], network["file"], network["c_dim"]) == ("network", "network.onnx", 3)
     picture = np.asarray(Image.open(folder / "network.png"))
-    drawn, _ = draw(open_network(file, "network"), latent(0, 6)[None])
+    drawn, _ = draw(open_network(file, "network"), latent(28, 6)[None], 0.7)
     assert np.array_equal(drawn[0], picture)
 
 
@@ -209,6 +267,8 @@ def test_pairs_that_do_not_belong_together(changes, message, files, page, tmp_pa
     (["text.onnx"], "text.onnx is no ONNX file of `gapkd export`"),
     (["s.onnx", "--seed", "-1"], "seed must lie between"),
     (["s.onnx", "--truncation", "nan"], "truncation must lie"),
+    (["s.onnx", "--address", "my page"], "address must be that of a page, https://"),
+    (["nobody"], "there is no checkpoint nobody"),
     (["s.onnx", "--runtime", "nowhere"], "nowhere holds no onnxruntime-web: give --runtime a"),
     (["s.onnx", "--out", "text.onnx"], "text.onnx exists already"),
     (["missing.onnx", "--out", "full"], "full exists already: remove it or choose another")])

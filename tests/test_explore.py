@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 
+import ipywidgets as widgets
 import numpy as np
 import pytest
 import torch
@@ -141,12 +142,21 @@ def test_a_page_without_a_kernel_gets_what_the_widgets_show(kind):
     explorer.seed.value = 5
     bundle, metadata = explorer._repr_mimebundle_(include=None, exclude=None)
     assert "seed 5" in metadata["image/png"]["alt"] or "seed A 5" in metadata["image/png"]["alt"]
+    assert bundle["text/plain"] == metadata["image/png"]["alt"], "not a listing of widgets"
     view = bundle["application/vnd.jupyter.widget-view+json"]
     assert view["model_id"] == explorer.widget.model_id
     after = pixels(base64.b64decode(bundle["image/png"]))
     for caption, png in shown(explorer).items():
         assert holds(after, pixels(png)), caption
         assert holds(before, pixels(png)) == caption.endswith("seed B")
+
+
+def test_ipywidgets_7_which_only_displays_shows_the_same(explorer, monkeypatch):
+    kind = "application/vnd.jupyter.widget-view+json"
+    before, _ = explorer._repr_mimebundle_()
+    monkeypatch.delattr(widgets.Widget, "_repr_mimebundle_")
+    bundle, _ = explorer._repr_mimebundle_()
+    assert bundle[kind] == before[kind] and bundle["image/png"] == before["image/png"]
 
 
 def test_looking_changes_no_network():

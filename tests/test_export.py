@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import perturb
 
+import gapkd
 from gapkd.cli import main
 from gapkd.files.checkpoints import save_network
 from gapkd.metrics.editing import Directions, save_directions, sefa
@@ -161,6 +162,23 @@ def test_a_transposed_convolution_has_its_channels_elsewhere(group, axis):
 
     node = helper.make_node("ConvTranspose", ["x", "w"], ["y"], group=group)
     assert module.output_axis(node, 4) == axis
+
+
+@pytest.mark.parametrize("precision", module.LIMITS)
+def test_the_file_explains_itself_to_other_programs(precision):
+    import onnx
+
+    model = onnx.load_from_string(to_onnx(network(c_dim=3), precision))
+    assert (model.producer_name, model.producer_version) == ("gapkd", gapkd.__version__)
+    assert f"8 x 8 px, {precision}" in model.doc_string
+    assert model.graph.name == "stylegan2-generator"
+    values = {value.name: value for value in (*model.graph.input, *model.graph.output)}
+    first = {n: v.type.tensor_type.shape.dim[0].dim_param or 1 for n, v in values.items()}
+    assert first == {"z": "batch", "c": "batch", "truncation": 1, "offset": "offset_batch",
+                     "image": "batch", "ws": "batch"}
+    assert all(value.doc_string for value in values.values())
+    names = [node.name for node in model.graph.node]
+    assert all(names) and len(set(names)) == len(names)
 
 
 def test_the_command_writes_and_says_what_it_checked(written):

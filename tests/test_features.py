@@ -41,5 +41,5 @@ def test_perceptual_distance_equals_its_formula_and_passes_gradients_to_both_ima
 def test_a_missing_extra_is_one_clear_sentence(open_network):
     if importlib.util.find_spec("torch_fidelity") and importlib.util.find_spec("lpips"):
         pytest.skip("the metrics extra is installed here")
-    with pytest.raises(MissingExtraError, match=r"pip install -e .\.\[metrics\]"):
+    with pytest.raises(MissingExtraError, match=r"pip install .gapkd\[metrics\]"):
         open_network()

@@ -71,6 +71,16 @@ def test_the_png_of_a_grid_holds_all_pixels_and_colours(figure, size):
             assert contains(pixels_of(png), tile), f"image {n} is covered or was changed"
 
 
+def test_a_drawing_takes_few_bytes_and_looks_as_it_was_drawn():
+    drawing, whole = diagrams.diagram("generator"), io.BytesIO()
+    drawing.savefig(whole, format="png", dpi=1.5 * figures.DPI)
+    stored = drawing._repr_png_()[0]
+    assert len(stored) < 20_000
+    away = np.abs(pixels_of(stored).astype(int) - pixels_of(whole.getvalue()))
+    assert away.max() <= 8
+    assert (pixels_of(stored)[0, 0] == 255).all()
+
+
 def test_rows_need_one_resolution_and_captions_one_image_each():
     with pytest.raises(ValueError, match="one resolution"):
         figures.compare_rows({"a": images(2), "b": images(2, 16)})
@@ -95,6 +105,7 @@ def same(*names: str) -> dict:
     return {name: (torch.arange(5.0), torch.arange(5.0)) for name in names}
 
 
+NAN = float("nan")
 FITTED = [(LONG, LONG, LONG, {NAME: [(1, 2), (3, 4)], WORD: [(5, 9)]}, lambda x: 1 + x)] * 2
 CRAMPED = {  # "function, case" -> a figure whose texts are long for the room they have
     "show_grid, captions": lambda: figures.show_grid(images(8), 4, LONG, [TWO] * 8),
@@ -121,6 +132,10 @@ CRAMPED = {  # "function, case" -> a figure whose texts are long for the room th
                                       width=4),
     "dots, three": lambda: figures.dots(
         {panel: {NAME: [1.0, 2.0], "b": [3.0]} for panel in (TWO, NAME, WORD)}, LONG),
+    "intervals, one": lambda: figures.intervals({NAME: {WORD: (1, 0, 2), "b": (3, NAN, NAN)}},
+                                                LONG, LONG, width=4),
+    "intervals, three": lambda: figures.intervals(
+        {name: {NAME: (1, 0, 2), WORD: (-3, -4, -2)} for name in (TWO, NAME, WORD)}, LONG, LONG),
     "heatmaps, one": lambda: figures.heatmaps({TWO: torch.eye(12)}, NAME, "moved face j", "face i",
                                               NAME),
     "heatmaps, small": lambda: figures.heatmaps(
@@ -207,9 +222,6 @@ def test_lines_that_coincide_are_all_seen(points):
             assert seen > 25, f"line {n} of {visible}: {seen} px"
 
 
-NAN = float("nan")
-
-
 @pytest.mark.parametrize("y", [[[0.0, 1.0, 2.0]], [[0.0, 1.0, 2.0], [NAN, NAN, NAN]]])
 def test_one_seed_has_no_spread(y):
     with warnings.catch_warnings():
@@ -274,6 +286,21 @@ def test_dots_show_every_seed_and_the_mean():
     assert [tuple(point) for point in ends] == [(1.0, 0.0), (3.0, 0.0)]  # mean 2, deviation 1
     assert [tick.get_text() for tick in left.get_yticklabels()] == ["ours", "theirs"]
     assert left.lines[-1].get_xdata() == [4.0, 4.0] != list(right.lines[-1].get_xdata())
+
+
+def test_intervals_reach_from_low_to_high_in_the_row_that_they_belong_to():
+    groups = {"a": {"FID": (1.0, 0.5, 2.0), "PPL": (3.0, NAN, NAN)},
+              "b": {"PPL": (-1.0, -2.0, 0.0)}}
+    figure = figures.intervals(groups, "Two")
+    assert figure.alt == "Two. difference, with intervals. a: FID 1, PPL 3. b: PPL -1."
+    (axes,) = figure.axes
+    a, b = axes.containers
+    assert list(a.lines[0].get_xdata()) == [1.0, 3.0] and list(b.lines[0].get_xdata()) == [-1.0]
+    ends = [segment[:, 0].tolist() for segment in a.lines[2][0].get_segments()]
+    assert ends == [[0.5, 2.0], [3.0, 3.0]]
+    rows = [round(float(y)) for bars in (a, b) for y in bars.lines[0].get_ydata()]
+    assert rows == [0, 1, 1]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["FID", "PPL"]
 
 
 def test_panels_of_one_kind_reach_equally_far():
@@ -383,6 +410,18 @@ def test_grouped_bars_stand_above_their_category():
                 (ticks["foreign"] + 0.2, 0.1)]
     assert np.allclose(bars, expected)
     assert "chance" in texts(axes.figure) and axes.lines[0].get_ydata()[0] == 0.3
+
+
+def test_many_categories_lie():
+    values = {"a": {f"factor {n}": 0.1 * n for n in range(15)}, "b": {"factor 3": -0.5}}
+    axes = figures.grouped_bars(values, "t", "r", {"chance": 0.3}).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(values["a"])
+    bars = [bar for bar in axes.patches if bar.get_width()]
+    assert bars[2].get_width() == pytest.approx(0.3) and bars[-1].get_width() == -0.5
+    assert axes.get_xlabel() == "r"
+    boxes = [label.get_window_extent() for label in axes.get_yticklabels()]
+    assert not any(a.overlaps(b) for a, b in zip(boxes, boxes[1:], strict=False))
+
 
 
 def test_a_heat_map_shows_the_faces_of_its_rows_and_columns():

@@ -36,6 +36,17 @@ def test_a_gif_keeps_its_frames_and_starts_again(tmp_path):
         assert gif.convert("RGB").getpixel((4, 4))[0] > 200
 
 
+def test_a_gif_keeps_the_colours(tmp_path):
+    across = np.linspace(0, 255, 64, dtype=np.uint8)
+    pixels = np.stack(np.broadcast_arrays(across, across[:, None], 128), axis=2).astype(np.uint8)
+    frames = [Image.fromarray(pixels), Image.fromarray(255 - pixels)]
+    with Image.open(save_gif(frames, tmp_path / "a.gif")) as gif:
+        for number, frame in enumerate(frames):
+            gif.seek(number)
+            error = np.asarray(gif.convert("RGB"), float) - np.asarray(frame, float)
+            assert np.abs(error).mean() < 4  # of 255: each frame has its own 256 colours
+
+
 def test_grey_and_rgba_images_are_seen_as_they_look():
     dice = torch.Generator().manual_seed(0)
     grey, rgb = (torch.rand(2, c, 4, 4, generator=dice) * 2 - 1 for c in (1, 3))

@@ -276,7 +276,7 @@ def test_the_public_address_has_one_home():
 
 
 FLOORS = [
-    {"parallel", "settings"}, {"files.storage"}, {"networks"}, {"data"}, {"files"},
+    {"parallel", "progress", "settings"}, {"files.storage"}, {"networks"}, {"data"}, {"files"},
     {"distillation"}, {"metrics"}, {"training"}, {"experiments", "viewing", "sharing"},
     {"chapters"}, {"cli"},
 ]

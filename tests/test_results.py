@@ -13,11 +13,14 @@ from gapkd.experiments import results
 from gapkd.experiments.results import (
     SET_COLUMNS,
     holm,
+    in_percent,
     paired,
+    paired_table,
     read_results,
     results_table,
     summary,
     sweep_note,
+    told_apart,
 )
 
 STORED = sorted((Path(__file__).parent.parent / "data" / "results").glob("*.jsonl"))
@@ -109,6 +112,31 @@ def test_columns_that_are_asked_for_in_their_unit():
     lines = results_table([record], columns=SET_COLUMNS).splitlines()
     assert lines[0] == "| 10 images each, judged on 5k | seeds | FID ↓ | KID × 10³ ↓ | PPL ↓ |"
     assert lines[2] == "| paper | 1 | 1.000 | 12.300 | 7.500 |"
+
+
+def test_a_table_of_pairs_counts_what_stays_after_the_correction():
+    values = {"a": [(0.5, 1.0, 3.0), (0.7, 1.2, 4.0), (0.9, 1.1, 3.0)],
+              "b": [(0.1, 2.0, 3.0), (0.2, 2.2, 3.0), (0.55, 2.1, 4.0)], "c": [(0.1, 1.0, 1.0)]}
+    records = [run(arm, seed, l1=l1, agree_edits=edits, ppl_x_2k=ppl)
+               for arm, runs in values.items() for seed, (l1, edits, ppl) in enumerate(runs)]
+    columns = {"l1": "L1 ↓", "agree_edits": "edits ↑", "ppl_.+": "PPL ↓"}
+    rows = {"first": ("a", "b"), "second": ("a", "c"), "third": ("a", "d")}
+    # edits: -1 in every pair, p 0; L1: 0.4, 0.5, 0.35, p 0.0106 times 2; PPL: 0, 1, -1, p 1
+    assert paired_table(records, rows, columns, ("L1 ↓",)).splitlines() == [
+        "| arm − other | pairs | L1 ↓ | intervals without 0 | after Holm |",
+        "|---|--:|--:|--:|--:|",
+        "| first: `a` − `b` | 3 | +0.417 [+0.227, +0.606], p 0.022 | 2 of 3 | 2 |",
+        "| second: `a` − `c` | 1 | +0.400 (one seed) | 0 of 3 | 0 |",
+        "| third: `a` − `d` | 0 | no common seed | 0 of 3 | 0 |"]
+    assert "-1.000 [-1.000, -1.000], p < 0.001" in paired_table(records, rows, columns)
+    assert told_apart(records, "a", "b", columns) == ([], ["L1 ↓", "edits ↑"])
+    assert told_apart(records, "b", "a", columns) == (["L1 ↓", "edits ↑"], [])
+    assert told_apart(records, "a", "c", columns) == ([], [])  # one seed
+    assert told_apart(records, "a", "b", columns | {"l1": "L1"}) == ([], ["edits ↑"])
+    relative = in_percent(records, "a", "b", columns)  # L1 0.417 [0.227, 0.606] of 0.283
+    assert relative["L1 ↓"] == pytest.approx((-147.1, -214.0, -80.1), abs=0.1)
+    assert relative["edits ↑"] == pytest.approx((-100 / 2.1,) * 3)
+    assert in_percent(records, "a", "d", columns) == {}
 
 
 def test_a_table_does_not_mix():

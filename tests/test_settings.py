@@ -7,7 +7,14 @@ import json
 import pytest
 
 from gapkd.networks.stylegan2 import Discriminator
-from gapkd.settings import DistillConfig, TrainConfig, from_dict, to_dict, widths
+from gapkd.settings import (
+    DistillConfig,
+    TrainConfig,
+    from_dict,
+    read_settings,
+    to_dict,
+    widths,
+)
 
 NO_LOSS = {"gan_weight": 0.0, "rgb_weight": 0, "perceptual_weight": 0, "ld_weight": 0}
 
@@ -59,3 +66,22 @@ def test_widths_name_the_finest_blocks():
     assert widths((8, 6, 4, 2), 32) == [8, 6, 4, 2]
     with pytest.raises(ValueError, match="channels names 3 blocks, but a 8 px network has 2"):
         Discriminator(8, widths((8, 8, 8), 8))
+
+
+def test_settings_in_one_line():
+    text = 'kernel: 1, lr: 2e-3, ld_blocks: [1, 2], d_channels: 8, noise: off, data: "a, b"'
+    text += ", kernel: 3"
+    assert read_settings(text) == {"kernel": 3, "lr": 0.002, "ld_blocks": (1, 2), "noise": False,
+                                   "d_channels": (8,), "data": "a, b"}
+    assert read_settings("") == {}
+
+
+@pytest.mark.parametrize("text, message", [
+    ("kernel", "kernel must be one of 3, 1, not None"),
+    ("ld_blocks: [1, 2", "cannot be read as settings: write name: value, name: value"),
+    ("ld_blocks: [1, x]", r"ld_blocks must be a tuple of int, not \(1, 'x'\)"),
+    ("kernel: 1}, {lr: 1", "cannot be read as settings"), ("noise: 2", "noise must be of type"),
+    ("seeds: 1", "no setting seeds; did you mean seed"), ("lr=3", "no setting lr=3; did you mean")])
+def test_a_wrong_setting_in_one_line_is_one_sentence(text, message):
+    with pytest.raises(ValueError, match=message):
+        read_settings(text)

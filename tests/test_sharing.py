@@ -5,12 +5,17 @@ from __future__ import annotations
 import copy
 import errno
 import hashlib
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -95,10 +100,149 @@ def test_the_folder_keeps_to_the_conventions_of_the_hub(tmp_path, kind, capsys):
     with safe_open(folder / "model.safetensors", "pt") as file:
         assert file.metadata()["format"] == "pt"
 
-    class Mixed(type(G), hub.PyTorchModelHubMixin):
+    class Mixed(hub.PyTorchModelHubMixin, type(G)):
         """What other tools read the folder with."""
 
     assert equal(Mixed.from_pretrained(folder), G)
+
+
+@network
+def test_generators_have_the_methods_of_the_hub(tmp_path, kind):
+    G = NETWORKS[kind]()
+    assert G.save_pretrained(tmp_path / "net", license="mit") is None
+    assert sorted(os.listdir(tmp_path / "net")) == FILES
+    loaded = type(G).from_pretrained(tmp_path / "net", map_location="cpu")
+    assert equal(loaded, G) and not loaded.training
+    other = Generator if kind == "mobile" else MobileGenerator
+    with pytest.raises(ValueError, match=f"net is a {type(G).__name__}, not a {other.__name__}:"):
+        other.from_pretrained(tmp_path / "net")
+
+
+def test_uploading(tmp_path, monkeypatch):
+    sent = []
+
+    def upload_folder(self, **given):
+        there = Path(given["folder_path"])
+        sent.append((given["repo_id"], there.name, sorted(os.listdir(there))))
+        return "https://a.commit"
+
+    monkeypatch.setattr(hub.HfApi, "create_repo",
+                        lambda self, repo_id, **_: SimpleNamespace(repo_id=f"me/{repo_id}"))
+    monkeypatch.setattr(hub.HfApi, "upload_folder", upload_folder)
+    G = stylegan2()
+    assert G.push_to_hub("net", license="mit") == "https://a.commit"
+    assert G.save_pretrained(tmp_path / "a", push_to_hub=True) == "https://a.commit"
+    assert sent == [("me/net", "net", FILES), ("me/a", "a", FILES)]
+
+    def unknown(self, repo_id, **_):
+        raise OSError("no token")
+
+    monkeypatch.setattr(hub.HfApi, "create_repo", unknown)
+    with pytest.raises(ValueError, match=r"uploaded to me/net \(no token\): .*`hf auth login`$"):
+        G.push_to_hub("me/net")
+
+
+COMMIT = "0123456789" * 4
+FAULTS = {"private": (401, "RepoNotFound"), "gated": (403, "GatedRepo"), "ill": (500, "")}
+
+
+class Hub(SimpleHTTPRequestHandler):
+    """A hub at home: user/name/resolve/main/file is user/name/file of a folder."""
+
+    def send_head(self):
+        user, name, _, revision, *rest = [*self.path.strip("/").split("/"), "", ""]
+        file = Path(self.directory, user, name, *filter(None, rest))
+        code, fault = FAULTS.get(name, (404, "EntryNotFound"))
+        if name not in FAULTS and not file.parent.is_dir():
+            fault = "RepoNotFound"
+        elif revision not in ("main", COMMIT):
+            fault = "RevisionNotFound"
+        elif file.is_file():
+            code, fault = 200, ""
+        content = file.read_bytes() if code == 200 else b""
+        self.send_response(code)
+        for header in ("X-Error-Code", fault), ("X-Repo-Commit", COMMIT), (
+                "Content-Length", str(len(content))), ("ETag", f'"{len(content)}"'):
+            self.send_header(*header)
+        self.end_headers()
+        return io.BytesIO(content)
+
+    def log_message(self, *_):
+        pass
+
+
+ASK = """
+import json, sys, gapkd
+for name in json.load(sys.stdin):
+    try:
+        print("found", type(gapkd.load_generator(name)).__name__)
+    except gapkd.CheckpointError as error:
+        print(error)
+"""
+
+
+@pytest.fixture
+def ask(tmp_path):
+    """Loads generators by name in a process of its own, whose hub is a folder; returns what it
+    says, a line each."""
+    at_home = partial(Hub, directory=str(tmp_path / "hub"))
+
+    def load(*names: str, offline: bool = False) -> list[str]:
+        with ThreadingHTTPServer(("127.0.0.1", 0), at_home) as server:
+            address = f"http://127.0.0.1:{1 if offline else server.server_address[1]}"
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": address,
+                                        "PYTHONPATH": str(Path(gapkd.__file__).parent.parent)}
+            done = subprocess.run([sys.executable, "-c", ASK], cwd=tmp_path, env=environment,
+                                  input=json.dumps(names), capture_output=True, text=True)
+            server.shutdown()
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    return load
+
+
+@pytest.mark.slow
+def test_repositories_of_a_hub(tmp_path, ask):
+    me = tmp_path / "hub" / "me"
+    save_pretrained(stylegan2(), me / "net")
+    save_pretrained(stylegan3(), me / "edited")
+    edited(w_dim=9)(me / "edited")
+    (me / "old").mkdir()
+    (me / "old" / "ffhq.pkl").write_bytes(nvidia_pickle(named_like_nvidia(stylegan2())))
+    assert ask("me/net", "hf://me/net", "hf://me/net@main", "hf://me/old/ffhq.pkl") == (
+        ["found Generator"] * 4)
+    *found, offline = ask("me/net", f"hf://me/net@{COMMIT}", "me/away", offline=True)
+    assert found == ["found Generator"] * 2
+    assert re.search(r"could not be fetched \(.*refused.*\) and is not in the cache: check the "
+                     "connection", offline)
+    away, *said = ask("me/away", "me/private", "hf://me/gated", "hf://me/net@v9", "hf://me/old",
+                      "hf://me/ill", "hf://me", "hf://me/old/../x", "me/edited")
+    for line, words in zip((away, *said), (
+            "there is no checkpoint me/away here, and the hub shows no repository me/away, it may "
+            "be private: check it, or log in with `hf auth login`",
+            "the hub shows no repository me/private", "hf://me/gated is open to those alone who",
+            "hf://me/net@v9 has no revision v9: check it", "hf://me/old holds no model.safetensors:"
+            " name a file of it, as in hf://me/old/FILE", "hf://me/ill could not be fetched (the "
+            "server says 500", "hf://me names no repository: give", "hf://me/old/../x",
+            "config.json and model.safetensors beside it disagree about w_dim"), strict=True):
+        assert words in line
+    # what is here comes first, and a folder of the user's name keeps the hub out
+    save_pretrained(stylegan3(), tmp_path / "me" / "net")
+    *found, typo = ask("me/net", "hf://me/net", "me/nut")
+    assert found == ["found AliasFreeGenerator", "found Generator"]
+    assert typo.startswith("there is no checkpoint me/nut: give a file")
+
+
+def test_a_repository_as_teacher_is_the_base_model(tmp_path, monkeypatch):
+    monkeypatch.setattr("gapkd.files.checkpoints.fetch", lambda address: tmp_path / "teacher")
+    save_pretrained(stylegan2(), tmp_path / "teacher")
+    result = distill(distill_config(tmp_path / "run", "some/where", ld_blocks=(1,)))
+    provenance = provenance_of(result.checkpoint)
+    assert provenance["settings"]["teacher"] == "hf://some/where"
+    data, text = card(save_pretrained(result.generator, tmp_path / "net", provenance))
+    assert data["base_model"] == "some/where" and "distilled from" in text
+    assert "the generator `hf://some/where`" in text
 
 
 @network
@@ -152,6 +296,7 @@ def test_data_and_origin_of_a_student(tmp_path):
                              name="Faces: a *small* {{ one }}")
     data, text = card(folder)
     assert data == {"license": "cc-by-nc-4.0", "library_name": "gapkd",
+                    "base_model": "toyfaces32", "datasets": ["toyfaces"],
                     "pipeline_tag": "unconditional-image-generation",
                     "tags": ["gapkd", "stylegan2", "gan", "image-generation",
                              "knowledge-distillation"]}  # nothing was measured: no model-index
@@ -228,7 +373,10 @@ def test_the_numbers_on_the_card_are_those_of_evaluate(tmp_path, teacher_file, c
     wanted = {name for name in rows[2] if not name.endswith("_chance")}
     assert scores.keys() == {name for name in wanted - {"name"}
                              if not re.match("agree_(?!mean_)", name)}
-    assert scores["fid_toyfaces_40"]["type"] == "fid"
+    assert scores["fid_toyfaces_40"]["type"] == "fid_toyfaces"  # which is no fid
+    assert scores["perceptual"]["type"] == "perceptual_toyfaces"
+    assert data["metrics"] == sorted({score["type"] for score in scores.values()})
+    assert not {"fid", "kid", "precision"} & set(data["metrics"])
     table = section(text, "How good it is")
     for name, score in scores.items():
         assert score["value"] == pytest.approx(rows[2][name], rel=1e-3, abs=1e-9)

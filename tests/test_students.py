@@ -82,14 +82,17 @@ def test_the_channels_of_highest_score_stay(networks, kind, name, monkeypatch):
         asked.append(options)
         return [torch.arange(w.shape[1]).float() for w in pruning.weights(G)]
 
-    def slim(G, images, seed):
-        return G, rising(G, images=images, seed=seed)
+    def slim(G, images, **options):
+        return G, rising(G, images=images, **options)
 
     monkeypatch.setitem(pruning.SCORES, name, rising)
     monkeypatch.setattr("gapkd.distillation.students.slim", slim)
-    student = make_student(teacher, 0.5, synthesis=name, seed=3, content=abs, slimming_images=7)
-    options = {"pruned-content": {"content": abs}, "slimmed": {"images": 7, "seed": 3}}
-    assert asked == [options.get(name, {})] and name in SYNTHESES
+    student = make_student(teacher, 0.5, synthesis=name, seed=3, content=abs, slimming_images=7,
+                           progress=True)
+    options = {"pruned": {}, "pruned-content": {"content": abs, "progress": True},
+               "pruned-diversity": {"progress": True},
+               "slimmed": {"images": 7, "seed": 3, "progress": True}}
+    assert asked == [options[name]] and name in SYNTHESES
     ours, theirs = pruning.weights(student)[1], pruning.weights(teacher)[1]
     assert torch.equal(ours, theirs[-ours.shape[0]:, -ours.shape[1]:])
 

@@ -317,3 +317,22 @@ def test_the_tables_that_come_along(file, monkeypatch):
         todo = sweep.missing(table, tuple(table.arms), table.seeds)
         assert len(todo) + len(runs) == len(table.arms) * len(table.seeds)
         assert not set(todo) & set(runs)
+
+
+@pytest.mark.parametrize("name", ["table", "tools/sweeps/table.yml"])
+@pytest.mark.parametrize("installed", [True, False])
+def test_tables_of_the_course_go_by_name_and_a_wheel_keeps_its_results(tmp_path, monkeypatch, name,
+                                                                       installed):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep, "INSTALLED", installed)
+    table = sweep._table_of(SweepConfig(name))
+    assert table.results == f"{'runs' if installed else 'data/results'}/table.jsonl"
+    assert table.folder == "runs/table" and "dcp" in table.arms
+    mine = sweep._table_of(SweepConfig(name, results="a/mine.jsonl"))
+    assert (mine.results, mine.folder) == ("a/mine.jsonl", "a/mine")
+
+
+def test_an_unknown_table_names_those_of_the_course(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="tabel cannot be read .*tables .*, table"):
+        sweep._table_of(SweepConfig("tabel"))

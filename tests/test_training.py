@@ -10,6 +10,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 import warnings
 from unittest.mock import MagicMock, Mock
 
@@ -19,6 +20,7 @@ from official_files import named_like_nvidia, nvidia_pickle
 from PIL import Image
 from tiny import config, distill_config, equal, newest, perturb
 
+from gapkd import parallel, progress
 from gapkd.cli import main
 from gapkd.data.datasets import open_dataset
 from gapkd.data.images import save_png
@@ -40,6 +42,26 @@ from gapkd.training import lessons, loop, runs
 from gapkd.training.lessons import Lessons
 from gapkd.training.loop import distill, fresh_generator, train_gan
 from gapkd.training.trainer import Trainer, TrainingDiverged
+
+
+@pytest.mark.parametrize("synthesis", ["pruned-diversity", "pruned-content", "slimmed"])
+def test_without_a_terminal_progress_is_lines_from_before_the_first_step(
+        tmp_path, teacher_file, fake_distance, monkeypatch, capsys, synthesis):
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
+    settings = {"images": 40, "synthesis": synthesis, "batch": 8}
+    distill(distill_config(tmp_path / "loud", teacher_file, progress=True, **settings))
+    said = capsys.readouterr().err
+    lines = said.splitlines()
+    assert "\r" not in said and lines[0].startswith("choosing channels: 0 of ")
+    assert any(line.startswith("distill: ") and " of 40" in line for line in lines)
+    distill(distill_config(tmp_path / "quiet", teacher_file, progress=False, **settings))
+    assert capsys.readouterr().err == ""
+
+
+def test_progress_without_a_terminal_is_a_line_in_five_seconds(capsys):
+    for _ in progress.bar(range(50), desc="deed", unit="steps"):
+        time.sleep(0.001)
+    assert capsys.readouterr().err == "deed: 0 of 50 steps in 00:00, ? to go\n"
 
 
 def test_a_run_leaves_what_it_promises(tmp_path):
@@ -175,6 +197,23 @@ def test_half_precision_resumes_exactly(tmp_path, precision, dtype):
     with half.autocast():
         assert half.G.synthesis(torch.randn(4, 8)).features[-1].dtype == dtype
     assert half.scaler.is_enabled() == (precision == "fp16")
+
+
+@pytest.mark.parametrize("has_bf16, capability, dtype", [
+    (True, (8, 0), torch.bfloat16), (False, (7, 5), torch.float16), (False, (7, 0), torch.float16),
+    (False, (6, 1), None)], ids=["A100", "T4", "V100", "P4"])
+def test_what_auto_means_on_a_gpu(monkeypatch, has_bf16, capability, dtype):
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: has_bf16)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
+    assert parallel.autocast_dtype("auto", torch.device("cuda", 0)) == dtype
+    assert parallel.autocast_dtype("bf16", torch.device("cuda", 0)) == torch.bfloat16
+    assert parallel.autocast_dtype("float32", torch.device("cuda", 0)) is None
+
+
+def test_float16_that_auto_has_chosen_is_trained_with_a_scaled_loss(tmp_path, monkeypatch):
+    monkeypatch.setattr("gapkd.training.trainer.autocast_dtype", lambda *_: torch.float16)
+    trainer = Trainer(config(tmp_path, precision="auto"), Generator(8, 8, 8), Discriminator(8))
+    assert trainer.scaler.is_enabled() and trainer.scaler.get_scale() > 1
 
 
 @pytest.mark.gpu

@@ -42,22 +42,64 @@ repository's own commands on rendered toy faces (no photographs, no downloads), 
 repository's MIT licence. `SHA256SUMS` lists their checksums (`cd data && sha256sum -c SHA256SUMS`).
 This page is written by `python -m tools.data_card` from the files' metadata.
 
-`results/` holds what was measured, with settings, seeds, commit, hardware and date. One JSON line a
-run, from `gapkd sweep` with the table of that name in `tools/sweeps/`: `table.jsonl`, with the
-faces of all methods in `table/` (behind most chapters), `sizes.jsonl`, `direction.jsonl` and
-`screening.jsonl` (chapter 6), `short.jsonl` (some minutes at 32 px), `students.jsonl` (the 64 px
-students below), `schedule.jsonl` (what the recipe should do with its time), `stylegan3.jsonl`
-(chapter 5) and `photographs.jsonl` (the README says of what). By `python -m tools.benchmark`:
-`benchmark.json` and `stylegan3_speed.json`. By `python -m tools.growth`: `growth.json`, and
-`growth.png`. `objective.json` holds trainings of teachers, one seed each: at 32 px and 50,000 or
-100,000 images StyleGAN2's objective, the relativistic one, rates that fall, and the strength of R1;
-then the three of a few minutes on a GPU, two of which are the 64 px teachers below. `story.png`,
-the README's picture, shows the faces in `results/students/`; `demo.png` is a screenshot of the page
-that `gapkd demo` writes.
+`results/` holds what was measured; how is told below. `story.png`, the README's picture, shows the
+faces in `results/students/`; `demo.png` is a screenshot of the page that `gapkd demo` writes.
 
-The figures below were read from other samples than those in the README's tables. The two 64 px
-teachers differ in their seed alone; `toyfaces64` is the one with the lower FID. Weights that take
-two bytes each are float16.
+## How the records were made
+
+One JSON line a run in `results/<name>.jsonl`, from `gapkd sweep tools/sweeps/<name>.yml`, with
+settings, seed, commit, hardware and date. Faces of the first seed lie in the folder of that name,
+where a chapter shows them. [Chapter 6](../notebooks/06_method_comparison.ipynb) says what the
+arms are, what the columns mean and which differences count.
+
+| records | what |
+|---|---|
+| `table` | fourteen methods, three seeds each, 32 px, 100,000 images (chapter 6) |
+| `pairs` | with and without the latent-direction loss, up to eight seeds, 25,000 images |
+| `students` | the 64 px students below, one seed |
+| `sizes` | a tenth of the channels, and kernels of 1; two seeds |
+| `screening` | what the recipe was chosen from |
+| `direction` | five forms of the latent-direction loss |
+| `schedule`, `short` | what the recipe should do with its time; some minutes at 32 px |
+| `stylegan3` | alias-free teacher and students, 8,000 images (chapter 5) |
+| `photographs` | two arms on real faces |
+
+A row again, beside what is there; what a results file holds already is skipped:
+
+    gapkd sweep tools/sweeps/table.yml --arms dcp --seeds 0 --results runs/mine.jsonl
+
+`--jobs 4` makes four runs at a time. The same command, started on as many machines as see the
+folder, shares the runs out:
+
+    sbatch --array=1-8 --gres=gpu:1 --wrap "gapkd sweep my.yml --results runs/mine.jsonl"
+
+A run of the table takes 12 to 24 minutes on one core of the machine that its record names; a few
+that took longer ran beside other work. Two of them, seed 0 of `slimming` and seed 1 of
+`regression`, were begun at commit 23dc4aa0b72a and taken up again at the one in their record. The
+runs of one seed share latents and the order of the data; channel scores are the same for all seeds.
+
+Everything but L1 and projection PSNR is read by a network that knows toy faces. `attributes` is
+also the perceptual loss of all arms except `alone` and `dcd`; figures that begin with `second_` are
+read by `second_judge`, which no student was trained with. A record keeps the chance level of each
+arm beside its agreement: what its faces would score against the teacher's faces of other z.
+
+The photographs are 13,164 grey faces of 64 px, 28 % of them smiling (the SMILEs set of
+hromi/SMILEsmileD; one damaged file left out), read at 32 px and mirrored at random; the teacher saw
+200,000 images. The judge was trained on the smile labels (`gapkd judge`): it gives the perceptual
+loss, the feature space of FID and the agreement. The set's licence is not stated: neither its
+images nor weights trained on them are here.
+
+By `python -m tools.benchmark`: `benchmark.json` and `stylegan3_speed.json`. By `python -m
+tools.growth`: `growth.json`, and `growth.png`. `objective.json` holds trainings of teachers, one
+seed each: at 32 px and 50,000 or 100,000 images StyleGAN2's objective, the relativistic one, rates
+that fall, and the strength of R1; then the three of a few minutes on a GPU, two of which are the
+64 px teachers below.
+
+## The networks
+
+The figures below were read from other samples than those in `results/`. The two 64 px teachers
+differ in their seed alone; `toyfaces64` is the one with the lower FID. Weights that take two bytes
+each are float16.
 """
 FAMILIES = {"stylegan2-generator": "StyleGAN2", "stylegan3-generator": "StyleGAN3",
             "mobile-generator": "MobileStyleGAN"}

@@ -32,28 +32,36 @@ from gapkd.files.provenance import hardware
 from gapkd.files.storage import write_atomically
 from gapkd.settings import command_line
 from gapkd.viewing import figures
+from gapkd.viewing.diagrams import QUESTIONS
 from tools.benchmark import BenchmarkConfig, show_benchmark
 from tools.growth import GrowthConfig, show_growth
 
 FIRST_CELL = """\
-# On Colab, or wherever the package is missing: bring the repository and install it.
-import importlib.util
-import pathlib
-import subprocess
-import sys
+# Where gapkd is missing (as on Colab): take the clone around this notebook, or else install it.
+{imports}import sys
+from importlib.util import find_spec
+from pathlib import Path
 
-found = importlib.util.find_spec("gapkd")
-if found is None or found.origin is None:  # no origin: a folder of that name, not the package
-    clone = pathlib.Path("{name}-course").resolve()
-    if not clone.exists():
-        subprocess.run(["git", "clone", "--quiet", "{address}", str(clone)], check=True)
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "-e", str(clone)], check=True)
-    sys.path.insert(0, str(clone))
+if getattr(find_spec("gapkd"), "origin", None) is None:
+    above = [Path.cwd(), *Path.cwd().parents]
+    clone = [str(f) for f in above if (f / "gapkd/chapters.py").is_file()]
+    sys.path[:0] = clone[:1]
+{install}
 
 from gapkd.chapters import announce
 
-announce()"""  # noqa: E501
-BADGE = re.compile(r"\[!\[Open in Colab\]\([^)]*\)\]\([^)]*/notebooks/(?P<name>[\w-]+)\.ipynb\)")
+announce()"""
+INSTALL = """\
+    pip = [sys.executable, "-m", "pip", "install", "-q", "git+{address}"]
+    if not clone and subprocess.run(pip).returncode:
+        sys.exit("gapkd could not be installed (pip says why above): check the connection")"""
+UNSET = """\
+    if not clone:
+        sys.exit("Nobody has said where gapkd is published: write it into pyproject.toml, "
+                 "Repository, and run `python -m tools.readme` in the clone.")"""
+BADGE = re.compile(
+    r"(?:<!-- colab: (?P<chapter>[\w-]+) -->)?"
+    r"(?:\[!\[Open in Colab\]\([^)]*\)\]\([^)]*/notebooks/(?P<name>[\w-]+)\.ipynb\))?")
 NOTATION = "<details><summary>Notation of the course</summary>"
 TIME = re.compile(r"\*\*Time:\*\*[^.]*\.")
 
@@ -70,22 +78,37 @@ def address() -> str:
     return found[1].rstrip("/")
 
 
+def is_published() -> bool:
+    """Whether that address is more than a placeholder."""
+    return "/OWNER/" not in address()
+
+
 def badge(notebook: str) -> str:
-    """Markdown of the Colab badge of a chapter."""
+    """Markdown of the Colab badge of a chapter: until the address is known, its place alone."""
+    place = f"<!-- colab: {notebook} -->"
+    if not is_published():
+        return place
     colab = "https://colab.research.google.com"
     owner_name = address().removeprefix("https://github.com/")
     link = f"{colab}/github/{owner_name}/blob/main/notebooks/{notebook}.ipynb"
-    return f"[![Open in Colab]({colab}/assets/colab-badge.svg)]({link})"
+    return f"{place}[![Open in Colab]({colab}/assets/colab-badge.svg)]({link})"
 
 
 def first_cell() -> str:
     """Source of every chapter's first code cell."""
-    return FIRST_CELL.format(address=address(), name=address().rsplit("/", 1)[1])
+    if not is_published():
+        return FIRST_CELL.format(imports="", install=UNSET)
+    install = INSTALL.format(address=address())
+    return FIRST_CELL.format(imports="import subprocess\n", install=install)
 
 
 def synced(text: str) -> str:
     """Markdown with every Colab badge pointing to the current address."""
-    return BADGE.sub(lambda found: badge(found["name"]), text)
+    def anew(found: re.Match) -> str:
+        name = found["chapter"] or found["name"]
+        return badge(name) if name else found[0]
+
+    return BADGE.sub(anew, text)
 
 
 def notation() -> str:
@@ -118,15 +141,52 @@ def sync_notebook(notebook: dict) -> dict:
 
 def chapter_rows() -> str:
     """The table of chapters: title and measured time come from the notebooks themselves."""
-    lines = ["| | chapter | Colab | measured time |", "|---|---|---|---|"]
+    colab = is_published()
+    lines = ["| | chapter | question | time |" + " Colab |" * colab,
+             "|---|---|---|---|" + "---|" * colab]
     for file in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
+        number = file.stem[:2]
         cells = json.loads(file.read_text())["cells"]
         text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
         title = re.search(r"^# (?:\d+\s*[·:.]\s*)?(.+)$", text, re.MULTILINE)[1]
         measured = re.search(r"\*\*Time:\*\* ([^,.]+)", text)[1].strip()
-        link = f"[{title}](notebooks/{file.name})"
-        lines.append(f"| {file.stem[:2]} | {link} | {badge(file.stem)} | {measured} |")
+        question = QUESTIONS[number][0].replace("\n", " ")
+        lines.append(f"| {number} | [{title}](notebooks/{file.name}) | {question} | {measured} |"
+                     + f" {badge(file.stem)} |" * colab)
+    if not colab:
+        lines += ["", BY_HAND]
     return "\n".join(lines)
+
+
+BY_HAND = """On Colab: write the address of your copy of this repository into pyproject.toml \
+(`Repository`), run
+`python -m tools.readme`, and a badge stands beside every chapter; or upload the notebook there by hand and put `!pip
+install git+ADDRESS` above its first cell."""  # noqa: E501
+
+SUMMARY = {"own": "a mapping network of its own",
+           "own-fast": "the same, learning at the full rate",
+           "inherited": "**the teacher's mapping network**",
+           "recipe": "and the teacher's best channels: the recipe",
+           "paper": "the paper's method at its own settings"}
+"""Arms of the README's table, and what they are."""
+
+
+def summary() -> str:
+    """The README's table of results: the finished students at 64 px."""
+    file = ROOT / "data" / "results" / "students.jsonl"
+    records = {record["arm"]: record for record in read_results(file)}
+    teacher, first = records["teacher"]["final"], records["own"]
+    fid = next(name for name in teacher if name.startswith("fid_toyfaces"))
+    lines = [f"| {first['images']:,} images, seed {first['seed']}: a student with | r (chance 0)"
+             f" | same class (chance) | FID (teacher {teacher[fid]:.2f}) |", "|---|--:|--:|--:|"]
+    for arm, words in SUMMARY.items():
+        final = records[arm]["final"]
+        same, chance = (final[f"agree_mean_accuracy{end}"] for end in ("", "_chance"))
+        lines.append(f"| {words} | {final['agree_mean_correlation']:.2f} | {same:.2f} "
+                     f"({chance:.2f}) | {final[fid]:.2f} |")
+    legend = ("r: how well the factors of the two faces of one z correlate. FID: "
+              f"`{fid}`, of toy-face features.")
+    return "\n".join([*lines, "", legend])
 
 
 def stored(name: str) -> dict:
@@ -182,9 +242,15 @@ def filled(text: str, mark: str, content: str) -> str:
 
 
 def readme(text: str) -> str:
-    """The README with its badges and its tables of chapters, results and speed written anew."""
+    """The README with its badges, its table of chapters and its summary written anew."""
+    for mark, content in {"chapters": chapter_rows(), "summary": summary()}.items():
+        text = filled(text, mark, f"\n{content}\n")
+    return synced(text)
+
+
+def results_page(text: str) -> str:
+    """The page of results with its tables written anew."""
     sections = {
-        "chapters": [chapter_rows()],
         "table": sweep_section("table"),
         "students": sweep_section("students"),
         "sizes": sweep_section("sizes", beside=whole_models()),
@@ -196,7 +262,7 @@ def readme(text: str) -> str:
     }
     for mark, parts in sections.items():
         text = filled(text, mark, "\n" + "\n\n".join(parts) + "\n")
-    return synced(text)
+    return text
 
 
 # ----------------------------------------------------------------------------------------- writing
@@ -235,18 +301,22 @@ def execute(name: str) -> float:
     return seconds
 
 
-STORY = {"teacher": "teacher", "own": "own\nmapping", "inherited": "teacher's\nmapping",
-         "recipe": "its channels,\ntoo: recipe", "paper": "paper's\nsettings"}
+STORY = {"teacher": "the teacher", "own": "a student,\nown mapping",
+         "inherited": "the teacher's\nmapping", "recipe": "and its\nchannels"}
 """Arms in the picture at the top, and what it calls them."""
 
 
 def draw_story() -> None:
     """The README's picture: the teacher's faces above those of the first seed's students."""
     faces = read_faces(ROOT / "data" / "results" / "students.jsonl", list(STORY))
-    rows = {STORY[arm]: images[:12] for arm, images in faces.items()}
-    title = "The same twelve latents: a teacher and its students after 100,000 images"
-    picture = figures.to_png(figures.compare_rows(rows, title, ncols=12))
+    rows = {STORY[arm]: images[:6] for arm, images in faces.items()}
+    title = "The same z down every column: what must a small StyleGAN inherit?"
+    picture = figures.to_png(figures.compare_rows(rows, title, ncols=6, size=128))
     write_atomically(ROOT / "data" / "story.png", picture)
+
+
+PAGES = {ROOT / "README.md": readme, ROOT / "data" / "results" / "README.md": results_page}
+"""What `main` writes besides notebooks, and how."""
 
 
 @dataclass(frozen=True)
@@ -268,8 +338,8 @@ def main(config: ReadmeConfig) -> None:
     for file in notebooks():
         notebook = sync_notebook(json.loads(file.read_text()))
         replace(file, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
-    page = ROOT / "README.md"
-    replace(page, readme(page.read_text()))
+    for page, write in PAGES.items():
+        replace(page, write(page.read_text()))
 
 
 def replace(file: Path, text: str) -> None:

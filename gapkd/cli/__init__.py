@@ -15,7 +15,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, get_type_hints
 
-import tyro
+from gapkd.cli.options import parsed
 
 COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Start here": {
@@ -42,6 +42,23 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     },
 }
 """Group -> command -> (module that holds it, what it does)."""
+EXAMPLES = {
+    "distill": "--recipe gapkd --teacher toyfaces64 --images 20000 --out runs/first",
+    "chapter": "02 --parameters images=20000 seed=1",
+    "teacher": "--resolution 32 --images 300000 --out runs/my-teacher",
+    "resume": "runs/my-teacher --images 600000",
+    "judge": "--data photos.zip --out judge.safetensors",
+    "plan": "--teacher toyfaces64 --keep 0.3",
+    "evaluate": "runs/first --teacher toyfaces64",
+    "sweep": "table --arms dcp --seeds 0 --results runs/mine.jsonl",
+    "sample": "toyfaces64 --truncation 0.7 --out runs/faces.png",
+    "directions": "toyfaces64 --out runs/directions.safetensors",
+    "convert": "toyfaces64 runs/teacher.pt",
+    "export": "toyfaces64_recipe --onnx runs/student.onnx",
+    "demo": "runs/student.onnx --out runs/page",
+    "share": "runs/first --out runs/my-student",
+}
+"""What each command may be given, for its --help."""
 TOGETHER = ("teacher", "distill", "resume", "evaluate")
 """What several processes can do as one."""
 
@@ -69,7 +86,8 @@ def settings_of(command: str) -> type:
 
 def overview() -> str:
     """What `gapkd --help` shows."""
-    lines = ["usage: gapkd COMMAND [OPTIONS]", "", "Distil a big StyleGAN into a small one."]
+    lines = ["usage: gapkd COMMAND [OPTIONS]", "       gapkd --version", "",
+             "Distil a big StyleGAN into a small one."]
     for title, group in COMMANDS.items():
         lines += ["", f"{title}:"]
         lines += [f"  {name:<12}{text}" for name, (_, text) in group.items()]
@@ -83,6 +101,11 @@ def main(arguments: list[str] | None = None) -> int:
         if command in ("", "-h", "--help", "help"):
             print(overview(), file=sys.stdout if command else sys.stderr, flush=True)
             return 0 if command else 2
+        if command in ("-V", "--version", "version"):
+            from gapkd import __version__
+
+            print(f"gapkd {__version__}")
+            return 0
         run(command, options)
     except KeyboardInterrupt as error:
         if int(os.environ.get("RANK", 0)) == 0:  # of several processes one says so
@@ -102,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
 def run(command: str, options: list[str]) -> None:
     """Parse a command's options and run it."""
     function = find(command)
-    config = tyro.cli(settings_of(command), prog=f"gapkd {command}", args=options)
+    config = parsed(command, settings_of(command), options, EXAMPLES[command])
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and command not in TOGETHER:
         raise ValueError(
             "torchrun is for teacher, distill, resume and evaluate: start this command without it"

@@ -14,7 +14,8 @@ class ChapterConfig:
     notebook: tyro.conf.Positional[str] = "04_full_distillation"
     """Name of the chapter, or its number."""
     parameters: tuple[str, ...] = ()
-    """name=value pairs for the notebook's parameters cell."""
+    """name=value pairs for the notebook's parameters cell; of chapter 04, for every option of
+    `gapkd distill`, too (ld_weight=30)."""
     out: str = ""
     """Folder of the executed notebook; empty: the next free runs/<chapter>-NNN."""
 

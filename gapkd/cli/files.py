@@ -14,7 +14,7 @@ import tyro
 class SampleConfig:
     """Draw a sheet of images and save it as PNG."""
 
-    generator: str
+    generator: tyro.conf.Positional[str]
     """Its file, or the name of an embedded one."""
     out: str = "runs/samples.png"
     """PNG file to write; an existing one is not overwritten."""

@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import tyro
+
 from gapkd import parallel
 from gapkd.cli import say
 from gapkd.data.datasets import open_dataset
@@ -24,7 +26,7 @@ from gapkd.training.plan import PlanConfig, make_plan
 class EvaluateConfig:
     """Compare a generator with real images and, if given, with its teacher; print a table."""
 
-    generator: str
+    generator: tyro.conf.Positional[str]
     """Its file, or the name of an embedded one."""
     teacher: str = ""
     """Teacher to compare with at the same z; empty: none."""

@@ -56,6 +56,12 @@ def demo(config: DemoConfig) -> None:
         f"written to {out}: run python -m http.server --directory {out}, "
         "and open the address that it prints"
     )
+    if config.space:
+        name, path = shlex.quote(out.absolute().name), shlex.quote(str(out))
+        print(
+            "to publish it, with your hub's client: "
+            f"hf upload YOUR-NAME/{name} {path} --repo-type space"
+        )
 
 
 def share(config: ShareConfig) -> None:

@@ -73,8 +73,8 @@ def save_png(images: Tensor, path: str | Path, columns: int = 8) -> Path:
 
 def save_gif(frames: list[Image.Image], path: str | Path, milliseconds: int = 60) -> Path:
     """Write pictures of one size as an animation that starts again at its end."""
-    few_colours = {"colors": 64, "method": Image.Quantize.MEDIANCUT, "dither": Image.Dither.NONE}
-    first, *others = [frame.quantize(**few_colours) for frame in frames]
+    palette = {"colors": 256, "method": Image.Quantize.MEDIANCUT, "dither": Image.Dither.NONE}
+    first, *others = [frame.quantize(**palette) for frame in frames]  # one of its own each
     buffer = io.BytesIO()
     first.save(buffer, format="gif", save_all=True, append_images=others, duration=milliseconds,
                loop=0)

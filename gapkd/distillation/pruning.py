@@ -13,6 +13,7 @@ from torch.nn.functional import softshrink
 
 from gapkd.distillation.losses import rgb_loss
 from gapkd.networks.base import StyleGenerator
+from gapkd.progress import bar
 
 
 def weights(G: StyleGenerator) -> list[Tensor]:
@@ -46,8 +47,8 @@ def salt_and_pepper(images: Tensor, probability: float, generator: torch.Generat
 
 
 def content_scores(G: StyleGenerator, samples: int = 400, probability: float = 0.05, seed: int = 0,
-                   batch: int = 16, content: Callable[[Tensor], Tensor] | None = None
-                   ) -> list[Tensor]:
+                   batch: int = 16, content: Callable[[Tensor], Tensor] | None = None,
+                   progress: bool = False) -> list[Tensor]:
     """CAGAN's score: mean `gradient_scores` between images and the same images with
     salt-and-pepper noise on their content.
 
@@ -58,7 +59,7 @@ def content_scores(G: StyleGenerator, samples: int = 400, probability: float = 0
     """
     G, dice = _with_gradients(G, seed)
     total = [0.0] * len(weights(G))
-    for w in draw_ws(G, samples, batch, dice):
+    for w in _shown(draw_ws(G, samples, batch, dice), samples, batch, progress):
         images = G.synthesis(w).image
         mask = content(images.detach()) if content else None
         noisy = salt_and_pepper(images.detach(), probability, dice, mask)
@@ -68,7 +69,8 @@ def content_scores(G: StyleGenerator, samples: int = 400, probability: float = 0
 
 
 def diversity_scores(G: StyleGenerator, samples: int = 400, directions: int = 10,
-                     strength: float = 5.0, seed: int = 0, batch: int = 16) -> list[Tensor]:
+                     strength: float = 5.0, seed: int = 0, batch: int = 16,
+                     progress: bool = False) -> list[Tensor]:
     """DCP-GAN's score: how much `gradient_scores` between G(w) and G(w + strength d) varies over
     directions d.
 
@@ -86,7 +88,7 @@ def diversity_scores(G: StyleGenerator, samples: int = 400, directions: int = 10
         many = torch.cat(list(draw_ws(G, 10_000, 1_000, dice)))
     _, spread, axes = torch.linalg.svd(many - many.mean(dim=0), full_matrices=False)
     total = [0.0] * len(weights(G))
-    for w in draw_ws(G, samples, batch, dice):
+    for w in _shown(draw_ws(G, samples, batch, dice), samples, batch, progress):
         drawn = torch.multinomial(spread.square(), directions, replacement=True, generator=dice)
         found = []
         for axis in axes[drawn]:
@@ -108,7 +110,7 @@ SCORES: dict[str, Callable[..., list[Tensor]]] = {
 
 
 def slim(teacher: StyleGenerator, images: int = 20_000, penalty: float = 0.006, lr: float = 1e-3,
-         scale_lr: float = 0.5, batch: int = 32, seed: int = 0
+         scale_lr: float = 0.5, batch: int = 32, seed: int = 0, progress: bool = False
          ) -> tuple[StyleGenerator, list[Tensor]]:
     """GAN Slimming: let a penalty decide which channels can go.
 
@@ -135,7 +137,7 @@ def slim(teacher: StyleGenerator, images: int = 20_000, penalty: float = 0.006, 
         hooks += [layer.register_forward_pre_hook(scaled) for layer in readers]
     optimisers = [torch.optim.Adam(G.synthesis.parameters(), lr=lr, betas=(0.0, 0.99)),
                   torch.optim.SGD(scales, lr=scale_lr)]
-    for w in draw_ws(teacher, images, batch, dice):
+    for w in _shown(draw_ws(teacher, images, batch, dice), images, batch, progress):
         noise = teacher.synthesis.draw_noise(len(w), dice)
         with torch.no_grad():
             theirs = teacher.synthesis(w, noise=noise)
@@ -167,6 +169,12 @@ def _with_gradients(G: StyleGenerator, seed: int) -> tuple[StyleGenerator, torch
     """A copy whose weights have gradients, and dice on its device."""
     G = copy.deepcopy(G).eval().requires_grad_(True)
     return G, torch.Generator(next(G.parameters()).device).manual_seed(seed)
+
+
+def _shown(batches: Iterator[Tensor], images: int, batch: int, progress: bool) -> Iterator[Tensor]:
+    """The same batches, with a bar if it is wanted."""
+    return bar(batches, total=-(-images // batch), unit="batches", desc="choosing channels",
+               disable=not progress)
 
 
 def draw_ws(G: StyleGenerator, samples: int, batch: int, dice: torch.Generator) -> Iterator[Tensor]:

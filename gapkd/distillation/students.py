@@ -21,7 +21,7 @@ FIRST_STUDENT_SEED = 1_000_000
 def make_student(teacher: StyleGenerator, keep: float = 0.3, kernel: int = 3,
                  mapping: str = "inherit", synthesis: str = "random", seed: int = 0,
                  content: Callable[[Tensor], Tensor] | None = None, slimming_images: int = 20_000,
-                 kind: str = "same") -> StyleGenerator:
+                 kind: str = "same", progress: bool = False) -> StyleGenerator:
     """A student for `teacher`: `keep` of its channels in every layer, and its mapping network.
 
     Args:
@@ -38,6 +38,7 @@ def make_student(teacher: StyleGenerator, keep: float = 0.3, kernel: int = 3,
             what matters.
         slimming_images: for "slimmed", length of that training.
         kind: "same", the teacher's family; "mobile", MobileStyleGAN's wavelet-domain network.
+        progress: show a bar while channels are scored or slimmed, which may take minutes.
     Returns: a network in train mode, with the teacher's constant noise maps.
     Raises ValueError for a student that cannot be.
     """
@@ -51,9 +52,11 @@ def make_student(teacher: StyleGenerator, keep: float = 0.3, kernel: int = 3,
         student.mapping.requires_grad_(mapping == "inherit")
     student.copy_noise(teacher)
     if synthesis == "slimmed":
-        copy_pruned(student, *slim(teacher, slimming_images, seed=seed))
+        copy_pruned(student, *slim(teacher, slimming_images, seed=seed, progress=progress))
     elif synthesis != "random":
-        options = {"content": content} if synthesis == "pruned-content" else {}
+        options = {} if synthesis == "pruned" else {"progress": progress}
+        if synthesis == "pruned-content":
+            options["content"] = content
         copy_pruned(student, teacher, SCORES[synthesis](teacher, **options))
     return student
 

@@ -37,10 +37,18 @@ SET_COLUMNS = {
     "recall_.+": "recall", "density_.+": "density", "coverage_.+": "coverage ↑",
     "ppl_.+": "PPL ↓", "projection_psnr": "projection, PSNR dB ↑",
     "projection_perceptual": "projection, perceptual ↓"}
+SECOND_COLUMNS = {
+    "second_fid_(?!to_teacher_).+": "FID to real ↓",
+    "second_fid_to_teacher_.+": "FID to teacher ↓",
+    "second_agree_mean_correlation": "correlation ↑", "second_agree_mean_accuracy": "same class ↑",
+    "second_perceptual": "perceptual ↓", "l1": "L1 ↓",
+    "projection_psnr": "projection, PSNR dB ↑", "agree_edits": "edits* ↑", "ppl_.+": "PPL* ↓",
+    "coverage_.+": "coverage* ↑"}
 """Figures of a results table and their titles. A figure is a pattern of the name that it has in a
 record: those of Frechet distances hold the feature space and the sample count. "FID to teacher"
 compares images of the same z. Precision, recall and density have no better side: they ought to be
-as high as those of other real images."""
+as high as those of other real images. SECOND_COLUMNS is the table by the judge that no student was
+trained with; it did not read those with a star, and two others need no judge."""
 
 
 # -------------------------------------------------------------------------------------- reading
@@ -216,7 +224,7 @@ def results_table(records: Sequence[dict], references: Sequence[dict] = (),
     if len(lengths) > 1:
         of = ", ".join(map(str, lengths))
         raise ValueError(f"runs of {of} images do not belong into one table")
-    names = _names(records, columns)
+    names = figure_names(records, columns)
     fid = next(n for n in records[0]["final"] if re.fullmatch("fid_(?!to_teacher_).+", n))
     samples = fid.rsplit("_", 1)[1]  # a metric's name ends with its sample count
     lines = [f"| {lengths[0]:,} images each, judged on {samples} | seeds | {' | '.join(names)} |",
@@ -232,8 +240,12 @@ def results_table(records: Sequence[dict], references: Sequence[dict] = (),
     return "\n".join(lines)
 
 
-def _names(records: Sequence[dict], columns: Mapping[str, str]) -> dict[str, str]:
-    """Title of a column -> name of its figure in these records; no figure, no column."""
+def figure_names(records: Sequence[dict], columns: Mapping[str, str]) -> dict[str, str]:
+    """Title of a column -> name of its figure in these records; no figure, no column.
+
+    Raises:
+        ValueError: one title, two figures: the records were judged by different networks.
+    """
     found: dict[str, str] = {}
     for name in dict.fromkeys(name for record in records for name in record["final"]):
         for pattern, title in columns.items():
@@ -244,6 +256,67 @@ def _names(records: Sequence[dict], columns: Mapping[str, str]) -> dict[str, str
                                  f"{name}: these do not belong into one column")
             found[title] = name
     return {title: found[title] for title in columns.values() if title in found}
+
+
+def paired_table(records: Sequence[dict], rows: Mapping[str, tuple[str, str]],
+                 columns: Mapping[str, str] = SECOND_COLUMNS, shown: Sequence[str] = ()) -> str:
+    """Markdown: arms against others, seed by seed; mean difference, interval, and p after Holm.
+
+    Args:
+        rows: what is compared -> (arm, other).
+        columns: figures and their titles: p is corrected for how many they are.
+        shown: titles that get a column of their own, by default all; the last two columns count
+            over all.
+    """
+    names = figure_names(records, columns)
+    shown = list(shown or names)
+    lines = [f"| arm − other | pairs | {' | '.join(shown)} | intervals without 0 | after Holm |",
+             "|---|--:|" + "--:|" * (len(shown) + 2)]
+    for label, (arm, other) in rows.items():
+        pairs = {title: paired(records, arm, other, name) for title, name in names.items()}
+        ps = holm({title: pair.p for title, pair in pairs.items()})
+        cells = [f"{pairs[title]:+.3f}{_p(ps[title])}" for title in shown]
+        apart = sum(pair.low > 0 or pair.high < 0 for pair in pairs.values())
+        seen = sum(p < 0.05 for p in ps.values())
+        seeds = max(pair.n for pair in pairs.values())
+        lines.append(f"| {label}: `{arm}` − `{other}` | {seeds} | {' | '.join(cells)} "
+                     f"| {apart} of {len(pairs)} | {seen} |")
+    return "\n".join(lines)
+
+
+def told_apart(records: Sequence[dict], arm: str, other: str,
+               columns: Mapping[str, str] = SECOND_COLUMNS) -> tuple[list[str], list[str]]:
+    """Titles of the figures in which an arm is seen to be better than another one, and worse: p
+    below 0.05 after Holm. An arrow in a title says which side is better; without one it is left
+    out."""
+    names = {title: name for title, name in figure_names(records, columns).items()
+             if title[-1] in "↑↓"}
+    pairs = {title: paired(records, arm, other, name) for title, name in names.items()}
+    ps = holm({title: pair.p for title, pair in pairs.items()})
+    seen = [title for title, p in ps.items() if p < 0.05]
+    better = [title for title in seen if (pairs[title].mean > 0) == title.endswith("↑")]
+    return better, [title for title in seen if title not in better]
+
+
+def in_percent(records: Sequence[dict], arm: str, other: str,
+               columns: Mapping[str, str] = SECOND_COLUMNS
+               ) -> dict[str, tuple[float, float, float]]:
+    """Title -> difference of two arms and the ends of its interval, in % of the other one's mean;
+    above 0 the arm is better. Titles without an arrow are left out."""
+    found = {}
+    for title, name in figure_names(records, columns).items():
+        pair = paired(records, arm, other, name)
+        if title[-1] in "↑↓" and pair.n:
+            unit = (100 if title[-1] == "↑" else -100) / summary(records, other, name)[0]
+            found[title] = (pair.mean * unit, *sorted((pair.low * unit, pair.high * unit)))
+    return found
+
+
+def _p(p: float) -> str:
+    """A p value as the end of a table's cell; nothing where there is none."""
+    if p != p:
+        return ""
+    return ", p < 0.001" if p < 0.001 else f", p {p:.3f}"
 
 
 def _unit(title: str) -> float:

@@ -32,7 +32,7 @@ from gapkd.experiments.bench import PROBED, Bench
 from gapkd.experiments.results import BENCH, REFERENCES, faces_folder, read_results
 from gapkd.files.checkpoints import load_generator, read_metadata, sha256
 from gapkd.files.provenance import provenance
-from gapkd.files.storage import check_place, write_atomically
+from gapkd.files.storage import INSTALLED, ROOT, check_place, write_atomically
 from gapkd.metrics.sampling import sample_images
 from gapkd.networks.base import StyleGenerator
 from gapkd.parallel import choose_device
@@ -51,6 +51,8 @@ MEASURING = ("probe_every", "fid_every", "fid_samples", "fid_features")
 """Settings that decide when is measured, not what is trained."""
 MINE = ("seed", "out", "resume", "device", "progress")
 """Settings that the sweep chooses."""
+SWEEPS = ROOT / "tools" / "sweeps"
+"""The tables of the course."""
 FEWEST = 10
 """Images that a run must be judged on at least: every figure can be computed, none be trusted."""
 
@@ -62,14 +64,15 @@ class SweepConfig:
 
     table: Annotated[str, tyro.conf.Positional]
     """YAML file: results, folder, seeds, samples, judge, second_judge, settings (of every run) and
-    arms (name: changed settings)."""
+    arms (name: changed settings); or the name of one of the course's tables, such as "table"."""
     arms: tuple[str, ...] = ()
     """Only these; empty: all."""
     seeds: tuple[int, ...] = ()
     """Only these; empty: those of the table."""
     results: str = ""
     """Another file for the results than the table names, to make rows again; the runs then go into
-    the folder beside it that has its name."""
+    the folder beside it that has its name. (The course's tables, where gapkd comes from a wheel:
+    runs/<table>.jsonl.)"""
     jobs: int = 0
     """Runs at a time; 0: one, or one for every GPU."""
     device: str = "auto"
@@ -158,12 +161,21 @@ ENTRIES = dict.fromkeys((f.name for f in fields(Table)), (lambda v: isinstance(v
 """Entry of a table's file -> whether it may hold a value, and what that must be."""
 
 
+def find_table(name: str) -> Path:
+    """The file of that path, here or in the course; or the course's table of that name."""
+    places = Path(name), ROOT / name, SWEEPS / f"{name}.yml"
+    found = [place for place in places if place.is_file()]
+    return found[0] if found else Path(name)
+
+
 def read_table(path: str | Path) -> Table:
     """Read and check a table. Raises ValueError that names the file and the place."""
     try:
         content = read_yaml(Path(path).read_text())
     except OSError as error:
-        raise ValueError(f"the table {path} cannot be read ({error.strerror})") from error
+        known = ", ".join(sorted(file.stem for file in SWEEPS.glob("*.yml")))
+        raise ValueError(f"the table {path} cannot be read ({error.strerror}): give a file, or one "
+                         f"of the course's tables ({known})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     known = ", ".join(ENTRIES)
@@ -299,7 +311,8 @@ def _check_students(config: SweepConfig, table: Table, arms: Sequence[str]) -> N
 
 def _table_of(config: SweepConfig) -> Table:
     """The table that is asked for, with the results file that is asked for."""
-    table = read_table(config.table)
+    file = find_table(config.table)
+    table = read_table(file)
     if table.commit:
         raise ValueError(f"{config.table} is the record of an experiment whose options are gone "
                          f"from gapkd: commit {table.commit} has them; run it again from there")
@@ -307,9 +320,12 @@ def _table_of(config: SweepConfig) -> Table:
         if arm not in table.arms:
             raise ValueError(f"{config.table} has no arm {arm}: choose from "
                              f"{', '.join(table.arms)}")
-    if not config.results:
+    results = config.results
+    if not results and INSTALLED and file.parent == SWEEPS:  # its own results lie in the wheel
+        results = f"runs/{file.stem}.jsonl"
+    if not results:
         return table
-    return replace(table, results=config.results, folder=str(faces_folder(config.results)))
+    return replace(table, results=results, folder=str(faces_folder(results)))
 
 
 def row_command(config: DistillConfig) -> str:

@@ -3,6 +3,7 @@ those of other repositories, told apart by their content. Nothing in a file is e
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import warnings
@@ -15,14 +16,13 @@ from safetensors.torch import save as to_bytes
 from torch import nn
 
 from gapkd.files import storage
-from gapkd.files.download import AddressError, fetch, is_address
+from gapkd.files.download import CONFIG, REPOSITORY, WEIGHTS, AddressError, fetch, is_address
 from gapkd.files.foreign import ForeignError, find_network, outline
 from gapkd.files.pickles import UnreadableError, read
 from gapkd.networks.base import StyleGenerator
 from gapkd.networks.families import NETWORKS, build
 from gapkd.networks.stylegan2 import Discriminator
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"  # in a folder of gapkd.sharing.hub
 FORMAT = "1"
 DTYPES = torch.float16, torch.bfloat16, torch.float32, torch.float64  # of weights
 LONGEST_MESSAGE = 800
@@ -79,21 +79,34 @@ def save_network(network: nn.Module, path: str | Path, provenance: dict | None =
 # ---------------------------------------------------------------------------------------- finding
 
 
-def find_checkpoint(path: str | Path) -> Path:
+def address_of(path: str | Path) -> str:
+    """The address that a network's name stands for: its own, hf://user/name for user/name where
+    neither that nor a folder `user` is here; "": it is a path."""
+    name = str(path)
+    if is_address(name):
+        return name
+    here = Path(name)
+    on_hub = REPOSITORY.fullmatch(name) and here.suffix not in ENDINGS
+    return f"hf://{name}" if on_hub and not here.parent.exists() else ""
+
+
+def find_checkpoint(path: str | Path, **hub: object) -> Path:
     """The file of a network.
 
     Args:
         path: the file itself, an address, the name of an embedded network, a folder that
-            gapkd.sharing.hub wrote, whose config.json must agree with its weights, or another
-            folder with one network's file in it.
+            gapkd.sharing.hub wrote, whose config.json must agree with its weights, another
+            folder with one network's file in it, or a hub's repository, user/name.
+        hub: how that is fetched, see `load_generator`.
 
     Raises CheckpointError when there is none.
     """
-    if is_address(path):
+    if address := address_of(path):
         try:
-            return fetch(str(path))
+            path = fetch(address, **hub)
         except AddressError as error:
-            raise CheckpointError(str(error)) from error
+            here = "" if address == str(path) else f"there is no checkpoint {path} here, and "
+            raise CheckpointError(f"{here}{error}") from error
     path = Path(path)
     embedded = storage.data_folder() / f"{path}.safetensors"
     try:
@@ -108,9 +121,13 @@ def find_checkpoint(path: str | Path) -> Path:
         return _shared_weights(path)
     if not is_file:
         folder = storage.data_folder()
-        known = ", ".join(sorted(file.stem for file in folder.glob("*.safetensors")))
-        raise CheckpointError(f"there is no checkpoint {path}: give a file, or the name of an "
-                              f"embedded network ({known or f'there is none in {folder}'})")
+        known = sorted(file.stem for file in folder.glob("*.safetensors"))
+        near = difflib.get_close_matches(path.name, known, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        listed = ", ".join(known) or f"there is none in {folder}"
+        raise CheckpointError(f"there is no checkpoint {path}{hint}: give a file, or the name of "
+                              f"an embedded network ({listed}), or a hub's repository, "
+                              "hf://user/name")
     return path
 
 
@@ -245,20 +262,24 @@ def _other_kind(head: bytes, suffix: str) -> tuple[str, str]:
 # ---------------------------------------------------------------------------------------- reading
 
 
-def load_generator(path: str | Path) -> StyleGenerator:
+def load_generator(path: str | Path, **hub: object) -> StyleGenerator:
     """Load a generator, in eval mode, on the CPU, gradients off.
 
     Args:
         path: a file, its address (see gapkd.files.download), the name of an embedded one
-            ("toyfaces32"), or a folder that `gapkd share` wrote. The file is gapkd's own
-            safetensors, or a .pkl, .pt, .bin or .safetensors in which a network in NVIDIA's
-            layout (StyleGAN2 or 3) or in rosinality's stands, under whatever name. Of several the
-            averaged one is taken (G_ema, g_ema), and a warning says so.
+            ("toyfaces32"), a folder that `gapkd share` wrote, or a hub's repository of such a
+            folder ("user/name"; what is here by that name comes first, and "hf://user/name" is
+            always the hub's). The file is gapkd's own safetensors, or a .pkl, .pt, .bin or
+            .safetensors in which a network in NVIDIA's layout (StyleGAN2 or 3) or in rosinality's
+            stands, under whatever name. Of several the averaged one is taken (G_ema, g_ema), and a
+            warning says so.
+        hub: of a repository alone: revision, token, cache_dir, force_download, local_files_only,
+            as huggingface_hub has them.
 
     Raises CheckpointError when the file is missing, truncated, not a checkpoint, hostile, or holds
     something else.
     """
-    return _load(path, "generator")
+    return _load(path, "generator", **hub)
 
 
 def load_discriminator(path: str | Path) -> Discriminator:
@@ -279,8 +300,8 @@ def _metadata(path: Path) -> dict:
     return (_read(path) if _is_ours(path) else _read_foreign(path))[0]
 
 
-def _load(path: str | Path, role: str) -> nn.Module:
-    path = find_checkpoint(path)
+def _load(path: str | Path, role: str, **hub: object) -> nn.Module:
+    path = find_checkpoint(path, **hub)
     name = _title(path)
     if _is_ours(path):
         metadata, tensors = _read(path, weights=True)

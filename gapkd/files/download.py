@@ -1,4 +1,5 @@
-"""Networks by address: https://host/file.pkl#sha256=..., fetched once into the user's cache.
+"""Networks by address, fetched once: https://host/file.pkl#sha256=... into the user's cache,
+hf://user/name of a model hub into that of its client.
 
 Nothing is fetched unless its address is given. A file gets its name only when it is whole and, if
 the address says how, verified.
@@ -13,6 +14,7 @@ import re
 import string
 import urllib.parse
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -20,6 +22,9 @@ from filelock import FileLock
 from gapkd.files.storage import cache_folder, sha256
 
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+ON_HUB = re.compile(rf"hf://({REPOSITORY.pattern})(?:@([\w.%-]+))?(?:/([^?#]+))?", re.ASCII)
+WEIGHTS, CONFIG = "model.safetensors", "config.json"  # in a folder of gapkd.sharing.hub
 CHUNK = 2**20
 SECONDS = 30  # that a server may be silent
 
@@ -33,15 +38,20 @@ def is_address(name: str | Path) -> bool:
     return bool(SCHEME.match(str(name)))
 
 
-def fetch(address: str, progress: bool = True) -> Path:
+def fetch(address: str, progress: bool = True, **hub: object) -> Path:
     """The file behind an address; from the cache if it has been fetched before.
 
     Args:
         address: file:// or https://, with an optional #sha256=<64 hex digits>; http:// needs one.
+            Or a repository of a model hub, hf://user/name, with an optional @revision and an
+            optional /file: without one, the folder of its weights and its config.json.
         progress: whether a bar is shown meanwhile.
+        hub: revision, token, cache_dir, force_download, local_files_only, for the hub's client.
 
     Raises AddressError, in one sentence.
     """
+    if str(address).startswith("hf://"):
+        return _from_hub(str(address), {k: v for k, v in hub.items() if v is not None})
     parts = _parts(address)
     digest = _digest(parts.fragment, address)
     if parts.scheme == "file":
@@ -66,7 +76,7 @@ def fetch(address: str, progress: bool = True) -> Path:
         if os.access(target, os.R_OK):  # if it fitted, it would have been used
             unfit = ", and the file in the cache does not fit the check sum"
         if error.errno is None:
-            raise AddressError(f"{bare} could not be fetched ({_reason(error)}){unfit}: check the "
+            raise AddressError(f"{bare} could not be fetched ({reason(error)}){unfit}: check the "
                                "address and the connection, or bring the file from elsewhere and "
                                "give its path") from error
         mend = "free some space, or set GAPKD_CACHE to another folder"
@@ -79,6 +89,48 @@ def fetch(address: str, progress: bool = True) -> Path:
                            "so compare the digits after #sha256= with its publisher's; what was "
                            "fetched was removed") from error
     return target
+
+
+def _from_hub(address: str, how: dict) -> Path:
+    """A file of a hub's repository; if none is named, the folder of its weights and config."""
+    import huggingface_hub as client
+    from huggingface_hub import errors
+
+    found = ON_HUB.fullmatch(address)
+    if not found:
+        raise AddressError(f"{address} names no repository: give hf://user/name, which may end in "
+                           "@revision or in /file")
+    name, revision, file = found.groups()
+    wanted = file or WEIGHTS
+    how = {"revision": urllib.parse.unquote(revision) if revision else None, **how}
+    place = {key: how[key] for key in ("revision", "cache_dir") if key in how}
+    login = "check it, or log in with `hf auth login`"
+    try:
+        known = isinstance(client.try_to_load_from_cache(name, wanted, **place), str)
+        if not known and not how.get("local_files_only"):  # the client would try for half a minute
+            url = client.hf_hub_url(name, wanted, revision=how["revision"])
+            client.get_hf_file_metadata(url, token=how.get("token"))
+        fetched = Path(client.hf_hub_download(name, wanted, **how))
+        if not file:
+            with suppress(errors.EntryNotFoundError):  # the weights know it all themselves
+                client.hf_hub_download(name, CONFIG, **how | {"revision": fetched.parent.name})
+    except errors.GatedRepoError as error:
+        raise AddressError(f"{address} is open to those alone who asked for it: ask on its page, "
+                           "then log in with `hf auth login`") from error
+    except errors.RepositoryNotFoundError as error:
+        raise AddressError(f"the hub shows no repository {name}, it may be private: {login}"
+                           ) from error
+    except errors.RevisionNotFoundError as error:
+        raise AddressError(f"{address} has no revision {how['revision']}: {login}") from error
+    except Exception as error:  # the network's own share no base class
+        missing = errors.EntryNotFoundError, errors.LocalEntryNotFoundError
+        if isinstance(error, missing[0]) and not isinstance(error, missing[1]):
+            raise AddressError(f"{address} holds no {wanted}: name a file of it, as in "
+                               f"hf://{name}/FILE") from error
+        raise AddressError(f"{address} could not be fetched ({reason(error)}) and is not in the "
+                           "cache: check the connection, or bring its folder from elsewhere and "
+                           "give the path") from error
+    return fetched if file else fetched.parent
 
 
 def _retrieve(url: str, target: Path, digest: str, progress: bool) -> None:
@@ -105,11 +157,12 @@ def _retrieve(url: str, target: Path, digest: str, progress: bool) -> None:
         pooch.retrieve(url, digest or None, target.name, target.parent, downloader=download)
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """What lies behind an error of requests, in a few words."""
     answer = getattr(error, "response", None)
     if answer is not None:
-        return " ".join(f"the server says {answer.status_code} {answer.reason}".split())
+        words = getattr(answer, "reason", getattr(answer, "reason_phrase", ""))  # requests, httpx
+        return " ".join(f"the server says {answer.status_code} {words}".split())
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -122,7 +175,7 @@ def _parts(address: str, origin: str = "") -> urllib.parse.SplitResult:
         parts = urllib.parse.urlsplit(urllib.parse.urljoin(origin, address))
         if parts.scheme != "file":
             if parts.scheme not in ("https", "http"):
-                raise ValueError("give file:// or https://, or a path")
+                raise ValueError("give https://, hf:// or file://, or a path")
             if not parts.hostname or parts.port == 0 or re.search(r"[\s@]", parts.netloc):
                 raise ValueError("mend its host or port")
             parts.hostname.encode("idna")

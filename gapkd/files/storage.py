@@ -13,12 +13,21 @@ from pathlib import Path
 
 import platformdirs
 
-ROOT = Path(__file__).resolve().parents[2]
-"""The clone of the repository (of an installed copy: the folder that holds the package)."""
+_PACKAGE = Path(__file__).resolve().parents[1]
+INSTALLED = (_PACKAGE / "_clone").is_dir()
+"""Whether this is a copy from a wheel, which carries what a clone keeps beside the package."""
+ROOT = _PACKAGE / "_clone" if INSTALLED else _PACKAGE.parent
+"""What holds data/, notebooks/ and tools/sweeps/: the clone, or the copy of it that a wheel
+carries, into which nothing is written."""
+
+
+def runs_folder() -> Path:
+    """Where results go: the clone's runs/; of an installed copy, that of the working directory."""
+    return (Path.cwd() if INSTALLED else ROOT) / "runs"
 
 
 def data_folder() -> Path:
-    """Where the embedded files lie: $GAPKD_DATA, or the `data` folder of the repository."""
+    """Where the embedded files lie: $GAPKD_DATA, or the `data` folder of the clone or the wheel."""
     return Path(os.environ.get("GAPKD_DATA") or ROOT / "data")
 
 
@@ -26,8 +35,8 @@ def data_path(name: str) -> Path:
     """Where an embedded file lies. Raises FileNotFoundError, in one sentence, where it is not."""
     folder = data_folder()
     if not (folder / name).is_file():
-        raise FileNotFoundError(f"the embedded file {name} is not in {folder}: work in a clone of "
-                                "the repository, or set GAPKD_DATA to its data folder")
+        raise FileNotFoundError(f"the embedded file {name} is not in {folder}: install gapkd anew, "
+                                "or set GAPKD_DATA to the data folder of a clone")
     return folder / name
 
 

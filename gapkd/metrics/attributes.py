@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from gapkd.data.datasets import CHECK_SECONDS, ImageFiles, flip, open_dataset, ordered_indices
 from gapkd.data.images import with_channels
@@ -29,6 +28,7 @@ from gapkd.files.checkpoints import CheckpointError, find_checkpoint, read_metad
 from gapkd.files.provenance import provenance
 from gapkd.files.storage import new_file, write_atomically
 from gapkd.networks.layers import full_precision
+from gapkd.progress import bar
 
 KIND = "attribute-network"
 HELD_OUT = 50_000_000  # held-out toy faces start here; training stays far below it
@@ -395,8 +395,8 @@ def fit_network(net: AttributeNetwork, examples: Callable[[int], Example], steps
     total = max(steps, 3)  # the schedule divides by the length of either phase, less 1
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, max_lr=3e-3, total_steps=total, pct_start=max(0.1, 2 / total))
-    bar = tqdm(range(steps), unit="step", desc="attributes", leave=False, disable=not progress)
-    for step in bar:
+    shown = bar(range(steps), unit="step", desc="attributes", disable=not progress)
+    for step in shown:
         images, factors = examples(step)
         loss = factor_loss(net, _roughen(images, generator), factors)
         optimiser.zero_grad(set_to_none=True)
@@ -404,7 +404,7 @@ def fit_network(net: AttributeNetwork, examples: Callable[[int], Example], steps
         optimiser.step()
         schedule.step()
         if step % 100 == 0:
-            bar.set_postfix(loss=f"{loss.item():.3f}")
+            shown.set_postfix(loss=f"{loss.item():.3f}")
     return net.eval().requires_grad_(False)
 
 

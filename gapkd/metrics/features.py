@@ -82,7 +82,7 @@ class InceptionNetwork:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision does not fit torch
             raise MissingExtraError('Inception features need the extra "metrics": '
-                                    'pip install -e ".[metrics]"') from error
+                                    'pip install "gapkd[metrics]"') from error
         path = None if weights is None else str(weights)
         try:
             self.network = FeatureExtractorInceptionV3(
@@ -110,7 +110,7 @@ def lpips_distance(device: str | torch.device = "cpu") -> Distance:
         import lpips
     except (ImportError, RuntimeError) as error:
         raise MissingExtraError('LPIPS needs the extra "metrics": '
-                                'pip install -e ".[metrics]"') from error
+                                'pip install "gapkd[metrics]"') from error
     try:
         network = lpips.LPIPS(net="vgg", verbose=False).to(device).eval().requires_grad_(False)
     except (OSError, RuntimeError) as error:

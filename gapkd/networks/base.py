@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -187,6 +188,45 @@ class StyleGenerator(nn.Module):
         """
         w = self.truncate(self.mapping(z, c), truncation)
         return self.synthesis(w, noise=noise, generator=generator).image
+
+    # ------------------------------------------------------------------------------- the hub
+
+    # As huggingface_hub.PyTorchModelHubMixin has them; the package's public names do the work.
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *,
+                        map_location: str | torch.device = "cpu", **hub: object) -> StyleGenerator:
+        """Load a generator of this family, in eval mode, gradients off.
+
+        Args:
+            pretrained_model_name_or_path: a hub's repository "user/name", or whatever
+                `gapkd.load_generator` takes.
+            map_location: the device.
+            hub: revision, token, cache_dir, force_download, local_files_only.
+        """
+        import gapkd
+
+        G = gapkd.load_generator(pretrained_model_name_or_path, **hub)
+        if not isinstance(G, cls):
+            raise ValueError(f"{pretrained_model_name_or_path} is a {type(G).__name__}, not a "
+                             f"{cls.__name__}: load it with gapkd.load_generator")
+        return G.to(map_location)
+
+    def save_pretrained(self, save_directory: str | Path, *, repo_id: str = "",
+                        push_to_hub: bool = False, **card: object) -> str | None:
+        """Write a new folder as `gapkd.save_pretrained` does, which says what `card` may hold; with
+        `push_to_hub` upload it too, to `repo_id` or under the folder's name, and return the
+        commit's address."""
+        import gapkd
+
+        folder = gapkd.save_pretrained(self, save_directory, **card)
+        return gapkd.push_to_hub(folder, repo_id or folder.name) if push_to_hub else None
+
+    def push_to_hub(self, repo_id: str, **more: object) -> str:
+        """As `gapkd.push_to_hub`; returns the commit's address."""
+        import gapkd
+
+        return gapkd.push_to_hub(self, repo_id, **more)
 
     # ------------------------------------------------------------------------------- the family
 

@@ -28,7 +28,7 @@ from gapkd.files.checkpoints import load_generator, sha256
 from gapkd.files.storage import check_place, write_atomically
 from gapkd.metrics.editing import Directions, load_directions, sefa
 from gapkd.networks.base import StyleGenerator
-from gapkd.sharing.origins import named, provenance_of, public
+from gapkd.sharing.origins import named, provenance_of, public, version
 
 if TYPE_CHECKING:
     import onnx
@@ -39,6 +39,13 @@ GREY = 2 / 255  # one grey level on the screen; images reach from -1 to 1
 # arithmetic in another order; the others are judged by the mean.
 LIMITS = {"float32": (1e-4, 1e-4), "float16": (np.inf, GREY), "int8": (np.inf, 2 * GREY)}
 SMALLEST = 256  # numbers: smaller tensors stay as they are, biases above all
+
+TENSORS = {
+    "z": "latents, standard normal", "c": "labels, one-hot",
+    "truncation": "1: none, as without it; 0: the average image",
+    "offset": "added to ws after truncation, one for all images or one an image; else 0",
+    "image": "values about [-1, 1], not clamped", "ws": "the w of every layer, which drew it"}
+"""What goes into an ONNX file and comes out of it; the noise maps are constants in it."""
 
 Draw = Callable[[dict[str, Tensor]], Tensor]
 """Inputs by name -> images (N, 3, R, R)."""
@@ -222,7 +229,8 @@ class Drawing(nn.Module):
 
 def to_program(G: StyleGenerator, half: bool = False) -> torch.export.ExportedProgram:
     """The generator as a torch.export program with a free batch size; inputs and outputs of
-    `Drawing`, by place."""
+    `Drawing`, by place: program(z, truncation, offset), with c after z for a conditional network.
+    The noise maps are constants in it."""
     drawing = Drawing(G, half).eval()
     example = drawing.example(3)
     batch = torch.export.Dim("batch", min=1, max=4096)
@@ -247,10 +255,17 @@ def to_onnx(G: StyleGenerator, precision: str = "float32") -> bytes:
     for part in (model.graph, *model.graph.node):  # where in PyTorch's code each came from
         del part.metadata_props[:]
         part.doc_string = ""
+    for value in (*model.graph.input, *model.graph.output):
+        value.doc_string = TENSORS[value.name]
+        if value.type.tensor_type.shape.dim[0].dim_param:  # which torch calls s21 or so
+            value.type.tensor_type.shape.dim[0].dim_param = "batch"
     if precision != "float32":
         keep_small(model, precision)
     make_optional(model, {name: value.numpy() for name, value in drawing.defaults.items()})
-    model.producer_name, model.producer_version = "gapkd", ""
+    model.producer_name, model.producer_version = "gapkd", version()
+    model.graph.name = G.kind
+    model.doc_string = (f"A generator of {G.resolution} x {G.resolution} px, {precision}: image of "
+                        "the latents z. Its metadata `gapkd` holds directions and origin, as JSON.")
     onnx.checker.check_model(model)
     del model.metadata_props[:]
     return model.SerializeToString()
@@ -296,7 +311,8 @@ def keep_small(model: onnx.ModelProto, precision: str) -> None:
         stored = f"{name}_{precision}"
         if precision == "float16":
             small = values.astype(np.float16)
-            first.append(helper.make_node("Cast", [stored], [name], to=TensorProto.FLOAT))
+            first.append(helper.make_node("Cast", [stored], [name], to=TensorProto.FLOAT,
+                                          name=f"{name}_as_float32"))
         else:
             axis = output_axis(readers[name], values.ndim)
             others = tuple(i for i in range(values.ndim) if i != axis)
@@ -306,7 +322,7 @@ def keep_small(model: onnx.ModelProto, precision: str) -> None:
             scales = numpy_helper.from_array(scale.reshape(-1), f"{name}_scale")
             graph.initializer.append(scales)
             first.append(helper.make_node("DequantizeLinear", [stored, scales.name], [name],
-                                          axis=axis))
+                                          axis=axis, name=f"{name}_as_float32"))
         graph.initializer.append(numpy_helper.from_array(small, stored))
     nodes = [*first, *graph.node]
     del graph.node[:]

@@ -2,6 +2,7 @@
 
     gapkd share student.safetensors --out my-student    or gapkd.save_pretrained(G, "my-student")
     gapkd.load_generator("my-student")                  reads it back
+    gapkd.push_to_hub(G, "user/my-student")             and gapkd.load_generator("user/my-student")
 
 The card (card.md, a template) is written from what is known and from nothing else: the provenance
 that the weights carry, what was counted, and what was measured. Text that comes from a file is
@@ -15,6 +16,7 @@ import importlib.metadata
 import json
 import math
 import re
+import tempfile
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -23,12 +25,13 @@ from PIL import Image
 
 from gapkd.data.images import png, tile
 from gapkd.files.checkpoints import CONFIG, FOLDER_FORMAT, WEIGHTS, network_bytes
+from gapkd.files.download import reason
 from gapkd.files.storage import data_folder, new_folder, write_folder
 from gapkd.metrics.cost import macs, parameters
 from gapkd.metrics.sampling import draw_sheet
 from gapkd.networks.base import StyleGenerator
 from gapkd.settings import DistillConfig, TrainConfig, command_line
-from gapkd.sharing.origins import as_dict, named, numbers, public, runs_of
+from gapkd.sharing.origins import as_dict, named, numbers, public, runs_of, version
 
 LICENCES = frozenset(
     "afl-3.0 agpl-3.0 apache-2.0 bsd-2-clause bsd-3-clause cc-by-4.0 cc-by-nc-4.0 cc-by-nc-nd-4.0 "
@@ -79,11 +82,40 @@ def save_pretrained(G: StyleGenerator, folder: str | Path, provenance: Mapping |
     sheet, description = _samples(G, truncation)
     card = model_card(G, provenance, name, folder.absolute().name, sheet=description, cost=cost,
                       teacher_cost=_cost(_still(teacher)) if teacher else None)
-    config = {"library_name": "gapkd", "gapkd_format": FOLDER_FORMAT, "gapkd_version": _version(),
+    config = {"library_name": "gapkd", "gapkd_format": FOLDER_FORMAT, "gapkd_version": version(),
               "kind": G.kind, **G.architecture()}
     return write_folder(folder, {
         WEIGHTS: weights, CONFIG: f"{json.dumps(config, indent=2)}\n".encode(),
         "README.md": card.encode(), "samples.png": png(sheet)})
+
+
+def push_to_hub(shared: StyleGenerator | str | Path, repo_id: str, *, private: bool | None = None,
+                token: str | None = None, revision: str | None = None,
+                commit_message: str = "Upload by gapkd", **card: object) -> str:
+    """Upload a generator, or a folder of `save_pretrained`, to a hub's repository, which is made if
+    it is not there.
+
+    Args:
+        repo_id: "user/name"; "name": of the user who is logged in.
+        private, token, revision, commit_message: as huggingface_hub has them.
+        card: of a generator, what `save_pretrained` takes beside the folder.
+    Returns: the commit's address.
+    Raises: ValueError, in one sentence.
+    """
+    from huggingface_hub import HfApi
+
+    with tempfile.TemporaryDirectory() as aside:
+        folder = shared
+        if isinstance(shared, StyleGenerator):
+            folder = save_pretrained(shared, Path(aside) / repo_id.split("/")[-1], **card)
+        try:
+            api = HfApi(token=token)
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            return api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision,
+                                     commit_message=commit_message)
+        except Exception as error:  # the network's own share no base class
+            raise ValueError(f"nothing was uploaded to {repo_id} ({reason(error)}): check the name "
+                             "and the connection, and log in with `hf auth login`") from error
 
 
 def ready(folder: str | Path, name: str, license: str, truncation: float) -> tuple[Path, str]:
@@ -156,15 +188,19 @@ def model_card(G: StyleGenerator, provenance: dict, name: str, folder: str, **mo
     results = _results(measured, "conditional" if G.c_dim else "unconditional")
     conditional = ["class-conditional"] if G.c_dim else []
     student = ["knowledge-distillation"] if teacher else []
+    at_hub = re.fullmatch(r"hf://([^/]+/[^/@]+).*", teacher)
+    base = at_hub[1] if at_hub else teacher if embedded else None
     data = ModelCardData(
-        **licence_fields(licence) if licence else {}, library_name="gapkd",
+        **licence_fields(licence) if licence else {}, library_name="gapkd", base_model=base,
+        datasets=sorted(_slug(name) for name in seen - {"None"}) or None,
+        metrics=sorted({result.metric_type for result in results}) or None,
         pipeline_tag=None if G.c_dim else "unconditional-image-generation",
         tags=["gapkd", G.kind.removesuffix("-generator"), "gan", "image-generation", *conditional,
               *student], eval_results=results or None, model_name=name if results else None)
     card = ModelCard.from_template(
         data, template_str=(files("gapkd.sharing") / "card.md").read_text("utf-8"), code=code,
         title=re.sub(r"([<*`[])", r"\\\1", name), folder=folder, kind=G.kind, a=G.architecture(),
-        version=_version(), home=_home(), licence=licence, stages=_stages(runs),
+        version=version(), home=_home(), licence=licence, stages=_stages(runs),
         source=source if "file" in source else {}, teacher=code(teacher) if teacher else "",
         embedded=embedded, rendered=rendered, **measured, **more,
         taught=any(settings.get(name, getattr(DistillConfig, name)) for name in LESSONS),
@@ -256,12 +292,19 @@ def _results(measured: dict, task: str) -> list:
 
     results, dataset = [], measured["dataset"]
     for name, cells in measured["scores"].items() if dataset else ():
-        match = re.fullmatch(r"(\w+?)_[^_]+_\d+k?", name)  # fid_toyfaces_5k is a fid
+        kind = re.sub(r"_\d+k?$", "", name)  # fid_toyfaces_5k is a fid_toyfaces, and no fid
+        if kind == "perceptual" or kind.startswith("agree_"):
+            kind = f"{kind}_{_slug(measured['judge'])}"
         results.append(EvalResult(
             task_type=f"{task}-image-generation", dataset_name=dataset,
-            dataset_type=re.sub(r"[^a-z0-9]+", "-", dataset.lower()), metric_name=name,
-            metric_type=match[1] if match else name, metric_value=float(cells[-1].split()[0])))
+            dataset_type=_slug(dataset), metric_name=name, metric_type=kind,
+            metric_value=float(cells[-1].split()[0])))
     return results
+
+
+def _slug(name: str) -> str:
+    """A name as hubs' identifiers are written."""
+    return re.sub(r"[^a-z0-9]+", "-", named(name).lower()).strip("-") or "unknown"
 
 
 def _short(value: float) -> str:
@@ -273,12 +316,6 @@ def code(value: object) -> str:
     """Text of a file or reader as Markdown code, which ends neither the code nor a table's cell."""
     text = " ".join(str(value).split())[:1500].replace("`", "'").replace("|", "/")
     return f"`{text or ' '}`"
-
-
-def _version() -> str:
-    from gapkd import __version__
-
-    return __version__
 
 
 def _home() -> str:

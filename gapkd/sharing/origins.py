@@ -44,7 +44,10 @@ def public(provenance: Mapping) -> dict:
 
 
 def named(file: str) -> str:
-    """A file by its name; where all runs call it the same, with the run's."""
+    """A file by its name; where all runs call it the same, with the run's; a hub's by its whole
+    address."""
+    if file.startswith("hf://"):
+        return file
     path = PurePath(file.partition("#")[0] if is_address(file) else file)
     in_a_run = path.name in COMMON and path.parent.name
     return f"{path.parent.name}/{path.name}" if in_a_run else path.name
@@ -61,6 +64,13 @@ def runs_of(provenance: Mapping) -> tuple[list[dict], dict]:
         runs.insert(0, run | {"settings": as_dict(run.get("settings"))})
         run = as_dict(run.get("started_from"))
     return runs, source
+
+
+def version() -> str:
+    """That of gapkd."""
+    from gapkd import __version__
+
+    return __version__
 
 
 def as_dict(value: object) -> dict:

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import math
+import re
 import shutil
 import subprocess
 import tarfile
@@ -24,11 +25,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
+import yaml
 from PIL import Image
 
 from gapkd.data.images import png, to_uint8
 from gapkd.files.storage import cache_folder, new_folder, write_atomically, write_folder
-from gapkd.sharing.export import read_onnx_facts, session
+from gapkd.sharing.export import ExportConfig, export, read_onnx_facts, session
 from gapkd.sharing.origins import as_dict, named, numbers, runs_of
 
 PAGE = (".html", ".css", ".js")  # endings of the files in gapkd/sharing/page
@@ -39,6 +41,10 @@ VERSION = "1.30.0"  # of onnxruntime-web
 PACKAGE_SHA256 = "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71"
 MOST_SECONDS = 900  # for npm
 SCRIPT, WASM = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"  # what the page needs of it
+GPU = "ort.webgpu.bundle.min.mjs", "ort-wasm-simd-threaded.asyncify.wasm"  # and with WebGPU
+PAIR = "toyfaces64_recipe", "toyfaces64"  # what is drawn with unless another network is named
+CARD = (1200, 630)  # px of the picture that stands for the page elsewhere
+PAPER = (246, 245, 241)
 
 
 class DemoError(ValueError):
@@ -50,19 +56,24 @@ class DemoConfig:
     """Write a page that draws with a generator, or with student and teacher side by side, in any
     browser."""
 
-    network: tyro.conf.Positional[str]
-    """ONNX file of `gapkd export`: the student, or the only network."""
+    network: tyro.conf.Positional[str] = ""
+    """The student, or the only network: an ONNX file of `gapkd export`, or any generator, which is
+    then exported; empty: an embedded student of 64 px and its teacher."""
     teacher: tyro.conf.Positional[str] = ""
-    """ONNX file of its teacher; empty: none."""
+    """Its teacher; empty: none."""
     out: str = "demo"
     """Folder of the page; an existing one is not overwritten."""
     runtime: str = ""
     """Folder with onnxruntime-web (an installed package, or its dist); empty: npm fetches it
     once."""
-    seed: int = 0
+    seed: int = 28
     """Of the picture that the page opens with."""
-    truncation: float = 1.0
+    truncation: float = 0.7
     """Of that picture. 1: none; 0: the average image."""
+    address: str = ""
+    """Where the page will be (https://...), for the picture that others show of a link to it."""
+    space: bool = False
+    """Also write the README.md that makes the folder a static Space of a model hub."""
 
 
 def write_demo(config: DemoConfig) -> Path:
@@ -75,41 +86,109 @@ def write_demo(config: DemoConfig) -> Path:
     if not 0 <= config.truncation <= 1.2:
         raise DemoError(f"truncation must lie between 0 and 1.2, as on the page, not "
                         f"{config.truncation}")
+    if config.address and not re.fullmatch(r"https?://[^\s\"<>]+", config.address):
+        raise DemoError(f"address must be that of a page, https://..., not {config.address[:80]}")
     out = new_folder(config.out)
-    networks = [open_network(config.network, "student" if config.teacher else "network")]
-    if config.teacher:
-        networks.append(open_network(config.teacher, "teacher"))
-        check_pair(networks, (config.network, config.teacher))
+    networks = networks_of(config)
     runtime = given_runtime(config.runtime) if config.runtime else fetched_runtime()
     page = files("gapkd.sharing") / "page"
     content = {file.name: file.read_bytes() for file in page.iterdir() if file.name.endswith(PAGE)}
-    content[SCRIPT] = runtime[SCRIPT]
-    content[f"{WASM}.gz"] = gzip.compress(runtime[WASM], mtime=0)  # servers may not compress
+    for name, data in runtime.items():  # servers may not compress
+        wasm = name.endswith(".wasm")
+        content[f"{name}.gz" if wasm else name] = gzip.compress(data, mtime=0) if wasm else data
+    pictures = []
     for network in networks:
         z = latent(config.seed, network.facts["z_dim"])[None]
         picture = draw(network, z, config.truncation)[0][0]  # (R, R, 3)
         content[network.facts["file"]] = network.model
         content[network.facts["picture"]] = png(Image.fromarray(picture))
+        pictures.append(Image.fromarray(picture))
         times = math.ceil(ICON / len(picture))
         icon = Image.fromarray(picture.repeat(times, axis=0).repeat(times, axis=1))
         content.setdefault("icon.png", png(icon))
+    content["preview.png"] = png(preview(pictures))
+    if config.address:
+        home = config.address.rstrip("/")
+        absolute = f'content="{home}/preview.png">\n  <meta property="og:url" content="{home}/">'
+        content["index.html"] = content["index.html"].replace(
+            b'content="preview.png">', absolute.encode())
     record = {"start": {"seed": config.seed, "truncation": config.truncation},
               "runtime": f"onnxruntime-web {'as given' if config.runtime else VERSION}",
+              "devices": ["wasm", *["webgpu"] * (GPU[0] in runtime)],
               "networks": [network.facts for network in networks]}
     content["networks.json"] = json.dumps(record, allow_nan=False).encode()
+    content["sw.js"] = list_of(content).encode() + content["sw.js"]
+    if config.space:
+        content["README.md"] = space_card(out.absolute().name, networks).encode()
     return write_folder(out, content)
+
+
+def networks_of(config: DemoConfig) -> list[Network]:
+    """The networks of the page, exported where they are none of ONNX yet."""
+    named = (config.network, config.teacher) if config.network else PAIR
+    names, roles = [name for name in named if name], ["student", "teacher"]
+    with tempfile.TemporaryDirectory() as aside:
+        paths = []
+        for role, name in zip(roles, names, strict=False):
+            path = name
+            if Path(name).suffix != ".onnx":
+                path = str(Path(aside) / f"{role}.onnx")
+                export(ExportConfig(name, path, latents=16))
+            paths.append(path)
+        roles = roles if len(paths) > 1 else ["network"]
+        networks = [open_network(*both) for both in zip(paths, roles, strict=True)]
+        if len(networks) > 1:
+            check_pair(networks, names)
+    return networks
+
+
+def preview(pictures: Sequence[Image.Image]) -> Image.Image:
+    """The pictures side by side on a card, in whole times their size where they are small."""
+    edge = CARD[1] - 60
+    edge -= edge % pictures[0].width if edge > pictures[0].width else 0
+    card = Image.new("RGB", CARD, PAPER)
+    left = (CARD[0] - len(pictures) * edge - (len(pictures) - 1) * 20) // 2
+    for i, picture in enumerate(pictures):
+        small = picture.width <= edge
+        how = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
+        card.paste(picture.convert("RGB").resize((edge, edge), how),
+                   (left + i * (edge + 20), (CARD[1] - edge) // 2))
+    return card
+
+
+def list_of(content: dict[str, bytes]) -> str:
+    """What page/sw.js keeps: the files' names, and a number that changes with any of them."""
+    digest = hashlib.sha256(b"".join(name.encode() + content[name] for name in sorted(content)))
+    listed = {"wasm": [SCRIPT, f"{WASM}.gz"], "webgpu": [GPU[0], f"{GPU[1]}.gz"]}
+    listed = {device: [n for n in names if n in content] for device, names in listed.items()}
+    runtimes = sum(listed.values(), [])
+    listed["page"] = sorted(content.keys() - {*runtimes, "sw.js", "preview.png"})
+    return f'const NUMBER = "{digest.hexdigest()[:16]}";\nconst FILES = {json.dumps(listed)};\n'
+
+
+def space_card(title: str, networks: Sequence[Network]) -> str:
+    """README.md of a static Space, whose front matter says that the folder is one."""
+    drawn = " and ".join(network.facts["role"] for network in networks)
+    front = {"title": title, "emoji": "\N{SLIGHTLY SMILING FACE}", "colorFrom": "yellow",
+             "colorTo": "blue", "sdk": "static", "app_file": "index.html", "pinned": False,
+             "short_description": "A small generator in the browser", "tags": ["gapkd", "gan"]}
+    return (f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n"
+            f"A page of `gapkd demo`: {drawn} draw in the browser, on the visitor's device.\n")
 
 
 # ------------------------------------------------------------------------------- the runtime
 
 
 def given_runtime(folder: str | Path) -> dict[str, bytes]:
-    """onnxruntime-web's two files, from a folder or dist in it."""
+    """onnxruntime-web's two files, from a folder or dist in it, and those for WebGPU, where both
+    are there."""
     for place in (Path(folder), Path(folder) / "dist"):
         if (place / SCRIPT).is_file() and (place / WASM).is_file():
-            found = {name: (place / name).read_bytes() for name in (SCRIPT, WASM)}
-            if found[WASM][:4] != b"\0asm":
-                raise DemoError(f"{place / WASM} is damaged: install onnxruntime-web again")
+            more = GPU if all((place / name).is_file() for name in GPU) else ()
+            found = {name: (place / name).read_bytes() for name in (SCRIPT, WASM, *more)}
+            for name, content in found.items():
+                if name.endswith(".wasm") and content[:4] != b"\0asm":
+                    raise DemoError(f"{place / name} is damaged: install onnxruntime-web again")
             return found
     raise DemoError(f"{folder} holds no onnxruntime-web: give --runtime a folder with {SCRIPT} and "
                     f"{WASM}")
@@ -127,7 +206,7 @@ def fetched_runtime() -> dict[str, bytes]:
             write_atomically(cached, content)
         with tarfile.open(fileobj=io.BytesIO(content)) as package:
             return {name: package.extractfile(f"package/dist/{name}").read()
-                    for name in (SCRIPT, WASM)}
+                    for name in (SCRIPT, WASM, *GPU)}
     except (DemoError, OSError, KeyError, tarfile.TarError) as error:
         raise DemoError(f"onnxruntime-web {VERSION} is not to be had ({error}): {mend}") from error
 

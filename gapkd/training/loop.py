@@ -21,13 +21,13 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from gapkd import parallel
 from gapkd.data.datasets import CHECK_SECONDS, Dataset, ImageFiles, open_dataset
 from gapkd.distillation.distiller import Distiller, make_regressors
 from gapkd.distillation.students import make_student
 from gapkd.files.checkpoints import (
+    address_of,
     load_discriminator,
     load_generator,
     read_metadata,
@@ -43,6 +43,7 @@ from gapkd.networks.families import build
 from gapkd.networks.stylegan2 import Discriminator, Generator
 from gapkd.networks.stylegan3 import AliasFreeGenerator, stylegan3_channels
 from gapkd.parallel import choose_device
+from gapkd.progress import bar as progress_bar
 from gapkd.settings import DistillConfig, RunConfig, TrainConfig, from_dict, to_dict, widths
 from gapkd.training.runs import (
     FREE,
@@ -172,6 +173,7 @@ def distill(config: DistillConfig, probe: Probe | None = None,
     Raises: as `train_gan`; CheckpointError for an unusable teacher.
     """
     config, started = _begin(config, "distill"), time.perf_counter()
+    config = replace(config, teacher=address_of(config.teacher) or config.teacher)
     device = choose_device(config.device)
     teacher = load_generator(config.teacher).to(device)
     check_student(config, teacher)
@@ -218,7 +220,8 @@ def first_student(config: DistillConfig, teacher: StyleGenerator,
     if config.resume or not parallel.is_first():
         synthesis = "random"  # its weights come from the checkpoint, or from the first process
     student = make_student(teacher, config.keep, config.kernel, config.mapping, synthesis,
-                           config.seed, content_mask, config.slimming_images, config.kind)
+                           config.seed, content_mask, config.slimming_images, config.kind,
+                           progress=config.progress and parallel.is_first())
     if parallel.count() > 1:
         weights = {name: value.cpu() for name, value in student.state_dict().items()}
         student.load_state_dict(parallel.from_first(lambda: weights))
@@ -369,9 +372,9 @@ class Loop:
         trainer, c = self.trainer, self.trainer.config
         quiet = not (c.progress and parallel.is_first())
         self.clock = time.perf_counter()
-        with _Signals() as signals, tqdm(total=c.images, initial=trainer.images, unit="img",
-                                         desc=self.kind, leave=False, disable=quiet,
-                                         smoothing=0.05) as bar:
+        with _Signals() as signals, progress_bar(total=c.images, initial=trainer.images, unit="img",
+                                                 desc=self.kind, disable=quiet,
+                                                 smoothing=0.05) as bar:
             if c.resume and not (self.log and self.log[-1]["images"] == trainer.images):
                 self.look(self.pending)
             while trainer.images < c.images:

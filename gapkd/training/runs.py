@@ -434,6 +434,6 @@ def _summary_writer() -> type:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ValueError("tensorboard=True needs the extra `tensorboard`: pip install -e "
-                         "'.[tensorboard]'") from error
+        raise ValueError("tensorboard=True needs the extra `tensorboard`: pip install "
+                         "'gapkd[tensorboard]'") from error
     return SummaryWriter

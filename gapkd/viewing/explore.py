@@ -143,9 +143,9 @@ class Gallery:
 
     def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, object], dict[str, object]]:
         """Sliders for a page with a kernel, and their picture for one without."""
-        picture = base64.b64encode(png(self.picture())).decode()
-        data = {**self.widget._repr_mimebundle_(), "image/png": picture}
-        return data, {"image/png": {"alt": self.sheet().alt}}
+        picture, words = base64.b64encode(png(self.picture())).decode(), self.sheet().alt
+        data = {**_view(self.widget), "image/png": picture, "text/plain": words}
+        return data, {"image/png": {"alt": words}}
 
 
 class Explorer(Gallery):
@@ -217,6 +217,14 @@ class StyleMixer(Gallery):
         a, b = self.w(G, self.seed.value), self.w(G, self.seed_b.value)
         crossovers = (G.num_ws, min(self.crossover.value, G.num_ws), 0)
         return torch.cat([mix_styles(a, b, crossover, G.num_ws) for crossover in crossovers])
+
+
+def _view(widget: widgets.DOMWidget) -> dict[str, object]:
+    """What a page with a kernel shows of a widget; ipywidgets 7, as on Colab, only displays it."""
+    if hasattr(widget, "_repr_mimebundle_"):
+        return widget._repr_mimebundle_()
+    view = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}
+    return {"text/plain": repr(widget), "application/vnd.jupyter.widget-view+json": view}
 
 
 def _checked(generators: Mapping[str, StyleGenerator]) -> dict[str, StyleGenerator]:

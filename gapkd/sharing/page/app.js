@@ -1,38 +1,71 @@
 // The page: what is wanted lies in `state`; every control changes it and asks for a new picture.
 
+import { read, written } from "./address.js";
 import { LARGEST_SEED, listen, seedField, slider, switchTheme } from "./controls.js";
 import { at, make, paint } from "./dom.js";
 import { Engine } from "./engine.js";
 import { between, faceOf, normals, relative } from "./latent.js";
 import { Neighbours } from "./neighbours.js";
 import { Pictures, titleOf } from "./pictures.js";
+import { measure } from "./timing.js";
 
 const SHOWN = 6; // directions before "more"
 const PASSAGE = 2500; // ms from seed to seed
-const WARM_UP = { draws: 9, ms: 300 }; // for a first median
+const ASTRAY = 0.02; // how far a picture of the GPU may be from the one that was drawn beforehand
+const QUIET = 300; // ms after the last wish, before networks are timed
+const NOTICE = 1500; // ms
+const TITLES = { wasm: "WebAssembly, 1 thread", webgpu: "WebGPU" };
 const randomSeed = () => crypto.getRandomValues(new Uint32Array(1))[0] % 1_000_000; // short enough to tell others
 const frame = () => new Promise(requestAnimationFrame);
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 /** say(text): shows what is wrong. */
 export async function main(say) {
-  const engine = new Engine((have, total) => {
-    at("loading").textContent = `Loading ${(have / 1e6).toFixed(1)} of ${(total / 1e6).toFixed(1)} MB`;
-  });
   const reply = await fetch("networks.json").catch(() => null);
   if (!reply?.ok) throw new Error("networks.json is missing: write the page again with gapkd demo.");
-  const { networks, start, runtime } = await reply.json();
+  const { networks, start, runtime, devices } = await reply.json();
   for (const network of networks) network.directions ??= networks[0].directions;
   const [student, teacher] = networks; // the first draws the small pictures too; without a teacher it is just a network
   const { names, reach } = student.directions;
   const numbered = (seed) => faceOf((seed + LARGEST_SEED + 1) % (LARGEST_SEED + 1), student.z_dim);
   const beginning = () => ({ face: numbered(start.seed), truncation: start.truncation, label: 0,
                              strengths: names.map(() => 0), mix: { seed: start.seed + 1, layers: 0 } });
-  let state = beginning();
+  let state = read(location.hash, beginning(), student);
 
   document.title = `gapkd: ${networks.map(titleOf).join(" and ")}`;
   if (!teacher) at("subtitle").textContent = `Every z is a picture. ${student.name} draws it, on this device.`;
   const pictures = new Pictures(networks);
-  pictures.showFirst().then(() => performance.mark("gapkd: first picture"), () => {});
+  await pictures.showFirst().then(() => performance.mark("gapkd: first picture"), () => {});
+
+  // -- what draws: the GPU, if the browser has one that draws the picture that was drawn beforehand -------------------
+
+  const begin = (device) => new Engine(device, (have, total) => {
+    at("loading").textContent = `Loading ${(have / 1e6).toFixed(1)} of ${(total / 1e6).toFixed(1)} MB`;
+  });
+
+  let engine;
+  let why = ""; // not the GPU
+
+  async function onGpu() {
+    if (!devices.includes("webgpu") || location.search === "?wasm") return null;
+    const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
+    if (!adapter || (adapter.info?.isFallbackAdapter && location.search !== "?webgpu")) return null; // none, or the CPU
+    const gpu = begin("webgpu");
+    try {
+      for (const view of pictures.views) {
+        const { file, num_ws, w_dim } = view.network;
+        const offset = new Float32Array(num_ws * w_dim);
+        await gpu.ask("open", { network: view.network });
+        const { pixels } = await gpu.ask("draw", { file, offset, label: 0, ...start, z: numbered(start.seed).z });
+        if (!(view.distance(pixels) < ASTRAY)) throw new Error("it draws another picture");
+      }
+      return gpu;
+    } catch (error) {
+      why = ` (WebGPU was tried: ${error.message})`;
+      gpu.stop();
+      return null;
+    }
+  }
 
   // -- drawing: the newest wish wins, and what is left of an older one is dropped ------------------------------------
 
@@ -55,10 +88,9 @@ export async function main(say) {
     const { network } = view;
     const mix = { key: state.mix.seed, z: normals(state.mix.seed, network.z_dim),
                   layers: Math.round(layers * network.num_ws / student.num_ws) };
-    const answer = await engine.ask("draw", { file: network.file, z: face.z, truncation: state.truncation,
-                                              label: state.label, offset: edits(network), mix });
-    view.took(answer.ms);
-    return answer.pixels;
+    const { pixels } = await engine.ask("draw", { file: network.file, z: face.z, truncation: state.truncation,
+                                                  label: state.label, offset: edits(network), mix });
+    return pixels;
   }
 
   function redraw() {
@@ -84,6 +116,7 @@ export async function main(say) {
     } finally {
       drawing = null;
     }
+    if (!playing) history.replaceState(null, "", written(state));
     if (pictures.views[0].open) small.refresh();
   }
 
@@ -173,6 +206,13 @@ export async function main(say) {
     morph: () => (playing ? stop() : play()),
     reset: () => { stop(); state = beginning(); showAll(); go(state.face); },
     save: () => pictures.save(`gapkd-${state.face.key}.png`),
+    link: async () => {
+      history.replaceState(null, "", written(state));
+      const copied = await navigator.clipboard?.writeText(location.href).then(() => true, () => false);
+      at("linked").textContent = copied ? "Copied" : "See above"; // in the address bar
+      await pause(NOTICE);
+      at("linked").textContent = "Link";
+    },
     theme: switchTheme,
     otherrandom: () => mixWith(randomSeed()),
   });
@@ -180,8 +220,15 @@ export async function main(say) {
   const list = (rows) => make("dl", {}, ...rows.map(([term, text]) =>
     make("div", {}, make("dt", { textContent: term }), make("dd", { textContent: text }))));
   at("facts").append(...networks.map(({ role, name, about }) => list([[role, name], ...about])),
-    list([["runtime", `${runtime}: WebAssembly on the CPU, 1 thread, in a worker`]]));
+    list([["runtime", runtime]]));
 
+  addEventListener("hashchange", () => {
+    if (location.hash === written(state)) return;
+    stop();
+    state = read(location.hash, beginning(), student);
+    showAll();
+    go(state.face);
+  });
   showAll();
   go(state.face);
 
@@ -198,10 +245,12 @@ export async function main(say) {
     get resting() {
       return !drawing && pictures.views.every(({ shown }) => shown === wish) && (playing || small.shown === wish);
     },
+    times: null, // what was measured
   };
 
   // -- the networks, the small one first -----------------------------------------------------------------------------
 
+  engine = await onGpu() ?? begin("wasm");
   for (const view of pictures.views) {
     await engine.ask("open", { network: view.network });
     view.open = true;
@@ -209,8 +258,14 @@ export async function main(say) {
     performance.mark(`gapkd: drawn by ${view.network.role}`);
   }
   at("loading").hidden = true;
-  for (const view of pictures.views)
-    for (let i = 0, began = performance.now(); i < WARM_UP.draws && performance.now() - began < WARM_UP.ms; i++)
-      await draw(view, state.face);
-  pictures.compare();
+  at("device").textContent = `Drawn by ${TITLES[engine.device]}${why}`;
+  navigator.serviceWorker?.register("sw.js" + `?${engine.device}`).catch(() => {}); // without it, no page offline
+
+  const quiet = () => window.gapkd.resting && !playing && !document.hidden && performance.now() - since > QUIET;
+  const files = networks.map(({ file }) => file);
+  window.gapkd.times = await measure(networks.length, async (order) => {
+    const asked = order.map((network) => files[network]);
+    return (await engine.ask("time", { files: asked, z: state.face.z, truncation: 1, label: 0 })).took;
+  }, async () => { while (!quiet()) await pause(QUIET / 3); });
+  pictures.tellTimes(window.gapkd.times);
 }

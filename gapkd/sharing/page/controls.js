@@ -3,7 +3,7 @@
 import { at, make } from "./dom.js";
 
 export const LARGEST_SEED = 2 ** 32 - 1;
-const KEYS = { r: "random", p: "previous", n: "next", m: "morph", 0: "reset", s: "save", t: "theme" };
+const KEYS = { r: "random", p: "previous", n: "next", m: "morph", 0: "reset", s: "save", l: "link", t: "theme" };
 
 /**
  * A slider with its name and its value. centred: its bar grows from 0 in the middle. read, write: the value that it

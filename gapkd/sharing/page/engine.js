@@ -1,12 +1,14 @@
 // The page's side of the worker: a question, a promise.
 
 export class Engine {
-  #worker = new Worker("worker.js", { type: "module" });
+  #worker;
   #waiting = new Map();
   #count = 0;
 
-  /** onProgress(have, total): bytes of all files that have been asked for so far. */
-  constructor(onProgress) {
+  /** device: "wasm" or "webgpu"; onProgress(have, total): bytes of all files that have been asked for so far. */
+  constructor(device, onProgress) {
+    this.device = device;
+    this.#worker = new Worker(`worker.js#${device}`, { type: "module" });
     const files = new Map();
     this.#worker.onmessage = ({ data }) => {
       if (data.progress) {
@@ -25,6 +27,10 @@ export class Engine {
       for (const { reject } of this.#waiting.values()) reject(error);
       this.#waiting.clear();
     };
+  }
+
+  stop() {
+    this.#worker.terminate();
   }
 
   ask(kind, question) {

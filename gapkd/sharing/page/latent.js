@@ -1,6 +1,7 @@
 // Latents z. Every number comes from a seed by the two functions below, which gapkd/sharing/web.py repeats in Python.
 
 const TURN = 0.5; // radians between a picture's z and those of its relatives
+const MOST = 40; // steps of a key
 
 /** mulberry32: 32 bits of state, numbers in [0, 1). */
 export function mulberry32(seed) {
@@ -36,6 +37,17 @@ function seedOf(text) {
 // A face is {key, seed, z}. Its key tells how it came about: "7" is seed 7, "7+3" the third relative of that one,
 // "7-8@0.40" lies on the way from seed 7 to seed 8.
 
+/** The face of such a key; null where it is none. */
+export function faceFrom(key, size, depth = 0) {
+  const [, before, sign, last] = /^(.+)([-+])([\d.@]+)$/.exec(key) ?? [];
+  const [seed, way] = (last ?? key).split("@");
+  if (!/^\d{1,10}$/.test(seed) || seed >= 2 ** 32 || depth > MOST) return null;
+  if (before === undefined) return way === undefined ? faceOf(Number(seed), size) : null;
+  const first = faceFrom(before, size, depth + 1);
+  if (sign === "+") return first && way === undefined ? relative(first, Number(seed)) : null;
+  return first && way >= 0 && way <= 1 ? between(first, faceOf(Number(seed), size), Number(way)) : null;
+}
+
 export const faceOf = (seed, size) => ({ key: `${seed}`, seed, z: normals(seed, size) });
 
 /** Turned a little from a face towards a z of its own, so that the result is as normal as the face was. */
@@ -46,7 +58,8 @@ export function relative(face, number) {
 }
 
 /** At t in [0, 1] on the way between two faces, along the great circle: a straight line would lead by the average. */
-export function between(a, b, t) {
+export function between(a, b, exact) {
+  const t = Number(exact.toFixed(2)); // as the key says it
   const dot = (x, y) => x.reduce((sum, value, i) => sum + value * y[i], 0);
   const angle = Math.acos(Math.min(1, Math.max(-1, dot(a.z, b.z) / Math.sqrt(dot(a.z, a.z) * dot(b.z, b.z)))));
   const sine = Math.sin(angle);

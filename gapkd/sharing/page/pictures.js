@@ -1,11 +1,11 @@
 // The large pictures, one a network, and what is written under them.
 
 import { at, make, paint } from "./dom.js";
+import { PAIRS } from "./timing.js";
 
 const LARGEST = 480; // px on the screen, and at most this share of the window's height:
 const SHARE = 0.42;
 const SMALL = 128; // px of a network whose pixels are shown as squares
-const MOST = 25; // draws that a median is of
 
 export const titleOf = ({ role, name }) => (role === "network" ? name : role);
 
@@ -13,8 +13,6 @@ class View {
   open = false; // whether the network is there
   shown = 0; // number of the wish that it shows
   pixels = null; // RGBA bytes
-  #times = [];
-  #warm = false;
 
   constructor(network) {
     this.network = network;
@@ -24,7 +22,7 @@ class View {
     this.time = make("output", { textContent: "–" });
     at("pictures").append(make("figure", { className: network.role }, this.canvas, make("figcaption", {},
       make("b", { textContent: titleOf(network) }),
-      make("span", { className: "ms", title: `median of the newest draws, at most ${MOST}` }, this.time, " ms"),
+      make("span", { className: "ms", title: `median of ${PAIRS} draws, by turns` }, this.time, " ms"),
       make("small", { textContent: `${(network.bytes / 1e6).toFixed(2)} MB · ${network.precision}` }))));
   }
 
@@ -34,17 +32,10 @@ class View {
     Object.assign(this, { pixels, shown: wish });
   }
 
-  /** One draw took so long. The first does not count: the runtime sets itself up in it. */
-  took(ms) {
-    if (this.#warm) this.#times = [...this.#times, ms].slice(-MOST);
-    this.#warm = true;
-    if (this.median) this.time.textContent = this.median.toFixed(1);
-  }
-
-  get median() {
-    const sorted = [...this.#times].sort((a, b) => a - b);
-    const half = sorted.length >> 1;
-    return sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
+  /** How far, on average over all values from -1 to 1, pixels of the same size are from those that are shown. */
+  distance(pixels) {
+    const sum = this.pixels.reduce((all, value, i) => all + Math.abs(value - pixels[i]), 0); // alphas are equal
+    return sum / (pixels.length * 0.75) / 127.5;
   }
 }
 
@@ -73,7 +64,9 @@ export class Pictures {
       const image = new Image();
       image.src = view.network.picture;
       await image.decode();
-      if (!view.shown) view.canvas.getContext("2d").drawImage(image, 0, 0);
+      const context = view.canvas.getContext("2d");
+      context.drawImage(image, 0, 0);
+      view.pixels = context.getImageData(0, 0, view.network.resolution, view.network.resolution).data;
     }));
   }
 
@@ -81,11 +74,14 @@ export class Pictures {
   compare() {
     const [a, b] = this.views;
     if (at("gap").hidden || !a.shown || a.shown !== b.shown) return;
-    let sum = 0;
-    for (let i = 0; i < a.pixels.length; i++) sum += Math.abs(a.pixels[i] - b.pixels[i]); // alphas are equal
-    at("distance").textContent = (sum / (a.pixels.length * 0.75) / 127.5).toFixed(3);
-    const times = b.median / a.median;
-    at("faster").textContent = times > 1.05 ? `the student is ${times.toFixed(1)} times as quick` : "";
+    at("distance").textContent = a.distance(b.pixels).toFixed(3);
+  }
+
+  /** What was measured, once all of it was. */
+  tellTimes({ medians, ratio }) {
+    this.views.forEach((view, i) => { view.time.textContent = medians[i].toFixed(1); });
+    if (ratio > 1.05 && ratio < Infinity) at("faster").textContent = `the student is ${ratio.toFixed(1)} times as quick`;
+    else if (ratio) at("faster").textContent = "the student is no quicker here";
   }
 
   /** What is seen, side by side, small pixels enlarged to squares, as PNG. */

@@ -1,7 +1,11 @@
 // Fetches the runtime and the networks, and draws. It lives in a worker, so the page never waits for a picture.
 
-const SCRIPT = "./ort.wasm.bundle.min.mjs";
-const WASM = "ort-wasm-simd-threaded.wasm.gz"; // gzipped here, because plain servers compress nothing
+const RUNTIMES = { // gzipped here, because plain servers compress nothing
+  wasm: ["./ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm.gz"],
+  webgpu: ["./ort.webgpu.bundle.min.mjs", "ort-wasm-simd-threaded.asyncify.wasm.gz"],
+};
+const DEVICE = self.location.hash.slice(1); // worker.js#webgpu
+const [SCRIPT, WASM] = RUNTIMES[DEVICE];
 const networks = {}; // file -> {session, sizes, other}
 let ort;
 let line = Promise.resolve(); // requests are answered one after the other
@@ -19,9 +23,11 @@ self.onmessage = ({ data }) => {
 const ANSWERS = {
   /** A network's file. */
   async open({ network }) {
+    if (networks[network.file]) return {};
     const [bytes] = await Promise.all([fetchBytes(network.file), runtime]);
     try {
-      const session = await ort.InferenceSession.create(new Uint8Array(bytes), { executionProviders: ["wasm"] });
+      const quietly = { executionProviders: [DEVICE], logSeverityLevel: 3 };
+      const session = await ort.InferenceSession.create(new Uint8Array(bytes), quietly);
       networks[network.file] = { session, sizes: network };
     } catch (error) {
       throw new Error(`${network.file} cannot be drawn with in this browser (${error?.message ?? error}).`);
@@ -40,6 +46,17 @@ const ANSWERS = {
     if (mix?.layers) given.offset = await mixed(network, z, given, mix);
     const { image, ws, ms } = await run(network, z, given);
     return { pixels: pixels(image), ws, ms };
+  },
+
+  /** ms of one run of each of those files, one straight after the other. */
+  async time({ files, z, truncation, label }) {
+    const took = [];
+    for (const file of files) {
+      const { sizes } = networks[file];
+      const offset = new Float32Array(sizes.num_ws * sizes.w_dim);
+      took.push((await run(networks[file], z, { truncation, offset, label })).ms);
+    }
+    return { took };
   },
 };
 

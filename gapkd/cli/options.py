@@ -1,0 +1,86 @@
+"""How a command's options are read and shown: the long lists in groups, each in a box of its own,
+and an example above them."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Sequence
+from dataclasses import field, fields, is_dataclass, make_dataclass
+from typing import Annotated, Any, get_type_hints
+
+import tyro
+
+from gapkd.settings import RunConfig
+
+GROUPS = {
+    "main": ("recipe", "teacher", "architecture", "resolution", "data", "keep", "images", "batch",
+             "seed", "out", "resume", "start_from"),
+    "student": ("kernel", "kind", "mapping", "synthesis", "noise", "content", "reuse",
+                "discriminator"),
+    "network": ("z_dim", "w_dim", "mapping_layers", "channels", "layers", "margin", "d_channels"),
+    "loss": ("rgb_weight", "rgb_levels", "perceptual_weight", "perceptual", "gan_weight",
+             "gan_from", "adversarial", "ld_weight", "ld_blocks", "ld_kind", "ld_views",
+             "ld_offsets", "ld_strength", "feature_weight", "feature_blocks"),
+    "optimisation": ("lr", "lr_end", "mapping_lr", "r1_gamma", "r1_end", "r1_every", "path_weight",
+                     "path_every", "style_mixing", "ema_half_life", "ema_rampup", "flip",
+                     "d_first"),
+    "machine": ("device", "precision", "cuda_graphs"),
+    "log": ("progress", "log_every", "grid_every", "checkpoint_every", "fid_every", "fid_samples",
+            "fid_features", "tensorboard", "probe_every"),
+}
+"""Group -> options of the commands that train."""
+BY_NAME = {"sample", "evaluate"}
+"""Commands whose generator was once an option, and may be given so still."""
+
+
+def parsed(command: str, cls: type, options: Sequence[str], example: str) -> Any:
+    """The settings that options say; of --help or bad ones, tyro ends the program."""
+    if command in BY_NAME:
+        options = _without_name(options)
+    shown = _grouped(cls) if issubclass(cls, RunConfig) else cls
+    about = f"{inspect.cleandoc(cls.__doc__)}\n\nexample: gapkd {command} {example}"
+    found = tyro.cli(tyro.conf.OmitArgPrefixes[shown], prog=f"gapkd {command}", args=options,
+                     description=about)
+    if shown is cls:
+        return found
+    return cls(**{name: value for group in vars(found).values() for name, value in
+                  vars(group).items()})
+
+
+def _without_name(options: Sequence[str]) -> list[str]:
+    """`--generator X` or `--generator=X` as X, before all else."""
+    rest = list(options)
+    for place, word in enumerate(rest):
+        if word == "--generator":
+            return rest[place + 1:place + 2] + rest[:place] + rest[place + 2:]
+        if word.startswith("--generator="):
+            return [word.partition("=")[2]] + rest[:place] + rest[place + 1:]
+    return rest
+
+
+def _grouped(cls: type) -> type:
+    """A dataclass that holds one for each group of the options of `cls`."""
+    hints, words = get_type_hints(cls, include_extras=True), _descriptions(cls)
+    defaults = {entry.name: entry.default for entry in fields(cls)}
+    groups = []
+    for title, names in GROUPS.items():
+        entries = [(name, Annotated[hints[name], tyro.conf.arg(help=words[name])],
+                    field(default=defaults[name])) for name in names if name in defaults]
+        group = make_dataclass(title, entries, frozen=True)
+        group.__doc__ = ""
+        if entries:
+            groups.append((title, group, field(default=group())))
+    return make_dataclass(cls.__name__, groups, frozen=True)
+
+
+def _descriptions(cls: type) -> dict[str, str]:
+    """Field -> the text below it in the source of a dataclass or of what it inherits from."""
+    found = {}
+    for part in reversed(cls.__mro__):
+        if is_dataclass(part):
+            body = ast.parse(inspect.getsource(part)).body[0].body
+            for entry, below in zip(body, body[1:], strict=False):
+                if isinstance(entry, ast.AnnAssign) and isinstance(below, ast.Expr):
+                    found[entry.target.id] = inspect.cleandoc(below.value.value)
+    return found

@@ -1,0 +1,240 @@
+"""What the paper claims, and what the records say of it: no verdict is typed.
+
+A claim is a list of contrasts, each of which says beforehand in which figure an arm should lie
+above or below another one. Where a second judge has read that figure, its reading counts.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gapkd.experiments.results import Paired, holm, paired, results
+
+CHANCE, TEACHER = "chance", "teacher"
+"""Others that are no arms: an arm's own chance level, and the 1 that a teacher's agreement with
+itself is."""
+MARGIN = 0.1
+"""How far from chance, or from the teacher, still counts as there: for correlations."""
+LEVEL = 0.05
+"""A difference is seen below this p, corrected by Holm for the contrasts of its claim."""
+
+FIGURES = {
+    "correlation": "agree_mean_correlation", "FID": "fid_(?!to_teacher_).+",
+    "edits": "agree_edits", "PPL": "ppl_.+", "PSNR": "projection_psnr"}
+"""Short name -> pattern of the name that a figure has in a record."""
+UNJUDGED = ("PSNR",)
+"""Those of them that no judge has read."""
+
+SUPPORTED, CONTRADICTED = "supported", "contradicted at this budget"
+NOT_SEEN, ONE_SEED, NOT_TRIED = "not seen", "one seed", "not tried"
+MARKS = {SUPPORTED: "✓", CONTRADICTED: "✗", NOT_SEEN: "·", ONE_SEED: "○", NOT_TRIED: "–"}
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One comparison that decides on a claim."""
+
+    sweep: str   # records in data/results/<sweep>.jsonl
+    arm: str
+    other: str   # an arm, CHANCE or TEACHER
+    figure: str  # of FIGURES
+    says: int    # the claim: arm above other (1), below (-1), or within MARGIN of it (0)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the paper's, and what would have to be seen if it holds here."""
+
+    name: str
+    says: str
+    contrasts: tuple[Contrast, ...]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the records say of a contrast."""
+
+    contrast: Contrast
+    pair: Paired
+    verdict: str
+    second: bool = False  # read by the judge that no student was trained with
+    where: str = ""       # teacher and budget
+
+
+CLAIMS = (
+    Claim("C1", "Two StyleGANs trained apart draw unrelated faces from the same z.",
+          (Contrast("table", "alone", CHANCE, "correlation", 0),)),
+    Claim("C2", "Distilling between such strangers teaches little.",
+          (Contrast("table", "random", CHANCE, "correlation", 0),
+           Contrast("photographs", "random", CHANCE, "correlation", 0),
+           Contrast("students", "own", CHANCE, "correlation", 0))),
+    Claim("C3", "The mapping network decides what a face shows.",
+          (Contrast("table", "inherit", "random", "correlation", 1),
+           Contrast("photographs", "paper", "random", "correlation", 1),
+           Contrast("students", "inherited", "own", "correlation", 1))),
+    Claim("C4", "A student that inherits it has no discrepancy left.",
+          (Contrast("table", "inherit", TEACHER, "correlation", 0),
+           Contrast("table", "gapkd", TEACHER, "correlation", 0),
+           Contrast("students", "inherited", TEACHER, "correlation", 0))),
+    Claim("C5", "Trained long enough, fresh synthesis weights end ahead of pruned ones.",
+          (Contrast("table", "inherit", "pruned", "FID", -1),
+           Contrast("table", "paper", "dcp", "FID", -1),
+           Contrast("table", "paper-fast", "dcp-fast", "FID", -1),
+           Contrast("students", "inherited", "recipe", "FID", -1))),
+    Claim("C6", "The latent-direction loss lowers the FID and brings faces nearer.",
+          (Contrast("pairs", "paper", "paper - ld", "FID", -1),
+           Contrast("pairs", "paper", "paper - ld", "PSNR", 1),
+           Contrast("pairs", "recipe + ld", "recipe", "FID", -1),
+           Contrast("pairs", "recipe + ld", "recipe", "PSNR", 1),
+           Contrast("table", "paper", "inherit", "FID", -1))),
+    Claim("C7", "Teacher and student may differ in architecture.",
+          (Contrast("sizes", "paper, kernel 1", CHANCE, "correlation", 1),
+           Contrast("sizes", "mobile", CHANCE, "correlation", 1))),
+    Claim("C8", "It carries over to StyleGAN3, and beats pruned weights there.",
+          (Contrast("stylegan3", "paper", "random", "correlation", 1),
+           Contrast("stylegan3", "paper", "pruned", "FID", -1))),
+    Claim("C9", "The whole method is ahead of training alone, GAN Slimming and CAGAN.",
+          (Contrast("table", "paper", "alone", "FID", -1),
+           Contrast("table", "paper", "slimming", "FID", -1),
+           Contrast("table", "paper", "cagan", "FID", -1))),
+    Claim("C10", "Its W is smoother than the others', and edits carry over better.",
+          (Contrast("table", "paper", "alone", "PPL", -1),
+           Contrast("table", "paper", "cagan", "PPL", -1),
+           Contrast("pairs", "paper", "paper - ld", "PPL", -1),
+           Contrast("pairs", "paper", "paper - ld", "edits", 1),
+           Contrast("pairs", "recipe + ld", "recipe", "edits", 1))),
+)
+"""The paper's claims, and the contrasts by which each is judged here."""
+
+
+# -------------------------------------------------------------------------------------- judging
+
+
+def records_of(sweep: str) -> list[dict]:
+    """The runs of a sweep; none where nobody ran it."""
+    try:
+        return results(sweep)
+    except FileNotFoundError:
+        return []
+
+
+def judged_by(runs: Sequence[dict], figure: str) -> str | None:
+    """The name under which all these runs have a figure, the second judge's reading first; None
+    where none or only some have it."""
+    for prefix in ("second_", ""):
+        pattern = prefix + FIGURES[figure]
+        for name in runs[0]["final"] if runs else ():
+            if re.fullmatch(pattern, name) and all(name in run["final"] for run in runs):
+                return name
+    return None
+
+
+def compare(contrast: Contrast) -> tuple[Paired, bool, str]:
+    """The pairs of a contrast, whether the second judge read them, and teacher and budget."""
+    arms = contrast.arm, contrast.other
+    runs = [run for run in records_of(contrast.sweep) if run["arm"] in arms]
+    name = judged_by(runs, contrast.figure)
+    if name is None:
+        return paired([], *arms, contrast.figure), False, ""
+    levels = []  # of the arm itself, as if they were another arm's
+    if contrast.other == CHANCE:
+        levels = [run["final"].get(f"{name}_chance", 0.0) for run in runs]
+    if contrast.other == TEACHER:
+        levels = [1.0] * len(runs)
+    levels = [{"arm": contrast.other, "seed": run["seed"], "final": {name: level}}
+              for run, level in zip(runs, levels, strict=False)]
+    teacher = runs[0]["settings"]["teacher"].removesuffix(".safetensors")
+    where = f"{teacher}, {runs[0]['images']:,}"
+    pair = paired([*runs, *levels], *arms, name)
+    return pair, name.startswith("second_"), where
+
+
+def judge(says: int, pair: Paired, p: float) -> str:
+    """The verdict on one contrast.
+
+    Args:
+        says: as in Contrast.
+        p: corrected; counts where a direction is claimed.
+    """
+    if pair.n < 2:
+        return ONE_SEED if pair.n else NOT_TRIED
+    if says:
+        seen = p < LEVEL
+        right = pair.mean * says > 0
+    else:
+        right = -MARGIN < pair.low and pair.high < MARGIN
+        seen = right or pair.low > MARGIN or pair.high < -MARGIN
+    if not seen:
+        return NOT_SEEN
+    return SUPPORTED if right else CONTRADICTED
+
+
+def findings(claim: Claim) -> list[Finding]:
+    """What the records say of a claim, contrast by contrast."""
+    compared = [compare(contrast) for contrast in claim.contrasts]
+    ps = holm({str(n): pair.p for n, (pair, _, _) in enumerate(compared)
+               if claim.contrasts[n].says})
+    return [Finding(contrast, pair, judge(contrast.says, pair, ps.get(str(n), 0.0)), second, where)
+            for n, (contrast, (pair, second, where))
+            in enumerate(zip(claim.contrasts, compared, strict=True))]
+
+
+def verdict(found: Sequence[Finding]) -> str:
+    """One verdict out of several: a single seed does not count beside others, and what nobody tried
+    is added."""
+    tally = Counter(finding.verdict for finding in found)
+    untried, single = tally.pop(NOT_TRIED, 0), tally.pop(ONE_SEED, 0)
+    if not tally:
+        return NOT_SEEN if single else NOT_TRIED
+    said = next(iter(tally))
+    if len(tally) > 1:
+        said = "divided: " + ", ".join(f"{tally[one]} {one}" for one in MARKS if one in tally)
+    return f"{said}; {untried} not tried" if untried else said
+
+
+# ---------------------------------------------------------------------------------------- table
+
+
+def claims_table(claims: Sequence[Claim] = CLAIMS) -> str:
+    """Markdown: one row a claim: the verdict, what was measured, on which teachers and budgets, and
+    the commands that make it again."""
+    lines = ["| | the paper says | verdict | measured here: difference, 95 % interval, arms "
+             "| records: teacher, images a run | again |", "|---|---|---|---|---|---|"]
+    for claim in claims:
+        found = findings(claim)
+        effects = "<br>".join(effect_line(one) for one in found)
+        places = "<br>".join(dict.fromkeys(f"{one.contrast.sweep}: {one.where}"
+                                           for one in found if one.where)) or "–"
+        lines.append(f"| {claim.name} | {claim.says} | **{verdict(found)}** | {effects} | {places} "
+                     f"| {again(claim)} |")
+    return "\n".join(lines)
+
+
+def effect_line(finding: Finding) -> str:
+    """Markdown: a contrast, its mark, and how large the difference is over how many seeds; a dagger
+    where the training judge has read it."""
+    contrast, pair = finding.contrast, finding.pair
+    effect = f"{pair:+.3f}" if pair.n else NOT_TRIED
+    by_first = pair.n and contrast.figure not in UNJUDGED and not finding.second
+    seeds = f", {pair.n} seeds" if pair.n > 1 else ""
+    line = f"{MARKS[finding.verdict]} {effect}".replace(" ", "\u00a0")  # in one piece
+    return (f"{line} {contrast.figure}{'†' if by_first else ''}, `{contrast.arm}` − "
+            f"`{contrast.other}` ({contrast.sweep}{seeds})")
+
+
+def again(claim: Claim) -> str:
+    """The commands that make a claim's runs again, folded, as Markdown."""
+    arms: dict[str, list[str]] = {}
+    for contrast in claim.contrasts:
+        run = {record["arm"] for record in records_of(contrast.sweep)}
+        names = arms.setdefault(contrast.sweep, [])
+        names += [arm for arm in (contrast.arm, contrast.other) if arm in run - {*names}]
+    commands = [f"<code>gapkd sweep tools/sweeps/{sweep}.yml --arms {shlex.join(names)} --results "
+                f"runs/{claim.name}-{sweep}.jsonl</code>" for sweep, names in arms.items() if names]
+    if not commands:
+        return "–"
+    return f"<details><summary>command</summary>{'<br>'.join(commands)}</details>"

@@ -1,0 +1,134 @@
+"""The claims of the paper: verdicts follow from records, in either direction, and say what is
+missing."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from gapkd.experiments.claims import (
+    CHANCE,
+    CLAIMS,
+    CONTRADICTED,
+    FIGURES,
+    NOT_SEEN,
+    NOT_TRIED,
+    ONE_SEED,
+    SUPPORTED,
+    TEACHER,
+    Claim,
+    Contrast,
+    claims_table,
+    findings,
+    verdict,
+)
+from gapkd.experiments.results import Paired, paired, results
+
+AGREE = "agree_mean_correlation"
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Writes a sweep's records: arm -> its figures, one dictionary a seed."""
+    monkeypatch.setenv("GAPKD_DATA", str(tmp_path))
+    (tmp_path / "results").mkdir()
+
+    def records(sweep: str, arms: dict[str, list[dict]]) -> None:
+        lines = [{"arm": arm, "seed": seed, "images": 1000, "settings": {"teacher": "T"},
+                  "seconds": 1, "final": final}
+                 for arm, runs in arms.items() for seed, final in enumerate(runs)]
+        file = tmp_path / "results" / f"{sweep}.jsonl"
+        file.write_text("\n".join(map(json.dumps, lines)))
+    return records
+
+
+def verdicts(*contrasts: Contrast) -> list[str]:
+    return [finding.verdict for finding in findings(Claim("C", "It is so.", contrasts))]
+
+
+def agreeing(*values: float) -> list[dict]:
+    return [{AGREE: value} for value in values]
+
+
+def test_a_direction_is_supported_contradicted_or_not_seen(write):
+    write("t", {"high": agreeing(0.51, 0.52, 0.50), "low": agreeing(0.1, 0.1, 0.1),
+                "any": agreeing(0.9, 0.1, 0.2)})
+    assert verdicts(Contrast("t", "high", "low", "correlation", 1)) == [SUPPORTED]
+    assert verdicts(Contrast("t", "high", "low", "correlation", -1)) == [CONTRADICTED]
+    assert verdicts(Contrast("t", "any", "low", "correlation", 1)) == [NOT_SEEN]
+
+
+def test_a_claim_of_no_difference_needs_an_interval_within_the_margin(write):
+    write("t", {"near": agreeing(0.01, 0.02, 0.03), "far": agreeing(0.4, 0.41, 0.4),
+                "wide": agreeing(-0.2, 0.0, 0.2), "same": agreeing(0.98, 0.97, 0.99)})
+    for arm, expected in (("near", SUPPORTED), ("far", CONTRADICTED), ("wide", NOT_SEEN)):
+        assert verdicts(Contrast("t", arm, CHANCE, "correlation", 0)) == [expected]
+    assert verdicts(Contrast("t", "same", TEACHER, "correlation", 0)) == [SUPPORTED]
+    assert verdicts(Contrast("t", "far", TEACHER, "correlation", 0)) == [CONTRADICTED]
+
+
+def test_chance_is_that_of_the_run(write):
+    runs = [{AGREE: 0.5, f"{AGREE}_chance": level} for level in (0.5, 0.49, 0.51)]
+    write("t", {"a": runs})
+    (finding,) = findings(Claim("C", "", (Contrast("t", "a", CHANCE, "correlation", 0),)))
+    assert finding.verdict == SUPPORTED and finding.pair.mean == pytest.approx(0)
+
+
+def test_what_is_missing_is_said(write):
+    write("t", {"a": agreeing(0.5), "b": agreeing(0.1)})
+    assert verdicts(Contrast("t", "a", "b", "correlation", 1)) == [ONE_SEED]
+    for missing in (Contrast("t", "a", "nobody", "correlation", 1),
+                    Contrast("t", "a", "b", "PPL", 1),
+                    Contrast("t", "nobody", CHANCE, "correlation", 1),
+                    Contrast("nowhere", "a", "b", "correlation", 1)):
+        assert verdicts(missing) == [NOT_TRIED]
+        table = claims_table([Claim("C", "It is so.", (missing,))])
+        assert "| **not tried** | –\u00a0not\u00a0tried " in table
+
+
+def test_the_second_judge_counts_where_it_has_read_both(write):
+    both = [{"fid_x_5k": 1.0, "second_fid_x_5k": value, "fid_to_teacher_x_5k": 0.0}
+            for value in (5.0, 5.1)]
+    write("t", {"a": both, "b": [final | {"second_fid_x_5k": 9.0} for final in both],
+                "old": [{"fid_x_5k": 3.0}] * 2})
+    second, first = findings(Claim("C", "", (Contrast("t", "a", "b", "FID", -1),
+                                             Contrast("t", "a", "old", "FID", -1))))
+    assert (second.second, second.pair.mean) == (True, pytest.approx(-3.95))
+    assert (first.second, first.pair.mean) == (False, pytest.approx(-2.0))
+    table = claims_table([Claim("C", "It is so.", (Contrast("t", "a", "old", "FID", -1),))])
+    table = table.replace("\u00a0", " ")
+    assert "✓ -2.000 [-2.000, -2.000] FID†, `a` − `old` (t, 2 seeds)" in table
+    assert "--arms a old --results runs/C-t.jsonl" in table and "| t: T, 1,000 |" in table
+
+
+def test_a_claim_pays_for_the_number_of_its_contrasts(write):
+    write("t", {"a": agreeing(0.3, 0.4, 0.5), "b": agreeing(0.1, 0.15, 0.1)})
+    one = Contrast("t", "a", "b", "correlation", 1)  # p 0.035
+    assert 0.025 < paired(results("t"), "a", "b", AGREE).p < 0.05
+    assert verdicts(one) == [SUPPORTED]
+    assert verdicts(one, one) == [NOT_SEEN, NOT_SEEN]
+
+
+@pytest.mark.parametrize(("every", "expected"), [
+    ((SUPPORTED, SUPPORTED, ONE_SEED), SUPPORTED),
+    ((NOT_TRIED, SUPPORTED, NOT_TRIED), f"{SUPPORTED}; 2 {NOT_TRIED}"),
+    ((NOT_SEEN, CONTRADICTED, SUPPORTED, SUPPORTED),
+     f"divided: 2 {SUPPORTED}, 1 {CONTRADICTED}, 1 {NOT_SEEN}"),
+    ((ONE_SEED, NOT_TRIED), NOT_SEEN), ((NOT_TRIED,), NOT_TRIED)])
+def test_one_verdict_out_of_several(every, expected):
+    assert verdict([SimpleNamespace(verdict=one) for one in every]) == expected
+
+
+def test_the_claims_name_what_there_is():
+    assert [claim.name for claim in CLAIMS] == [f"C{n}" for n in range(1, 11)]
+    assert {c.figure for claim in CLAIMS for c in claim.contrasts} <= FIGURES.keys()
+    known = {record["arm"] for sweep in ("table", "students", "sizes", "stylegan3", "photographs")
+             for record in results(sweep)} | {CHANCE, TEACHER, "mobile"}
+    for contrast in (c for claim in CLAIMS for c in claim.contrasts if c.sweep != "pairs"):
+        assert {contrast.arm, contrast.other} <= known
+    found = findings(CLAIMS[2])  # inheriting the mapping network, three seeds of the table
+    assert found[0].verdict == SUPPORTED and found[0].pair.n == 3 and found[0].second
+    assert isinstance(found[0].pair, Paired)
+    assert len(claims_table().splitlines()) == 12
