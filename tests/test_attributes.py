@@ -226,7 +226,7 @@ def test_bad_settings(changes, message):
 def test_bad_files(judged, tmp_path, teacher_file):
     with pytest.raises(ValueError, match="exists already"):
         train(judged[1], judged[0])
-    with pytest.raises(ValueError, match="perceptual must be 'toyfaces', 'lpips' or"):
+    with pytest.raises(ValueError, match="perceptual must be 'toyfaces', 'lpips', 'imagenet' or"):
         distill_config(tmp_path, teacher_file, perceptual="lpip")
     with pytest.raises(CheckpointError, match="a discriminator was asked for"):
         distill(distill_config(tmp_path / "r", teacher_file, perceptual=str(teacher_file)))
