@@ -123,7 +123,10 @@ def parse_parameters(pairs: Sequence[str], known: dict) -> dict:
         first = values.get("settings", _default(known["settings"]))
         values["settings"] = ", ".join(filter(None, [first, *more]))
     if "settings" in values:
-        read_settings(values["settings"])
+        for name in read_settings(values["settings"]):
+            if name in known:
+                raise ValueError(f"settings: {name} is a parameter of its own in this chapter: "
+                                 f"give {name}=... instead")
     return values
 
 
@@ -152,7 +155,7 @@ def _settings_of(notebook: Path) -> tuple[dict, dict]:
         with suppress(SyntaxError):  # lines for the shell or for IPython, which are not for us
             if "parameters" in tags:
                 known |= _assignments(source)
-            elif "check_parameters(globals()" in source:
+            elif "check_parameters(" in source:
                 rules |= _rules(source)
     return known, rules
 
@@ -299,8 +302,8 @@ def _fits(value: object, rule: object) -> bool:
         return isinstance(value, rule)
     if rule == "network":
         return isinstance(value, (str, Path)) and (
-            is_address(str(value)) or value in embedded_networks() or Path(value).exists()
-            or (ROOT / value).exists())
+            is_address(str(value)) or value in embedded_networks() or os.path.exists(value)
+            or os.path.exists(ROOT / value))
     if isinstance(rule[0], str):
         return value in rule
     number = isinstance(value, int if _is_whole(rule) else (int, float))

@@ -334,3 +334,16 @@ def test_parameters_are_checked_and_texts_become_what_they_say():
 def test_a_wrong_parameter_is_one_sentence(name, value, sentence):
     with pytest.raises(ValueError, match=sentence):
         chapters.check_parameters({name: value}, **{name: RULES[name]})
+
+
+@pytest.mark.parametrize("file", sorted(chapters.NOTEBOOKS.glob("*.ipynb")), ids=lambda f: f.stem)
+def test_every_chapter_is_checked_before_it_starts(file):
+    known, rules = chapters._settings_of(file)
+    computed = {"factors", "row"}  # what the notebook itself knows
+    assert set(known) - computed <= set(rules) and len(known) <= 10
+
+
+def test_settings_leave_parameters_to_the_chapter():
+    known = {"settings": parameter("''"), "images": parameter("4")}
+    with pytest.raises(ValueError, match="images is a parameter of its own .* give images=... ins"):
+        chapters.parse_parameters(["settings=images: 64"], known)

@@ -287,7 +287,7 @@ def execute(name: str) -> float:
         resources={"metadata": {"path": str(NOTEBOOKS)}},
     ).execute()
     seconds = time.perf_counter() - start
-    minutes = f"{seconds // 60:.0f} min {seconds % 60:02.0f} s"
+    minutes = "{} min {:02} s".format(*divmod(round(seconds), 60))
     place = f"{torch.get_num_threads()} threads on {hardware()}"
     notebook.metadata.pop("widgets", None)  # the widgets' state is of no use without their kernel
     for cell in notebook.cells:

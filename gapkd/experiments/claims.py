@@ -179,8 +179,9 @@ def judge(says: int, pair: Paired, p: float) -> str:
 def findings(claim: Claim) -> list[Finding]:
     """What the records say of a claim, contrast by contrast."""
     compared = [compare(contrast) for contrast in claim.contrasts]
-    ps = holm({str(n): pair.p for n, (pair, _, _) in enumerate(compared)
-               if claim.contrasts[n].says})
+    # A contrast that was named and not tried counts too: else a claim gains by what is left out.
+    ps = holm({str(n): pair.p if pair.p == pair.p else 1.0
+               for n, (pair, _, _) in enumerate(compared) if claim.contrasts[n].says})
     return [Finding(contrast, pair, judge(contrast.says, pair, ps.get(str(n), 0.0)), second, where)
             for n, (contrast, (pair, second, where))
             in enumerate(zip(claim.contrasts, compared, strict=True))]

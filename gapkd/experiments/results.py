@@ -301,13 +301,18 @@ def told_apart(records: Sequence[dict], arm: str, other: str,
 def in_percent(records: Sequence[dict], arm: str, other: str,
                columns: Mapping[str, str] = SECOND_COLUMNS
                ) -> dict[str, tuple[float, float, float]]:
-    """Title -> difference of two arms and the ends of its interval, in % of the other one's mean;
-    above 0 the arm is better. Titles without an arrow are left out."""
+    """Title -> difference of two arms and the ends of its interval, in % of the other one's mean
+    over their common seeds; above 0 the arm is better. Titles without an arrow are left out, and
+    figures whose mean is 0."""
     found = {}
     for title, name in figure_names(records, columns).items():
         pair = paired(records, arm, other, name)
-        if title[-1] in "↑↓" and pair.n:
-            unit = (100 if title[-1] == "↑" else -100) / summary(records, other, name)[0]
+        if title[-1] not in "↑↓" or not pair.n:
+            continue
+        seeds = {record["seed"] for record in records if record["arm"] == arm}
+        common = [r for r in records if r["arm"] == other and r["seed"] in seeds]
+        if mean := abs(summary(common, other, name)[0]):
+            unit = (100 if title[-1] == "↑" else -100) / mean
             found[title] = (pair.mean * unit, *sorted((pair.low * unit, pair.high * unit)))
     return found
 

@@ -81,12 +81,12 @@ def save_network(network: nn.Module, path: str | Path, provenance: dict | None =
 
 def address_of(path: str | Path) -> str:
     """The address that a network's name stands for: its own, hf://user/name for user/name where
-    neither that nor a folder `user` is here; "": it is a path."""
+    neither that nor a folder `user` is here; "": it is a path, as runs/name always is."""
     name = str(path)
     if is_address(name):
         return name
     here = Path(name)
-    on_hub = REPOSITORY.fullmatch(name) and here.suffix not in ENDINGS
+    on_hub = REPOSITORY.fullmatch(name) and here.suffix not in ENDINGS and here.parts[0] != "runs"
     return f"hf://{name}" if on_hub and not here.parent.exists() else ""
 
 
