@@ -61,7 +61,7 @@ class Sketch:
 
     def __init__(self, width: float, height: float, lit: Sequence[str] | None):
         self.lit = lit
-        self.figure = NotebookFigure(width, height, layout=None)
+        self.figure = NotebookFigure(width, height, layout=None, sharpness=1.25)
         self.axes = self.figure.add_axes((0, 0, 1, 1))
         self.axes.set(xlim=(0, width), ylim=(0, height))
         self.axes.axis("off")

@@ -81,18 +81,11 @@ class NotebookFigure(Figure):
 
 
 def to_png(figure: Figure, sharpness: float = 1) -> bytes:
-    """The figure as a PNG file, with `sharpness` times its pixels on every side.
-
-    Drawings, which are sharper than 1 and of few colours, are stored with 256 of these: less than
-    half the bytes, and no difference that one could see. Faces keep all their colours.
-    """
+    """The figure as a PNG file, with `sharpness` times its pixels on every side."""
     drawn, small = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=DPI * sharpness)
-    with Image.open(drawn) as picture:
-        picture = picture.convert("RGB")  # nothing is transparent
-        if sharpness > 1 and picture.getcolors(2048):
-            picture = picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-        picture.save(small, format="png", optimize=True)
+    with Image.open(drawn) as picture:  # all colours, but nothing is transparent
+        picture.convert("RGB").save(small, format="png", optimize=True)
     return small.getvalue()
 
 
