@@ -17,7 +17,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,14 +36,7 @@ from gapkd.files.storage import INSTALLED, ROOT, check_place, write_atomically
 from gapkd.metrics.sampling import sample_images
 from gapkd.networks.base import StyleGenerator
 from gapkd.parallel import choose_device
-from gapkd.settings import (
-    DistillConfig,
-    command_line,
-    from_dict,
-    read_yaml,
-    shareable,
-    to_dict,
-)
+from gapkd.settings import DistillConfig, command_line, from_dict, read_yaml, shareable, to_dict
 from gapkd.training.loop import OutOfMemory
 from gapkd.training.trainer import TrainingDiverged
 
@@ -101,13 +94,13 @@ class Table:
     """A sweep as its file describes it."""
 
     arms: dict[str, dict[str, Any]]
-    """Name of the method -> settings in which it differs from the others; null: none."""
+    """Name of the method -> settings in which it differs from the others."""
     results: str
     """The JSON-lines file that collects the records."""
     folder: str
     """Where the runs themselves go."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    settings: dict[str, Any] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
     """Of every run, DistillConfig's fields; seed, out, resume and the like belong to the sweep."""
     samples: int = 5000
     """Images of the last evaluation."""
@@ -120,7 +113,7 @@ class Table:
 
     def config(self, arm: str, seed: int) -> DistillConfig:
         """The settings of one run. Raises ValueError, naming the arm."""
-        values = {**(self.settings or {}), **self.arms[arm], "seed": seed}
+        values = {**self.settings, **self.arms[arm], "seed": seed}
         try:
             return from_dict(DistillConfig, values)
         except (ValueError, TypeError) as error:
@@ -131,7 +124,6 @@ class Table:
         return self.config(next(iter(self.arms)), self.seeds[0])
 
     def run_folder(self, arm: str, seed: int) -> Path:
-        """Where a run goes."""
         return Path(self.folder) / f"{arm}-{seed}"
 
     def bench_marks(self) -> dict[str, str | int]:
@@ -143,29 +135,26 @@ class Table:
         return marks | {"samples": self.samples}
 
 
-def _are_settings(*values: object) -> bool:
-    return all(value is None or isinstance(value, dict) for value in values)
-
-
 def _are_numbers(values: object, least: int) -> bool:
     numbers = isinstance(values, list) and len(values) > 0
     return numbers and all(type(value) is int and value >= least for value in values)
 
 
-ENTRIES = dict.fromkeys((f.name for f in fields(Table)), (lambda v: isinstance(v, str), "text")) | {
-    "arms": (lambda v: isinstance(v, dict) and _are_settings(*v.values()),
-             "methods, each with a list of `setting: value`"),
-    "settings": (_are_settings, "a list of `setting: value`"),
-    "seeds": (lambda v: _are_numbers(v, 0), "a list of whole numbers from 0 on"),
-    "samples": (lambda v: _are_numbers([v], FEWEST), f"a whole number of at least {FEWEST}")}
+TEXT = (lambda value: isinstance(value, str)), "text"
+SETTINGS = (lambda value: isinstance(value, dict)), "a list of `setting: value`"
+ENTRIES = {
+    "arms": SETTINGS, "results": TEXT, "folder": TEXT, "judge": TEXT, "second_judge": TEXT,
+    "commit": TEXT, "settings": SETTINGS,
+    "seeds": (lambda value: _are_numbers(value, 0), "a list of whole numbers from 0 on"),
+    "samples": (lambda value: _are_numbers([value], FEWEST),
+                f"a whole number of at least {FEWEST}")}
 """Entry of a table's file -> whether it may hold a value, and what that must be."""
 
 
 def find_table(name: str) -> Path:
     """The file of that path, here or in the course; or the course's table of that name."""
     places = Path(name), ROOT / name, SWEEPS / f"{name}.yml"
-    found = [place for place in places if place.is_file()]
-    return found[0] if found else Path(name)
+    return next((place for place in places if place.is_file()), Path(name))
 
 
 def read_table(path: str | Path) -> Table:
@@ -181,6 +170,7 @@ def read_table(path: str | Path) -> Table:
     known = ", ".join(ENTRIES)
     if not isinstance(content, dict) or not content.get("arms"):
         raise ValueError(f"{path} must name its methods under `arms`; it may hold {known}")
+    content = {name: {} if value is None else value for name, value in content.items()}
     for name, value in content.items():
         if name not in ENTRIES:
             raise ValueError(f"{path} has an entry {name}: known are {known}")
@@ -190,7 +180,8 @@ def read_table(path: str | Path) -> Table:
     stem = Path(path).stem
     content = {"results": f"runs/{stem}.jsonl", "folder": f"runs/{stem}"} | content
     content["seeds"] = tuple(content.get("seeds", Table.seeds))
-    content["arms"] = {str(arm): changes or {} for arm, changes in content["arms"].items()}
+    content["arms"] = {str(arm): {} if changes is None else changes
+                       for arm, changes in content["arms"].items()}
     table = Table(**content)
     for arm in table.arms:
         _check_arm(path, table, arm)
@@ -200,13 +191,15 @@ def read_table(path: str | Path) -> Table:
 def _check_arm(path: str | Path, table: Table, arm: str) -> None:
     """A name that can be a folder, settings that may differ between arms, values that hold."""
     changes = table.arms[arm]
+    if not isinstance(changes, dict):
+        raise ValueError(f"{path}: the arm {arm} must be {SETTINGS[1]}, not {changes!r}")
     if not arm.strip() or Path(arm).name != arm:
         raise ValueError(f"{path}: the arm {arm!r} cannot name a folder: choose another name")
     if arm in REFERENCES or {"teacher", "data"} & changes.keys():
         raise ValueError(f"{path}, arm {arm}: one teacher and one set of data, named under "
                          f"`settings`, serve all arms, and {' and '.join(REFERENCES)} are the "
                          "names of their rows")
-    for name in {**(table.settings or {}), **changes}:
+    for name in {**table.settings, **changes}:
         if name in MINE:
             raise ValueError(f"{path}: {name} is for the sweep to choose: leave it out")
     if table.commit:  # its settings may be unknown by now
