@@ -27,19 +27,19 @@ REFERENCES = ("real", "teacher")
 BENCH = ("judge_sha256", "second_judge_sha256", "samples")
 """Entries of a record that say what measured it."""
 
+FID = "fid_(?!to_teacher_).+"
 COLUMNS = {
     "l1": "L1 ↓", "perceptual": "perceptual ↓", "agree_mean_accuracy": "same class ↑",
     "agree_mean_correlation": "correlation ↑", "agree_edits": "edits ↑",
-    "fid_(?!to_teacher_).+": "FID to real ↓", "fid_to_teacher_.+": "FID to teacher ↓",
+    FID: "FID to real ↓", "fid_to_teacher_.+": "FID to teacher ↓",
     "eq_t": "EQ-T, dB ↑", "eq_r": "EQ-R, dB ↑"}
 SET_COLUMNS = {
-    "fid_(?!to_teacher_).+": "FID ↓", "kid_.+": "KID × 10³ ↓", "precision_.+": "precision",
+    FID: "FID ↓", "kid_.+": "KID × 10³ ↓", "precision_.+": "precision",
     "recall_.+": "recall", "density_.+": "density", "coverage_.+": "coverage ↑",
     "ppl_.+": "PPL ↓", "projection_psnr": "projection, PSNR dB ↑",
     "projection_perceptual": "projection, perceptual ↓"}
 SECOND_COLUMNS = {
-    "second_fid_(?!to_teacher_).+": "FID to real ↓",
-    "second_fid_to_teacher_.+": "FID to teacher ↓",
+    f"second_{FID}": "FID to real ↓", "second_fid_to_teacher_.+": "FID to teacher ↓",
     "second_agree_mean_correlation": "correlation ↑", "second_agree_mean_accuracy": "same class ↑",
     "second_perceptual": "perceptual ↓", "l1": "L1 ↓",
     "projection_psnr": "projection, PSNR dB ↑", "agree_edits": "edits* ↑", "ppl_.+": "PPL* ↓",
@@ -84,16 +84,14 @@ def read_results(path: str | Path) -> list[dict]:
 
 def results(name: str) -> list[dict]:
     """The runs in data/results/<name>.jsonl, without the rows of real images and teacher."""
-    return [record for record in _stored(name) if record["arm"] not in REFERENCES]
+    records = read_results(data_path(f"results/{name}.jsonl"))
+    return [record for record in records if record["arm"] not in REFERENCES]
 
 
 def reference_rows(name: str) -> list[dict]:
     """What gives the figures of `results` their scale: the records of real images and teacher."""
-    return [record for record in _stored(name) if record["arm"] in REFERENCES]
-
-
-def _stored(name: str) -> list[dict]:
-    return read_results(data_path(f"results/{name}.jsonl"))
+    records = read_results(data_path(f"results/{name}.jsonl"))
+    return [record for record in records if record["arm"] in REFERENCES]
 
 
 def faces_folder(results: str | Path) -> Path:
@@ -150,7 +148,6 @@ class Paired:
     sd: float    # of the differences
     n: int       # seeds that both have
     p: float     # two-sided, of the paired t-test
-    wins: int    # seeds with a difference above 0
 
     def __format__(self, spec: str) -> str:
         if self.n == 0:
@@ -168,24 +165,22 @@ def paired(records: Sequence[dict], arm: str, other: str, name: str) -> Paired:
     """
     from scipy.stats import t as student  # takes a second to import
 
-    by_seed: dict[str, dict[int, float]] = {arm: {}, other: {}}
-    for record in records:
-        if record["arm"] in by_seed and name in record["final"]:
-            by_seed[record["arm"]][record["seed"]] = record["final"][name]
-    common = sorted(by_seed[arm].keys() & by_seed[other].keys())
-    differences = np.array([by_seed[arm][seed] - by_seed[other][seed] for seed in common])
+    ours, theirs = ({r["seed"]: r["final"][name] for r in records
+                     if r["arm"] == one and name in r["final"]} for one in (arm, other))
+    common = sorted(ours.keys() & theirs.keys())
+    differences = np.array([ours[seed] - theirs[seed] for seed in common])
     n, nan = len(common), float("nan")
-    wins = int((differences > 0).sum())
+    mean = differences.mean().item() if n else nan
     if n < 2:
-        return Paired(differences.mean().item() if n else nan, nan, nan, nan, n, nan, wins)
-    mean, sd = differences.mean().item(), differences.std(ddof=1).item()
+        return Paired(mean, nan, nan, nan, n, nan)
+    sd = differences.std(ddof=1).item()
     error = sd / n**0.5
     reach = student.ppf(0.975, n - 1).item() * error
     if error:
         p = 2 * student.sf(abs(mean) / error, n - 1).item()
     else:  # the same difference in every pair
         p = 0.0 if mean else 1.0
-    return Paired(mean, mean - reach, mean + reach, sd, n, p, wins)
+    return Paired(mean, mean - reach, mean + reach, sd, n, p)
 
 
 def holm(ps: Mapping[str, float]) -> dict[str, float]:
@@ -225,18 +220,18 @@ def results_table(records: Sequence[dict], references: Sequence[dict] = (),
         of = ", ".join(map(str, lengths))
         raise ValueError(f"runs of {of} images do not belong into one table")
     names = figure_names(records, columns)
-    fid = next(n for n in records[0]["final"] if re.fullmatch("fid_(?!to_teacher_).+", n))
+    fid = next(n for n in records[0]["final"] if re.fullmatch(FID, n))
     samples = fid.rsplit("_", 1)[1]  # a metric's name ends with its sample count
     lines = [f"| {lengths[0]:,} images each, judged on {samples} | seeds | {' | '.join(names)} |",
              "|---|--:|" + "--:|" * len(names)]
-    for row in references:
-        title = "real, against other real" if row["arm"] == "real" else row["arm"]
-        cells = [_cell([row], name, _unit(column), chance=False) for column, name in names.items()]
-        lines.append(f"| {title} | | {' | '.join(cells)} |")
+    rows = [("real, against other real" if row["arm"] == "real" else row["arm"], "", [row])
+            for row in references]
     for arm in arms or dict.fromkeys(record["arm"] for record in records):
         runs = [record for record in records if record["arm"] == arm]
-        cells = [_cell(runs, name, _unit(column)) for column, name in names.items()]
-        lines.append(f"| {arm} | {len(runs)} | {' | '.join(cells)} |")
+        rows.append((arm, f"{len(runs)} ", runs))
+    for title, seeds, runs in rows:
+        cells = [_cell(runs, *column) for column in names.items()]
+        lines.append(f"| {title} | {seeds}| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -258,6 +253,19 @@ def figure_names(records: Sequence[dict], columns: Mapping[str, str]) -> dict[st
     return {title: found[title] for title in columns.values() if title in found}
 
 
+def _all_paired(records: Sequence[dict], arm: str, other: str, columns: Mapping[str, str]
+                ) -> tuple[dict[str, Paired], dict[str, float]]:
+    """Title of a column -> its pairs, and its p after Holm for how many columns there are."""
+    names = figure_names(records, columns)
+    pairs = {title: paired(records, arm, other, name) for title, name in names.items()}
+    return pairs, holm({title: pair.p for title, pair in pairs.items()})
+
+
+def _with_arrow(columns: Mapping[str, str]) -> dict[str, str]:
+    """The columns whose title says which side is better."""
+    return {name: title for name, title in columns.items() if title[-1] in "↑↓"}
+
+
 def paired_table(records: Sequence[dict], rows: Mapping[str, tuple[str, str]],
                  columns: Mapping[str, str] = SECOND_COLUMNS, shown: Sequence[str] = ()) -> str:
     """Markdown: arms against others, seed by seed; mean difference, interval, and p after Holm.
@@ -268,13 +276,11 @@ def paired_table(records: Sequence[dict], rows: Mapping[str, tuple[str, str]],
         shown: titles that get a column of their own, by default all; the last two columns count
             over all.
     """
-    names = figure_names(records, columns)
-    shown = list(shown or names)
+    shown = list(shown or figure_names(records, columns))
     lines = [f"| arm − other | pairs | {' | '.join(shown)} | intervals without 0 | after Holm |",
              "|---|--:|" + "--:|" * (len(shown) + 2)]
     for label, (arm, other) in rows.items():
-        pairs = {title: paired(records, arm, other, name) for title, name in names.items()}
-        ps = holm({title: pair.p for title, pair in pairs.items()})
+        pairs, ps = _all_paired(records, arm, other, columns)
         cells = [f"{pairs[title]:+.3f}{_p(ps[title])}" for title in shown]
         apart = sum(pair.low > 0 or pair.high < 0 for pair in pairs.values())
         seen = sum(p < 0.05 for p in ps.values())
@@ -289,10 +295,7 @@ def told_apart(records: Sequence[dict], arm: str, other: str,
     """Titles of the figures in which an arm is seen to be better than another one, and worse: p
     below 0.05 after Holm. An arrow in a title says which side is better; without one it is left
     out."""
-    names = {title: name for title, name in figure_names(records, columns).items()
-             if title[-1] in "↑↓"}
-    pairs = {title: paired(records, arm, other, name) for title, name in names.items()}
-    ps = holm({title: pair.p for title, pair in pairs.items()})
+    pairs, ps = _all_paired(records, arm, other, _with_arrow(columns))
     seen = [title for title, p in ps.items() if p < 0.05]
     better = [title for title in seen if (pairs[title].mean > 0) == title.endswith("↑")]
     return better, [title for title in seen if title not in better]
@@ -305,13 +308,11 @@ def in_percent(records: Sequence[dict], arm: str, other: str,
     over their common seeds; above 0 the arm is better. Titles without an arrow are left out, and
     figures whose mean is 0."""
     found = {}
-    for title, name in figure_names(records, columns).items():
+    seeds = {record["seed"] for record in records if record["arm"] == arm}
+    common = [r for r in records if r["arm"] == other and r["seed"] in seeds]
+    for title, name in figure_names(records, _with_arrow(columns)).items():
         pair = paired(records, arm, other, name)
-        if title[-1] not in "↑↓" or not pair.n:
-            continue
-        seeds = {record["seed"] for record in records if record["arm"] == arm}
-        common = [r for r in records if r["arm"] == other and r["seed"] in seeds]
-        if mean := abs(summary(common, other, name)[0]):
+        if pair.n and (mean := abs(summary(common, other, name)[0])):
             unit = (100 if title[-1] == "↑" else -100) / mean
             found[title] = (pair.mean * unit, *sorted((pair.low * unit, pair.high * unit)))
     return found
@@ -324,15 +325,11 @@ def _p(p: float) -> str:
     return ", p < 0.001" if p < 0.001 else f", p {p:.3f}"
 
 
-def _unit(title: str) -> float:
-    """What a column's title says that its figures are multiplied by."""
-    return 1e3 if "× 10³" in title else 1.0
-
-
-def _cell(runs: Sequence[dict], name: str, unit: float, chance: bool = True) -> str:
+def _cell(runs: Sequence[dict], title: str, name: str) -> str:
     """A figure of an arm's runs: mean ± deviation, how many have it if not all, chance level."""
     if not any(name in run["final"] for run in runs):
         return "-"
+    unit = 1e3 if "× 10³" in title else 1.0
     mean, spread, measured = summary(runs, runs[0]["arm"], name)
     text = f"{unit * mean:.3f}"
     if measured > 1:
@@ -340,7 +337,7 @@ def _cell(runs: Sequence[dict], name: str, unit: float, chance: bool = True) -> 
     if measured < len(runs):
         text += f", of {measured}"
     level = f"{name}_chance"
-    if chance and any(level in run["final"] for run in runs):
+    if runs[0]["arm"] not in REFERENCES and any(level in run["final"] for run in runs):
         text += f" ({summary(runs, runs[0]['arm'], level)[0]:.3f})"
     return text
 
@@ -356,26 +353,30 @@ def sweep_note(file: str, records: Sequence[dict], references: Sequence[dict] = 
         return ", ".join(sorted({str(row[name]) for row in rows}))
 
     hours = sum(record["seconds"] for record in records) / 3600
-    text = (f"Made with `gapkd sweep {file}`: commit {of('commit', records)}, "
-            f"{of('hardware', records)}, threads a run: {of('threads', records)}, "
-            f"{hours:.1f} hours for all {len(records)} runs, {of('date', records)}.")
+    notes = [f"Made with `gapkd sweep {file}`: commit {of('commit', records)}, "
+             f"{of('hardware', records)}, threads a run: {of('threads', records)}, "
+             f"{hours:.1f} hours for all {len(records)} runs, {of('date', records)}."]
     if older := [record for record in records if "command" in record]:
         arms = ", ".join(dict.fromkeys(record["arm"] for record in older))
-        text += (f" {len(older)} of them ({arms}) were trained by `{of('command', older)}`, which "
-                 "this command has replaced, with the same settings.")
+        notes.append(f"{len(older)} of them ({arms}) were trained by `{of('command', older)}`, "
+                     "which this command has replaced, with the same settings.")
     if again := [record["measured"] for record in records if "measured" in record]:
-        text += f" {len(again)} students were measured again, at commit {of('commit', again)}."
+        notes.append(f"{len(again)} students were measured again, at commit {of('commit', again)}.")
     for name in dict.fromkeys(name for record in records for name in record.get("added", {})):
         later = [record["added"][name] for record in records if name in record.get("added", {})]
-        text += f" {name} was added to {len(later)} of them, at commit {of('commit', later)}."
-    origins = references[0] if references else {}
+        notes.append(f"{name} was added to {len(later)} of them, at commit {of('commit', later)}.")
     for role in ("teacher", "judge"):
-        if origin := origins.get(f"{role}_origin"):
-            made = [f"`gapkd {origin['command']}`"] if "command" in origin else []
-            made += [str(origin[name]) for name in ("commit", "hardware", "date") if name in origin]
-            text += f" The {role}: {', '.join(made)}"
-            if held_out := origin.get("held_out"):
-                scores = [f"{name} {value:.3f}" for name, value in held_out["scores"].items()]
-                text += f"; on {held_out['images']:,} images held out: {', '.join(scores)}"
-            text += "."
+        if origin := references and references[0].get(f"{role}_origin"):
+            notes.append(f"The {role}: {_origin(origin)}.")
+    return " ".join(notes)
+
+
+def _origin(origin: dict) -> str:
+    """Where a network comes from that is not here, and how well it does."""
+    made = [f"`gapkd {origin['command']}`"] if "command" in origin else []
+    made += [str(origin[name]) for name in ("commit", "hardware", "date") if name in origin]
+    text = ", ".join(made)
+    if held_out := origin.get("held_out"):
+        scores = [f"{name} {value:.3f}" for name, value in held_out["scores"].items()]
+        text += f"; on {held_out['images']:,} images held out: {', '.join(scores)}"
     return text

@@ -17,7 +17,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -99,9 +99,9 @@ class Table:
     """The JSON-lines file that collects the records."""
     folder: str
     """Where the runs themselves go."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any]
     """Of every run, DistillConfig's fields; seed, out, resume and the like belong to the sweep."""
+    seeds: tuple[int, ...] = (0, 1, 2)
     samples: int = 5000
     """Images of the last evaluation."""
     judge: str = "toyfaces"
@@ -135,19 +135,21 @@ class Table:
         return marks | {"samples": self.samples}
 
 
+def _are_settings(*values: object) -> bool:
+    return all(value is None or isinstance(value, dict) for value in values)
+
+
 def _are_numbers(values: object, least: int) -> bool:
     numbers = isinstance(values, list) and len(values) > 0
     return numbers and all(type(value) is int and value >= least for value in values)
 
 
-TEXT = (lambda value: isinstance(value, str)), "text"
-SETTINGS = (lambda value: isinstance(value, dict)), "a list of `setting: value`"
-ENTRIES = {
-    "arms": SETTINGS, "results": TEXT, "folder": TEXT, "judge": TEXT, "second_judge": TEXT,
-    "commit": TEXT, "settings": SETTINGS,
-    "seeds": (lambda value: _are_numbers(value, 0), "a list of whole numbers from 0 on"),
-    "samples": (lambda value: _are_numbers([value], FEWEST),
-                f"a whole number of at least {FEWEST}")}
+ENTRIES = dict.fromkeys((f.name for f in fields(Table)), (lambda v: isinstance(v, str), "text")) | {
+    "arms": (lambda v: isinstance(v, dict) and _are_settings(*v.values()),
+             "methods, each with a list of `setting: value`"),
+    "settings": (_are_settings, "a list of `setting: value`"),
+    "seeds": (lambda v: _are_numbers(v, 0), "a list of whole numbers from 0 on"),
+    "samples": (lambda v: _are_numbers([v], FEWEST), f"a whole number of at least {FEWEST}")}
 """Entry of a table's file -> whether it may hold a value, and what that must be."""
 
 
@@ -170,7 +172,6 @@ def read_table(path: str | Path) -> Table:
     known = ", ".join(ENTRIES)
     if not isinstance(content, dict) or not content.get("arms"):
         raise ValueError(f"{path} must name its methods under `arms`; it may hold {known}")
-    content = {name: {} if value is None else value for name, value in content.items()}
     for name, value in content.items():
         if name not in ENTRIES:
             raise ValueError(f"{path} has an entry {name}: known are {known}")
@@ -180,8 +181,8 @@ def read_table(path: str | Path) -> Table:
     stem = Path(path).stem
     content = {"results": f"runs/{stem}.jsonl", "folder": f"runs/{stem}"} | content
     content["seeds"] = tuple(content.get("seeds", Table.seeds))
-    content["arms"] = {str(arm): {} if changes is None else changes
-                       for arm, changes in content["arms"].items()}
+    content["settings"] = content.get("settings") or {}
+    content["arms"] = {str(arm): changes or {} for arm, changes in content["arms"].items()}
     table = Table(**content)
     for arm in table.arms:
         _check_arm(path, table, arm)
@@ -191,8 +192,6 @@ def read_table(path: str | Path) -> Table:
 def _check_arm(path: str | Path, table: Table, arm: str) -> None:
     """A name that can be a folder, settings that may differ between arms, values that hold."""
     changes = table.arms[arm]
-    if not isinstance(changes, dict):
-        raise ValueError(f"{path}: the arm {arm} must be {SETTINGS[1]}, not {changes!r}")
     if not arm.strip() or Path(arm).name != arm:
         raise ValueError(f"{path}: the arm {arm!r} cannot name a folder: choose another name")
     if arm in REFERENCES or {"teacher", "data"} & changes.keys():
@@ -243,10 +242,8 @@ def _same_run(record: dict, config: DistillConfig, marks: dict) -> bool:
 
 
 def _write(results: str | Path, records: Sequence[dict]) -> None:
-    """Put records into the results file, in place of older ones of the same name.
-
-    Whole or not at all, whoever else writes.
-    """
+    """Put records into the results file, in place of older ones of the same name: whole or not at
+    all, whoever else writes."""
     file = Path(results)
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_name(f".{file.name}.lock")):
@@ -279,12 +276,13 @@ def run_sweep(config: SweepConfig) -> list[dict]:
     _check_students(config, table, arms if todo else ())
     every = len(arms) * len(seeds)
     print(f"{every - len(todo)} of {every} runs are in {table.results}")
-    gpus = torch.cuda.device_count() if config.device in ("auto", "cuda") else 0
-    jobs = min(config.jobs or max(1, gpus), len(todo))
     if config.dry_run:
         for arm, seed in todo:
             print(f"missing: {arm} seed {seed}: {row_command(table.config(arm, seed))}")
-    elif jobs > 1:
+        return read_results(table.results)
+    gpus = torch.cuda.device_count() if config.device in ("auto", "cuda") else 0
+    jobs = min(config.jobs or max(1, gpus), len(todo))
+    if jobs > 1:
         _spread(config, jobs, gpus)
     elif todo:
         _work(config, table, todo)
