@@ -6,11 +6,12 @@ above or below another one. Where a second judge has read that figure, its readi
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gapkd.experiments.results import Paired, holm, paired, results
 
@@ -60,9 +61,9 @@ class Finding:
 
     contrast: Contrast
     pair: Paired
-    verdict: str
     second: bool = False  # read by the judge that no student was trained with
     where: str = ""       # teacher and budget
+    verdict: str = NOT_TRIED
 
 
 CLAIMS = (
@@ -136,13 +137,13 @@ def judged_by(runs: Sequence[dict], figure: str) -> str | None:
     return None
 
 
-def compare(contrast: Contrast) -> tuple[Paired, bool, str]:
-    """The pairs of a contrast, whether the second judge read them, and teacher and budget."""
+def compare(contrast: Contrast) -> Finding:
+    """The pairs of a contrast, before there is a verdict."""
     arms = contrast.arm, contrast.other
     runs = [run for run in records_of(contrast.sweep) if run["arm"] in arms]
     name = judged_by(runs, contrast.figure)
     if name is None:
-        return paired([], *arms, contrast.figure), False, ""
+        return Finding(contrast, paired([], *arms, contrast.figure))
     levels = []  # of the arm itself, as if they were another arm's
     if contrast.other == CHANCE:
         levels = [run["final"].get(f"{name}_chance", 0.0) for run in runs]
@@ -151,18 +152,12 @@ def compare(contrast: Contrast) -> tuple[Paired, bool, str]:
     levels = [{"arm": contrast.other, "seed": run["seed"], "final": {name: level}}
               for run, level in zip(runs, levels, strict=False)]
     teacher = runs[0]["settings"]["teacher"].removesuffix(".safetensors")
-    where = f"{teacher}, {runs[0]['images']:,}"
-    pair = paired([*runs, *levels], *arms, name)
-    return pair, name.startswith("second_"), where
+    return Finding(contrast, paired([*runs, *levels], *arms, name), name.startswith("second_"),
+                   f"{teacher}, {runs[0]['images']:,}")
 
 
 def judge(says: int, pair: Paired, p: float) -> str:
-    """The verdict on one contrast.
-
-    Args:
-        says: as in Contrast.
-        p: corrected; counts where a direction is claimed.
-    """
+    """The verdict on one contrast; p, corrected, counts where a direction is claimed."""
     if pair.n < 2:
         return ONE_SEED if pair.n else NOT_TRIED
     if says:
@@ -178,18 +173,16 @@ def judge(says: int, pair: Paired, p: float) -> str:
 
 def findings(claim: Claim) -> list[Finding]:
     """What the records say of a claim, contrast by contrast."""
-    compared = [compare(contrast) for contrast in claim.contrasts]
+    found = {contrast: compare(contrast) for contrast in claim.contrasts}
     # A contrast that was named and not tried counts too: else a claim gains by what is left out.
-    ps = holm({str(n): pair.p if pair.p == pair.p else 1.0
-               for n, (pair, _, _) in enumerate(compared) if claim.contrasts[n].says})
-    return [Finding(contrast, pair, judge(contrast.says, pair, ps.get(str(n), 0.0)), second, where)
-            for n, (contrast, (pair, second, where))
-            in enumerate(zip(claim.contrasts, compared, strict=True))]
+    ps = holm({contrast: 1.0 if math.isnan(one.pair.p) else one.pair.p
+               for contrast, one in found.items() if contrast.says})
+    return [replace(one, verdict=judge(contrast.says, one.pair, ps.get(contrast, 0.0)))
+            for contrast, one in found.items()]
 
 
 def verdict(found: Sequence[Finding]) -> str:
-    """One verdict out of several: a single seed does not count beside others, and what nobody tried
-    is added."""
+    """One verdict: a single seed does not count beside others, what nobody tried is added."""
     tally = Counter(finding.verdict for finding in found)
     untried, single = tally.pop(NOT_TRIED, 0), tally.pop(ONE_SEED, 0)
     if not tally:
@@ -204,8 +197,8 @@ def verdict(found: Sequence[Finding]) -> str:
 
 
 def claims_table(claims: Sequence[Claim] = CLAIMS) -> str:
-    """Markdown: one row a claim: the verdict, what was measured, on which teachers and budgets, and
-    the commands that make it again."""
+    """Markdown, a row a claim: verdict, what was measured on which teachers and budgets, commands
+    that make it again."""
     lines = ["| | the paper says | verdict | measured here: difference, 95 % interval, arms "
              "| records: teacher, images a run | again |", "|---|---|---|---|---|---|"]
     for claim in claims:

@@ -44,23 +44,18 @@ SECOND_COLUMNS = {
     "second_perceptual": "perceptual ↓", "l1": "L1 ↓",
     "projection_psnr": "projection, PSNR dB ↑", "agree_edits": "edits* ↑", "ppl_.+": "PPL* ↓",
     "coverage_.+": "coverage* ↑"}
-"""Figures of a results table and their titles. A figure is a pattern of the name that it has in a
-record: those of Frechet distances hold the feature space and the sample count. "FID to teacher"
-compares images of the same z. Precision, recall and density have no better side: they ought to be
-as high as those of other real images. SECOND_COLUMNS is the table by the judge that no student was
-trained with; it did not read those with a star, and two others need no judge."""
+"""Figures of a results table, as patterns of their names in a record, and their titles. "FID to
+teacher" compares images of the same z. Precision, recall and density have no better side: they
+ought to be as high as those of other real images. SECOND_COLUMNS is the table by the judge that no
+student was trained with; it did not read those with a star, and two others need no judge."""
 
 
 # -------------------------------------------------------------------------------------- reading
 
 
 def read_results(path: str | Path) -> list[dict]:
-    """The records of a results file, none if it is not there yet.
-
-    Raises:
-        ValueError: a line is no record, or different judges have measured them, or one on different
-            numbers of images.
-    """
+    """The records of a results file, none if it is not there yet. Raises ValueError for a line that
+    is no record, and for records of different judges or numbers of images judged."""
     file, records = Path(path), []
     lines = file.read_text().splitlines() if file.exists() else []
     for number, line in enumerate(lines, 1):
@@ -100,10 +95,8 @@ def faces_folder(results: str | Path) -> Path:
 
 
 def read_faces(results: str | Path, arms: Sequence[str]) -> dict[str, Tensor]:
-    """What the first seed's networks drew from the same latents.
-
-    Returns: arm -> images (N, 3, R, R) in [-1, 1]; arms that have none are missing.
-    """
+    """Arm -> what the first seed's network drew, images (N, 3, R, R) in [-1, 1], of the same
+    latents for all; arms that have none are missing."""
     found = {}
     for arm in arms:
         file = faces_folder(results) / f"{arm}.png"
@@ -119,10 +112,7 @@ def read_faces(results: str | Path, arms: Sequence[str]) -> dict[str, Tensor]:
 
 def summary(records: Sequence[dict], arm: str, name: str) -> tuple[float, float, int]:
     """Mean, standard deviation over seeds (0 for one), and number of seeds of a figure of `final`.
-
-    Raises:
-        ValueError: nobody ran that arm, or measured that figure of it.
-    """
+    Raises ValueError if nobody ran that arm, or measured that figure of it."""
     runs = [record["final"] for record in records if record["arm"] == arm]
     if not runs:
         known = ", ".join(sorted({record["arm"] for record in records}))
@@ -198,20 +188,15 @@ def holm(ps: Mapping[str, float]) -> dict[str, float]:
 
 def results_table(records: Sequence[dict], references: Sequence[dict] = (),
                   columns: Mapping[str, str] = COLUMNS, arms: Sequence[str] = ()) -> str:
-    """Markdown: rows for scale, then one an arm, mean ± standard deviation over its seeds.
+    """Markdown: rows for scale (`references`), then one an arm, mean ± standard deviation over its
+    seeds; `arms` are which ones, in this order, by default all.
 
     In brackets the chance level of that arm: what its images would score if they were paired with
     other ones of the teacher's. It differs from arm to arm, since blurred images are near to
     everything.
 
-    Args:
-        references: records of REFERENCES.
-        columns: figures and their titles.
-        arms: which ones, in this order; by default all, as they come.
-
-    Raises:
-        ValueError: the records do not belong into one table: runs of different length, or judged in
-            different feature spaces or on different numbers of images.
+    Raises ValueError for runs of different length, or judged in different feature spaces or on
+    different numbers of images: they do not belong into one table.
     """
     if not records:
         return "_No runs are recorded yet._"
@@ -236,11 +221,8 @@ def results_table(records: Sequence[dict], references: Sequence[dict] = (),
 
 
 def figure_names(records: Sequence[dict], columns: Mapping[str, str]) -> dict[str, str]:
-    """Title of a column -> name of its figure in these records; no figure, no column.
-
-    Raises:
-        ValueError: one title, two figures: the records were judged by different networks.
-    """
+    """Title of a column -> name of its figure in these records; no figure, no column. Raises
+    ValueError where one title has two: the records were judged by different networks."""
     found: dict[str, str] = {}
     for name in dict.fromkeys(name for record in records for name in record["final"]):
         for pattern, title in columns.items():
@@ -268,11 +250,11 @@ def _with_arrow(columns: Mapping[str, str]) -> dict[str, str]:
 
 def paired_table(records: Sequence[dict], rows: Mapping[str, tuple[str, str]],
                  columns: Mapping[str, str] = SECOND_COLUMNS, shown: Sequence[str] = ()) -> str:
-    """Markdown: arms against others, seed by seed; mean difference, interval, and p after Holm.
+    """Markdown: arms against others, seed by seed; mean difference, interval, and p after Holm for
+    the number of `columns`.
 
     Args:
         rows: what is compared -> (arm, other).
-        columns: figures and their titles: p is corrected for how many they are.
         shown: titles that get a column of their own, by default all; the last two columns count
             over all.
     """
@@ -343,12 +325,8 @@ def _cell(runs: Sequence[dict], title: str, name: str) -> str:
 
 
 def sweep_note(file: str, records: Sequence[dict], references: Sequence[dict] = ()) -> str:
-    """In sentences: the command, commits and machines behind the results of a table.
-
-    Args:
-        file: the table.
-        references: records of REFERENCES: they know where networks come from that are not here.
-    """
+    """In sentences: the command, commits and machines behind the results of the table `file`, and,
+    from `references`, where networks come from that are not here."""
     def of(name: str, rows: Sequence[dict]) -> str:
         return ", ".join(sorted({str(row[name]) for row in rows}))
 
