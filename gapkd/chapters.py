@@ -43,9 +43,8 @@ def announce() -> None:
 
     parallel.keep_memory()
 
-    device = f"CPU, {torch.get_num_threads()} threads"
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_name()
+    device = (torch.cuda.get_device_name() if torch.cuda.is_available()
+              else f"CPU, {torch.get_num_threads()} threads")
     try:
         data_path("toyfaces32.safetensors")
         data = "found"
@@ -160,10 +159,7 @@ def _place(name: str, value: str, default: object, words: str) -> str:
 
 def _settings_of(notebook: Path) -> tuple[dict, dict]:
     """A notebook's parameters, name -> (default, the words beside it), and what its call of
-    `check_parameters` allows for each.
-
-    Nothing is run. Raises ValueError, in one sentence, for a file that is no notebook.
-    """
+    `check_parameters` allows for each. Nothing is run."""
     try:
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
         code = [(cell["metadata"].get("tags", ()), "".join(cell["source"])) for cell in cells
@@ -291,8 +287,7 @@ def _words(rule: object) -> list[str]:
     """The words among which a rule lets one choose."""
     if rule == "network":
         return embedded_networks()
-    words = rule if isinstance(rule, (tuple, list)) else ()
-    return [word for word in words if isinstance(word, str)]
+    return [] if isinstance(rule, type) else [word for word in rule if isinstance(word, str)]
 
 
 def _in_words(rule: object) -> str:
@@ -316,16 +311,9 @@ def embedded_networks() -> list[str]:
 
 
 def run_chapter(name: str, parameters: Sequence[str] = (), out: str = "") -> Path:
-    """Execute a chapter through papermill and print where its results are.
-
-    Args:
-        name: of the chapter, its number, or the path of a notebook.
-        parameters: name=value pairs.
-        out: folder for the executed notebook and what it writes; empty: the next free
-            runs/<chapter>-NNN.
-
-    Returns: that folder.
-    """
+    """Execute a chapter (its name, number or notebook) through papermill with name=value pairs, and
+    print where its results are: in `out`, or the next free runs/<chapter>-NNN. Returns that
+    folder."""
     notebook = find_notebook(name)
     known, rules = _settings_of(notebook)
     values = parse_parameters(parameters, known, rules)
@@ -349,13 +337,10 @@ def run_chapter(name: str, parameters: Sequence[str] = (), out: str = "") -> Pat
         papermill.execute_notebook(
             str(notebook), str(executed), values, cwd=str(folder), log_output=False,
             progress_bar=sys.stderr.isatty(),
-            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # no warning on transports
-        )
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"])  # no warning on transports
     except papermill.PapermillExecutionError as error:
-        raise ValueError(
-            f"{notebook.name} stopped at cell {error.exec_count}: {error.ename}: {error.evalue}; "
-            f"see {where}"
-        ) from error
+        raise ValueError(f"{notebook.name} stopped at cell {error.exec_count}: {error.ename}: "
+                         f"{error.evalue}; see {where}") from error
     print(f"notebook  {where}")
     summary = folder / "result.json"
     if summary.exists():

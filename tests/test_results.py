@@ -18,7 +18,6 @@ from gapkd.experiments.results import (
     paired_table,
     read_results,
     results_table,
-    summary,
     sweep_note,
     told_apart,
 )
@@ -28,17 +27,6 @@ STORED = sorted((Path(__file__).parent.parent / "data" / "results").glob("*.json
 
 def run(arm: str, seed: int = 0, **final: float) -> dict:
     return {"arm": arm, "seed": seed, "images": 10, "settings": {}, "seconds": 1800, "final": final}
-
-
-def test_a_summary_is_that_of_the_seeds():
-    seeds = {"a": (0.5,), "b": (0.1, 0.2, 0.3), "c": (0.4,)}
-    records = [run(arm, n, r=value) for arm in seeds for n, value in enumerate(seeds[arm])]
-    assert summary(records, "b", "r") == (pytest.approx(0.2), pytest.approx(0.1), 3)
-    assert summary(records, "c", "r") == (pytest.approx(0.4), 0.0, 1)
-    with pytest.raises(ValueError, match="no run of arm d is recorded: known are a, b, c"):
-        summary(records, "d", "r")
-    with pytest.raises(ValueError, match="no run of arm a has the figure l1"):
-        summary(records, "a", "l1")
 
 
 def test_arms_are_compared_seed_by_seed():

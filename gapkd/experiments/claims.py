@@ -127,8 +127,7 @@ def records_of(sweep: str) -> list[dict]:
 
 
 def judged_by(runs: Sequence[dict], figure: str) -> str | None:
-    """The name under which all these runs have a figure, the second judge's reading first; None
-    where none or only some have it."""
+    """The name under which all these runs have a figure, the second judge's first; or None."""
     for prefix in ("second_", ""):
         pattern = prefix + FIGURES[figure]
         for name in runs[0]["final"] if runs else ():

@@ -90,7 +90,7 @@ def reference_rows(name: str) -> list[dict]:
 
 
 def faces_folder(results: str | Path) -> Path:
-    """Where the faces beside a results file lie: table.jsonl, table/."""
+    """Where the faces beside a results file lie: for table.jsonl in table/."""
     return Path(results).with_suffix("")
 
 
@@ -110,27 +110,17 @@ def read_faces(results: str | Path, arms: Sequence[str]) -> dict[str, Tensor]:
 # -------------------------------------------------------------------------- means and differences
 
 
-def summary(records: Sequence[dict], arm: str, name: str) -> tuple[float, float, int]:
-    """Mean, standard deviation over seeds (0 for one), and number of seeds of a figure of `final`.
-    Raises ValueError if nobody ran that arm, or measured that figure of it."""
-    runs = [record["final"] for record in records if record["arm"] == arm]
-    if not runs:
-        known = ", ".join(sorted({record["arm"] for record in records}))
-        raise ValueError(f"no run of arm {arm} is recorded: known are {known}")
-    values = torch.tensor([final[name] for final in runs if name in final], dtype=torch.float64)
-    if not len(values):
-        raise ValueError(f"no run of arm {arm} has the figure {name}: it was measured before there "
-                         "were any")
-    spread = values.std().item() if len(values) > 1 else 0.0
+def _summary(runs: Sequence[dict], name: str) -> tuple[float, float, int]:
+    """Mean, standard deviation over seeds (0 for one), and number of those that have a figure."""
+    values = np.array([run["final"][name] for run in runs if name in run["final"]])
+    spread = values.std(ddof=1).item() if len(values) > 1 else 0.0
     return values.mean().item(), spread, len(values)
 
 
 @dataclass(frozen=True)
 class Paired:
-    """How far one arm lies from another one over the seeds that both have.
-
-    `f"{pair:+.3f}"` writes the mean and its interval.
-    """
+    """How far one arm lies from another one over the seeds that both have; `f"{pair:+.3f}"` writes
+    the mean and its interval."""
 
     mean: float  # of the differences, arm - other; nan without a common seed
     low: float   # 95 % confidence interval of the mean, by Student's t: nan with fewer than two
@@ -147,12 +137,9 @@ class Paired:
 
 
 def paired(records: Sequence[dict], arm: str, other: str, name: str) -> Paired:
-    """A figure of one arm against that of another, seed by seed.
-
-    Runs of one seed share latents, the order of the data and what initial weights they can: pairs
-    take out what these do to both. With fewer than two common seeds, none of which an arm that
-    nobody ran has any, interval, sd and p are nan.
-    """
+    """A figure of an arm against that of another, seed by seed: runs of one seed share latents, the
+    order of the data and what initial weights they can. Without two common seeds, interval, sd and
+    p are nan."""
     from scipy.stats import t as student  # takes a second to import
 
     ours, theirs = ({r["seed"]: r["final"][name] for r in records
@@ -294,7 +281,7 @@ def in_percent(records: Sequence[dict], arm: str, other: str,
     common = [r for r in records if r["arm"] == other and r["seed"] in seeds]
     for title, name in figure_names(records, _with_arrow(columns)).items():
         pair = paired(records, arm, other, name)
-        if pair.n and (mean := abs(summary(common, other, name)[0])):
+        if pair.n and (mean := abs(_summary(common, name)[0])):
             unit = (100 if title[-1] == "↑" else -100) / mean
             found[title] = (pair.mean * unit, *sorted((pair.low * unit, pair.high * unit)))
     return found
@@ -312,7 +299,7 @@ def _cell(runs: Sequence[dict], title: str, name: str) -> str:
     if not any(name in run["final"] for run in runs):
         return "-"
     unit = 1e3 if "× 10³" in title else 1.0
-    mean, spread, measured = summary(runs, runs[0]["arm"], name)
+    mean, spread, measured = _summary(runs, name)
     text = f"{unit * mean:.3f}"
     if measured > 1:
         text += f" ± {unit * spread:.3f}"
@@ -320,7 +307,7 @@ def _cell(runs: Sequence[dict], title: str, name: str) -> str:
         text += f", of {measured}"
     level = f"{name}_chance"
     if runs[0]["arm"] not in REFERENCES and any(level in run["final"] for run in runs):
-        text += f" ({summary(runs, runs[0]['arm'], level)[0]:.3f})"
+        text += f" ({_summary(runs, level)[0]:.3f})"
     return text
 
 

@@ -214,10 +214,7 @@ def _check_arm(path: str | Path, table: Table, arm: str) -> None:
 
 def missing(table: Table, arms: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
     """Arm and seed of the runs that the results do not hold, the first seed of all arms first.
-
-    Raises:
-        ValueError: they hold one of that name with other settings, judge or teacher.
-    """
+    Raises ValueError where they hold one of that name with other settings, judge or teacher."""
     records = {(r["arm"], r.get("seed")): r for r in read_results(table.results)}
     todo, marks = [], table.bench_marks()
     for seed in seeds:
@@ -256,13 +253,9 @@ def _write(results: str | Path, records: Sequence[dict]) -> None:
 
 
 def run_sweep(config: SweepConfig) -> list[dict]:
-    """Train what is missing; returns all records of the results file.
-
-    Raises:
-        ValueError: a table or results file does not fit.
-        ChildFailed: runs failed; the others are made nevertheless.
-        TrainingInterrupted: somebody pressed Ctrl-C.
-    """
+    """Train what is missing; returns all records of the results file. Raises ValueError for a table
+    or results file that does not fit, ChildFailed where runs failed (the others are made), and
+    TrainingInterrupted after Ctrl-C."""
     table = _table_of(config)
     arms, seeds = config.arms or tuple(table.arms), config.seeds or table.seeds
     home = Path(table.results).parent
@@ -334,10 +327,9 @@ def _spread(config: SweepConfig, jobs: int, gpus: int) -> None:
     command += ["--progress"] if config.progress else []
     threads = max(1, (os.cpu_count() or 1) // jobs)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    workers = []
-    for number in range(jobs):
-        device = f"cuda:{number % gpus}" if gpus else config.device
-        workers.append(subprocess.Popen([*command, "--device", device], env=environment))
+    devices = [f"cuda:{n % gpus}" if gpus else config.device for n in range(jobs)]
+    workers = [subprocess.Popen([*command, "--device", device], env=environment)
+               for device in devices]
     try:
         failed = sum(worker.wait() != 0 for worker in workers)
     except KeyboardInterrupt:  # Ctrl-C reaches the workers too: they save their states
