@@ -114,13 +114,6 @@ class Sketch:
             edgecolor=self.ink(part, colour), facecolor="none", linestyle=(0, (4, 2.5)),
             linewidth=1.1, zorder=1))
 
-    def bars(self, part: Part, x: float, y: float, values: np.ndarray, cell: float,
-             colours: Sequence[str]) -> None:
-        """Horizontal bars from x on, the first at the top, a row of height `cell` each."""
-        heights = y + (np.arange(len(values))[::-1] - (len(values) - 1) / 2) * cell
-        self.axes.barh(heights, values, left=x, height=0.7 * cell, zorder=3,
-                       color=[self.ink(part, colour) for colour in colours])
-
     def cells(self, part: Part, x: float, y: float, values: np.ndarray, colour: str,
               cell: float = 0.15) -> Box:
         """A matrix of values from 0 to 1 around (x, y): the higher, the darker."""
@@ -131,11 +124,6 @@ class Sketch:
                 (x - w / 2 + j * cell, y + h / 2 - (i + 1) * cell), cell, cell, facecolor=fill,
                 edgecolor="white", linewidth=0.8, zorder=4))
         return Box(x, y, w + 0.14, h + 0.14)
-
-    def curve(self, part: Part, x: float, y: float, heights: np.ndarray, colour: str) -> None:
-        """A small curve of samples around (x, y)."""
-        self.axes.plot(np.linspace(x - 0.4, x + 0.4, len(heights)), y + heights, zorder=4,
-                       color=self.ink(part, colour), linewidth=1.1, marker="o", markersize=2.4)
 
     def face(self, part: Part, x: float, y: float, hair: str = "#6b4a35",
              size: float = 0.62) -> Box:
@@ -361,7 +349,9 @@ def pruning(s: Sketch) -> None:
     kept, entering = scores > 0.5, np.array([0, 1, 0, 0, 1, 0, 0, 1], dtype=bool)
     weights = np.random.default_rng(0).uniform(0.45, 1, (8, 8)) * np.outer(kept, entering)
     y, cell = 1.35, 0.2
-    s.bars("scores", 0.4, y, 1.4 * scores, cell, [STUDENT if keep else CONTEXT for keep in kept])
+    rows = y + (3.5 - np.arange(8)) * cell
+    s.axes.barh(rows, 1.4 * scores, left=0.4, height=0.7 * cell, zorder=3,
+                color=[s.ink("scores", STUDENT if keep else CONTEXT) for keep in kept])
     wide = s.cells("kept", 3.2, y, weights, TEACHER, cell)
     narrow = s.cells("student", 5.4, y, weights[kept][:, entering], STUDENT, cell)
     s.arrow("kept", (1.95, y), wide)
@@ -390,11 +380,13 @@ def aliasfree(s: Sketch) -> None:
         ("margin", "crop the\nmargin", STUDENT, "more than the\nimage is painted", [])]
     boxes = []
     for n, (part, name, colour, text, signal) in enumerate(steps):
-        boxes.append(s.box(part, 0.62 + 1.24 * n, y, name, colour, w=0.98))
+        x = 0.62 + 1.24 * n
+        boxes.append(s.box(part, x, y, name, colour, w=0.98))
         s.chain(part, *boxes[-2:])
-        s.note(part, boxes[n].x, above + 0.66, text)
+        s.note(part, x, above + 0.66, text)
         if len(signal):
-            s.curve(part, boxes[n].x, above, signal, colour)
+            s.axes.plot(np.linspace(x - 0.4, x + 0.4, len(signal)), above + signal, zorder=4,
+                        color=s.ink(part, colour), linewidth=1.1, marker="o", markersize=2.4)
     s.face("margin", boxes[5].x, above - 0.04, size=0.44)
     s.frame("margin", boxes[5].x, above - 0.04, 0.72, 0.72, STUDENT)
     s.arrow(None, boxes[4], (boxes[4].x, 0.16), (boxes[1].x, 0.16), boxes[1])
