@@ -288,6 +288,11 @@ def test_a_diagram_is_in_colour_where_it_is_lit(name):
     assert colourful(diagrams.diagram(name, lit=parts)) > 0.6 * colourful(whole)
 
 
+def test_what_belongs_to_several_parts_is_in_colour_when_one_of_them_is_lit():
+    sketch = diagrams.Sketch(1, 1, lit=("b",))
+    assert sketch.ink(("a", "b"), "red") == "red" != sketch.ink(("a", "c"), "red")
+
+
 def test_the_map_of_the_course_says_every_question_and_an_unknown_diagram_is_refused():
     alt = diagrams.diagram("course").alt
     for number, (question, _) in diagrams.QUESTIONS.items():
