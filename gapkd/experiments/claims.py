@@ -16,8 +16,7 @@ from dataclasses import dataclass, replace
 from gapkd.experiments.results import Paired, holm, paired, results
 
 CHANCE, TEACHER = "chance", "teacher"
-"""Others that are no arms: an arm's own chance level, and the 1 that a teacher's agreement with
-itself is."""
+"""Others that are no arms: an arm's own chance level, and a teacher's agreement with itself, 1."""
 MARGIN = 0.1
 """How far from chance, or from the teacher, still counts as there: for correlations."""
 LEVEL = 0.05
@@ -143,16 +142,13 @@ def compare(contrast: Contrast) -> Finding:
     name = judged_by(runs, contrast.figure)
     if name is None:
         return Finding(contrast, paired([], *arms, contrast.figure))
-    levels = []  # of the arm itself, as if they were another arm's
-    if contrast.other == CHANCE:
-        levels = [run["final"].get(f"{name}_chance", 0.0) for run in runs]
-    if contrast.other == TEACHER:
-        levels = [1.0] * len(runs)
-    levels = [{"arm": contrast.other, "seed": run["seed"], "final": {name: level}}
-              for run, level in zip(runs, levels, strict=False)]
     teacher = runs[0]["settings"]["teacher"].removesuffix(".safetensors")
-    return Finding(contrast, paired([*runs, *levels], *arms, name), name.startswith("second_"),
-                   f"{teacher}, {runs[0]['images']:,}")
+    where = f"{teacher}, {runs[0]['images']:,}"
+    if contrast.other in (CHANCE, TEACHER):  # levels, as if they were another arm's
+        for run in list(runs):
+            level = run["final"].get(f"{name}_chance", 0.0) if contrast.other == CHANCE else 1.0
+            runs.append({"arm": contrast.other, "seed": run["seed"], "final": {name: level}})
+    return Finding(contrast, paired(runs, *arms, name), name.startswith("second_"), where)
 
 
 def judge(says: int, pair: Paired, p: float) -> str:

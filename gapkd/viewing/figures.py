@@ -249,8 +249,7 @@ def _headline(figure: Figure, title: str) -> None:
 
 
 def _legend(figure: Figure, axes: Axes, most: int) -> None:
-    """The panel's legend below the figure, in as many columns as there is room for, at most
-    `most`."""
+    """The panel's legend below the figure, in as many columns as have room, at most `most`."""
     handles, labels = axes.get_legend_handles_labels()
     labels = [_fill(label, figure.bbox.width - 70, 9) for label in labels]
     longest = max(len(line) for label in labels for line in label.split("\n"))
