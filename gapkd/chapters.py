@@ -77,7 +77,7 @@ def find_notebook(name: str) -> Path:
     files = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     for file in files:
         number = file.stem[:2]
-        if name in (file.stem, file.name, number, number.lstrip("0")):
+        if name in (file.stem, file.name, number, str(int(number))):
             return file
     if Path(name).is_file():
         return Path(name)

@@ -131,6 +131,7 @@ def test_the_chapter_of_make_distill_takes_every_setting():
     """papermill leaves out a line of parameters that it cannot read, and only says so."""
     import papermill
 
+    assert chapters.find_notebook("0") == chapters.find_notebook("00")
     known, _ = chapters._settings_of(chapters.find_notebook("04"))
     assert papermill.inspect_notebook(str(chapters.find_notebook("04"))).keys() == known.keys()
     given = chapters.parse_parameters(["kernel=1", "synthesis=random", "gan_weight=1"], known)
