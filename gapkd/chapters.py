@@ -43,9 +43,8 @@ def announce() -> None:
 
     parallel.keep_memory()
 
-    device = f"CPU, {torch.get_num_threads()} threads"
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_name()
+    device = (torch.cuda.get_device_name() if torch.cuda.is_available()
+              else f"CPU, {torch.get_num_threads()} threads")
     try:
         data_path("toyfaces32.safetensors")
         data = "found"
@@ -55,12 +54,9 @@ def announce() -> None:
 
 
 def new_run(name: str) -> str:
-    """The next free folder runs/<name>-NNN of the clone, for the `out` of a live training.
-
-    Where the clone can only be read, or gapkd comes from a wheel, of the folder where one is, or
-    else of the home folder; of what can only be read, that is said. Raises ValueError where none of
-    them can be written.
-    """
+    """The next free folder runs/<name>-NNN for the `out` of a live training: of the clone, or of
+    what can be written of the working directory and the home folder. Raises ValueError where
+    nothing can."""
     from gapkd.training.runs import next_run_folder
 
     homes = runs_folder(), Path.cwd() / "runs", Path.home() / "gapkd-runs"
@@ -81,7 +77,7 @@ def find_notebook(name: str) -> Path:
     files = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     for file in files:
         number = file.stem[:2]
-        if name in (file.stem, file.name, number, number.lstrip("0")):
+        if name in (file.stem, file.name, number, str(int(number))):
             return file
     if Path(name).is_file():
         return Path(name)
@@ -89,19 +85,20 @@ def find_notebook(name: str) -> Path:
     raise ValueError(f"there is no chapter {name}: choose one of {known}")
 
 
-def parse_parameters(pairs: Sequence[str], known: dict) -> dict:
+def parse_parameters(pairs: Sequence[str], known: dict, rules: dict | None = None) -> dict:
     """name=value pairs as papermill wants them.
 
     Args:
         pairs: as typed; values are read as YAML: numbers, switches, lists. What names a file counts
             from the folder where it was typed.
-        known: the notebook's parameters, name -> {"default": code, "help": words beside it}.
+        known: the notebook's parameters, name -> (default, words beside it).
+        rules: what `check_parameters` is told of them; of others, the kind of the default counts.
 
     Where the notebook has a parameter `settings`, whose text goes to `read_settings`, the fields of
     DistillConfig can be given by name, too: they are added to that text.
 
-    Raises ValueError naming a parameter that is unknown, malformed, of another kind than its
-    default, or a file that is not there (papermill itself only warns).
+    Raises ValueError naming a parameter that is unknown, malformed or not allowed, or a file that
+    is not there (papermill itself only warns).
     """
     values, more = {}, []
     fields = list(get_type_hints(DistillConfig)) if "settings" in known else []
@@ -109,40 +106,60 @@ def parse_parameters(pairs: Sequence[str], known: dict) -> dict:
         name, equals, text = pair.partition("=")
         if not equals:
             raise ValueError(f"write parameters as name=value, not {pair!r}")
-        if name in fields and name not in known:
+        if name in known:
+            values[name] = _place(name, text, *known[name])
+        elif name in fields:
             more.append(_setting(name, text))
-            continue
-        if name not in known:
+        else:
             near = difflib.get_close_matches(name, [*known, *fields], n=1)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
             raise ValueError(f"this chapter has no parameter {name}: {hint}")
-        values[name] = _value(name, text, _default(known[name]))
-        if isinstance(values[name], str) and _names_a_file(known[name]):
-            values[name] = _found(name, values[name], _default(known[name]))
+    kinds = {name: object if default is None else type(default)
+             for name, (default, _) in known.items()} | (rules or {})
+    check_parameters(values, **{name: kinds[name] for name in values})
     if more:
-        first = values.get("settings", _default(known["settings"]))
+        first = values.get("settings", known["settings"][0])
         values["settings"] = ", ".join(filter(None, [first, *more]))
-    if "settings" in values:
-        for name in read_settings(values["settings"]):
-            if name in known:
-                raise ValueError(f"settings: {name} is a parameter of its own in this chapter: "
-                                 f"give {name}=... instead")
+    for name in read_settings(values.get("settings", "")):
+        if name in known:
+            raise ValueError(f"settings: {name} is a parameter of its own in this chapter: give "
+                             f"{name}=... instead")
     return values
 
 
 def _setting(name: str, text: str) -> str:
     """A field of DistillConfig as `read_settings` reads it; files by absolute paths."""
     if name in FILES and text not in DISTANCES + FEATURE_SPACES:
-        text = json.dumps(_found(name, text, ""))
+        text = json.dumps(_place(name, text, "", "file"))
     return f"{name}: {text}"
 
 
-def _settings_of(notebook: Path) -> tuple[dict, dict]:
-    """A notebook's parameters, name -> {"default": code, "help": the words beside it}, and what its
-    call of `check_parameters` allows for each.
+def _place(name: str, value: str, default: object, words: str) -> str:
+    """A value that names a file or folder (the words beside the parameter say so, or its default is
+    an embedded network) as an absolute path, seen from here or from the repository; the name of an
+    embedded network, an address, the default or another text as it is. `out` need not be there."""
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+        value = value[1:-1]
+    a_file = set(re.findall(r"\w+", words)) & {"file", "folder", "path"}
+    if not a_file and default not in embedded_networks():
+        return value
+    if value in ("", default) or is_address(value):
+        return value
+    path = Path(value).expanduser()
+    if name == "out":
+        return str(path.absolute())
+    if not os.path.lexists(path) and (data_folder() / f"{value}.safetensors").is_file():
+        return value
+    for place in (path.absolute(), ROOT / path):
+        if os.path.lexists(place):
+            return str(place)
+    raise ValueError(f"{name}={value}: there is neither a file nor a folder {path.absolute()}, nor "
+                     "an embedded network of that name: give a path that exists")
 
-    Nothing is run. Raises ValueError, in one sentence, for a file that is no notebook.
-    """
+
+def _settings_of(notebook: Path) -> tuple[dict, dict]:
+    """A notebook's parameters, name -> (default, the words beside it), and what its call of
+    `check_parameters` allows for each. Nothing is run."""
     try:
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
         code = [(cell["metadata"].get("tags", ()), "".join(cell["source"])) for cell in cells
@@ -160,16 +177,19 @@ def _settings_of(notebook: Path) -> tuple[dict, dict]:
     return known, rules
 
 
-def _assignments(source: str) -> dict[str, dict]:
-    """Name -> code and comment of each `name = value  # type: kind  words`."""
+def _assignments(source: str) -> dict[str, tuple[object, str]]:
+    """Name -> default and comment of each `name = value  # type: kind  words`; None for a default
+    that is computed."""
     found = {}
     for node in ast.parse(source).body:
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         if isinstance(target, ast.Name) and node.value is not None:
+            default = None
+            with suppress(ValueError):
+                default = ast.literal_eval(node.value)
             line = source.splitlines()[node.end_lineno - 1].encode()
             words = line[node.end_col_offset:].decode()
-            found[target.id] = {"default": ast.get_source_segment(source, node.value),
-                                "help": re.sub(r"^[\s#]*(type:\s*\S+\s*)?", "", words)}
+            found[target.id] = default, re.sub(r"^[\s#]*(type:\s*\S+\s*)?", "", words)
     return found
 
 
@@ -199,59 +219,7 @@ def _rule(node: ast.expr) -> object:
     return ast.literal_eval(node)
 
 
-def _default(parameter: dict) -> object:
-    """A parameter's default; None where it is no plain value."""
-    try:
-        return ast.literal_eval(parameter["default"])
-    except (ValueError, SyntaxError):
-        return None
-
-
-def _value(name: str, text: str, default: object) -> object:
-    """What was typed, as the kind of the default."""
-    kind = type(default)
-    if kind is str:
-        quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
-        return text[1:-1] if quoted else text
-    try:
-        value = as_kind(read_yaml(text), kind)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{name}={text} cannot be read: write a number, true or false, or a list "
-                         "such as [1, 2]") from error
-    right = isinstance(value, (int, float) if kind is float else kind)
-    if default is not None and (not right or kind is not bool and isinstance(value, bool)):
-        raise ValueError(f"{name} must be {KINDS.get(kind, 'of another kind')}, as "
-                         f"{name}={default} is, not {text!r}")
-    return value
-
-
-KINDS = {int: "a whole number", float: "a number", bool: "true or false", list: "a list"}
-"""Kinds of parameters, in words."""
-
-
-def _names_a_file(parameter: dict) -> bool:
-    """Whether a parameter names a file or folder: the words beside it say so, or its default is an
-    embedded network."""
-    words = set(re.findall(r"\w+", parameter["help"]))
-    embedded = data_folder() / f"{_default(parameter)}.safetensors"
-    return bool(words & {"file", "folder", "path"}) or embedded.is_file()
-
-
-def _found(name: str, value: str, default: object) -> str:
-    """The absolute path of what a parameter names, seen from here or from the repository; the name
-    of an embedded network, an address or the default as it is. `out` need not be there."""
-    if value in ("", default) or is_address(value):
-        return value
-    path = Path(value).expanduser()
-    if name == "out":
-        return str(path.absolute())
-    if not os.path.lexists(path) and (data_folder() / f"{value}.safetensors").is_file():
-        return value
-    for place in (path.absolute(), ROOT / path):
-        if os.path.lexists(place):
-            return str(place)
-    raise ValueError(f"{name}={value}: there is neither a file nor a folder {path.absolute()}, nor "
-                     "an embedded network of that name: give a path that exists")
+# -------------------------------------------------------------------------------------- checking
 
 
 def check_parameters(scope: dict, **allowed: object) -> None:
@@ -269,66 +237,70 @@ def check_parameters(scope: dict, **allowed: object) -> None:
     Raises ValueError, one sentence: the parameter, its value and what it may be.
     """
     for name, rule in allowed.items():
-        value = scope[name]
-        several = isinstance(rule, list)
-        if isinstance(value, str) and (several or not _is_text(rule)):
+        value, kind = scope[name], _kind(rule)
+        if isinstance(value, str) and kind is not str:
             with suppress(yaml.YAMLError):
                 value = read_yaml(value)
-        if several:
-            right = isinstance(value, (list, tuple)) and len(value) > 0
-            right = right and all(_fits(entry, tuple(rule)) for entry in value)
-        else:
-            value = as_kind(value, bool if rule is bool else int if _is_whole(rule) else float)
-            right = _fits(value, rule)
-        if not right:
+        value = list(value) if isinstance(value, tuple) else as_kind(value, kind)
+        if not _fits(value, rule):
             near = difflib.get_close_matches(str(value), _words(rule), n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
-            raise ValueError(f"{name} must be {_in_words(rule)}, not {scope[name]!r}{hint}: change "
-                             "it in the cell of parameters, or where you gave it to papermill")
-        scope[name] = list(value) if several else value
+            raise ValueError(f"{name} must be {_in_words(rule)}, not {value!r}{hint}: change it "
+                             "in the cell of parameters, or where you gave it to papermill")
+        scope[name] = value
 
 
-def _is_text(rule: object) -> bool:
-    return rule is str or rule == "network" or isinstance(rule, tuple) and isinstance(rule[0], str)
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text",
+         list: "a list", object: "a value"}
+"""Kinds of parameters, in words."""
 
 
-def _is_whole(rule: object) -> bool:
-    return isinstance(rule, (tuple, list)) and all(type(bound) is int for bound in rule)
+def _kind(rule: object) -> type:
+    """The kind of value that a rule of `check_parameters` asks for."""
+    if isinstance(rule, type):
+        return rule
+    if isinstance(rule, list):
+        return list
+    if isinstance(rule[0], str):
+        return str
+    return int if all(type(bound) is int for bound in rule) else float
 
 
 def _fits(value: object, rule: object) -> bool:
     """Whether one value is what a rule of `check_parameters` allows."""
-    if isinstance(rule, type):
-        return isinstance(value, rule)
+    kind = _kind(rule)
     if rule == "network":
         return isinstance(value, (str, Path)) and (
             is_address(str(value)) or value in embedded_networks() or os.path.exists(value)
             or os.path.exists(ROOT / value))
-    if isinstance(rule[0], str):
-        return value in rule
-    number = isinstance(value, int if _is_whole(rule) else (int, float))
-    return number and not isinstance(value, bool) and rule[0] <= value <= rule[1]
+    right = isinstance(value, (int, float) if kind is float else kind)
+    if kind in (int, float) and isinstance(value, bool):
+        right = False
+    if not right or isinstance(rule, type):
+        return right
+    if kind is list:
+        return len(value) > 0 and all(_fits(entry, tuple(rule)) for entry in value)
+    return value in rule if kind is str else rule[0] <= value <= rule[1]
 
 
 def _words(rule: object) -> list[str]:
     """The words among which a rule lets one choose."""
     if rule == "network":
         return embedded_networks()
-    words = rule if isinstance(rule, (tuple, list)) else ()
-    return [word for word in words if isinstance(word, str)]
+    return [] if isinstance(rule, type) else [word for word in rule if isinstance(word, str)]
 
 
 def _in_words(rule: object) -> str:
     """What a rule of `check_parameters` allows, for a sentence."""
-    if isinstance(rule, list):
-        return f"a list, each entry {_in_words(tuple(rule))}"
+    kind = _kind(rule)
     if isinstance(rule, type):
-        return {bool: "true or false", str: "a text"}[rule]
-    if rule == "network":
-        return f"one of {', '.join(embedded_networks())}, a file or an address"
-    if isinstance(rule[0], str):
-        return f"one of {', '.join(rule)}"
-    return f"a {'whole ' if _is_whole(rule) else ''}number from {rule[0]:,} to {rule[1]:,}"
+        return KINDS[rule]
+    if kind is list:
+        return f"a list, each entry {_in_words(tuple(rule))}"
+    if kind is str:
+        more = ", a file or an address" if rule == "network" else ""
+        return f"one of {', '.join(_words(rule))}{more}"
+    return f"{KINDS[kind]} from {rule[0]:,} to {rule[1]:,}"
 
 
 def embedded_networks() -> list[str]:
@@ -339,20 +311,12 @@ def embedded_networks() -> list[str]:
 
 
 def run_chapter(name: str, parameters: Sequence[str] = (), out: str = "") -> Path:
-    """Execute a chapter through papermill and print where its results are.
-
-    Args:
-        name: of the chapter, its number, or the path of a notebook.
-        parameters: name=value pairs.
-        out: folder for the executed notebook and what it writes; empty: the next free
-            runs/<chapter>-NNN.
-
-    Returns: that folder.
-    """
+    """Execute a chapter (its name, number or notebook) through papermill with name=value pairs, and
+    print where its results are: in `out`, or the next free runs/<chapter>-NNN. Returns that
+    folder."""
     notebook = find_notebook(name)
     known, rules = _settings_of(notebook)
-    values = parse_parameters(parameters, known)
-    check_parameters(values, **{name: rule for name, rule in rules.items() if name in values})
+    values = parse_parameters(parameters, known, rules)
     missing = [need for need in ("papermill", "ipykernel") if find_spec(need) is None]
     if missing:
         raise ValueError(f"a chapter needs {' and '.join(missing)} to run: pip install "
@@ -373,13 +337,10 @@ def run_chapter(name: str, parameters: Sequence[str] = (), out: str = "") -> Pat
         papermill.execute_notebook(
             str(notebook), str(executed), values, cwd=str(folder), log_output=False,
             progress_bar=sys.stderr.isatty(),
-            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # no warning on transports
-        )
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"])  # no warning on transports
     except papermill.PapermillExecutionError as error:
-        raise ValueError(
-            f"{notebook.name} stopped at cell {error.exec_count}: {error.ename}: {error.evalue}; "
-            f"see {where}"
-        ) from error
+        raise ValueError(f"{notebook.name} stopped at cell {error.exec_count}: {error.ename}: "
+                         f"{error.evalue}; see {where}") from error
     print(f"notebook  {where}")
     summary = folder / "result.json"
     if summary.exists():

@@ -108,7 +108,9 @@ def test_a_claim_pays_for_the_number_of_its_contrasts(write):
     one = Contrast("t", "a", "b", "correlation", 1)  # p 0.035
     assert 0.025 < paired(results("t"), "a", "b", AGREE).p < 0.05
     assert verdicts(one) == [SUPPORTED]
-    assert verdicts(one, one) == [NOT_SEEN, NOT_SEEN]
+    assert verdicts(one, Contrast("t", "b", "a", "correlation", -1)) == [NOT_SEEN, NOT_SEEN]
+    untried = Contrast("t", "a", "nobody", "correlation", 1)  # counts as well
+    assert verdicts(one, untried) == [NOT_SEEN, NOT_TRIED]
 
 
 @pytest.mark.parametrize(("every", "expected"), [

@@ -1,11 +1,10 @@
-"""The explorers, driven through their widgets without a kernel."""
+"""The explorer, driven through its widgets without a kernel."""
 
 from __future__ import annotations
 
 import base64
 import io
 
-import ipywidgets as widgets
 import numpy as np
 import pytest
 import torch
@@ -14,7 +13,8 @@ from PIL import Image
 from gapkd.metrics.editing import Directions
 from gapkd.networks.stylegan2 import Generator
 from gapkd.networks.stylegan3 import AliasFreeGenerator
-from gapkd.viewing.explore import Explorer, StyleMixer
+from gapkd.viewing.explore import Explorer
+from gapkd.viewing.figures import to_png
 
 NAMED = Directions(("smile", "glasses"), torch.eye(8)[2:4], torch.tensor([3.0, 5.0]))
 
@@ -32,15 +32,9 @@ def explorer():
     return Explorer(networks(), torch.eye(8)[:3], size=64)
 
 
-EXPLORERS = {"rows": lambda: Explorer(networks(), torch.eye(8)[:3], size=64),
-             "named, classes": lambda: Explorer(networks(c_dim=3), NAMED, size=64),
-             "mixer": lambda: StyleMixer(networks(), size=64),
-             "mixer, classes": lambda: StyleMixer(networks(c_dim=3), size=64)}
-MIXER = {"seed": 5, "seed_b": 7, "crossover": 2, "truncation": 0.3}
-MOVES = {"rows": {"seed": 5, "truncation": 0.3, "strength": 4.0, "direction": 2},
-         "named, classes": {"seed": 5, "truncation": 0.3, "strength": 1.0, "direction": 1,
-                            "category": 2},
-         "mixer": MIXER, "mixer, classes": MIXER | {"category": 2}}
+@pytest.fixture
+def named():
+    return Explorer(networks(c_dim=3), NAMED, size=64)
 
 
 def shown(explorer):
@@ -55,69 +49,44 @@ def z(seed):
     return torch.randn(1, 8, generator=torch.Generator().manual_seed(seed))
 
 
-def follows(caption, control):
-    """Whether a control moves a picture: in a mixer, a pure seed follows its own alone."""
-    if caption.endswith("seed A"):
-        return control not in ("seed_b", "crossover")
-    return not caption.endswith("seed B") or control not in ("seed", "crossover")
-
-
-@pytest.mark.parametrize("kind", EXPLORERS)
-def test_every_control_changes_its_pictures_and_reset_brings_them_back_at_once(kind, monkeypatch):
-    explorer = EXPLORERS[kind]()
+@pytest.mark.parametrize("kind, moves", [
+    ("explorer", {"seed": 5, "truncation": 0.3, "strength": 4.0, "direction": 2}),
+    ("named", {"seed": 5, "truncation": 0.3, "strength": 1.0, "direction": 1, "category": 2})])
+def test_every_control_changes_its_pictures_and_reset_brings_them_back_at_once(
+        kind, moves, monkeypatch, request):
+    explorer = request.getfixturevalue(kind)
     first = shown(explorer)
-    named = {id(getattr(explorer, name)) for name in MOVES[kind]}
-    assert {id(control) for control in explorer.controls} == named
-    for name, value in MOVES[kind].items():
+    assert {id(control) for control in explorer.controls} == {
+        id(getattr(explorer, name)) for name in moves}
+    for name, value in moves.items():
         before = shown(explorer)
         getattr(explorer, name).value = value
-        for caption, after in shown(explorer).items():
-            assert (after != before[caption]) == follows(caption, name), (name, caption)
+        assert all(after != before[label] for label, after in shown(explorer).items()), name
     drawn, draw = [], explorer.draw
     monkeypatch.setattr(explorer, "draw", lambda G: drawn.append(G) or draw(G))
     explorer.reset.click()
     assert shown(explorer) == first and len(drawn) == 3  # each generator once
 
 
-def test_pictures_are_what_the_generator_draws(explorer):
-    explorer.seed.value, explorer.truncation.value = 3, 1.0
+def test_pictures_are_what_the_generator_draws_and_strength_is_a_length_in_w_along_rows(explorer):
+    explorer.seed.value = 3
     for G in explorer.generators.values():
-        torch.testing.assert_close(explorer.draw(G), G(z(3)))
-    explorer.truncation.value = 0.3
-    torch.testing.assert_close(explorer.draw(G), G(z(3), truncation=0.3))
-    assert pixels(explorer.images["teacher"].value).shape == (64, 64, 3)
-
-
-def test_strength_is_a_length_in_w_along_rows(explorer):
+        torch.testing.assert_close(explorer.draw(G), G(z(3), truncation=0.7))
     explorer.truncation.value, explorer.direction.value, explorer.strength.value = 1.0, 2, -4.0
     for G in explorer.generators.values():
-        moved = G.synthesis(G.mapping(z(0)) - 4 * torch.eye(8)[2]).image
+        moved = G.synthesis(G.mapping(z(3)) - 4 * torch.eye(8)[2]).image
         torch.testing.assert_close(explorer.draw(G), moved)
 
 
-def test_strength_counts_in_reaches_along_named_directions():
-    explorer = Explorer(networks(c_dim=3), NAMED, size=64)
-    strength = explorer.strength
-    assert [name for name, _ in explorer.direction.options] == ["smile", "glasses"]
+def test_strength_counts_in_reaches_along_named_directions(named):
+    strength = named.strength
+    assert [name for name, _ in named.direction.options] == ["smile", "glasses"]
     assert (strength.min, strength.max, strength.description) == (-1, 1, "strength (reach)")
-    explorer.truncation.value, explorer.direction.label, strength.value = 1.0, "glasses", 0.5
-    explorer.category.value = 2
-    for G in explorer.generators.values():
+    named.truncation.value, named.direction.label, strength.value = 1.0, "glasses", 0.5
+    named.category.value = 2
+    for G in named.generators.values():
         w = G.mapping(z(0), torch.eye(3)[2:])
-        torch.testing.assert_close(explorer.draw(G), G.synthesis(w + 2.5 * NAMED["glasses"]).image)
-
-
-def test_a_mixture_lies_between_its_pure_seeds():
-    mixer = StyleMixer(networks(), size=64)
-    mixer.seed.value, mixer.seed_b.value, mixer.truncation.value = 3, 4, 1.0
-    assert mixer.crossover.max == 8  # of the one with most layers
-    for G in mixer.generators.values():
-        w_a, w_b = G.mapping(z(3)), G.mapping(z(4))
-        for crossover in (2, 0, mixer.crossover.max):
-            mixer.crossover.value = crossover
-            layers = [w_a if layer < crossover else w_b for layer in range(G.num_ws)]
-            wanted = torch.cat([G(z(3)), G.synthesis(torch.stack(layers, dim=1)).image, G(z(4))])
-            torch.testing.assert_close(mixer.draw(G), wanted)
+        torch.testing.assert_close(named.draw(G), G.synthesis(w + 2.5 * NAMED["glasses"]).image)
 
 
 def test_small_images_keep_their_pixels_and_large_ones_are_reduced(explorer):
@@ -135,28 +104,17 @@ def holds(sheet, tile):
     return any((sheet[y:y + size, x:x + size] == tile).all() for y, x in corners)
 
 
-@pytest.mark.parametrize("kind", EXPLORERS)
-def test_a_page_without_a_kernel_gets_what_the_widgets_show(kind):
-    explorer = EXPLORERS[kind]()
-    before = np.asarray(explorer.picture())
+def test_a_page_without_a_kernel_gets_what_the_widgets_show(explorer):
+    before = pixels(to_png(explorer.sheet()))
     explorer.seed.value = 5
     bundle, metadata = explorer._repr_mimebundle_(include=None, exclude=None)
-    assert "seed 5" in metadata["image/png"]["alt"] or "seed A 5" in metadata["image/png"]["alt"]
+    assert "seed 5, truncation 0.7" in metadata["image/png"]["alt"]
     assert bundle["text/plain"] == metadata["image/png"]["alt"], "not a listing of widgets"
     view = bundle["application/vnd.jupyter.widget-view+json"]
     assert view["model_id"] == explorer.widget.model_id
     after = pixels(base64.b64decode(bundle["image/png"]))
-    for caption, png in shown(explorer).items():
-        assert holds(after, pixels(png)), caption
-        assert holds(before, pixels(png)) == caption.endswith("seed B")
-
-
-def test_ipywidgets_7_which_only_displays_shows_the_same(explorer, monkeypatch):
-    kind = "application/vnd.jupyter.widget-view+json"
-    before, _ = explorer._repr_mimebundle_()
-    monkeypatch.delattr(widgets.Widget, "_repr_mimebundle_")
-    bundle, _ = explorer._repr_mimebundle_()
-    assert bundle[kind] == before[kind] and bundle["image/png"] == before["image/png"]
+    for label, png in shown(explorer).items():
+        assert holds(after, pixels(png)) and not holds(before, pixels(png)), label
 
 
 def test_looking_changes_no_network():
@@ -164,7 +122,6 @@ def test_looking_changes_no_network():
     every["alias-free"].train()
     before = {name: {k: v.clone() for k, v in G.state_dict().items()} for name, G in every.items()}
     Explorer(every, torch.eye(8), size=64).strength.value = 2.0
-    StyleMixer(every, size=64)
     assert [G.training for G in every.values()] == [False, False, True]
     for name, G in every.items():
         assert all(torch.equal(v, before[name][k]) for k, v in G.state_dict().items()), name
@@ -182,7 +139,7 @@ def mapped(z_dim=8, w_dim=8, c_dim=0):
     ({"a": mapped(), "other": mapped(c_dim=2)}, "other has z_dim 8, w_dim 8 and c_dim 2")])
 def test_generators_must_share_their_latents(generators, message):
     with pytest.raises(ValueError, match=message):
-        StyleMixer(generators)
+        Explorer(generators, torch.eye(8))
 
 
 ROWS = r"directions must be rows \(K, 8\)"
@@ -192,8 +149,8 @@ ROWS = r"directions must be rows \(K, 8\)"
     *[(wrong, 64, ROWS) for wrong in (
         torch.eye(4), torch.zeros(0, 8), torch.zeros(8), None, [[0.0] * 8],
         Directions(("smile",), torch.eye(4)[:1], torch.ones(1)))],
-    (torch.full((2, 8), torch.nan), 64, "not finite"), (torch.eye(8), 3, "16 to 2048, not 3"),
-    (Directions(("smile",), torch.eye(8)[:1], torch.zeros(1)), 64, "needs a reach above 0")])
+    (torch.full((2, 8), torch.nan), 64, "must be finite"), (torch.eye(8), 3, "16 to 2048, not 3"),
+    (Directions(("smile",), torch.eye(8)[:1], torch.zeros(1)), 64, "every reach above 0")])
 def test_directions_and_size_must_fit(directions, size, message):
     with pytest.raises(ValueError, match=message):
         Explorer({"a": mapped()}, directions, size=size)

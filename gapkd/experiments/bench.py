@@ -27,25 +27,24 @@ SECOND = ("fid_", "agree_mean", "perceptual")
 """What the second judge is asked for; the names begin with second_."""
 LATENTS, REAL = 20_000, 99
 """Seeds of the students' latents and of the real images."""
+PROJECTED = 64
+"""Images that are looked for in the latent space."""
 
 
 class Bench:
     """Trains and measures.
 
     Args:
-        teacher: its file, or the name of an embedded one.
+        teacher, data: as in DistillConfig.
         judge: what reads faces: "toyfaces", or a file that `gapkd judge` wrote.
-        data: the real images.
         samples: images of the last evaluation.
         second_judge: another one, that was no student's perceptual loss: a method may please the
             first without having come nearer. Empty: none.
-        device: where everything is measured.
-        projected: images that are looked for in the latent space.
     """
 
-    def __init__(self, teacher: str, judge: str, data: str, samples: int, second_judge: str = "",
-                 device: str | torch.device = "cpu", projected: int = 64):
-        self.device, self.samples = torch.device(device), samples
+    def __init__(self, teacher: str, judge: str, data: str, samples: int, second_judge: str,
+                 device: torch.device):
+        self.device, self.samples = device, samples
         self.teacher = load_generator(teacher).to(self.device)
         self.dataset = open_dataset(data, self.teacher.resolution, seed=REAL)
         self.net = reader(judge, self.device)
@@ -56,7 +55,7 @@ class Bench:
                      for prefix, judge in self.judges.items()}
         self.edits = EditAgreement(self.teacher, self.net)
         # Toy faces of this seed are new to every run; of a folder, these were trained on.
-        self.targets = self.dataset.load(ordered_indices(self.dataset.size, 0, projected, 98))
+        self.targets = self.dataset.load(ordered_indices(self.dataset.size, 0, PROJECTED, 98))
 
     def train(self, settings: DistillConfig) -> dict:
         """Distil, measure on the way and at the end: a run's record."""
@@ -73,7 +72,7 @@ class Bench:
                 **provenance(), "curve": curve, "final": self.measure(result.generator)}
 
     def measure(self, G: StyleGenerator) -> dict[str, float]:
-        """All figures of a trained student, which is moved to the bench's device."""
+        """All figures of a trained student."""
         G = G.to(self.device)
         final = {}
         for prefix, judge in self.judges.items():

@@ -6,17 +6,17 @@ above or below another one. Where a second judge has read that figure, its readi
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gapkd.experiments.results import Paired, holm, paired, results
 
 CHANCE, TEACHER = "chance", "teacher"
-"""Others that are no arms: an arm's own chance level, and the 1 that a teacher's agreement with
-itself is."""
+"""Others that are no arms: an arm's own chance level, and a teacher's agreement with itself, 1."""
 MARGIN = 0.1
 """How far from chance, or from the teacher, still counts as there: for correlations."""
 LEVEL = 0.05
@@ -60,9 +60,9 @@ class Finding:
 
     contrast: Contrast
     pair: Paired
-    verdict: str
     second: bool = False  # read by the judge that no student was trained with
     where: str = ""       # teacher and budget
+    verdict: str = NOT_TRIED
 
 
 CLAIMS = (
@@ -126,8 +126,7 @@ def records_of(sweep: str) -> list[dict]:
 
 
 def judged_by(runs: Sequence[dict], figure: str) -> str | None:
-    """The name under which all these runs have a figure, the second judge's reading first; None
-    where none or only some have it."""
+    """The name under which all these runs have a figure, the second judge's first; or None."""
     for prefix in ("second_", ""):
         pattern = prefix + FIGURES[figure]
         for name in runs[0]["final"] if runs else ():
@@ -136,33 +135,24 @@ def judged_by(runs: Sequence[dict], figure: str) -> str | None:
     return None
 
 
-def compare(contrast: Contrast) -> tuple[Paired, bool, str]:
-    """The pairs of a contrast, whether the second judge read them, and teacher and budget."""
+def compare(contrast: Contrast) -> Finding:
+    """The pairs of a contrast, before there is a verdict."""
     arms = contrast.arm, contrast.other
     runs = [run for run in records_of(contrast.sweep) if run["arm"] in arms]
     name = judged_by(runs, contrast.figure)
     if name is None:
-        return paired([], *arms, contrast.figure), False, ""
-    levels = []  # of the arm itself, as if they were another arm's
-    if contrast.other == CHANCE:
-        levels = [run["final"].get(f"{name}_chance", 0.0) for run in runs]
-    if contrast.other == TEACHER:
-        levels = [1.0] * len(runs)
-    levels = [{"arm": contrast.other, "seed": run["seed"], "final": {name: level}}
-              for run, level in zip(runs, levels, strict=False)]
+        return Finding(contrast, paired([], *arms, contrast.figure))
     teacher = runs[0]["settings"]["teacher"].removesuffix(".safetensors")
     where = f"{teacher}, {runs[0]['images']:,}"
-    pair = paired([*runs, *levels], *arms, name)
-    return pair, name.startswith("second_"), where
+    if contrast.other in (CHANCE, TEACHER):  # levels, as if they were another arm's
+        for run in list(runs):
+            level = run["final"].get(f"{name}_chance", 0.0) if contrast.other == CHANCE else 1.0
+            runs.append({"arm": contrast.other, "seed": run["seed"], "final": {name: level}})
+    return Finding(contrast, paired(runs, *arms, name), name.startswith("second_"), where)
 
 
 def judge(says: int, pair: Paired, p: float) -> str:
-    """The verdict on one contrast.
-
-    Args:
-        says: as in Contrast.
-        p: corrected; counts where a direction is claimed.
-    """
+    """The verdict on one contrast; p, corrected, counts where a direction is claimed."""
     if pair.n < 2:
         return ONE_SEED if pair.n else NOT_TRIED
     if says:
@@ -178,18 +168,16 @@ def judge(says: int, pair: Paired, p: float) -> str:
 
 def findings(claim: Claim) -> list[Finding]:
     """What the records say of a claim, contrast by contrast."""
-    compared = [compare(contrast) for contrast in claim.contrasts]
+    found = {contrast: compare(contrast) for contrast in claim.contrasts}
     # A contrast that was named and not tried counts too: else a claim gains by what is left out.
-    ps = holm({str(n): pair.p if pair.p == pair.p else 1.0
-               for n, (pair, _, _) in enumerate(compared) if claim.contrasts[n].says})
-    return [Finding(contrast, pair, judge(contrast.says, pair, ps.get(str(n), 0.0)), second, where)
-            for n, (contrast, (pair, second, where))
-            in enumerate(zip(claim.contrasts, compared, strict=True))]
+    ps = holm({contrast: 1.0 if math.isnan(one.pair.p) else one.pair.p
+               for contrast, one in found.items() if contrast.says})
+    return [replace(one, verdict=judge(contrast.says, one.pair, ps.get(contrast, 0.0)))
+            for contrast, one in found.items()]
 
 
 def verdict(found: Sequence[Finding]) -> str:
-    """One verdict out of several: a single seed does not count beside others, and what nobody tried
-    is added."""
+    """One verdict: a single seed does not count beside others, what nobody tried is added."""
     tally = Counter(finding.verdict for finding in found)
     untried, single = tally.pop(NOT_TRIED, 0), tally.pop(ONE_SEED, 0)
     if not tally:
@@ -204,8 +192,8 @@ def verdict(found: Sequence[Finding]) -> str:
 
 
 def claims_table(claims: Sequence[Claim] = CLAIMS) -> str:
-    """Markdown: one row a claim: the verdict, what was measured, on which teachers and budgets, and
-    the commands that make it again."""
+    """Markdown, a row a claim: verdict, what was measured on which teachers and budgets, commands
+    that make it again."""
     lines = ["| | the paper says | verdict | measured here: difference, 95 % interval, arms "
              "| records: teacher, images a run | again |", "|---|---|---|---|---|---|"]
     for claim in claims:

@@ -27,40 +27,35 @@ REFERENCES = ("real", "teacher")
 BENCH = ("judge_sha256", "second_judge_sha256", "samples")
 """Entries of a record that say what measured it."""
 
+FID = "fid_(?!to_teacher_).+"
 COLUMNS = {
     "l1": "L1 ↓", "perceptual": "perceptual ↓", "agree_mean_accuracy": "same class ↑",
     "agree_mean_correlation": "correlation ↑", "agree_edits": "edits ↑",
-    "fid_(?!to_teacher_).+": "FID to real ↓", "fid_to_teacher_.+": "FID to teacher ↓",
+    FID: "FID to real ↓", "fid_to_teacher_.+": "FID to teacher ↓",
     "eq_t": "EQ-T, dB ↑", "eq_r": "EQ-R, dB ↑"}
 SET_COLUMNS = {
-    "fid_(?!to_teacher_).+": "FID ↓", "kid_.+": "KID × 10³ ↓", "precision_.+": "precision",
+    FID: "FID ↓", "kid_.+": "KID × 10³ ↓", "precision_.+": "precision",
     "recall_.+": "recall", "density_.+": "density", "coverage_.+": "coverage ↑",
     "ppl_.+": "PPL ↓", "projection_psnr": "projection, PSNR dB ↑",
     "projection_perceptual": "projection, perceptual ↓"}
 SECOND_COLUMNS = {
-    "second_fid_(?!to_teacher_).+": "FID to real ↓",
-    "second_fid_to_teacher_.+": "FID to teacher ↓",
+    f"second_{FID}": "FID to real ↓", "second_fid_to_teacher_.+": "FID to teacher ↓",
     "second_agree_mean_correlation": "correlation ↑", "second_agree_mean_accuracy": "same class ↑",
     "second_perceptual": "perceptual ↓", "l1": "L1 ↓",
     "projection_psnr": "projection, PSNR dB ↑", "agree_edits": "edits* ↑", "ppl_.+": "PPL* ↓",
     "coverage_.+": "coverage* ↑"}
-"""Figures of a results table and their titles. A figure is a pattern of the name that it has in a
-record: those of Frechet distances hold the feature space and the sample count. "FID to teacher"
-compares images of the same z. Precision, recall and density have no better side: they ought to be
-as high as those of other real images. SECOND_COLUMNS is the table by the judge that no student was
-trained with; it did not read those with a star, and two others need no judge."""
+"""Figures of a results table, as patterns of their names in a record, and their titles. "FID to
+teacher" compares images of the same z. Precision, recall and density have no better side: they
+ought to be as high as those of other real images. SECOND_COLUMNS is the table by the judge that no
+student was trained with; it did not read those with a star, and two others need no judge."""
 
 
 # -------------------------------------------------------------------------------------- reading
 
 
 def read_results(path: str | Path) -> list[dict]:
-    """The records of a results file, none if it is not there yet.
-
-    Raises:
-        ValueError: a line is no record, or different judges have measured them, or one on different
-            numbers of images.
-    """
+    """The records of a results file, none if it is not there yet. Raises ValueError for a line that
+    is no record, and for records of different judges or numbers of images judged."""
     file, records = Path(path), []
     lines = file.read_text().splitlines() if file.exists() else []
     for number, line in enumerate(lines, 1):
@@ -84,28 +79,24 @@ def read_results(path: str | Path) -> list[dict]:
 
 def results(name: str) -> list[dict]:
     """The runs in data/results/<name>.jsonl, without the rows of real images and teacher."""
-    return [record for record in _stored(name) if record["arm"] not in REFERENCES]
+    records = read_results(data_path(f"results/{name}.jsonl"))
+    return [record for record in records if record["arm"] not in REFERENCES]
 
 
 def reference_rows(name: str) -> list[dict]:
     """What gives the figures of `results` their scale: the records of real images and teacher."""
-    return [record for record in _stored(name) if record["arm"] in REFERENCES]
-
-
-def _stored(name: str) -> list[dict]:
-    return read_results(data_path(f"results/{name}.jsonl"))
+    records = read_results(data_path(f"results/{name}.jsonl"))
+    return [record for record in records if record["arm"] in REFERENCES]
 
 
 def faces_folder(results: str | Path) -> Path:
-    """Where the faces beside a results file lie: table.jsonl, table/."""
+    """Where the faces beside a results file lie: for table.jsonl in table/."""
     return Path(results).with_suffix("")
 
 
 def read_faces(results: str | Path, arms: Sequence[str]) -> dict[str, Tensor]:
-    """What the first seed's networks drew from the same latents.
-
-    Returns: arm -> images (N, 3, R, R) in [-1, 1]; arms that have none are missing.
-    """
+    """Arm -> what the first seed's network drew, images (N, 3, R, R) in [-1, 1], of the same
+    latents for all; arms that have none are missing."""
     found = {}
     for arm in arms:
         file = faces_folder(results) / f"{arm}.png"
@@ -119,30 +110,17 @@ def read_faces(results: str | Path, arms: Sequence[str]) -> dict[str, Tensor]:
 # -------------------------------------------------------------------------- means and differences
 
 
-def summary(records: Sequence[dict], arm: str, name: str) -> tuple[float, float, int]:
-    """Mean, standard deviation over seeds (0 for one), and number of seeds of a figure of `final`.
-
-    Raises:
-        ValueError: nobody ran that arm, or measured that figure of it.
-    """
-    runs = [record["final"] for record in records if record["arm"] == arm]
-    if not runs:
-        known = ", ".join(sorted({record["arm"] for record in records}))
-        raise ValueError(f"no run of arm {arm} is recorded: known are {known}")
-    values = torch.tensor([final[name] for final in runs if name in final], dtype=torch.float64)
-    if not len(values):
-        raise ValueError(f"no run of arm {arm} has the figure {name}: it was measured before there "
-                         "were any")
-    spread = values.std().item() if len(values) > 1 else 0.0
+def _summary(runs: Sequence[dict], name: str) -> tuple[float, float, int]:
+    """Mean, standard deviation over seeds (0 for one), and number of those that have a figure."""
+    values = np.array([run["final"][name] for run in runs if name in run["final"]])
+    spread = values.std(ddof=1).item() if len(values) > 1 else 0.0
     return values.mean().item(), spread, len(values)
 
 
 @dataclass(frozen=True)
 class Paired:
-    """How far one arm lies from another one over the seeds that both have.
-
-    `f"{pair:+.3f}"` writes the mean and its interval.
-    """
+    """How far one arm lies from another one over the seeds that both have; `f"{pair:+.3f}"` writes
+    the mean and its interval."""
 
     mean: float  # of the differences, arm - other; nan without a common seed
     low: float   # 95 % confidence interval of the mean, by Student's t: nan with fewer than two
@@ -150,7 +128,6 @@ class Paired:
     sd: float    # of the differences
     n: int       # seeds that both have
     p: float     # two-sided, of the paired t-test
-    wins: int    # seeds with a difference above 0
 
     def __format__(self, spec: str) -> str:
         if self.n == 0:
@@ -160,32 +137,27 @@ class Paired:
 
 
 def paired(records: Sequence[dict], arm: str, other: str, name: str) -> Paired:
-    """A figure of one arm against that of another, seed by seed.
-
-    Runs of one seed share latents, the order of the data and what initial weights they can: pairs
-    take out what these do to both. With fewer than two common seeds, none of which an arm that
-    nobody ran has any, interval, sd and p are nan.
-    """
+    """A figure of an arm against that of another, seed by seed: runs of one seed share latents, the
+    order of the data and what initial weights they can. Without two common seeds, interval, sd and
+    p are nan."""
     from scipy.stats import t as student  # takes a second to import
 
-    by_seed: dict[str, dict[int, float]] = {arm: {}, other: {}}
-    for record in records:
-        if record["arm"] in by_seed and name in record["final"]:
-            by_seed[record["arm"]][record["seed"]] = record["final"][name]
-    common = sorted(by_seed[arm].keys() & by_seed[other].keys())
-    differences = np.array([by_seed[arm][seed] - by_seed[other][seed] for seed in common])
+    ours, theirs = ({r["seed"]: r["final"][name] for r in records
+                     if r["arm"] == one and name in r["final"]} for one in (arm, other))
+    common = sorted(ours.keys() & theirs.keys())
+    differences = np.array([ours[seed] - theirs[seed] for seed in common])
     n, nan = len(common), float("nan")
-    wins = int((differences > 0).sum())
+    mean = differences.mean().item() if n else nan
     if n < 2:
-        return Paired(differences.mean().item() if n else nan, nan, nan, nan, n, nan, wins)
-    mean, sd = differences.mean().item(), differences.std(ddof=1).item()
+        return Paired(mean, nan, nan, nan, n, nan)
+    sd = differences.std(ddof=1).item()
     error = sd / n**0.5
     reach = student.ppf(0.975, n - 1).item() * error
     if error:
         p = 2 * student.sf(abs(mean) / error, n - 1).item()
     else:  # the same difference in every pair
         p = 0.0 if mean else 1.0
-    return Paired(mean, mean - reach, mean + reach, sd, n, p, wins)
+    return Paired(mean, mean - reach, mean + reach, sd, n, p)
 
 
 def holm(ps: Mapping[str, float]) -> dict[str, float]:
@@ -203,20 +175,15 @@ def holm(ps: Mapping[str, float]) -> dict[str, float]:
 
 def results_table(records: Sequence[dict], references: Sequence[dict] = (),
                   columns: Mapping[str, str] = COLUMNS, arms: Sequence[str] = ()) -> str:
-    """Markdown: rows for scale, then one an arm, mean ± standard deviation over its seeds.
+    """Markdown: rows for scale (`references`), then one an arm, mean ± standard deviation over its
+    seeds; `arms` are which ones, in this order, by default all.
 
     In brackets the chance level of that arm: what its images would score if they were paired with
     other ones of the teacher's. It differs from arm to arm, since blurred images are near to
     everything.
 
-    Args:
-        references: records of REFERENCES.
-        columns: figures and their titles.
-        arms: which ones, in this order; by default all, as they come.
-
-    Raises:
-        ValueError: the records do not belong into one table: runs of different length, or judged in
-            different feature spaces or on different numbers of images.
+    Raises ValueError for runs of different length, or judged in different feature spaces or on
+    different numbers of images: they do not belong into one table.
     """
     if not records:
         return "_No runs are recorded yet._"
@@ -225,27 +192,24 @@ def results_table(records: Sequence[dict], references: Sequence[dict] = (),
         of = ", ".join(map(str, lengths))
         raise ValueError(f"runs of {of} images do not belong into one table")
     names = figure_names(records, columns)
-    fid = next(n for n in records[0]["final"] if re.fullmatch("fid_(?!to_teacher_).+", n))
+    fid = next(n for n in records[0]["final"] if re.fullmatch(FID, n))
     samples = fid.rsplit("_", 1)[1]  # a metric's name ends with its sample count
     lines = [f"| {lengths[0]:,} images each, judged on {samples} | seeds | {' | '.join(names)} |",
              "|---|--:|" + "--:|" * len(names)]
-    for row in references:
-        title = "real, against other real" if row["arm"] == "real" else row["arm"]
-        cells = [_cell([row], name, _unit(column), chance=False) for column, name in names.items()]
-        lines.append(f"| {title} | | {' | '.join(cells)} |")
+    rows = [("real, against other real" if row["arm"] == "real" else row["arm"], "", [row])
+            for row in references]
     for arm in arms or dict.fromkeys(record["arm"] for record in records):
         runs = [record for record in records if record["arm"] == arm]
-        cells = [_cell(runs, name, _unit(column)) for column, name in names.items()]
-        lines.append(f"| {arm} | {len(runs)} | {' | '.join(cells)} |")
+        rows.append((arm, f"{len(runs)} ", runs))
+    for title, seeds, runs in rows:
+        cells = [_cell(runs, *column) for column in names.items()]
+        lines.append(f"| {title} | {seeds}| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def figure_names(records: Sequence[dict], columns: Mapping[str, str]) -> dict[str, str]:
-    """Title of a column -> name of its figure in these records; no figure, no column.
-
-    Raises:
-        ValueError: one title, two figures: the records were judged by different networks.
-    """
+    """Title of a column -> name of its figure in these records; no figure, no column. Raises
+    ValueError where one title has two: the records were judged by different networks."""
     found: dict[str, str] = {}
     for name in dict.fromkeys(name for record in records for name in record["final"]):
         for pattern, title in columns.items():
@@ -258,23 +222,34 @@ def figure_names(records: Sequence[dict], columns: Mapping[str, str]) -> dict[st
     return {title: found[title] for title in columns.values() if title in found}
 
 
+def _all_paired(records: Sequence[dict], arm: str, other: str, columns: Mapping[str, str]
+                ) -> tuple[dict[str, Paired], dict[str, float]]:
+    """Title of a column -> its pairs, and its p after Holm for how many columns there are."""
+    names = figure_names(records, columns)
+    pairs = {title: paired(records, arm, other, name) for title, name in names.items()}
+    return pairs, holm({title: pair.p for title, pair in pairs.items()})
+
+
+def _with_arrow(columns: Mapping[str, str]) -> dict[str, str]:
+    """The columns whose title says which side is better."""
+    return {name: title for name, title in columns.items() if title[-1] in "↑↓"}
+
+
 def paired_table(records: Sequence[dict], rows: Mapping[str, tuple[str, str]],
                  columns: Mapping[str, str] = SECOND_COLUMNS, shown: Sequence[str] = ()) -> str:
-    """Markdown: arms against others, seed by seed; mean difference, interval, and p after Holm.
+    """Markdown: arms against others, seed by seed; mean difference, interval, and p after Holm for
+    the number of `columns`.
 
     Args:
         rows: what is compared -> (arm, other).
-        columns: figures and their titles: p is corrected for how many they are.
         shown: titles that get a column of their own, by default all; the last two columns count
             over all.
     """
-    names = figure_names(records, columns)
-    shown = list(shown or names)
+    shown = list(shown or figure_names(records, columns))
     lines = [f"| arm − other | pairs | {' | '.join(shown)} | intervals without 0 | after Holm |",
              "|---|--:|" + "--:|" * (len(shown) + 2)]
     for label, (arm, other) in rows.items():
-        pairs = {title: paired(records, arm, other, name) for title, name in names.items()}
-        ps = holm({title: pair.p for title, pair in pairs.items()})
+        pairs, ps = _all_paired(records, arm, other, columns)
         cells = [f"{pairs[title]:+.3f}{_p(ps[title])}" for title in shown]
         apart = sum(pair.low > 0 or pair.high < 0 for pair in pairs.values())
         seen = sum(p < 0.05 for p in ps.values())
@@ -289,10 +264,7 @@ def told_apart(records: Sequence[dict], arm: str, other: str,
     """Titles of the figures in which an arm is seen to be better than another one, and worse: p
     below 0.05 after Holm. An arrow in a title says which side is better; without one it is left
     out."""
-    names = {title: name for title, name in figure_names(records, columns).items()
-             if title[-1] in "↑↓"}
-    pairs = {title: paired(records, arm, other, name) for title, name in names.items()}
-    ps = holm({title: pair.p for title, pair in pairs.items()})
+    pairs, ps = _all_paired(records, arm, other, _with_arrow(columns))
     seen = [title for title, p in ps.items() if p < 0.05]
     better = [title for title in seen if (pairs[title].mean > 0) == title.endswith("↑")]
     return better, [title for title in seen if title not in better]
@@ -305,13 +277,11 @@ def in_percent(records: Sequence[dict], arm: str, other: str,
     over their common seeds; above 0 the arm is better. Titles without an arrow are left out, and
     figures whose mean is 0."""
     found = {}
-    for title, name in figure_names(records, columns).items():
+    seeds = {record["seed"] for record in records if record["arm"] == arm}
+    common = [r for r in records if r["arm"] == other and r["seed"] in seeds]
+    for title, name in figure_names(records, _with_arrow(columns)).items():
         pair = paired(records, arm, other, name)
-        if title[-1] not in "↑↓" or not pair.n:
-            continue
-        seeds = {record["seed"] for record in records if record["arm"] == arm}
-        common = [r for r in records if r["arm"] == other and r["seed"] in seeds]
-        if mean := abs(summary(common, other, name)[0]):
+        if pair.n and (mean := abs(_summary(common, name)[0])):
             unit = (100 if title[-1] == "↑" else -100) / mean
             found[title] = (pair.mean * unit, *sorted((pair.low * unit, pair.high * unit)))
     return found
@@ -324,58 +294,54 @@ def _p(p: float) -> str:
     return ", p < 0.001" if p < 0.001 else f", p {p:.3f}"
 
 
-def _unit(title: str) -> float:
-    """What a column's title says that its figures are multiplied by."""
-    return 1e3 if "× 10³" in title else 1.0
-
-
-def _cell(runs: Sequence[dict], name: str, unit: float, chance: bool = True) -> str:
+def _cell(runs: Sequence[dict], title: str, name: str) -> str:
     """A figure of an arm's runs: mean ± deviation, how many have it if not all, chance level."""
     if not any(name in run["final"] for run in runs):
         return "-"
-    mean, spread, measured = summary(runs, runs[0]["arm"], name)
+    unit = 1e3 if "× 10³" in title else 1.0
+    mean, spread, measured = _summary(runs, name)
     text = f"{unit * mean:.3f}"
     if measured > 1:
         text += f" ± {unit * spread:.3f}"
     if measured < len(runs):
         text += f", of {measured}"
     level = f"{name}_chance"
-    if chance and any(level in run["final"] for run in runs):
-        text += f" ({summary(runs, runs[0]['arm'], level)[0]:.3f})"
+    if runs[0]["arm"] not in REFERENCES and any(level in run["final"] for run in runs):
+        text += f" ({_summary(runs, level)[0]:.3f})"
     return text
 
 
 def sweep_note(file: str, records: Sequence[dict], references: Sequence[dict] = ()) -> str:
-    """In sentences: the command, commits and machines behind the results of a table.
-
-    Args:
-        file: the table.
-        references: records of REFERENCES: they know where networks come from that are not here.
-    """
+    """In sentences: the command, commits and machines behind the results of the table `file`, and,
+    from `references`, where networks come from that are not here."""
     def of(name: str, rows: Sequence[dict]) -> str:
         return ", ".join(sorted({str(row[name]) for row in rows}))
 
     hours = sum(record["seconds"] for record in records) / 3600
-    text = (f"Made with `gapkd sweep {file}`: commit {of('commit', records)}, "
-            f"{of('hardware', records)}, threads a run: {of('threads', records)}, "
-            f"{hours:.1f} hours for all {len(records)} runs, {of('date', records)}.")
+    notes = [f"Made with `gapkd sweep {file}`: commit {of('commit', records)}, "
+             f"{of('hardware', records)}, threads a run: {of('threads', records)}, "
+             f"{hours:.1f} hours for all {len(records)} runs, {of('date', records)}."]
     if older := [record for record in records if "command" in record]:
         arms = ", ".join(dict.fromkeys(record["arm"] for record in older))
-        text += (f" {len(older)} of them ({arms}) were trained by `{of('command', older)}`, which "
-                 "this command has replaced, with the same settings.")
+        notes.append(f"{len(older)} of them ({arms}) were trained by `{of('command', older)}`, "
+                     "which this command has replaced, with the same settings.")
     if again := [record["measured"] for record in records if "measured" in record]:
-        text += f" {len(again)} students were measured again, at commit {of('commit', again)}."
+        notes.append(f"{len(again)} students were measured again, at commit {of('commit', again)}.")
     for name in dict.fromkeys(name for record in records for name in record.get("added", {})):
         later = [record["added"][name] for record in records if name in record.get("added", {})]
-        text += f" {name} was added to {len(later)} of them, at commit {of('commit', later)}."
-    origins = references[0] if references else {}
+        notes.append(f"{name} was added to {len(later)} of them, at commit {of('commit', later)}.")
     for role in ("teacher", "judge"):
-        if origin := origins.get(f"{role}_origin"):
-            made = [f"`gapkd {origin['command']}`"] if "command" in origin else []
-            made += [str(origin[name]) for name in ("commit", "hardware", "date") if name in origin]
-            text += f" The {role}: {', '.join(made)}"
-            if held_out := origin.get("held_out"):
-                scores = [f"{name} {value:.3f}" for name, value in held_out["scores"].items()]
-                text += f"; on {held_out['images']:,} images held out: {', '.join(scores)}"
-            text += "."
+        if origin := references and references[0].get(f"{role}_origin"):
+            notes.append(f"The {role}: {_origin(origin)}.")
+    return " ".join(notes)
+
+
+def _origin(origin: dict) -> str:
+    """Where a network comes from that is not here, and how well it does."""
+    made = [f"`gapkd {origin['command']}`"] if "command" in origin else []
+    made += [str(origin[name]) for name in ("commit", "hardware", "date") if name in origin]
+    text = ", ".join(made)
+    if held_out := origin.get("held_out"):
+        scores = [f"{name} {value:.3f}" for name, value in held_out["scores"].items()]
+        text += f"; on {held_out['images']:,} images held out: {', '.join(scores)}"
     return text

@@ -36,14 +36,7 @@ from gapkd.files.storage import INSTALLED, ROOT, check_place, write_atomically
 from gapkd.metrics.sampling import sample_images
 from gapkd.networks.base import StyleGenerator
 from gapkd.parallel import choose_device
-from gapkd.settings import (
-    DistillConfig,
-    command_line,
-    from_dict,
-    read_yaml,
-    shareable,
-    to_dict,
-)
+from gapkd.settings import DistillConfig, command_line, from_dict, read_yaml, shareable, to_dict
 from gapkd.training.loop import OutOfMemory
 from gapkd.training.trainer import TrainingDiverged
 
@@ -101,14 +94,14 @@ class Table:
     """A sweep as its file describes it."""
 
     arms: dict[str, dict[str, Any]]
-    """Name of the method -> settings in which it differs from the others; null: none."""
+    """Name of the method -> settings in which it differs from the others."""
     results: str
     """The JSON-lines file that collects the records."""
     folder: str
     """Where the runs themselves go."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    settings: dict[str, Any] | None = None
+    settings: dict[str, Any]
     """Of every run, DistillConfig's fields; seed, out, resume and the like belong to the sweep."""
+    seeds: tuple[int, ...] = (0, 1, 2)
     samples: int = 5000
     """Images of the last evaluation."""
     judge: str = "toyfaces"
@@ -120,7 +113,7 @@ class Table:
 
     def config(self, arm: str, seed: int) -> DistillConfig:
         """The settings of one run. Raises ValueError, naming the arm."""
-        values = {**(self.settings or {}), **self.arms[arm], "seed": seed}
+        values = {**self.settings, **self.arms[arm], "seed": seed}
         try:
             return from_dict(DistillConfig, values)
         except (ValueError, TypeError) as error:
@@ -131,7 +124,6 @@ class Table:
         return self.config(next(iter(self.arms)), self.seeds[0])
 
     def run_folder(self, arm: str, seed: int) -> Path:
-        """Where a run goes."""
         return Path(self.folder) / f"{arm}-{seed}"
 
     def bench_marks(self) -> dict[str, str | int]:
@@ -164,8 +156,7 @@ ENTRIES = dict.fromkeys((f.name for f in fields(Table)), (lambda v: isinstance(v
 def find_table(name: str) -> Path:
     """The file of that path, here or in the course; or the course's table of that name."""
     places = Path(name), ROOT / name, SWEEPS / f"{name}.yml"
-    found = [place for place in places if place.is_file()]
-    return found[0] if found else Path(name)
+    return next((place for place in places if place.is_file()), Path(name))
 
 
 def read_table(path: str | Path) -> Table:
@@ -190,6 +181,7 @@ def read_table(path: str | Path) -> Table:
     stem = Path(path).stem
     content = {"results": f"runs/{stem}.jsonl", "folder": f"runs/{stem}"} | content
     content["seeds"] = tuple(content.get("seeds", Table.seeds))
+    content["settings"] = content.get("settings") or {}
     content["arms"] = {str(arm): changes or {} for arm, changes in content["arms"].items()}
     table = Table(**content)
     for arm in table.arms:
@@ -206,7 +198,7 @@ def _check_arm(path: str | Path, table: Table, arm: str) -> None:
         raise ValueError(f"{path}, arm {arm}: one teacher and one set of data, named under "
                          f"`settings`, serve all arms, and {' and '.join(REFERENCES)} are the "
                          "names of their rows")
-    for name in {**(table.settings or {}), **changes}:
+    for name in {**table.settings, **changes}:
         if name in MINE:
             raise ValueError(f"{path}: {name} is for the sweep to choose: leave it out")
     if table.commit:  # its settings may be unknown by now
@@ -222,10 +214,7 @@ def _check_arm(path: str | Path, table: Table, arm: str) -> None:
 
 def missing(table: Table, arms: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
     """Arm and seed of the runs that the results do not hold, the first seed of all arms first.
-
-    Raises:
-        ValueError: they hold one of that name with other settings, judge or teacher.
-    """
+    Raises ValueError where they hold one of that name with other settings, judge or teacher."""
     records = {(r["arm"], r.get("seed")): r for r in read_results(table.results)}
     todo, marks = [], table.bench_marks()
     for seed in seeds:
@@ -250,10 +239,8 @@ def _same_run(record: dict, config: DistillConfig, marks: dict) -> bool:
 
 
 def _write(results: str | Path, records: Sequence[dict]) -> None:
-    """Put records into the results file, in place of older ones of the same name.
-
-    Whole or not at all, whoever else writes.
-    """
+    """Put records into the results file, in place of older ones of the same name: whole or not at
+    all, whoever else writes."""
     file = Path(results)
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_name(f".{file.name}.lock")):
@@ -266,13 +253,9 @@ def _write(results: str | Path, records: Sequence[dict]) -> None:
 
 
 def run_sweep(config: SweepConfig) -> list[dict]:
-    """Train what is missing; returns all records of the results file.
-
-    Raises:
-        ValueError: a table or results file does not fit.
-        ChildFailed: runs failed; the others are made nevertheless.
-        TrainingInterrupted: somebody pressed Ctrl-C.
-    """
+    """Train what is missing; returns all records of the results file. Raises ValueError for a table
+    or results file that does not fit, ChildFailed where runs failed (the others are made), and
+    TrainingInterrupted after Ctrl-C."""
     table = _table_of(config)
     arms, seeds = config.arms or tuple(table.arms), config.seeds or table.seeds
     home = Path(table.results).parent
@@ -286,12 +269,13 @@ def run_sweep(config: SweepConfig) -> list[dict]:
     _check_students(config, table, arms if todo else ())
     every = len(arms) * len(seeds)
     print(f"{every - len(todo)} of {every} runs are in {table.results}")
-    gpus = torch.cuda.device_count() if config.device in ("auto", "cuda") else 0
-    jobs = min(config.jobs or max(1, gpus), len(todo))
     if config.dry_run:
         for arm, seed in todo:
             print(f"missing: {arm} seed {seed}: {row_command(table.config(arm, seed))}")
-    elif jobs > 1:
+        return read_results(table.results)
+    gpus = torch.cuda.device_count() if config.device in ("auto", "cuda") else 0
+    jobs = min(config.jobs or max(1, gpus), len(todo))
+    if jobs > 1:
         _spread(config, jobs, gpus)
     elif todo:
         _work(config, table, todo)
@@ -343,10 +327,9 @@ def _spread(config: SweepConfig, jobs: int, gpus: int) -> None:
     command += ["--progress"] if config.progress else []
     threads = max(1, (os.cpu_count() or 1) // jobs)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    workers = []
-    for number in range(jobs):
-        device = f"cuda:{number % gpus}" if gpus else config.device
-        workers.append(subprocess.Popen([*command, "--device", device], env=environment))
+    devices = [f"cuda:{n % gpus}" if gpus else config.device for n in range(jobs)]
+    workers = [subprocess.Popen([*command, "--device", device], env=environment)
+               for device in devices]
     try:
         failed = sum(worker.wait() != 0 for worker in workers)
     except KeyboardInterrupt:  # Ctrl-C reaches the workers too: they save their states

@@ -7,8 +7,8 @@ belongs to a part, or to none; what is not lit turns grey. Lengths are inches, y
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.colors import to_rgb
@@ -30,8 +30,7 @@ def tint(colour: str, strength: float) -> tuple[float, ...]:
     return tuple(1 - strength * (1 - channel) for channel in to_rgb(colour))
 
 
-@dataclass(frozen=True)
-class Box:
+class Box(NamedTuple):
     """A place for arrows to meet: a rectangle around (x, y), or a point."""
 
     x: float
@@ -60,18 +59,18 @@ class Sketch:
     """
 
     def __init__(self, width: float, height: float, lit: Sequence[str] | None):
-        self.lit = lit
+        self.lit, self.parts = lit, {}  # the parts in the order in which they were drawn
         self.figure = NotebookFigure(width, height, layout=None, sharpness=1.25)
         self.axes = self.figure.add_axes((0, 0, 1, 1))
         self.axes.set(xlim=(0, width), ylim=(0, height))
         self.axes.axis("off")
 
-    def shines(self, part: Part) -> bool:
-        parts = part if isinstance(part, tuple) else (part,)
-        return self.lit is None or any(name in self.lit for name in parts)
-
     def ink(self, part: Part, colour: object, pale: object = PALE) -> object:
-        return colour if self.shines(part) else pale
+        """The colour (or width) of a thing, or the one that it has where its part is not lit."""
+        parts = part if isinstance(part, tuple) else (part,)
+        self.parts |= dict.fromkeys(filter(None, parts))
+        lit = self.lit is None or any(name in self.lit for name in parts)
+        return colour if lit else pale
 
     def note(self, part: Part, x: float, y: float, text: str, ha: str = "center",
              colour: str = INK, **look: object) -> None:
@@ -92,7 +91,7 @@ class Sketch:
     def arrow(self, part: Part, *way: Box | tuple[float, float], colour: str = INK,
               dashed: bool = False, stops: bool = False) -> None:
         """An arrow along boxes and points; one that stops ends at a bar."""
-        places = [place if isinstance(place, Box) else Box(*place) for place in way]
+        places = [Box(*place) for place in way]
         first, last = between(*places[:2]), between(*places[-2:])
         points = [first[0], *((place.x, place.y) for place in places[1:-1]), last[1]]
         look = {"color": self.ink(part, colour), "linewidth": self.ink(part, 1.5, 1.1)}
@@ -115,13 +114,6 @@ class Sketch:
             edgecolor=self.ink(part, colour), facecolor="none", linestyle=(0, (4, 2.5)),
             linewidth=1.1, zorder=1))
 
-    def bars(self, part: Part, x: float, y: float, values: np.ndarray, cell: float,
-             colours: Sequence[str]) -> None:
-        """Horizontal bars from x on, the first at the top, a row of height `cell` each."""
-        heights = y + (np.arange(len(values))[::-1] - (len(values) - 1) / 2) * cell
-        self.axes.barh(heights, values, left=x, height=0.7 * cell, zorder=3,
-                       color=[self.ink(part, colour) for colour in colours])
-
     def cells(self, part: Part, x: float, y: float, values: np.ndarray, colour: str,
               cell: float = 0.15) -> Box:
         """A matrix of values from 0 to 1 around (x, y): the higher, the darker."""
@@ -132,11 +124,6 @@ class Sketch:
                 (x - w / 2 + j * cell, y + h / 2 - (i + 1) * cell), cell, cell, facecolor=fill,
                 edgecolor="white", linewidth=0.8, zorder=4))
         return Box(x, y, w + 0.14, h + 0.14)
-
-    def curve(self, part: Part, x: float, y: float, heights: np.ndarray, colour: str) -> None:
-        """A small curve of samples around (x, y)."""
-        self.axes.plot(np.linspace(x - 0.4, x + 0.4, len(heights)), y + heights, zorder=4,
-                       color=self.ink(part, colour), linewidth=1.1, marker="o", markersize=2.4)
 
     def face(self, part: Part, x: float, y: float, hair: str = "#6b4a35",
              size: float = 0.62) -> Box:
@@ -160,24 +147,14 @@ class Sketch:
 # ------------------------------------------------------------------------------- the drawings
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """A diagram: the size of its page, its parts, and the function that draws it, whose docstring
-    says in words what one sees."""
-
-    width: float
-    height: float
-    parts: tuple[str, ...]
-    draw: Callable[[Sketch], None]
+DRAWINGS: dict[str, tuple[float, float, Callable[[Sketch], None]]] = {}
+"""Name -> width and height of the page, and what draws it: its docstring says what one sees."""
 
 
-DRAWINGS: dict[str, Drawing] = {}
-
-
-def drawing(width: float, height: float, *parts: str) -> Callable:
+def drawing(width: float, height: float) -> Callable:
     """Puts a function among the `DRAWINGS`, under its own name."""
     def register(draw: Callable[[Sketch], None]) -> Callable[[Sketch], None]:
-        DRAWINGS[draw.__name__] = Drawing(width, height, parts, draw)
+        DRAWINGS[draw.__name__] = width, height, draw
         return draw
     return register
 
@@ -194,16 +171,16 @@ def diagram(name: str, lit: str | Sequence[str] | None = None) -> NotebookFigure
     """
     if name not in DRAWINGS:
         raise ValueError(f"there is no diagram {name!r}: choose one of {', '.join(DRAWINGS)}")
-    found = DRAWINGS[name]
+    width, height, draw = DRAWINGS[name]
     lit = (lit,) if isinstance(lit, str) else lit
+    sketch = Sketch(width, height, lit)
+    draw(sketch)
     for part in lit or ():
-        if part not in found.parts:
+        if part not in sketch.parts:
             raise ValueError(f"the diagram {name!r} has no part {part!r}: choose among "
-                             f"{', '.join(found.parts)}")
-    sketch = Sketch(found.width, found.height, lit)
-    found.draw(sketch)
+                             f"{', '.join(sketch.parts)}")
     in_colour = f" In colour: {', '.join(lit)}." if lit else ""
-    sketch.figure.alt = " ".join(found.draw.__doc__.split()) + in_colour
+    sketch.figure.alt = " ".join(draw.__doc__.split()) + in_colour
     return sketch.figure
 
 
@@ -220,7 +197,7 @@ QUESTIONS = {
 }
 
 
-@drawing(7.45, 2.1, *QUESTIONS)
+@drawing(7.45, 2.1)
 def course(s: Sketch) -> None:
     """The course as a path of nine chapters. 00: What is inside a StyleGAN? 01: Do two of them draw
     alike? 02: What must a student inherit? 03: What does the direction loss do? 04: How is a
@@ -236,7 +213,7 @@ def course(s: Sketch) -> None:
     s.chain(None, *boxes[5:])
 
 
-@drawing(7.6, 2.45, "z", "mapping", "w", "synthesis", "image")
+@drawing(7.6, 2.45)
 def generator(s: Sketch) -> None:
     """A generator: the latent z goes through the mapping network f to w; w sets the styles of
     every layer of the synthesis network g, from 4 to 64 pixels, which ends in the image."""
@@ -258,7 +235,7 @@ def generator(s: Sketch) -> None:
     s.note("image", 7.08, 0.2, "image")
 
 
-@drawing(7.4, 2.15, "modulate", "convolve", "demodulate", "noise")
+@drawing(7.4, 2.15)
 def modconv(s: Sketch) -> None:
     """A layer of StyleGAN2: the style s, an affine map of w, scales the weights Theta (modulate);
     the weights of every output are scaled back to length 1 (demodulate); the features are
@@ -282,7 +259,7 @@ def modconv(s: Sketch) -> None:
     s.chain(None, noise, bias, s.box(None, 7.02, down, "leaky\nReLU", w=0.62))
 
 
-@drawing(7.3, 2.3, "mapping", "synthesis", "noise", "losses")
+@drawing(7.3, 2.3)
 def inherit(s: Sketch) -> None:
     """Teacher above, student below: the same z through the mapping network, copied from the
     teacher, to the same w; both painters get the same noise; losses compare the two images."""
@@ -308,7 +285,7 @@ def inherit(s: Sketch) -> None:
     s.note("mapping", 1.85, middle, "copied, weight\nby weight", ha="left", colour=STUDENT)
 
 
-@drawing(7.4, 2.15, "views", "cosines", "softmax", "kl")
+@drawing(7.4, 2.15)
 def relations(s: Sketch) -> None:
     """N faces w and the same moved to w + o: the features of both, in teacher and student; their
     N x N cosines S; a softmax of every row, p and q; the KL divergence of the rows."""
@@ -335,7 +312,7 @@ def relations(s: Sketch) -> None:
     s.note("softmax", 5.2, middle, "softmax of a row")
 
 
-@drawing(7.4, 2.45, "gan", "rgb", "perceptual", "ld", "stops")
+@drawing(7.4, 2.45)
 def loss(s: Sketch) -> None:
     """The four losses whose sum is trained on, and where their gradients go: all reach the
     student's painter and, through it, its mapping network; gan passes the discriminator,
@@ -364,7 +341,7 @@ def loss(s: Sketch) -> None:
             s.arrow((part, "stops"), term, (6.3, y), stops=True, **gradient)
 
 
-@drawing(7.3, 2.35, "scores", "kept", "student")
+@drawing(7.3, 2.35)
 def pruning(s: Sketch) -> None:
     """A score for every channel of the teacher; the best channels of its weights stay; they are
     the narrow layer with which the student starts."""
@@ -372,7 +349,9 @@ def pruning(s: Sketch) -> None:
     kept, entering = scores > 0.5, np.array([0, 1, 0, 0, 1, 0, 0, 1], dtype=bool)
     weights = np.random.default_rng(0).uniform(0.45, 1, (8, 8)) * np.outer(kept, entering)
     y, cell = 1.35, 0.2
-    s.bars("scores", 0.4, y, 1.4 * scores, cell, [STUDENT if keep else CONTEXT for keep in kept])
+    rows = y + (3.5 - np.arange(8)) * cell
+    s.axes.barh(rows, 1.4 * scores, left=0.4, height=0.7 * cell, zorder=3,
+                color=[s.ink("scores", STUDENT if keep else CONTEXT) for keep in kept])
     wide = s.cells("kept", 3.2, y, weights, TEACHER, cell)
     narrow = s.cells("student", 5.4, y, weights[kept][:, entering], STUDENT, cell)
     s.arrow("kept", (1.95, y), wide)
@@ -382,7 +361,7 @@ def pruning(s: Sketch) -> None:
     s.note("student", 5.8, 0.22, "a narrow layer that\nstarts with what it knew")
 
 
-@drawing(7.45, 2.4, "input", "upsample", "nonlinearity", "downsample", "margin")
+@drawing(7.45, 2.4)
 def aliasfree(s: Sketch) -> None:
     """A layer of StyleGAN3: sines as input; convolution; upsampling to a fine grid; leaky ReLU
     there; low-pass and downsampling; a margin around the image that is cropped at the end."""
@@ -401,11 +380,13 @@ def aliasfree(s: Sketch) -> None:
         ("margin", "crop the\nmargin", STUDENT, "more than the\nimage is painted", [])]
     boxes = []
     for n, (part, name, colour, text, signal) in enumerate(steps):
-        boxes.append(s.box(part, 0.62 + 1.24 * n, y, name, colour, w=0.98))
+        x = 0.62 + 1.24 * n
+        boxes.append(s.box(part, x, y, name, colour, w=0.98))
         s.chain(part, *boxes[-2:])
-        s.note(part, boxes[n].x, above + 0.66, text)
+        s.note(part, x, above + 0.66, text)
         if len(signal):
-            s.curve(part, boxes[n].x, above, signal, colour)
+            s.axes.plot(np.linspace(x - 0.4, x + 0.4, len(signal)), above + signal, zorder=4,
+                        color=s.ink(part, colour), linewidth=1.1, marker="o", markersize=2.4)
     s.face("margin", boxes[5].x, above - 0.04, size=0.44)
     s.frame("margin", boxes[5].x, above - 0.04, 0.72, 0.72, STUDENT)
     s.arrow(None, boxes[4], (boxes[4].x, 0.16), (boxes[1].x, 0.16), boxes[1])

@@ -9,8 +9,8 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import cycle, pairwise
 
 import matplotlib
 import numpy as np
@@ -44,7 +44,7 @@ CAPTION = {"size": 8, "linespacing": 1.1}
 ROW_NAME = {"size": 9.5}
 PANEL = {"size": 9.5, "weight": "normal"}
 
-STYLE: dict[str, object] = {
+styled = matplotlib.rc_context({  # the look of all figures
     "figure.dpi": DPI, "savefig.dpi": DPI, "figure.facecolor": "white",
     "font.size": 9.5, "font.family": "DejaVu Sans", "text.color": INK,
     "axes.edgecolor": CHANCE, "axes.labelcolor": INK, "axes.titlesize": 10.5,
@@ -54,20 +54,12 @@ STYLE: dict[str, object] = {
     "xtick.color": INK, "ytick.color": INK, "xtick.major.size": 0, "ytick.major.size": 0,
     "legend.frameon": False, "legend.fontsize": 9, "legend.handlelength": 2.8,
     "lines.linewidth": 1.8, "lines.markersize": 4, "axes.prop_cycle": cycler(color=PALETTE),
-}
-"""The look of all figures; `matplotlib.rcParams.update(STYLE)` gives it to your own."""
-styled = matplotlib.rc_context(STYLE)
+})
 
 
 class NotebookFigure(Figure):
-    """A figure outside pyplot that brings along how notebooks show it, and what it shows in words:
-    `alt`, for readers who do not see it.
-
-    Args:
-        width, height: in inches.
-        layout: matplotlib's layout engine, None where everything has its place in pixels.
-        sharpness: pixels of the stored picture for one on the page, which keeps its size.
-    """
+    """A figure outside pyplot, of width x height inches, that brings along how notebooks show it
+    (with `sharpness` pixels for one on the page) and `alt`, what it shows in words."""
 
     def __init__(self, width: float, height: float, layout: str | None = "constrained",
                  sharpness: float = 1.5):
@@ -89,14 +81,14 @@ def to_png(figure: Figure, sharpness: float = 1) -> bytes:
     return small.getvalue()
 
 
-def _words(*sentences: str) -> str:
-    """An alternative text of at most 300 characters."""
-    whole = " ".join(f"{sentence.rstrip('.')}." for sentence in sentences if sentence)
+def _words(*sentences: str, values: Mapping[str, Mapping[str, float]] | None = None) -> str:
+    """An alternative text of at most 300 characters: sentences, then names and their numbers."""
+    every = [*sentences, *(f"{name}: {_numbers(found)}" for name, found in (values or {}).items())]
+    whole = " ".join(f"{sentence.rstrip('.')}." for sentence in every if sentence)
     return textwrap.shorten(whole, 300, placeholder=" ...")
 
 
 def _numbers(values: Mapping[str, float]) -> str:
-    """Names and their numbers, for an alternative text."""
     return ", ".join(f"{name} {value:.3g}" for name, value in values.items())
 
 
@@ -119,37 +111,34 @@ def _measure(string: str, room: float, **look: object) -> tuple[str, int, int]:
 
 
 def _largest(measured: Sequence[tuple[str, int, int]]) -> tuple[int, int]:
-    """The greatest width and the greatest height among measured texts; 0 where there is none."""
-    widths = [width for _, width, _ in measured]
-    heights = [height for _, _, height in measured]
-    return max(widths, default=0), max(heights, default=0)
+    """The greatest width and height among measured texts; 0 where there is none."""
+    _, widths, heights = zip(("", 0, 0), *measured, strict=True)
+    return max(widths), max(heights)
 
 
 # ------------------------------------------------------------------------------- images
 
 
-def _factor(resolution: int, size: int | None) -> int:
-    return max(1, round((size or 64) / resolution))
+def _factor(resolution: int, size: int) -> int:
+    return max(1, round(size / resolution))
 
 
-def make_sheet(images: Tensor, ncols: int, size: int | None = None,
-               gap: int | tuple[int, int] = 2) -> np.ndarray:
-    """Images side by side on white.
+def make_sheet(images: Tensor, ncols: int, size: int = 64,
+               gap: tuple[int, int] = (2, 2)) -> np.ndarray:
+    """Images (N, 3, R, R) side by side on white, as (H, W, 3) uint8.
 
     Args:
-        images: (N, 3, R, R).
         ncols: images a row.
-        size: each is enlarged by a whole factor, pixel by pixel, to about that many px (by default
-            64); a larger one keeps its size.
-        gap: px between them, or (down, across).
-    Returns: (H, W, 3) uint8.
+        size: each is enlarged by a whole factor, pixel by pixel, to about that many px; a larger
+            one keeps its size.
+        gap: px between them, (down, across).
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3, 4):
         raise ValueError(f"pictures must have shape (N, 3, R, R), not {tuple(images.shape)}")
     factor = _factor(images.shape[-1], size)
     pixels = to_uint8(images).numpy().repeat(factor, axis=1).repeat(factor, axis=2)
     n, tile = pixels.shape[:2]
-    down, across = gap if isinstance(gap, tuple) else (gap, gap)
+    down, across = gap
     height = math.ceil(n / ncols) * (tile + down) - down
     sheet = np.full((height, ncols * (tile + across) - across, 3), 255, np.uint8)
     for i, picture in enumerate(pixels):
@@ -212,7 +201,6 @@ def show_grid(images: Tensor, ncols: int = 8, title: str = "", titles: Sequence[
     """A grid of images (N, 3, R, R), each pixel exact.
 
     Args:
-        title: above the whole grid.
         titles: one short caption above every image, or none; "\\n" starts a new line.
         size: edge of a picture on the screen, in px; rounded so that every pixel is enlarged by a
             whole factor.
@@ -240,11 +228,11 @@ def compare_rows(rows: Mapping[str, Tensor], title: str = "", ncols: int = 10,
 # ------------------------------------------------------------------------------- numbers
 
 
-def _panels(width: float, height: float, rows: int = 1, columns: int = 1,
-            **shared: bool) -> tuple[Figure, np.ndarray]:
-    """A figure of width x height inches, and its axes, row by row."""
+def _panels(width: float, height: float, columns: int = 1, **shared: bool
+            ) -> tuple[Figure, np.ndarray]:
+    """A figure of width x height inches, and its axes side by side."""
     figure = NotebookFigure(width, height)
-    return figure, figure.subplots(rows, columns, squeeze=False, **shared).flatten()
+    return figure, figure.subplots(1, columns, squeeze=False, **shared).flatten()
 
 
 def _finish(axes: Axes, title: str, xlabel: str, ylabel: str, width: float, height: float,
@@ -261,8 +249,7 @@ def _headline(figure: Figure, title: str) -> None:
 
 
 def _legend(figure: Figure, axes: Axes, most: int) -> None:
-    """The panel's legend below the figure, in as many columns as there is room for, at most
-    `most`."""
+    """The panel's legend below the figure, in as many columns as have room, at most `most`."""
     handles, labels = axes.get_legend_handles_labels()
     labels = [_fill(label, figure.bbox.width - 70, 9) for label in labels]
     longest = max(len(line) for label in labels for line in label.split("\n"))
@@ -293,19 +280,19 @@ def curves(lines: Mapping[str, tuple[Sequence[float], Sequence]], title: str, xl
         y = y[~np.ma.getmaskarray(y).all(axis=1)]
         mean = y.mean(axis=0).filled(np.nan)
         last[name] = mean[np.isfinite(mean)][-1] if np.isfinite(mean).any() else np.nan
-        label = f"{name} ({len(y)} seeds)" if len(y) > 1 else name
-        look = {"color": PALETTE[n % len(PALETTE)], "linestyle": DASHES[n % len(DASHES)]}
-        marker = MARKERS[n % len(MARKERS)]
-        if len(y) > 1:
+        several = len(y) > 1
+        look = {"label": f"{name} ({len(y)} seeds)" if several else name,
+                "color": PALETTE[n % len(PALETTE)], "linestyle": DASHES[n % len(DASHES)],
+                "marker": MARKERS[n % len(MARKERS)] if several or len(x) < 25 else None}
+        if several:
             spread = y.std(axis=0, ddof=1).filled(np.nan)
             axes.fill_between(x, mean - spread, mean + spread, color=look["color"], alpha=0.15,
                               linewidth=0)
-            axes.errorbar(x, mean, spread, capsize=2.5, elinewidth=1, marker=marker,
-                          label=label, **look)
+            axes.errorbar(x, mean, spread, capsize=2.5, elinewidth=1, **look)
         else:
-            axes.plot(x, mean, label=label, marker=marker if len(x) < 25 else None, **look)
+            axes.plot(x, mean, **look)
         if labels == "ends" and np.isfinite(last[name]):
-            text = _fill(label, 0.25 * width * DPI, 8.5)
+            text = _fill(look["label"], 0.25 * width * DPI, 8.5)
             ends.append(_at_right(axes, text, last[name], look["color"]))
     ends += _level_lines(axes, levels)
     axes.margins(x=0.03)
@@ -349,36 +336,47 @@ def _move_apart(figure: Figure, axes: Axes, notes: Sequence[Annotation]) -> None
         note.xyann = (4, shift)
 
 
+def _side_by_side(groups: Mapping[str, Mapping], step: float
+                  ) -> Iterator[tuple[str, Mapping, str, float]]:
+    """Name, values, colour of each group, and how far beside the middle of a row it stands."""
+    for n, (name, values) in enumerate(groups.items()):
+        yield name, values, PALETTE[n % len(PALETTE)], (n - (len(groups) - 1) / 2) * step
+
+
+def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Rows from the top down, instead of numbers from below."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+
+
 @styled
 def bars_with_chance(agreements: Mapping[str, Mapping[str, Agreement]],
-                     title: str = "Do they show the same face?", width: float = 7.2) -> Figure:
+                     title: str = "Do they show the same face?") -> Figure:
     """Agreement per factor as horizontal bars, a black tick where chance lies; accuracies left,
     correlations right.
 
     Args:
         agreements: name of a network -> its `semantic_agreement` with the teacher.
     """
-    sides: dict[str, list[str]] = {}  # kind -> factors, their mean at the end
     first = next(iter(agreements.values()))
-    for factor in sorted(first, key=lambda name: name.startswith("mean_")):
-        sides.setdefault(first[factor].kind, []).append(factor)
-    sides = dict(sorted(sides.items()))
+    factors = sorted(first, key=lambda name: name.startswith("mean_"))  # the means at the end
+    kinds = sorted({found.kind for found in first.values()})
+    sides = {kind: [name for name in factors if first[name].kind == kind] for kind in kinds}
     rows = max(5, *map(len, sides.values()))
-    bar = 0.8 / len(agreements)
+    bar, width = 0.8 / len(agreements), 7.2
     height = 1.4 + rows * max(0.2, 0.115 * len(agreements))
-    figure, panels = _panels(width, height, columns=len(sides))
+    figure, panels = _panels(width, height, len(sides))
     for axes, (kind, factors) in zip(panels, sides.items(), strict=True):
-        for n, (name, agreement) in enumerate(agreements.items()):
-            y = np.arange(len(factors)) + (n - (len(agreements) - 1) / 2) * bar
-            axes.barh(y, [agreement[factor].value for factor in factors], height=bar * 0.92,
-                      label=name, color=PALETTE[n % len(PALETTE)])
-            axes.scatter([agreement[factor].chance for factor in factors], y, marker="|",
-                         s=340 * bar, linewidths=1.6, color=INK, zorder=3,
-                         label="chance" if n == len(agreements) - 1 else None)
-        axes.set_yticks(range(len(factors)), [factor.replace("_", " ") for factor in factors])
+        for name, agreement, colour, beside in _side_by_side(agreements, bar):
+            found = [agreement[factor] for factor in factors]
+            y = np.arange(len(factors)) + beside
+            axes.barh(y, [a.value for a in found], 0.92 * bar, label=name, color=colour)
+            axes.scatter([a.chance for a in found], y, marker="|", s=340 * bar, linewidths=1.6,
+                         color=INK, zorder=3)
+        axes.collections[-1].set_label("chance")
+        _name_rows(axes, [factor.replace("_", " ") for factor in factors])
         for tick, factor in zip(axes.get_yticklabels(), factors, strict=True):
             tick.set_weight("bold" if factor.startswith("mean_") else "normal")
-        axes.set_ylim(len(factors) - 0.4, -0.6)
         lowest = min(a[factor].value for a in agreements.values() for factor in factors)
         axes.set_xlim(min(0.0, lowest) * 1.05, 1.0)
         axes.grid(axis="y", visible=False)
@@ -387,9 +385,9 @@ def bars_with_chance(agreements: Mapping[str, Mapping[str, Agreement]],
     _headline(figure, title)
     _legend(figure, panels[0], 4)
     means = [factor for factor in first if factor.startswith("mean_")] or list(first)
-    figure.alt = _words(title, "Bars per factor, beside chance", *(
-        f"{name}: " + _numbers({factor.replace("_", " "): found[factor].value for factor in means})
-        for name, found in agreements.items()))
+    values = {name: {factor.replace("_", " "): found[factor].value for factor in means}
+              for name, found in agreements.items()}
+    figure.alt = _words(title, "Bars per factor, beside chance", values=values)
     return figure
 
 
@@ -409,39 +407,34 @@ def grouped_bars(values: Mapping[str, Mapping[str, float]], title: str, ylabel: 
     if lying:
         height = 1.4 + len(categories) * max(0.22, 0.115 * len(values))
     figure, (axes,) = _panels(width, height)
+    draw, line = (axes.barh, axes.axvline) if lying else (axes.bar, axes.axhline)
     bar = 0.8 / len(values)
-    for n, (name, series) in enumerate(values.items()):
-        at = [categories.index(name) + (n - (len(values) - 1) / 2) * bar for name in series]
-        look = {"label": name, "color": PALETTE[n % len(PALETTE)]}
-        if lying:
-            drawn = axes.barh(at, list(series.values()), height=0.92 * bar, **look)
-        else:
-            drawn = axes.bar(at, list(series.values()), width=0.92 * bar, **look)
+    for name, series, colour, beside in _side_by_side(values, bar):
+        at = [categories.index(category) + beside for category in series]
+        drawn = draw(at, list(series.values()), 0.92 * bar, label=name, color=colour)
         if len(values) * len(categories) <= 0.3 * width * DPI / 9:
             axes.bar_label(drawn, fmt="{:.2g}", padding=2, size=8.5)
     if lying:
         for level in (levels or {}).values():
-            axes.axvline(level, **LEVEL)
-        axes.set_yticks(range(len(categories)), categories)
-        axes.set_ylim(len(categories) - 0.4, -0.6)
+            line(level, **LEVEL)
+        _name_rows(axes, categories)
     else:
         _level_lines(axes, levels)
         names = [_fill(name, 0.8 * width * DPI / len(categories)) for name in categories]
         axes.set_xticks(range(len(categories)), names)
     axes.grid(axis="y" if lying else "x", visible=False)
     axes.margins(**{"x" if lying else "y": 0.12})
-    (axes.axvline if lying else axes.axhline)(0, color=CHANCE, linewidth=1)
+    line(0, color=CHANCE, linewidth=1)
     _finish(axes, title, ylabel if lying else "", "" if lying else ylabel, width, height)
     if len(values) > 1:
         _legend(figure, axes, 4)
-    figure.alt = _words(title, f"Bars of {ylabel}", *(
-        f"{name}: {_numbers(series)}" for name, series in values.items()))
+    figure.alt = _words(title, f"Bars of {ylabel}", values=values)
     return figure
 
 
 @styled
 def dots(panels: Mapping[str, Mapping[str, Sequence[float]]], title: str = "",
-         levels: Mapping[str, float] | None = None, width: float = 8.2,
+         levels: Mapping[str, float] | None = None,
          colours: Mapping[str, str] | None = None) -> Figure:
     """Methods compared: one row a method, one panel a number, a dot for every seed, and mean and
     standard deviation.
@@ -452,7 +445,7 @@ def dots(panels: Mapping[str, Mapping[str, Sequence[float]]], title: str = "",
         levels: title of a panel -> where a dashed line stands in it.
         colours: name of a method -> its family: each has a colour, which a legend explains.
     """
-    names = list(next(iter(panels.values())))
+    width, names = 8.2, list(next(iter(panels.values())))
     if missing := [name for name in names if colours and name not in colours]:
         raise ValueError(f"colours has no family for {', '.join(missing)}: give every method one")
     families = list(dict.fromkeys(colours[name] for name in names)) if colours else [""]
@@ -462,7 +455,7 @@ def dots(panels: Mapping[str, Mapping[str, Sequence[float]]], title: str = "",
     lines = [line for label in labels for line in label.split("\n")]
     room = (width - 0.085 * max(map(len, lines)) - 0.2) / len(panels)
     height = 1.3 + 0.27 * max(len(lines), 2) + (0.3 if colours else 0)
-    figure, row = _panels(width, height, columns=len(panels), sharey=True)
+    figure, row = _panels(width, height, len(panels), sharey=True)
     for axes, (heading, values) in zip(row, panels.items(), strict=True):
         for y, name in enumerate(names):
             seeds = np.asarray(values[name], dtype=float)
@@ -473,8 +466,7 @@ def dots(panels: Mapping[str, Mapping[str, Sequence[float]]], title: str = "",
                           elinewidth=1, linestyle="none", color=INK)
         if heading in (levels or {}):
             axes.axvline(levels[heading], **LEVEL)
-        axes.set_yticks(range(len(names)), labels)
-        axes.set_ylim(len(names) - 0.4, -0.6)
+        _name_rows(axes, labels)
         axes.margins(x=0.08)
         _finish(axes, heading, "", "", room + 0.5, width, **PANEL)
     _headline(figure, title)
@@ -482,52 +474,50 @@ def dots(panels: Mapping[str, Mapping[str, Sequence[float]]], title: str = "",
         for n, family in enumerate(families):
             row[0].plot([], [], color=PALETTE[n % len(PALETTE)], label=family, **look)
         _legend(figure, row[0], 4)
-    figure.alt = _words(title, "A dot per seed; the means", *(
-        f"{heading}: {_numbers({name: np.mean(seeds) for name, seeds in values.items()})}"
-        for heading, values in panels.items()))
+    means = {heading: {name: np.mean(seeds) for name, seeds in values.items()}
+             for heading, values in panels.items()}
+    figure.alt = _words(title, "A dot per seed; the means", values=means)
     return figure
 
 
 @styled
 def intervals(groups: Mapping[str, Mapping[str, tuple[float, float, float]]], title: str = "",
-              xlabel: str = "difference", width: float = 6.6) -> Figure:
+              xlabel: str = "difference") -> Figure:
     """Differences and their intervals, one row each; the dashed line is no difference.
 
     Args:
         groups: what is compared -> row -> (mean, low, high); nan bounds: a point alone. Rows that a
             group lacks stay empty.
     """
+    width, step = 6.6, 0.7 / len(groups)
     rows = list(dict.fromkeys(row for group in groups.values() for row in group))
     labels = [_fill(row, 0.3 * width * DPI) for row in rows]
     most = max(label.count("\n") + 1 for label in labels)
-    step = 0.7 / len(groups)
     height = 1.5 + len(rows) * max(0.24 * most, 0.17 * len(groups), 0.26)
     figure, (axes,) = _panels(width, height)
     axes.axvline(0, **LEVEL)
-    for n, (name, group) in enumerate(groups.items()):
-        y = [rows.index(row) + (n - (len(groups) - 1) / 2) * step for row in group]
+    for (name, group, colour, beside), marker in zip(_side_by_side(groups, step), cycle(MARKERS)):
+        y = [rows.index(row) + beside for row in group]
         mean, low, high = np.array(list(group.values()), dtype=float).reshape(-1, 3).T
         axes.errorbar(mean, y, xerr=np.nan_to_num([mean - low, high - mean]), linestyle="none",
-                      marker=MARKERS[n % len(MARKERS)], markersize=5, capsize=2.5, elinewidth=1.3,
-                      color=PALETTE[n % len(PALETTE)], label=name)
-    axes.set_yticks(range(len(rows)), labels)
-    axes.set_ylim(len(rows) - 0.4, -0.6)
+                      marker=marker, markersize=5, capsize=2.5, elinewidth=1.3, color=colour,
+                      label=name)
+    _name_rows(axes, labels)
     axes.grid(axis="y", visible=False)
     _finish(axes, "", xlabel, "", 0.7 * width, height)
     _headline(figure, title)
     if len(groups) > 1:
         _legend(figure, axes, 3)
-    figure.alt = _words(title, f"{xlabel}, with intervals", *(
-        f"{name}: {_numbers({row: ends[0] for row, ends in group.items()})}"
-        for name, group in groups.items()))
+    means = {name: {row: ends[0] for row, ends in group.items()} for name, group in groups.items()}
+    figure.alt = _words(title, f"{xlabel}, with intervals", values=means)
     return figure
 
 
 @styled
 def heatmaps(matrices: Mapping[str, Tensor], title: str = "", xlabel: str = "image j",
-             ylabel: str = "image i", label: str = "cosine", size: float = 2.5,
-             centred: bool = False, row_images: Tensor | None = None,
-             column_images: Tensor | None = None, marks: Sequence[tuple[int, int]] = ()) -> Figure:
+             ylabel: str = "image i", label: str = "cosine", centred: bool = False,
+             row_images: Tensor | None = None, column_images: Tensor | None = None,
+             marks: Sequence[tuple[int, int]] = ()) -> Figure:
     """Matrices (N, M) side by side on one colour scale, which the bar at the right explains.
 
     Args:
@@ -541,9 +531,9 @@ def heatmaps(matrices: Mapping[str, Tensor], title: str = "", xlabel: str = "ima
     if centred:
         low, high = -max(abs(low), abs(high)), max(abs(low), abs(high))
     colours = "RdBu_r" if centred else "viridis"
+    size = 2.5  # of a matrix, in inches
     room = 0.0 if column_images is None else size / 3  # for a strip of faces and the text below
-    figure, panels = _panels(size * len(values) + 0.9, size + 0.75 + room, columns=len(values),
-                             sharey=True)
+    figure, panels = _panels(size * len(values) + 0.9, size + 0.75 + room, len(values), sharey=True)
     for n, (axes, (name, v)) in enumerate(zip(panels, values.items(), strict=True)):
         picture = axes.imshow(v, vmin=low, vmax=high, cmap=colours, interpolation="none")
         axes.grid(visible=False)
@@ -578,7 +568,7 @@ def _faces(axes: Axes, images: Tensor, side: str, values: np.ndarray) -> Axes:
     else:
         axes.tick_params("x", labelbottom=False)
         strip = axes.inset_axes((0, -1.15 / rows, 1, 1 / rows))
-    strip.imshow(make_sheet(images, 1 if side == "rows" else count, gap=0), aspect="auto")
+    strip.imshow(make_sheet(images, 1 if side == "rows" else count, gap=(0, 0)), aspect="auto")
     strip.set(xticks=[], yticks=[])
     strip.spines[:].set_visible(False)
     return strip
@@ -592,7 +582,7 @@ def fitted(panels: Sequence[tuple[str, str, str, Mapping[str, Sequence[tuple[flo
     Args:
         panels: (title, x label, y label, name -> [(x, y), ...], line y(x)).
     """
-    figure, row = _panels(4.2 * len(panels), 3.8, columns=len(panels))
+    figure, row = _panels(4.2 * len(panels), 3.8, len(panels))
     for axes, (title, xlabel, ylabel, groups, line) in zip(row, panels, strict=True):
         for n, (name, points) in enumerate(groups.items()):
             axes.plot(*zip(*sorted(points), strict=True), linestyle="none", marker=MARKERS[n],
@@ -612,43 +602,4 @@ def fitted(panels: Sequence[tuple[str, str, str, Mapping[str, Sequence[tuple[flo
     figure.alt = _words("Measured points and a fitted line", *(
         f"{title}: {ylabel} over {xlabel}, for {', '.join(groups)}"
         for title, xlabel, ylabel, groups, _ in panels))
-    return figure
-
-
-@styled
-def scatter(pairs: Mapping[str, tuple[Tensor, Tensor]], title: str = "",
-            xlabel: str = "read from the teacher", ylabel: str = "read from the student",
-            size: float = 2.3, shared: bool = False) -> Figure:
-    """One panel per factor: values of two networks on the same latents, with their correlation r.
-    Agreement lies on the dashed diagonal.
-
-    Args:
-        pairs: factor -> two times (N,).
-        shared: all panels reach equally far, for values of one kind.
-    """
-    ncols = min(len(pairs), 4)
-    rows = math.ceil(len(pairs) / ncols)
-    figure, panels = _panels(size * ncols + 0.4, size * rows + 0.5, rows, ncols)
-    points = {name: np.stack([np.asarray(values, dtype=float) for values in pair])
-              for name, pair in pairs.items()}  # (2, N)
-    low, high = min(p.min() for p in points.values()), max(p.max() for p in points.values())
-    reach = [low - 0.05 * (high - low), high + 0.05 * (high - low)]
-    found = {}
-    for axes, (name, pair) in zip(panels, points.items(), strict=False):
-        limits = reach if shared else [pair.min(), pair.max()]
-        axes.plot(limits, limits, **LEVEL | {"linewidth": 1.2})
-        axes.scatter(*pair, s=7, alpha=0.5, linewidths=0, color=PALETTE[0])
-        r = np.corrcoef(pair)[0, 1] if pair.std(axis=1).all() else 0.0
-        found[name.replace("_", " ")] = r
-        heading = f"{name.replace('_', ' ')}\nr = {r:.2f}"
-        axes.set_title(_fill(heading, size * DPI, PANEL["size"]), **PANEL)
-        if shared:
-            axes.set(xlim=limits, ylim=limits)
-        axes.set_aspect("equal", adjustable="box" if shared else "datalim")
-    for axes in panels[len(pairs):]:
-        axes.axis("off")
-    figure.supxlabel(_fill(xlabel, figure.bbox.width), size=9.5)
-    figure.supylabel(_fill(ylabel, figure.bbox.height), size=9.5)
-    _headline(figure, title)
-    figure.alt = _words(title, f"{ylabel} against {xlabel}", f"Correlations: {_numbers(found)}")
     return figure
