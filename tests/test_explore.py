@@ -50,8 +50,10 @@ def z(seed):
 
 
 @pytest.mark.parametrize("kind, moves", [
-    ("explorer", {"seed": 5, "truncation": 0.3, "strength": 4.0, "direction": 2}),
-    ("named", {"seed": 5, "truncation": 0.3, "strength": 1.0, "direction": 1, "category": 2})])
+    ("explorer", {"seed": 5, "truncation": 0.3, "strength": 4.0, "direction": 2,
+                  "layers": 2, "other": 3}),
+    ("named", {"seed": 5, "truncation": 0.3, "strength": 1.0, "direction": 1, "category": 2,
+               "layers": 2, "other": 3})])
 def test_every_control_changes_its_pictures_and_reset_brings_them_back_at_once(
         kind, moves, monkeypatch, request):
     explorer = request.getfixturevalue(kind)
@@ -87,6 +89,17 @@ def test_strength_counts_in_reaches_along_named_directions(named):
     for G in named.generators.values():
         w = G.mapping(z(0), torch.eye(3)[2:])
         torch.testing.assert_close(named.draw(G), G.synthesis(w + 2.5 * NAMED["glasses"]).image)
+
+
+def test_the_fine_layers_can_be_a_second_seeds(explorer):
+    explorer.layers.value = 2
+    for G in explorer.generators.values():
+        ours, theirs = (G.truncate(G.mapping(z(seed)), 0.7) for seed in (0, 1))
+        ws = torch.stack([ours] * (G.num_ws - 2) + [theirs] * 2, dim=1)  # (1, num_ws, w_dim)
+        torch.testing.assert_close(explorer.draw(G), G.synthesis(ws).image)
+    explorer.layers.value = explorer.layers.max  # more than the smaller network has
+    for G in explorer.generators.values():
+        torch.testing.assert_close(explorer.draw(G), G(z(1), truncation=0.7))
 
 
 def test_small_images_keep_their_pixels_and_large_ones_are_reduced(explorer):

@@ -1,4 +1,4 @@
-"""Sliders for notebooks: walk along directions of W in generators side by side.
+"""Sliders for notebooks: walk along directions of W, and mix two seeds, in generators side by side.
 
 Plain ipywidgets, so that JupyterLab and Colab show them alike; the controls are ordinary Python
 objects, which a cell can set as a hand would.
@@ -19,6 +19,7 @@ from torch import Tensor
 from gapkd.data.images import png, to_uint8
 from gapkd.metrics.editing import Directions
 from gapkd.networks.base import StyleGenerator
+from gapkd.networks.mapping import mix_styles
 from gapkd.viewing.figures import NotebookFigure, show_grid, to_png
 
 # Descriptions end on one line.
@@ -26,7 +27,8 @@ ROW = {"style": {"description_width": "8.5em"}, "layout": {"width": "26em"}}
 
 
 class Explorer:
-    """One picture a generator, all of one z; sliders walk from a seed along a direction of W.
+    """One picture a generator, all of one z; sliders walk from a seed along a direction of W, and
+    give the finest layers to a second seed.
 
     Let a cell end with the explorer: it shows sliders where there is a kernel, and their picture on
     pages without. `direction.value` is the direction's number; of named ones, `direction.label` is
@@ -64,7 +66,12 @@ class Explorer:
                                                **ROW)
         self.strength = widgets.FloatSlider(0, min=-most, max=most, step=step, **ROW,
                                             readout_format="+.2f", description=f"strength ({unit})")
-        self.controls = [self.seed, self.truncation, self.direction, self.strength]
+        layers = max(G.num_ws for G in self.generators.values())
+        self.layers = widgets.IntSlider(0, 0, layers, description="layers mixed", **ROW)
+        self.other = widgets.IntSlider(1, 0, 999, description="second seed",
+                                       continuous_update=False, **ROW)
+        self.controls = [self.seed, self.truncation, self.direction, self.strength, self.layers,
+                         self.other]
         self.category = None
         if first.c_dim:
             self.category = widgets.Dropdown(options=range(first.c_dim), description="class", **ROW)
@@ -98,19 +105,24 @@ class Explorer:
         self.widget = widgets.HBox([column, pictures],
                                    layout={"flex_flow": "row wrap", "overflow": "hidden"})
 
-    @torch.no_grad()
-    def draw(self, G: StyleGenerator) -> Tensor:
-        """The image (1, 3, R, R) that the controls ask of a generator."""
-        z = torch.randn(1, G.z_dim, generator=torch.Generator().manual_seed(self.seed.value))
+    def w(self, G: StyleGenerator, seed: int) -> Tensor:
+        """w (1, w_dim) of a seed and of the chosen class, truncated."""
+        z = torch.randn(1, G.z_dim, generator=torch.Generator().manual_seed(seed))
         z, c = z.to(G.mapping.w_avg), None
         if self.category:
             c = F.one_hot(torch.tensor([self.category.value]), G.c_dim).to(z)
+        return G.truncate(G.mapping(z, c), self.truncation.value)
+
+    @torch.no_grad()
+    def draw(self, G: StyleGenerator) -> Tensor:
+        """The image (1, 3, R, R) that the controls ask of a generator."""
         training = G.training
         G.eval()  # a StyleGAN3 in training takes statistics: looking at one must not change it
         try:
-            w = G.truncate(G.mapping(z, c), self.truncation.value)
-            step = self.steps[self.direction.value].to(w)
-            return G.synthesis(w + self.strength.value * step).image
+            w = self.w(G, self.seed.value)
+            w = w + self.strength.value * self.steps[self.direction.value].to(w)
+            coarse = max(0, G.num_ws - self.layers.value)
+            return G.synthesis(mix_styles(w, self.w(G, self.other.value), coarse, G.num_ws)).image
         finally:
             G.train(training)
 
