@@ -11,7 +11,7 @@ import difflib
 import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import PurePath
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 import yaml
@@ -41,28 +41,20 @@ class RunConfig:
     0.002."""
     mapping_lr: float = 1.0
     """Factor on the learning rate of the mapping network, on top of its multiplier 0.01."""
-    adversarial: Literal["logistic", "relativistic"] = "logistic"
-    """StyleGAN2's loss; or pairs of a real and a drawn image, with R1 on the real and R2 on the
-    drawn ones (R3GAN)."""
+    adversarial: ClassVar[str] = "logistic"
     lr_end: float = 1.0
     """The learning rates fall along half a cosine, to this fraction of themselves at the last
     image; 1: they stay."""
-    r1_end: float = 1.0
-    """So does r1_gamma, to this fraction."""
+    r1_end: ClassVar[float] = 1.0
     r1_gamma: float = 0.5
     """Weight of R1. Paper: 10 at 256 px."""
-    r1_every: int = 16
-    """Steps between two R1 steps."""
     path_weight: float = 0.0
     """Weight of path-length regularisation; 0 leaves it out. Paper: 2."""
-    path_every: int = 4
-    """Steps between two path-length steps."""
     style_mixing: float = 0.5
     """Probability that a batch mixes two styles (StyleGAN3: never). Paper: 0.9."""
     ema_half_life: float = 10_000
     """Half-life of the weight average, in images."""
-    ema_rampup: float = 0.05
-    """The half-life is at most this fraction of the images seen so far."""
+    ema_rampup: ClassVar[float] = 0.05
     flip: bool = True
     """Mirror real images at random."""
     noise: bool = True
@@ -100,6 +92,10 @@ class RunConfig:
     """Show a progress bar."""
     resume: bool = False
     """Go on from the checkpoint in `out`."""
+    # Here and above: what only the one or only the other kind of training sets, as the rest has it.
+    gan_weight: ClassVar[float] = 1.0
+    gan_from: ClassVar[float] = 0.0
+    reuse: ClassVar[int] = 1
 
     @property
     def least_batch(self) -> int:
@@ -107,9 +103,10 @@ class RunConfig:
         return 1
 
     def __post_init__(self):
-        for name, hint in get_type_hints(type(self)).items():
-            _check_type(name, getattr(self, name), hint)
-        _at_least(self, 1, "images", "batch", "r1_every", "path_every", "log_every", "probe_every")
+        hints = get_type_hints(type(self))
+        for field in fields(self):
+            _check_type(field.name, getattr(self, field.name), hints[field.name])
+        _at_least(self, 1, "images", "batch", "log_every", "probe_every")
         _at_least(self, 0, "seed", "r1_gamma", "path_weight", "grid_every", "checkpoint_every",
                   "fid_every", "ema_rampup")
         _at_least(self, 2, "fid_samples")
@@ -154,20 +151,22 @@ class TrainConfig(RunConfig):
     """Widths of the discriminator, likewise: most of its work would lie in the finest block, hence
     the 32."""
     start_from: str = ""
-    """Finished run (its folder, or an embedded teacher's name) to start from, at the same or half
-    the resolution."""
-    d_first: int = 0
-    """Images for which the discriminator trains alone: a fresh one would only spoil a generator
-    that can draw."""
+    """Run (its folder, or an embedded teacher's name) or file of another repository to start
+    from."""
+    adversarial: Literal["logistic", "relativistic"] = "logistic"
+    """StyleGAN2's loss; or pairs of a real and a drawn image, with R1 on the real and R2 on the
+    drawn ones (R3GAN)."""
+    r1_end: float = 1.0
+    """As lr_end: the fraction of r1_gamma that is left at the last image."""
+    ema_rampup: float = 0.05
+    """The half-life is at most this fraction of the images seen so far."""
 
     def __post_init__(self):
         super().__post_init__()
         _at_least(self, 1, "layers", "z_dim", "w_dim", "mapping_layers")
-        _at_least(self, 0, "margin", "d_first")
+        _at_least(self, 0, "margin")
         for name in ("channels", "d_channels"):
             _require(getattr(self, name), f"{name} must name at least one width")
-        _require(self.d_first < self.images, f"d_first must be below images={self.images}, or the "
-                                             "generator would never be trained")
 
 
 Synthesis = Literal["random", "pruned", "pruned-content", "pruned-diversity", "slimmed"]
@@ -249,19 +248,14 @@ class DistillConfig(RunConfig):
     features are compared (DCD)."""
     feature_weight: float = 0.0
     """Weight of the feature regression (FitNets), which is no part of the paper's loss."""
-    feature_blocks: tuple[int, ...] = (2, 3)
-    """Blocks whose features are regressed."""
     ld_weight: Annotated[float | None, _by_recipe("ld_weight", "FLOAT")] = None
     """Weight of the latent-direction loss."""
     ld_blocks: tuple[int, ...] = (2, 3)
-    """Blocks whose features are compared; block 1 is 8x8. Paper: 2, 3, 4, 5, that is 16 to 128 px
-    of 256."""
-    ld_kind: Literal["kl", "mse"] = "kl"
-    """Divergence between the relation matrices."""
-    ld_views: Literal[2, 1] = 2
-    """2: relate w to w + offset; 1: w to itself."""
-    ld_offsets: Literal["split", "global", "random"] = "split"
-    """SeFa directions a block, SeFa directions of all blocks together, or random directions."""
+    """Blocks whose features are compared, in the regression too; block 1 is 8x8. Paper: 2, 3, 4, 5,
+    that is 16 to 128 px of 256."""
+    ld_offsets: Literal["split", "global", "random", "none"] = "split"
+    """What w is moved along: SeFa directions of each block, of all blocks together, or random
+    ones; "none": images of w are related among themselves (the paper's single view)."""
     ld_strength: float = 5.0
     """Length of an offset, times N(0, 1)."""
 
@@ -303,10 +297,8 @@ class DistillConfig(RunConfig):
         _require(not self.gan_from or any(getattr(self, name) for name in weights[1:]),
                  f"gan_from={self.gan_from} leaves nothing to learn from until the discriminator "
                  f"begins: set it to 0, or give one of {', '.join(weights[1:])} a weight")
-        for kind in ("feature", "ld"):
-            used = getattr(self, f"{kind}_weight")
-            _require(getattr(self, f"{kind}_blocks") or not used,
-                     f"{kind}_blocks must name at least one block")
+        _require(self.ld_blocks or not (self.ld_weight or self.feature_weight),
+                 "ld_blocks must name at least one block")
         _network_or(self, "perceptual", DISTANCES, (".safetensors", "_discriminator"))
 
 
@@ -451,7 +443,7 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 
 MINE = ("out", "resume", "progress", "device", "log_every", "grid_every", "checkpoint_every",
-        "keep_checkpoints", "tensorboard", "plot")
+        "tensorboard")
 """Settings that say nothing about the weights."""
 FILES = ("data", "teacher", "discriminator", "start_from", "perceptual", "fid_features", "judge")
 """Settings that may name a file."""
@@ -462,19 +454,14 @@ def shareable(settings: dict[str, Any]) -> dict[str, Any]:
     return {k: PurePath(v).name if k in FILES else v for k, v in settings.items() if k not in MINE}
 
 
-def defaults(cls: type, recipe: str | None = "paper") -> dict[str, Any]:
-    """What a settings dataclass holds if nothing but the recipe is given: field -> default."""
-    found = {field.name: field.default for field in fields(cls)}
-    if cls is DistillConfig:
-        found |= RECIPES.get(recipe, RECIPES["paper"])
-    return found
-
-
 def command_line(command: str, cls: type, values: dict[str, Any]) -> str:
     """The command that gives a settings dataclass these values: whatever differs from today's
-    defaults."""
+    defaults, and from those of the recipe."""
     words, values = [command], _plain(values)
-    for field, default in _plain(defaults(cls, values.get("recipe"))).items():
+    plain, recipe = to_dict(cls()), values.get("recipe")
+    if cls is DistillConfig:
+        plain |= RECIPES.get(recipe, {})
+    for field, default in plain.items():
         value, option = values.get(field, default), field.replace("_", "-")
         if value == default:
             continue
