@@ -20,6 +20,16 @@ FEATURE_SPACES = ("toyfaces", "inception", "imagenet")
 """Names of feature spaces that are no files."""
 DISTANCES = ("toyfaces", "lpips", "imagenet")
 """Names of perceptual distances that are no files."""
+WEIGHTS = ("gan_weight", "rgb_weight", "perceptual_weight", "feature_weight", "ld_weight")
+"""Of the losses of a distillation."""
+LEAST = {
+    **dict.fromkeys(("images", "batch", "log_every", "probe_every", "layers", "z_dim", "w_dim",
+                     "mapping_layers", "reuse"), 1),
+    **dict.fromkeys(("seed", "r1_gamma", "path_weight", "grid_every", "checkpoint_every",
+                     "fid_every", "ema_rampup", "margin", "ld_strength", *WEIGHTS), 0),
+    "fid_samples": 2,
+}
+"""Setting -> the least that it may be."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +116,12 @@ class RunConfig:
         hints = get_type_hints(type(self))
         for field in fields(self):
             _check_type(field.name, getattr(self, field.name), hints[field.name])
-        _at_least(self, 1, "images", "batch", "log_every", "probe_every")
-        _at_least(self, 0, "seed", "r1_gamma", "path_weight", "grid_every", "checkpoint_every",
-                  "fid_every", "ema_rampup")
-        _at_least(self, 2, "fid_samples")
+        for name, least in LEAST.items():
+            value = getattr(self, name, least)
+            bound = f"be at least {least}, not" if least else "not be negative, but is"
+            _require(value >= least, f"{name} must {bound} {value}")
+        for name in ("channels", "d_channels"):
+            _require(getattr(self, name, True), f"{name} must name at least one width")
         for name in ("lr", "mapping_lr", "ema_half_life"):
             value = getattr(self, name)
             _require(value > 0, f"{name} must be positive, not {value}")
@@ -160,13 +172,6 @@ class TrainConfig(RunConfig):
     """As lr_end: the fraction of r1_gamma that is left at the last image."""
     ema_rampup: float = 0.05
     """The half-life is at most this fraction of the images seen so far."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        _at_least(self, 1, "layers", "z_dim", "w_dim", "mapping_layers")
-        _at_least(self, 0, "margin")
-        for name in ("channels", "d_channels"):
-            _require(getattr(self, name), f"{name} must name at least one width")
 
 
 Synthesis = Literal["random", "pruned", "pruned-content", "pruned-diversity", "slimmed"]
@@ -277,36 +282,25 @@ class DistillConfig(RunConfig):
         super().__post_init__()
         _require(0 < self.keep <= 1, f"keep must lie in (0, 1], not {self.keep}: it is the "
                                      "fraction of channels that stay")
-        _require(self.d_channels, "d_channels must name at least one width")
         _require(0 <= self.gan_from < 1, f"gan_from must lie in [0, 1), not {self.gan_from}: it is "
                                          "a fraction of the images; for no discriminator at all "
                                          "set gan_weight to 0")
-        _at_least(self, 1, "reuse")
         _require(self.reuse == 1 or not (self.ld_weight or self.feature_weight
                                          or self.rgb_levels == "all"),
                  "reuse keeps the teacher's images alone, not its features: set reuse to 1, or "
                  'ld_weight and feature_weight to 0 and rgb_levels to "last"')
-        weights = ("gan_weight", "rgb_weight", "perceptual_weight", "feature_weight", "ld_weight")
-        _at_least(self, 0, *weights, "ld_strength")
-        _require(any(getattr(self, name) for name in weights),
-                 f"{', '.join(weights[:-1])} and {weights[-1]} are all 0: give one of them a "
+        _require(any(getattr(self, name) for name in WEIGHTS),
+                 f"{', '.join(WEIGHTS[:-1])} and {WEIGHTS[-1]} are all 0: give one of them a "
                  "weight")
         _require(self.batch >= self.least_batch,
                  "the latent-direction loss relates the images of a batch to one another, and of "
                  "one image it is always 0: choose a batch of at least 2, or set ld_weight to 0")
-        _require(not self.gan_from or any(getattr(self, name) for name in weights[1:]),
+        _require(not self.gan_from or any(getattr(self, name) for name in WEIGHTS[1:]),
                  f"gan_from={self.gan_from} leaves nothing to learn from until the discriminator "
-                 f"begins: set it to 0, or give one of {', '.join(weights[1:])} a weight")
+                 f"begins: set it to 0, or give one of {', '.join(WEIGHTS[1:])} a weight")
         _require(self.ld_blocks or not (self.ld_weight or self.feature_weight),
                  "ld_blocks must name at least one block")
         _network_or(self, "perceptual", DISTANCES, (".safetensors", "_discriminator"))
-
-
-def _at_least(config: object, least: int, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        bound = f"be at least {least}, not" if least else "not be negative, but is"
-        _require(value >= least, f"{name} must {bound} {value}")
 
 
 def _network_or(config: object, name: str, known: tuple[str, ...],

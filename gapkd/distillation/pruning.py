@@ -135,20 +135,18 @@ def slim(teacher: StyleGenerator, images: int = 20_000, penalty: float = 0.006, 
     for scale, readers in zip(scales, G.readers(), strict=True):
         scaled = partial(_scaled, scale)
         hooks += [layer.register_forward_pre_hook(scaled) for layer in readers]
-    optimisers = [torch.optim.Adam(G.synthesis.parameters(), lr=lr, betas=(0.0, 0.99)),
-                  torch.optim.SGD(scales, lr=scale_lr)]
+    optimiser = torch.optim.Adam(G.synthesis.parameters(), lr=lr, betas=(0.0, 0.99))
     for w in draw_ws(teacher, images, batch, dice, progress):
         noise = teacher.synthesis.draw_noise(len(w), dice)
         with torch.no_grad():
             theirs = teacher.synthesis(w, noise=noise)
         loss = rgb_loss(G.synthesis(w, noise=noise).rgbs, theirs.rgbs)
-        for optimiser in optimisers:
-            optimiser.zero_grad(set_to_none=True)
+        optimiser.zero_grad()
         loss.backward()
-        for optimiser in optimisers:
-            optimiser.step()
-        for scale in scales:  # what the L1 norm asks for: nearer to 0, not past it
-            scale.data = softshrink(scale.data, scale_lr * penalty)
+        optimiser.step()
+        for scale in scales:  # down the gradient, then nearer to 0, but not past it: the L1 norm
+            scale.data = softshrink(scale.data - scale_lr * scale.grad, scale_lr * penalty)
+            scale.grad = None
             if not scale.any():
                 raise ValueError(f"penalty={penalty} switches a whole layer off: lower it")
     for hook in hooks:

@@ -92,17 +92,13 @@ class OutOfMemory(RuntimeError):
 
 @dataclass
 class RunResult:
-    """What a training leaves.
-
-    generator: the weight average (EMA), eval mode.
-    discriminator: the last one.
-    log: the records of log.jsonl.
-    folder: where all lies.
-    """
+    """What a training leaves."""
 
     generator: StyleGenerator
+    """The weight average (EMA), in eval mode."""
     discriminator: Discriminator
     log: list[dict]
+    """The records of log.jsonl."""
     folder: Path
 
     @property
@@ -187,7 +183,8 @@ def distill(config: DistillConfig, probe: Probe | None = None,
     if config.content and content_mask is None:
         content_mask = partial(head_mask, reader("toyfaces", device))
     perceptual = distance_for(config.perceptual, device) if config.perceptual_weight else None
-    check_distance(config, perceptual, teacher)
+    if perceptual:
+        check_distance(config, perceptual, teacher)
     D = first_discriminator(config, teacher)
     dataset, judge = _open_data(config, teacher)
     if perceptual and config.perceptual == "toyfaces" != config.data and parallel.is_first():
@@ -199,8 +196,7 @@ def distill(config: DistillConfig, probe: Probe | None = None,
     student = first_student(config, teacher, content_mask)  # may take long: what can fail is above
     regressors = None
     if config.feature_weight:
-        regressors = make_regressors(student, teacher, config.ld_blocks, config.seed)
-        regressors = regressors.to(device)
+        regressors = make_regressors(student, teacher, config.ld_blocks, config.seed).to(device)
     distiller = Distiller(teacher, perceptual, config, content_mask, regressors)
     trainer = Trainer(config, student, D, distiller, dataset)
     trainer.images = config.slimming_images
@@ -278,9 +274,11 @@ def resume_run(folder: str | Path, images: int = 0, device: str = "", progress: 
         raise ValueError(f"a {kind} run cannot be resumed with another "
                          f"{sorted(fixed)[0]}: leave it out, or start the run anew in another "
                          "folder")
+    if images:
+        changes["images"] = images
+    if device:
+        changes["device"] = device
     settings |= {"out": str(folder), "resume": True, "progress": progress} | changes
-    settings |= {"images": images} if images else {}
-    settings |= {"device": device} if device else {}
     settings |= find_files(settings, about.get("started_in", ""), changes)
     return train(from_dict(cls, settings))
 
@@ -312,13 +310,8 @@ def _begin(config: AnyConfig, kind: str) -> AnyConfig:
 def fit(trainer: Trainer, kind: str, probe: Probe | None = None, judge: Probe | None = None,
         inputs: dict[str, str] | None = None) -> RunResult:
     """Run a trainer to its end: log, grids, checkpoints, probes; exact resume; a clean stop on
-    Ctrl-C and SIGTERM.
-
-    Args:
-        kind: "teacher" or "distill".
-        judge: what measures the FID.
-        inputs: see `RunFolder`.
-    """
+    Ctrl-C and SIGTERM. `kind` is "teacher" or "distill"; `judge` measures the FID; `inputs` as in
+    `RunFolder`."""
     names = getattr(trainer.dataset, "names", ())
     with RunFolder(trainer.config, kind, inputs, names) as folder:
         return Loop(trainer, kind, folder, probe, judge).run()
@@ -550,7 +543,8 @@ def _way_out(trainer: Trainer) -> str:
     c, ways = trainer.config, []
     if c.batch > c.least_batch:
         begun = c.resume or trainer.images
-        ways.append("lower batch" + " (in a new run: this one keeps its batch)" * bool(begun))
+        anew = " (in a new run: this one keeps its batch)" if begun else ""
+        ways.append(f"lower batch{anew}")
     if trainer.graphs.rng is not None:
         ways.append("set cuda_graphs to False")
     if trainer.device.type == "cuda" and c.precision in ("float32", "tf32"):

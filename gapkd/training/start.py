@@ -126,11 +126,8 @@ def check_student(config: DistillConfig, teacher: StyleGenerator) -> None:
                          f"above, the teacher draws {teacher.resolution}: leave content empty")
 
 
-def check_distance(config: DistillConfig, distance: Distance | None, teacher: StyleGenerator
-                    ) -> None:
+def check_distance(config: DistillConfig, distance: Distance, teacher: StyleGenerator) -> None:
     """Raise ValueError for a perceptual distance that cannot see what the teacher draws."""
-    if distance is None:
-        return
     images = torch.zeros(2, 1, 3, teacher.resolution, teacher.resolution)
     try:
         distance(*images.to(next(teacher.parameters()).device))

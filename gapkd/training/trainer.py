@@ -52,14 +52,8 @@ class TrainingDiverged(RuntimeError):
 
 def lazy_adam(parts: dict[torch.nn.Module, float], every: int,
               capturable: bool = False) -> torch.optim.Adam:
-    """Adam with beta1 = 0 whose step and memory make up for the extra regularisation steps
-    (StyleGAN2, appendix B).
-
-    Args:
-        parts: learning rate of each part of a network.
-        every: steps between two regularisation steps; 0: there are none.
-        capturable: for steps that are replayed as CUDA graphs.
-    """
+    """Adam with beta1 = 0 for parts of a network, each with its rate, whose step and memory make up
+    for an extra regularisation step in `every` steps (0: in none; StyleGAN2, appendix B)."""
     ratio = every / (every + 1) if every else 1.0
     groups = []
     for part, lr in parts.items():
@@ -74,9 +68,7 @@ class Trainer:
     """The state of a run and its four steps: discriminator, R1, generator, path length.
 
     Args:
-        config: settings of the run.
         G: the generator, or the student.
-        D: the discriminator.
         distiller: the teacher and its losses; None where a GAN is trained from scratch.
         dataset: the one that the settings name, where it is open already.
     Raises ValueError for networks that cannot be trained so.
@@ -185,12 +177,8 @@ class Trainer:
         return None
 
     def draw_latents(self, n: int, mine: Rows, crossover: int | None) -> Latents:
-        """Two z a sample, where the second one takes over, and labels as frequent as in the data.
-
-        Args:
-            n: samples of the whole batch.
-            mine: the rows of it to keep.
-        """
+        """Two z for each of `mine` of n samples, where the second one takes over, and labels as
+        frequent as in the data."""
         z_a, z_b = self.draw(n, self.G.z_dim)[mine], self.draw(n, self.G.z_dim)[mine]
         c = None
         if self.classes is not None:
@@ -320,14 +308,7 @@ class Trainer:
     def compare(self, ws: Tensor, lesson: Lesson, noise: Noise
                 ) -> tuple[SynthesisOutput, dict[str, Tensor]]:
         """Student and teacher side by side, each with its own mapping, both with the same noise
-        maps.
-
-        Args:
-            ws: (N, num_ws, w_dim), the student's.
-            lesson: what they were made of, and what the teacher made of it, if it has.
-            noise: maps (N, 1, r, r), or "none".
-        Returns: what the student drew, and the losses by name.
-        """
+        maps: what the student drew of its ws (N, num_ws, w_dim), and the losses by name."""
         distiller, teacher = self.distiller, self.distiller.teacher
         if not distiller.compares:
             return self.G.synthesis(ws, noise=noise), {}
