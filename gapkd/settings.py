@@ -11,7 +11,7 @@ import difflib
 import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import PurePath
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 import yaml
@@ -20,6 +20,16 @@ FEATURE_SPACES = ("toyfaces", "inception", "imagenet")
 """Names of feature spaces that are no files."""
 DISTANCES = ("toyfaces", "lpips", "imagenet")
 """Names of perceptual distances that are no files."""
+WEIGHTS = ("gan_weight", "rgb_weight", "perceptual_weight", "feature_weight", "ld_weight")
+"""Of the losses of a distillation."""
+LEAST = {
+    **dict.fromkeys(("images", "batch", "log_every", "probe_every", "layers", "z_dim", "w_dim",
+                     "mapping_layers", "reuse"), 1),
+    **dict.fromkeys(("seed", "r1_gamma", "path_weight", "grid_every", "checkpoint_every",
+                     "fid_every", "ema_rampup", "margin", "ld_strength", *WEIGHTS), 0),
+    "fid_samples": 2,
+}
+"""Setting -> the least that it may be."""
 
 
 @dataclass(frozen=True)
@@ -41,28 +51,20 @@ class RunConfig:
     0.002."""
     mapping_lr: float = 1.0
     """Factor on the learning rate of the mapping network, on top of its multiplier 0.01."""
-    adversarial: Literal["logistic", "relativistic"] = "logistic"
-    """StyleGAN2's loss; or pairs of a real and a drawn image, with R1 on the real and R2 on the
-    drawn ones (R3GAN)."""
+    adversarial: ClassVar[str] = "logistic"
     lr_end: float = 1.0
     """The learning rates fall along half a cosine, to this fraction of themselves at the last
     image; 1: they stay."""
-    r1_end: float = 1.0
-    """So does r1_gamma, to this fraction."""
+    r1_end: ClassVar[float] = 1.0
     r1_gamma: float = 0.5
     """Weight of R1. Paper: 10 at 256 px."""
-    r1_every: int = 16
-    """Steps between two R1 steps."""
     path_weight: float = 0.0
     """Weight of path-length regularisation; 0 leaves it out. Paper: 2."""
-    path_every: int = 4
-    """Steps between two path-length steps."""
     style_mixing: float = 0.5
     """Probability that a batch mixes two styles (StyleGAN3: never). Paper: 0.9."""
     ema_half_life: float = 10_000
     """Half-life of the weight average, in images."""
-    ema_rampup: float = 0.05
-    """The half-life is at most this fraction of the images seen so far."""
+    ema_rampup: ClassVar[float] = 0.05
     flip: bool = True
     """Mirror real images at random."""
     noise: bool = True
@@ -100,6 +102,10 @@ class RunConfig:
     """Show a progress bar."""
     resume: bool = False
     """Go on from the checkpoint in `out`."""
+    # Here and above: what only the one or only the other kind of training sets, as the rest has it.
+    gan_weight: ClassVar[float] = 1.0
+    gan_from: ClassVar[float] = 0.0
+    reuse: ClassVar[int] = 1
 
     @property
     def least_batch(self) -> int:
@@ -107,12 +113,15 @@ class RunConfig:
         return 1
 
     def __post_init__(self):
-        for name, hint in get_type_hints(type(self)).items():
-            _check_type(name, getattr(self, name), hint)
-        _at_least(self, 1, "images", "batch", "r1_every", "path_every", "log_every", "probe_every")
-        _at_least(self, 0, "seed", "r1_gamma", "path_weight", "grid_every", "checkpoint_every",
-                  "fid_every", "ema_rampup")
-        _at_least(self, 2, "fid_samples")
+        hints = get_type_hints(type(self))
+        for field in fields(self):
+            _check_type(field.name, getattr(self, field.name), hints[field.name])
+        for name, least in LEAST.items():
+            value = getattr(self, name, least)
+            bound = f"be at least {least}, not" if least else "not be negative, but is"
+            _require(value >= least, f"{name} must {bound} {value}")
+        for name in ("channels", "d_channels"):
+            _require(getattr(self, name, True), f"{name} must name at least one width")
         for name in ("lr", "mapping_lr", "ema_half_life"):
             value = getattr(self, name)
             _require(value > 0, f"{name} must be positive, not {value}")
@@ -154,20 +163,15 @@ class TrainConfig(RunConfig):
     """Widths of the discriminator, likewise: most of its work would lie in the finest block, hence
     the 32."""
     start_from: str = ""
-    """Finished run (its folder, or an embedded teacher's name) to start from, at the same or half
-    the resolution."""
-    d_first: int = 0
-    """Images for which the discriminator trains alone: a fresh one would only spoil a generator
-    that can draw."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        _at_least(self, 1, "layers", "z_dim", "w_dim", "mapping_layers")
-        _at_least(self, 0, "margin", "d_first")
-        for name in ("channels", "d_channels"):
-            _require(getattr(self, name), f"{name} must name at least one width")
-        _require(self.d_first < self.images, f"d_first must be below images={self.images}, or the "
-                                             "generator would never be trained")
+    """Run (its folder, or an embedded teacher's name) or file of another repository to start
+    from."""
+    adversarial: Literal["logistic", "relativistic"] = "logistic"
+    """StyleGAN2's loss; or pairs of a real and a drawn image, with R1 on the real and R2 on the
+    drawn ones (R3GAN)."""
+    r1_end: float = 1.0
+    """As lr_end: the fraction of r1_gamma that is left at the last image."""
+    ema_rampup: float = 0.05
+    """The half-life is at most this fraction of the images seen so far."""
 
 
 Synthesis = Literal["random", "pruned", "pruned-content", "pruned-diversity", "slimmed"]
@@ -249,19 +253,14 @@ class DistillConfig(RunConfig):
     features are compared (DCD)."""
     feature_weight: float = 0.0
     """Weight of the feature regression (FitNets), which is no part of the paper's loss."""
-    feature_blocks: tuple[int, ...] = (2, 3)
-    """Blocks whose features are regressed."""
     ld_weight: Annotated[float | None, _by_recipe("ld_weight", "FLOAT")] = None
     """Weight of the latent-direction loss."""
     ld_blocks: tuple[int, ...] = (2, 3)
-    """Blocks whose features are compared; block 1 is 8x8. Paper: 2, 3, 4, 5, that is 16 to 128 px
-    of 256."""
-    ld_kind: Literal["kl", "mse"] = "kl"
-    """Divergence between the relation matrices."""
-    ld_views: Literal[2, 1] = 2
-    """2: relate w to w + offset; 1: w to itself."""
-    ld_offsets: Literal["split", "global", "random"] = "split"
-    """SeFa directions a block, SeFa directions of all blocks together, or random directions."""
+    """Blocks whose features are compared, in the regression too; block 1 is 8x8. Paper: 2, 3, 4, 5,
+    that is 16 to 128 px of 256."""
+    ld_offsets: Literal["split", "global", "random", "none"] = "split"
+    """What w is moved along: SeFa directions of each block, of all blocks together, or random
+    ones; "none": images of w are related among themselves (the paper's single view)."""
     ld_strength: float = 5.0
     """Length of an offset, times N(0, 1)."""
 
@@ -283,38 +282,25 @@ class DistillConfig(RunConfig):
         super().__post_init__()
         _require(0 < self.keep <= 1, f"keep must lie in (0, 1], not {self.keep}: it is the "
                                      "fraction of channels that stay")
-        _require(self.d_channels, "d_channels must name at least one width")
         _require(0 <= self.gan_from < 1, f"gan_from must lie in [0, 1), not {self.gan_from}: it is "
                                          "a fraction of the images; for no discriminator at all "
                                          "set gan_weight to 0")
-        _at_least(self, 1, "reuse")
         _require(self.reuse == 1 or not (self.ld_weight or self.feature_weight
                                          or self.rgb_levels == "all"),
                  "reuse keeps the teacher's images alone, not its features: set reuse to 1, or "
                  'ld_weight and feature_weight to 0 and rgb_levels to "last"')
-        weights = ("gan_weight", "rgb_weight", "perceptual_weight", "feature_weight", "ld_weight")
-        _at_least(self, 0, *weights, "ld_strength")
-        _require(any(getattr(self, name) for name in weights),
-                 f"{', '.join(weights[:-1])} and {weights[-1]} are all 0: give one of them a "
+        _require(any(getattr(self, name) for name in WEIGHTS),
+                 f"{', '.join(WEIGHTS[:-1])} and {WEIGHTS[-1]} are all 0: give one of them a "
                  "weight")
         _require(self.batch >= self.least_batch,
                  "the latent-direction loss relates the images of a batch to one another, and of "
                  "one image it is always 0: choose a batch of at least 2, or set ld_weight to 0")
-        _require(not self.gan_from or any(getattr(self, name) for name in weights[1:]),
+        _require(not self.gan_from or any(getattr(self, name) for name in WEIGHTS[1:]),
                  f"gan_from={self.gan_from} leaves nothing to learn from until the discriminator "
-                 f"begins: set it to 0, or give one of {', '.join(weights[1:])} a weight")
-        for kind in ("feature", "ld"):
-            used = getattr(self, f"{kind}_weight")
-            _require(getattr(self, f"{kind}_blocks") or not used,
-                     f"{kind}_blocks must name at least one block")
+                 f"begins: set it to 0, or give one of {', '.join(WEIGHTS[1:])} a weight")
+        _require(self.ld_blocks or not (self.ld_weight or self.feature_weight),
+                 "ld_blocks must name at least one block")
         _network_or(self, "perceptual", DISTANCES, (".safetensors", "_discriminator"))
-
-
-def _at_least(config: object, least: int, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        bound = f"be at least {least}, not" if least else "not be negative, but is"
-        _require(value >= least, f"{name} must {bound} {value}")
 
 
 def _network_or(config: object, name: str, known: tuple[str, ...],
@@ -451,7 +437,7 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 
 MINE = ("out", "resume", "progress", "device", "log_every", "grid_every", "checkpoint_every",
-        "keep_checkpoints", "tensorboard", "plot")
+        "tensorboard")
 """Settings that say nothing about the weights."""
 FILES = ("data", "teacher", "discriminator", "start_from", "perceptual", "fid_features", "judge")
 """Settings that may name a file."""
@@ -462,19 +448,14 @@ def shareable(settings: dict[str, Any]) -> dict[str, Any]:
     return {k: PurePath(v).name if k in FILES else v for k, v in settings.items() if k not in MINE}
 
 
-def defaults(cls: type, recipe: str | None = "paper") -> dict[str, Any]:
-    """What a settings dataclass holds if nothing but the recipe is given: field -> default."""
-    found = {field.name: field.default for field in fields(cls)}
-    if cls is DistillConfig:
-        found |= RECIPES.get(recipe, RECIPES["paper"])
-    return found
-
-
 def command_line(command: str, cls: type, values: dict[str, Any]) -> str:
     """The command that gives a settings dataclass these values: whatever differs from today's
-    defaults."""
+    defaults, and from those of the recipe."""
     words, values = [command], _plain(values)
-    for field, default in _plain(defaults(cls, values.get("recipe"))).items():
+    plain, recipe = to_dict(cls()), values.get("recipe")
+    if cls is DistillConfig:
+        plain |= RECIPES.get(recipe, {})
+    for field, default in plain.items():
         value, option = values.get(field, default), field.replace("_", "-")
         if value == default:
             continue

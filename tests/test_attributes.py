@@ -179,7 +179,7 @@ def test_it_stands_in_for_the_embedded_network(judged, tmp_path, teacher_file, c
     changes = {"data": data, "perceptual": file, "fid_features": file, "fid_every": 8,
                "fid_samples": 20}
     log = distill(distill_config(tmp_path / "run", teacher_file, **changes)).log
-    assert "perceptual" in log[-1] and log[-1]["fid_halves_20"] > 0
+    assert "loss_perceptual" in log[-1] and log[-1]["fid_halves_20"] > 0
     inputs = json.loads((tmp_path / "run" / "settings.json").read_text())["inputs"]
     assert inputs.keys() == {"teacher", "perceptual", "data"}
     assert main(["evaluate", "--generator", str(teacher_file), "--teacher", str(teacher_file),

@@ -58,7 +58,7 @@ def test_distil_with_every_loss(tmp_path, teacher):
     assert main(["distill", "--teacher", teacher, "--out", str(out), *options, *SMALL]) == 0
     assert load_generator(out / "generator.safetensors").channels[0] == (3, 3)
     last = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
-    assert {"rgb", "perceptual", "ld", "gan"} <= last.keys()
+    assert {"loss_rgb", "loss_perceptual", "loss_ld", "loss_gan"} <= last.keys()
 
 
 @pytest.mark.parametrize("options", ["--lr 0.004 --recipe gapkd", "--recipe=gapkd --lr=0.004"])

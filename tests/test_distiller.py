@@ -29,7 +29,7 @@ def drawn(teacher, student, views: int) -> tuple[SynthesisOutput, SynthesisOutpu
 
 
 @pytest.mark.parametrize("changes, names, views", [
-    ({}, {"rgb", "perceptual", "ld"}, 2), ({"ld_views": 1}, {"rgb", "perceptual", "ld"}, 1),
+    ({}, {"rgb", "perceptual", "ld"}, 2), ({"ld_offsets": "none"}, {"rgb", "perceptual", "ld"}, 1),
     ({"rgb_weight": 0.0}, {"perceptual", "ld"}, 2), ({"ld_weight": 0.0}, {"rgb", "perceptual"}, 1),
     ({"perceptual_weight": 0.0, "ld_weight": 0.0}, {"rgb"}, 1),
     ({"rgb_weight": 0.0, "perceptual_weight": 0.0, "ld_weight": 0.0}, set(), 1)])
@@ -60,7 +60,7 @@ def test_features_are_regressed_from_the_first_view(networks, kind):
     again, other = (make_regressors(student, teacher, (1, 2), seed) for seed in (4, 5))
     assert torch.equal(regressors[0].weight, again[0].weight) and regressors[0].bias.any()
     assert not torch.equal(regressors[0].weight, other[0].weight)
-    settings = DistillConfig(feature_weight=1.0, feature_blocks=(1, 2), ld_blocks=(1, 2))
+    settings = DistillConfig(feature_weight=1.0, ld_blocks=(1, 2))
     ours, theirs = drawn(teacher, student, views=2)
     found = Distiller(teacher, None, settings, None, regressors)(ours, theirs)
     guesses = [regressors[b - 1](ours.features[b][:3]) for b in (1, 2)]
@@ -71,8 +71,8 @@ def test_features_are_regressed_from_the_first_view(networks, kind):
 def test_regressors_learn_with_the_student(networks, tmp_path):
     teacher = networks["stylegan2"]
     student = make_student(teacher, 0.5)
-    settings = distill_config(tmp_path, "teacher", feature_weight=1.0, feature_blocks=(1, 2),
-                              ld_blocks=(1, 2), lr=1e-3, path_weight=0.0)
+    settings = distill_config(tmp_path, "teacher", feature_weight=1.0, ld_blocks=(1, 2),
+                              lr=1e-3, path_weight=0.0)
     regressors = make_regressors(student, teacher, (1, 2), seed=0)
     before = [p.clone() for p in regressors.parameters()]
     distiller = Distiller(teacher, None, settings, None, regressors)
@@ -87,8 +87,10 @@ def test_what_the_teacher_does_not_have(networks, blocks):
     teacher = networks["stylegan2"]
     with pytest.raises(ValueError, match="ld_blocks must name blocks 1 to 2 of the 16 px"):
         Distiller(teacher, None, DistillConfig(ld_blocks=blocks))
-    with pytest.raises(ValueError, match="feature_blocks must name blocks 1 to 2"):
+    with pytest.raises(ValueError, match="ld_blocks must name blocks 1 to 2"):
         make_regressors(teacher, teacher, blocks, 0)
+    with pytest.raises(ValueError, match="feature_weight needs regressors"):
+        Distiller(teacher, None, DistillConfig(feature_weight=1.0, ld_weight=0.0))
     distiller = Distiller(teacher, None, DistillConfig(ld_weight=0.0))
     ours, theirs = drawn(teacher, networks["stylegan3"], views=1)
     with pytest.raises(ValueError, match="(3, 3, 32, 32).*make the student with make_student"):
@@ -102,8 +104,3 @@ def test_no_gradient_reaches_what_makes_the_mask(networks):
     ours, theirs = drawn(teacher, make_student(teacher), views=1)
     distiller.total(distiller(ours, theirs)).backward()
     assert look.weight.grad is None
-
-
-def test_a_regression_needs_regressors(networks):
-    with pytest.raises(ValueError, match="feature_weight needs regressors"):
-        Distiller(networks["stylegan2"], None, DistillConfig(feature_weight=1.0, ld_blocks=(1, 2)))

@@ -125,7 +125,7 @@ def test_a_run_and_its_figures_with_imagenet(imagenet, tmp_path, teacher_file, c
     choice = {"perceptual": "imagenet", "fid_features": "imagenet", "fid_every": 4,
               "fid_samples": 4, "images": 4}
     log = distill(distill_config(run, teacher_file, **choice)).log
-    assert log[-1]["perceptual"] > 0 and log[-1]["fid_efficientnetlite0_4"] > 0
+    assert log[-1]["loss_perceptual"] > 0 and log[-1]["fid_efficientnetlite0_4"] > 0
     assert resume_run(run, images=8, progress=False).log[-1]["images"] == 8
     command = ["evaluate", str(run / "generator.safetensors"), "--features", "imagenet",
                "--samples", "8", "--out", str(out)]

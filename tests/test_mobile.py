@@ -117,7 +117,7 @@ def test_pruning_a_mobile_teacher_keeps_the_channels_that_matter():
     (lambda G: network().copy_channels(G, []), "cannot take over the weights of a stylegan2-gen"),
     (lambda G: network()(torch.ones(1, 8), noise=[None] * 4), "noise holds 4 maps, .* needs 5"),
     (lambda G: sefa_directions(network(), [3]), "blocks 0 to 2 of the 32 px mobile-generator"),
-    (lambda G: make_regressors(network(), Generator(32), (3,), 0), "feature_blocks .* 1 to 2 of"),
+    (lambda G: make_regressors(network(), Generator(32), (3,), 0), "ld_blocks must .* 1 to 2 of"),
     (lambda G: MobileGenerator(16, channels=[8, 6]), "multiples of 4"),
     (lambda G: MobileGenerator(16, channels=[8] * 3), r"a 16 px mobile network has 2 \(4 to 8")])
 def test_errors_name_the_mend(attempt, message):
@@ -156,7 +156,7 @@ def test_a_short_distillation_draws_nearer_to_the_teacher(tmp_path):
     before = (student(z) - teacher(z)).abs().mean()
     while trainer.images < config.images:
         trainer.train_step()
-    assert {"ld", "path", "rgb"} <= set(trainer.take_notes())
+    assert {"loss_ld", "path", "loss_rgb"} <= set(trainer.take_notes())
     assert (student(z) - teacher(z)).abs().mean() < 0.6 * before
 
 

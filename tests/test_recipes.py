@@ -7,20 +7,15 @@ import dataclasses
 import pytest
 import tyro
 
-from gapkd.settings import RECIPES, DistillConfig, command_line, defaults, from_dict, to_dict
+from gapkd.settings import RECIPES, DistillConfig, command_line, from_dict, to_dict
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_decides_its_settings_and_nothing_else(name):
     config, plain = to_dict(DistillConfig(recipe=name)), to_dict(DistillConfig())
-    assert config == plain | RECIPES[name] | {"recipe": name} == defaults_as_json(name)
+    assert config == plain | RECIPES[name] | {"recipe": name}
     assert from_dict(DistillConfig, {"recipe": name}) == DistillConfig(recipe=name)
     assert RECIPES[name].keys() == RECIPES["paper"].keys()
-
-
-def defaults_as_json(name):
-    values = defaults(DistillConfig, name) | {"recipe": name}
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
 def test_what_is_given_wins_even_where_it_is_the_papers_value():
@@ -38,7 +33,8 @@ def test_the_command_line_gives_the_same_settings(changes):
     config = DistillConfig(**{"recipe": "gapkd"} | changes)
     _, *words = command_line("distill", DistillConfig, to_dict(config)).split()
     assert tyro.cli(DistillConfig, args=words) == config
-    assert command_line("distill", DistillConfig, to_dict(DistillConfig())) == "distill"
+    stored = to_dict(DistillConfig()) | {"ld_kind": "kl"}  # a setting that is gone
+    assert command_line("distill", DistillConfig, stored) == "distill"
 
 
 def test_the_help_says_what_each_recipe_takes(capsys):
@@ -47,13 +43,3 @@ def test_the_help_says_what_each_recipe_takes(capsys):
     shown = " ".join(capsys.readouterr().out.replace("│", "").split())
     assert "student and discriminator. (default of recipe paper: 0.002, gapkd: 0.008)" in shown
     assert "None" not in shown
-
-
-@pytest.mark.parametrize("values, message", [
-    ({"recipe": "papper"}, "recipe must be one of 'paper', 'gapkd', not 'papper'"),
-    ({"lr": "fast"}, "lr must be of type float, not 'fast'"),
-    ({"synthesis": "best"}, "synthesis must be one of 'random', .* not 'best'"),
-])
-def test_what_is_no_recipe_or_no_value_is_refused(values, message):
-    with pytest.raises(ValueError, match=message):
-        DistillConfig(**values)

@@ -92,7 +92,7 @@ def test_training_and_distilling(tmp_path):
     assert any(layer.magnitude_ema != 1 for layer in teacher.generator.synthesis.layers)
     settings = {"perceptual_weight": 0.0, "path_weight": 0.0, "images": 8}
     student = distill(distill_config(tmp_path / "student", teacher.checkpoint, **settings))
-    assert student.log[-1]["ld"] > 0 and student.generator.channels == [3, 3, 2, 2]
+    assert student.log[-1]["loss_ld"] > 0 and student.generator.channels == [3, 3, 2, 2]
     assert equal(load_generator(student.checkpoint), student.generator)
     with pytest.raises(ValueError, match="without path-length regularisation"):
         train_gan(config(tmp_path / "x", architecture="stylegan3-t", **small | {"path_weight": 2}))

@@ -35,7 +35,6 @@ from gapkd.files.checkpoints import (
 from gapkd.metrics.attributes import load_attribute_network
 from gapkd.metrics.evaluation import evaluate_generator, real_features
 from gapkd.metrics.features import distance_for
-from gapkd.networks.layers import fir_kernel, upsample2
 from gapkd.networks.stylegan2 import Discriminator, Generator
 from gapkd.settings import TrainConfig
 from gapkd.training import lessons, loop, runs
@@ -44,11 +43,16 @@ from gapkd.training.loop import distill, fresh_generator, train_gan
 from gapkd.training.trainer import Trainer, TrainingDiverged
 
 
-@pytest.mark.parametrize("synthesis", ["pruned-diversity", "pruned-content", "slimmed"])
+def on_gpu(test):
+    """Mark of tests that need a GPU."""
+    there_is_none = not torch.cuda.is_available()
+    return pytest.mark.gpu(pytest.mark.skipif(there_is_none, reason="no CUDA device")(test))
+
+
 def test_without_a_terminal_progress_is_lines_from_before_the_first_step(
-        tmp_path, teacher_file, fake_distance, monkeypatch, capsys, synthesis):
+        tmp_path, teacher_file, fake_distance, monkeypatch, capsys):
     monkeypatch.setattr(progress, "SECONDS", 0.0)
-    settings = {"images": 40, "synthesis": synthesis, "batch": 8}
+    settings = {"images": 40, "synthesis": "slimmed", "batch": 8}
     distill(distill_config(tmp_path / "loud", teacher_file, progress=True, **settings))
     said = capsys.readouterr().err
     lines = said.splitlines()
@@ -79,6 +83,17 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     assert not (result.generator.training or result.discriminator.training)
     card = read_metadata(result.checkpoint)["provenance"]
     assert card["images"] == 32 and card["settings"]["resolution"] == 8
+
+
+def test_a_probe_takes_no_place_of_a_loss(tmp_path, teacher_file, fake_distance):
+    settings = distill_config(tmp_path / "run", teacher_file, images=4)
+    last = distill(settings, lambda G: {"perceptual": -1.0}).log[-1]
+    assert last["perceptual"] == -1 and last["loss_perceptual"] > 0
+    for name in ("loss_rgb", "images"):
+        settings = distill_config(tmp_path / name, teacher_file, images=4)
+        message = f"may not call a number {name}, .*the state at image 4 is saved"
+        with pytest.raises(ValueError, match=message):
+            distill(settings, lambda G, name=name: {name: 1.0})
 
 
 @pytest.mark.parametrize("data", ["toyfaces", "files"])
@@ -148,7 +163,7 @@ def test_content_is_the_mask_of_losses_and_scores(tmp_path, teacher_file, fake_d
     log = distill(distill_config(tmp_path / "r", teacher_file, images=8, content="toyfaces",
                                  synthesis="pruned-content")).log
     # 400 images for the scores, then two steps
-    assert seen == [(16, 3, 32, 32)] * 25 + [(4, 3, 32, 32)] * 2 and log[-1]["rgb"] == 0
+    assert seen == [(16, 3, 32, 32)] * 25 + [(4, 3, 32, 32)] * 2 and log[-1]["loss_rgb"] == 0
 
 
 def test_the_distance_of_a_discriminator_stays_as_it_was(tmp_path, teacher_file):
@@ -162,17 +177,8 @@ def test_the_distance_of_a_discriminator_stays_as_it_was(tmp_path, teacher_file)
     assert torch.equal(grey, distance(a[:, :1].repeat(1, 3, 1, 1), b[:, :1].repeat(1, 3, 1, 1)))
     run = distill(distill_config(tmp_path / "r", teacher_file, images=4, perceptual=file,
                                  discriminator=file))
-    assert run.log[-1]["perceptual"] > 0 and torch.equal(distance(a, b), before)
+    assert run.log[-1]["loss_perceptual"] > 0 and torch.equal(distance(a, b), before)
     assert not equal(load_discriminator(file), run.discriminator)  # the one that judges learns
-
-
-def test_the_discriminator_may_go_first(tmp_path):
-    settings = config(tmp_path / "run", images=12, d_first=8, probe_every=4, log_every=4)
-    torch.manual_seed(settings.seed)
-    before = Generator(8, 8, 8, [8, 8], mapping_layers=2)
-    log = train_gan(settings, lambda G: {"untouched": equal(G, before)}).log
-    assert [r["untouched"] for r in log] == [True, True, False]
-    assert [("loss_g" in r, "loss_d" in r) for r in log] == [(False, True)] * 2 + [(True, True)]
 
 
 @pytest.mark.parametrize("noise", [True, False])
@@ -182,21 +188,6 @@ def test_noise_can_be_left_out(tmp_path, teacher_file, fake_distance, noise):
     student = distill(distill_config(tmp_path / "student", teacher_file, **changes)).generator
     for G in (teacher, student):
         assert any(bool(conv.noise_strength != 0) for conv in G.synthesis.convs) == noise
-
-
-@pytest.mark.parametrize("precision, dtype", [("bf16", torch.bfloat16), ("fp16", torch.float16)])
-def test_half_precision_resumes_exactly(tmp_path, precision, dtype):
-    for name, lengths in (("whole", [16]), ("half", [8, 16])):
-        for images in lengths:
-            run = train_gan(config(tmp_path / name, images=images, precision=precision,
-                                   resume=images > lengths[0]))
-    assert equal(run.generator, load_generator(tmp_path / "whole" / "generator.safetensors"))
-    scalers = [torch.load(newest(tmp_path / name))["scaler"] for name in ("whole", "half")]
-    assert scalers[0] == scalers[1] and bool(scalers[0]) == (precision == "fp16")
-    half = Trainer(config(tmp_path, precision=precision), Generator(8, 8, 8), Discriminator(8))
-    with half.autocast():
-        assert half.G.synthesis(torch.randn(4, 8)).features[-1].dtype == dtype
-    assert half.scaler.is_enabled() == (precision == "fp16")
 
 
 @pytest.mark.parametrize("has_bf16, capability, dtype", [
@@ -210,14 +201,15 @@ def test_what_auto_means_on_a_gpu(monkeypatch, has_bf16, capability, dtype):
     assert parallel.autocast_dtype("float32", torch.device("cuda", 0)) is None
 
 
-def test_float16_that_auto_has_chosen_is_trained_with_a_scaled_loss(tmp_path, monkeypatch):
-    monkeypatch.setattr("gapkd.training.trainer.autocast_dtype", lambda *_: torch.float16)
-    trainer = Trainer(config(tmp_path, precision="auto"), Generator(8, 8, 8), Discriminator(8))
-    assert trainer.scaler.is_enabled() and trainer.scaler.get_scale() > 1
+@pytest.mark.parametrize("precision, dtype", [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_half_precision_is_what_features_have(tmp_path, precision, dtype):
+    half = Trainer(config(tmp_path, precision=precision), Generator(8, 8, 8), Discriminator(8))
+    with half.autocast():
+        assert half.G.synthesis(torch.randn(4, 8)).features[-1].dtype == dtype
+    assert half.scaler.is_enabled() == (precision == "fp16")
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+@on_gpu
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bf16", "fp16"])
 def test_training_on_a_gpu(tmp_path, teacher_file, precision):
     changes = {"images": 8, "device": "cuda", "precision": precision}
@@ -227,12 +219,11 @@ def test_training_on_a_gpu(tmp_path, teacher_file, precision):
     assert torch.backends.cuda.matmul.allow_tf32 == (precision == "tf32")
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+@on_gpu
 @pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
 def test_a_step_that_is_replayed_does_what_it_did_as_it_was_written(tmp_path, precision):
-    settings = {"images": 40, "batch": 4, "adversarial": "relativistic", "r1_every": 2,
-                "path_weight": 1.0, "path_every": 3, "style_mixing": 0.5, "lr_end": 0.1,
+    settings = {"images": 40, "batch": 4, "adversarial": "relativistic",
+                "path_weight": 1.0, "style_mixing": 0.5, "lr_end": 0.1,
                 "r1_end": 0.1, "device": "cuda", "precision": precision}
     written, again, replayed = [
         train_gan(config(tmp_path / name, cuda_graphs=graphs, **settings))
@@ -247,8 +238,7 @@ def test_a_step_that_is_replayed_does_what_it_did_as_it_was_written(tmp_path, pr
     assert [r["images"] for r in replayed.log] == [r["images"] for r in written.log]
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+@on_gpu
 def test_a_resumed_run_on_a_gpu_goes_on_at_its_falling_rate(tmp_path):
     settings = {"images": 80, "batch": 4, "lr_end": 0.1, "device": "cuda", "path_weight": 0.0,
                 "precision": "float32", "checkpoint_every": 40}
@@ -261,18 +251,12 @@ def test_a_resumed_run_on_a_gpu_goes_on_at_its_falling_rate(tmp_path):
         trainer.train_step()
         rates = [group["lr"] for group in trainer.groups()]
         assert all(rate.is_cuda for rate in rates)
-        now = trainer.rates[-1] * (0.1 + 0.9 * trainer_fall(trainer))
+        done = (trainer.images - c.batch) / c.images  # before the last step
+        now = trainer.rates[-1] * (0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2)
         assert rates[-1].item() == pytest.approx(now, rel=1e-4)
 
 
-def trainer_fall(trainer: Trainer) -> float:
-    """How much of the falling part was left before the last step."""
-    done = (trainer.images - trainer.config.batch) / trainer.config.images
-    return (1 + math.cos(math.pi * done)) / 2
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+@on_gpu
 def test_faces_rendered_on_a_gpu():
     indices = torch.tensor([5, 4095, 4096, 20_000, 7])
     found = open_dataset("toyfaces", 64, seed=3, device="cuda").load(indices)
@@ -301,26 +285,9 @@ def small(tmp_path_factory):
     return train_gan(config(tmp_path_factory.mktemp("small") / "run", images=8))
 
 
-def test_a_run_starts_from_one_of_half_the_resolution(tmp_path, small):
-    G, D = Generator(16, 8, 8, [8, 8, 4], mapping_layers=2), Discriminator(16, [8, 8, 4])
-    new_block = D.blocks[0].conv0.weight.clone()
-    loop.start_from(G, D, str(small.folder))
-    w = torch.randn(3, 8)
-    ours, theirs = G.synthesis(w), small.generator.synthesis(w)
-    torch.testing.assert_close(ours.rgbs[1], theirs.image)  # the coarse levels are the old ones
-    torch.testing.assert_close(ours.image, upsample2(theirs.image, fir_kernel(gain=4.0)))
-    assert torch.equal(D.blocks[0].conv0.weight, new_block)
-    assert equal(D.blocks[1], small.discriminator.blocks[0])
-    assert equal(D.fc, small.discriminator.fc)
-    result = train_gan(config(tmp_path / "big", resolution=16, channels=(8, 8, 4), images=8,
-                              d_channels=(8, 8, 4), start_from=str(small.folder)))
-    started = read_metadata(result.checkpoint)["provenance"]["started_from"]
-    assert started["images"] == 8 and started["settings"]["resolution"] == 8
-
-
 def test_a_run_starts_from_one_of_its_resolution(tmp_path, small):
     old = shutil.copytree(small.folder, tmp_path / "old")
-    settings = {"lr": 1e-12, "noise": False, "start_from": str(old)}
+    settings = {"lr": 1e-12, "noise": False, "start_from": str(old), "channels": (9,)}
     train_gan(config(tmp_path / "run", images=4, **settings))
     shutil.rmtree(old)  # is not asked for again
     result = train_gan(config(tmp_path / "run", images=8, resume=True, **settings))
@@ -330,13 +297,9 @@ def test_a_run_starts_from_one_of_its_resolution(tmp_path, small):
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"resolution": 32}, "holds 8 px networks: choose resolution=8 or 16, not 32"),
-    ({"mapping_layers": 3}, "mapping.layers.2.weight is missing or has another shape"),
-    ({"resolution": 16, "channels": (6,)}, "another shape .* for all blocks but the last"),
-    ({"start_from": "generator.safetensors"}, "is a file: name the run's folder"),
-    ({"start_from": "no/run"}, "there is no run .*no/run to start from: name the folder"),
-    ({"resolution": 16, "architecture": "stylegan3-t", "layers": 4, "path_weight": 0.0},
-     "only a StyleGAN2 can be grown; choose resolution=8")])
+    ({"resolution": 16}, "holds 8 px networks: choose resolution=8, not 16"),
+    ({"start_from": "generator.safetensors"}, "is a file of one network: name the run's folder"),
+    ({"start_from": "no/run"}, "there is no run .*no/run to start from: name the folder")])
 def test_bad_starts(tmp_path, small, changes, message):
     changes = {"start_from": ""} | changes
     changes["start_from"] = str(small.folder / changes["start_from"])
@@ -380,7 +343,7 @@ def test_files_that_no_run_can_start_from(tmp_path, elsewhere):
     with pytest.raises(ValueError, match="holds 8 px networks: choose resolution=8, not 16"):
         train_gan(config(tmp_path / "a", **settings | {"resolution": 16}))
     file.write_bytes(nvidia_pickle(named_like_nvidia(G), named_like_nvidia(Discriminator(16, 4))))
-    with pytest.raises(ValueError, match="generator of 8 px, 0 classes .* discriminator of 16"):
+    with pytest.raises(ValueError, match="generator is one of 8 px, .* discriminator one of 16 px"):
         train_gan(config(tmp_path / "b", **settings))
     file.write_bytes(nvidia_pickle(named_like_nvidia(G)))
     with pytest.warns(UserWarning, match="a fresh discriminator begins, since there is none in"):
@@ -408,6 +371,7 @@ def test_what_a_training_cannot_measure_is_known_before_it(tmp_path, teacher_fil
             train_gan(config(tmp_path / "r", fid_every=256, **changes))
     small = tmp_path / "small.safetensors"
     save_network(Generator(16, 8, 8, 8, mapping_layers=2), small)
+    save_network(Discriminator(8, 4), tmp_path / "D.safetensors")
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     monkeypatch.setattr(loop, "first_student", Mock(side_effect=AssertionError))
     slow = {"synthesis": "slimmed"}  # what takes long comes last
@@ -415,6 +379,10 @@ def test_what_a_training_cannot_measure_is_known_before_it(tmp_path, teacher_fil
             (small, {"ld_weight": 0.0}, "cannot look at the teacher's images .*set perceptual_"),
             (small, {"ld_blocks": (1,), "content": "toyfaces"}, "leave content empty"),
             (teacher_file, {"ld_blocks": (9,)}, "ld_blocks must name blocks 1 to 3"),
+            (tmp_path / "missing.safetensors", {}, "there is no checkpoint"),
+            (teacher_file, {"discriminator": str(tmp_path / "D.safetensors")},
+             "32 px, .* discriminator one of 8 px,"),
+            (teacher_file, {"perceptual": str(teacher_file)}, "a discriminator was asked for"),
             (teacher_file, {"keep": 0.5, "kind": "mobile"}, "another family"),
             (teacher_file, {"data": "nowhere"}, "there is no folder or zip at nowhere"),
             (teacher_file, {"tensorboard": True}, "needs the extra `tensorboard`")):
@@ -425,17 +393,6 @@ def test_what_a_training_cannot_measure_is_known_before_it(tmp_path, teacher_fil
 
 
 # ---------------------------------------------------------------------- bad input and bad luck
-
-
-def test_bad_networks(tmp_path, teacher_file):
-    small, missing = str(tmp_path / "d.safetensors"), tmp_path / "missing.safetensors"
-    save_network(Discriminator(8, 4), small)
-    for teacher, changes, message in (
-            (missing, {}, "there is no checkpoint"),
-            (teacher_file, {"discriminator": small}, "is for 8 px, .* same resolution"),
-            (teacher_file, {"perceptual": str(teacher_file)}, "a discriminator was asked for")):
-        with pytest.raises(ValueError, match=message):
-            distill(distill_config(tmp_path / "r", teacher, **changes))
 
 
 @pytest.fixture
@@ -465,8 +422,12 @@ def test_a_conditional_sheet_shows_the_classes_that_are_asked_for(classes, tmp_p
 def test_each_image_meets_the_label_that_it_was_drawn_for(classes, tmp_path, adversarial):
     folder, labels, file = classes
     teacher, D = load_generator(file), Discriminator(32, 4, c_dim=3)
-    c = distill_config(tmp_path, file, data=str(folder), flip=False, adversarial=adversarial)
-    trainer = Trainer(c, make_student(teacher, 0.5), D, Distiller(teacher, None, c))
+    settings, student = {"data": str(folder), "flip": False}, make_student(teacher, 0.5)
+    if adversarial == "relativistic":
+        trainer = Trainer(config(tmp_path, adversarial=adversarial, **settings), student, D)
+    else:
+        c = distill_config(tmp_path, file, **settings)
+        trainer = Trainer(c, student, D, Distiller(teacher, None, c))
     drawn = trainer.draw_latents(4000, slice(None), None)[3]
     assert drawn.mean(dim=0).tolist() == pytest.approx([0.75, 0, 0.25], abs=0.03)
     latents = trainer.draw_latents(4, slice(None), 3)
@@ -509,7 +470,7 @@ def test_a_conditional_training_needs_its_classes(classes, tmp_path):
     with pytest.raises(ValueError, match="with 3 classes, but toyfaces has no class labels"):
         distill(distill_config(tmp_path / "r", file))
     save_network(Discriminator(32, 4), tmp_path / "D.safetensors")
-    with pytest.raises(ValueError, match="knows 3 classes and the discriminator 0"):
+    with pytest.raises(ValueError, match="and 3 classes, the discriminator .* and 0 cl"):
         distill(distill_config(tmp_path / "r", file, data=str(folder),
                                perceptual_weight=0.0,
                                discriminator=str(tmp_path / "D.safetensors")))
@@ -550,40 +511,27 @@ def test_means_are_logged_and_logits_that_run_away_are_divergence(tmp_path):
         trainer.take_notes()
 
 
-@pytest.mark.parametrize("error, message", [
-    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-     "a step with batch=4 at 8 px does not fit into the memory of cpu: lower batch"),
-    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "a step with batch=4"),
-    (RuntimeError("shapes cannot be multiplied"), "^shapes cannot be multiplied$")])
-def test_too_little_memory_names_the_setting(tmp_path, monkeypatch, error, message):
-    def step(trainer):
-        raise error
-
-    monkeypatch.setattr(Trainer, "train_step", step)
-    with pytest.raises(RuntimeError, match=message) as caught:
-        train_gan(config(tmp_path / "r"))
-    assert isinstance(caught.value, loop.OutOfMemory) == message.startswith("a step")
+CPU_FULL = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"batch": 8}, "lower batch, or share it among more processes, or close other programs$"),
-    ({"batch": 4}, "cpu: lower batch, or close other programs$"),  # one group of the discriminator
-    ({"batch": 1}, "cpu: close other programs$"),
-    ({"batch": 8, "resume": True}, r"lower batch \(in a new run: this one keeps its batch\), or")])
-def test_what_helps_against_too_little_memory_works(tmp_path, monkeypatch, changes, message):
+@pytest.mark.parametrize("error, changes, message", [
+    (torch.OutOfMemoryError("CUDA out of memory"), {"batch": 8},
+     "^a step with batch=8 at 8 px does not .* of cpu: lower batch, or take a machine with more"),
+    (CPU_FULL, {"batch": 1}, "of cpu: take a machine with more free memory$"),
+    (CPU_FULL, {"resume": True}, r"lower batch \(in a new run: this one keeps its batch\), or"),
+    (RuntimeError("shapes cannot be multiplied"), {}, "^shapes cannot be multiplied$")])
+def test_too_little_memory_names_what_helps(tmp_path, monkeypatch, error, changes, message):
     if "resume" in changes:
-        train_gan(config(tmp_path, batch=8, images=8))
-    monkeypatch.setattr(Trainer, "train_step", Mock(side_effect=torch.OutOfMemoryError()))
-    with pytest.raises(loop.OutOfMemory, match=message):
+        train_gan(config(tmp_path, images=8))
+    monkeypatch.setattr(Trainer, "train_step", Mock(side_effect=error))
+    with pytest.raises(RuntimeError, match=message) as caught:
         train_gan(config(tmp_path, **changes))
+    assert isinstance(caught.value, loop.OutOfMemory) == ("shapes" not in message)
 
 
 def test_one_image_has_no_relations(tmp_path, teacher_file, fake_distance):
-    with pytest.raises(ValueError, match="of one image it is always 0: choose a batch of at least "
-                                         "2, or set ld_weight to 0"):
-        distill_config(tmp_path, teacher_file, batch=1)
     log = distill(distill_config(tmp_path, teacher_file, batch=1, images=1, ld_weight=0.0)).log
-    assert log[-1]["rgb"] > 0 and "ld" not in log[-1]
+    assert log[-1]["loss_rgb"] > 0 and "loss_ld" not in log[-1]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
@@ -623,15 +571,15 @@ def test_tensorboard(tmp_path, monkeypatch):
 
 def test_lessons_are_given_as_often_as_asked_in_another_order_each_time(monkeypatch):
     monkeypatch.setattr(lessons, "MOST", 16)
-    pool, dice, fresh = Lessons(3, 4, 16), torch.Generator().manual_seed(0), iter(range(1000))
+    pool, dice, fresh = Lessons(3, 4, 16, True), torch.Generator().manual_seed(0), iter(range(1000))
     given = [pool.next(lambda: next(fresh), dice).latents for _ in range(100)]
     first, second, third = given[:16], given[16:32], given[32:48]
     assert first == list(range(16)) == sorted(second) == sorted(third)
     assert second != third != first and given[48:64] == list(range(16, 32))  # others come after
-    once = Lessons(1, 4, 16)
+    once = Lessons(1, 4, 16, True)
     assert [once.next(lambda: next(fresh), dice).latents for _ in range(3)] == [36, 37, 38]
     with pytest.raises(ValueError, match="only 5 batches of 16 at 512 px fit: lower batch, or set"):
-        Lessons(2, 16, 512)
+        Lessons(2, 16, 512, True)
 
 
 def test_a_teacher_draws_a_lesson_once(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from gapkd.settings import DistillConfig, TrainConfig
 
 TINY = {"resolution": 8, "z_dim": 8, "w_dim": 8, "mapping_layers": 2, "channels": (8,),
         "d_channels": (8,), "batch": 4, "images": 32, "precision": "float32", "progress": False,
-        "log_every": 8, "probe_every": 16, "path_weight": 2.0, "r1_every": 4, "grid_every": 16,
+        "log_every": 8, "probe_every": 16, "path_weight": 2.0, "grid_every": 16,
         "checkpoint_every": 16}
 
 

@@ -49,7 +49,7 @@ from gapkd.networks.stylegan3 import (
 from gapkd.parallel import choose_device
 from gapkd.settings import DistillConfig, TrainConfig, shareable, widths
 from gapkd.sharing.export import LIMITS, drawn_by, to_onnx
-from gapkd.training.trainer import Trainer
+from gapkd.training.trainer import R1_EVERY, Trainer
 from tools.textbook import textbook
 
 Runs = dict[str, Callable[[], object]]
@@ -377,7 +377,7 @@ def against_textbook(make: Callable[..., Runs], batch: int, device: torch.device
 
 def step_seconds(times: dict[str, list[float]]) -> float:
     """Median time of a step with its share of an R1 step."""
-    regularising = statistics.median(times.get("r1", [0.0])) / TrainConfig.r1_every
+    regularising = statistics.median(times.get("r1", [0.0])) / R1_EVERY
     return statistics.median(times["run"]) + regularising
 
 

@@ -34,11 +34,9 @@ def leading_eigenvectors(weight: Tensor, count: int) -> Tensor:
 
 def sefa_directions(G: StyleGenerator, blocks: Sequence[int], mode: str = "split",
                     per_block: int = 5) -> Tensor:
-    """SeFa directions of the given blocks.
+    """SeFa directions of the given blocks (1 = 8x8; the paper uses 1..max(mimic layers)).
 
     Args:
-        G: the teacher.
-        blocks: block numbers, 1 = 8x8 (the paper uses 1..max(mimic layers)).
         mode: "split", `per_block` directions of every block, pooled; "global", all blocks stacked
             first, then `per_block` x blocks directions.
     Returns: (per_block x blocks, w_dim), of G's dtype; in "global" mode w_dim rows at most.
@@ -71,10 +69,9 @@ def draw_offsets(n: int, w_dim: int, strength: float, generator: torch.Generator
         directions: (K, w_dim), unit rows to choose from; None for a uniformly random direction.
     Returns: (n, w_dim).
     """
-    device = generator.device
+    dice = {"generator": generator, "device": generator.device}
     if directions is None:
-        drawn = normalize(torch.randn(n, w_dim, generator=generator, device=device), dim=1)
+        drawn = normalize(torch.randn(n, w_dim, **dice), dim=1)
     else:
-        rows = torch.randint(len(directions), (n,), generator=generator, device=device)
-        drawn = directions.to(device)[rows]
-    return drawn * torch.randn(n, 1, generator=generator, device=device) * strength
+        drawn = directions.to(generator.device)[torch.randint(len(directions), (n,), **dice)]
+    return drawn * torch.randn(n, 1, **dice) * strength

@@ -47,13 +47,13 @@ class Distiller:
         if c.feature_weight and not regressors:
             raise ValueError("feature_weight needs regressors: give those of make_regressors")
         self.perceptual, self.content_mask = perceptual, content_mask
-        self.regressors = nn.ModuleList() if regressors is None else regressors
+        self.regressors = regressors or nn.ModuleList()
         self.weights = {"rgb": c.rgb_weight, "ld": c.ld_weight, "feature": c.feature_weight,
                         "perceptual": c.perceptual_weight if perceptual else 0.0}
         self.compares = any(self.weights.values())  # whether there is anything to ask the teacher
         if self.weights["ld"]:
             check_blocks("ld_blocks", c.ld_blocks, teacher)
-        self.views = c.ld_views if self.weights["ld"] else 1
+        self.views = 2 if self.weights["ld"] and c.ld_offsets != "none" else 1
         self.directions = None
         if self.views == 2 and c.ld_offsets != "random":
             blocks = range(1, max(c.ld_blocks) + 1)
@@ -81,20 +81,19 @@ class Distiller:
             mask = self.content_mask(target) if self.content_mask else None
         found = {}
         if self.weights["rgb"]:
-            ours, theirs = student.rgbs, teacher.rgbs
-            if c.rgb_levels == "last":
-                ours, theirs = [student.image], [teacher.image]
-            found["rgb"] = losses.rgb_loss([x[:n] for x in ours], [x[:n] for x in theirs], mask)
+            levels = slice(None) if c.rgb_levels == "all" else slice(-1, None)
+            ours, theirs = ([x[:n] for x in out.rgbs[levels]] for out in (student, teacher))
+            found["rgb"] = losses.rgb_loss(ours, theirs, mask)
         if self.weights["perceptual"]:
             found["perceptual"] = losses.perceptual_loss(self.perceptual, image, target, mask)
         if self.weights["feature"]:
-            features = [student.features[b][:n] for b in c.feature_blocks]
+            features = [student.features[b][:n] for b in c.ld_blocks]
             guesses = [guess(f) for guess, f in zip(self.regressors, features, strict=True)]
-            targets = [teacher.features[b][:n] for b in c.feature_blocks]
+            targets = [teacher.features[b][:n] for b in c.ld_blocks]
             found["feature"] = losses.feature_loss(guesses, targets, parallel.mean)
         if self.weights["ld"]:
             ours, theirs = self.gathered(student), self.gathered(teacher)
-            found["ld"] = losses.latent_direction_loss(ours, theirs, c.ld_kind, self.views)
+            found["ld"] = losses.latent_direction_loss(ours, theirs, views=self.views)
         return found
 
     def gathered(self, out: SynthesisOutput) -> list[Tensor]:
@@ -120,7 +119,7 @@ def make_regressors(student: StyleGenerator, teacher: StyleGenerator, blocks: Se
     """One 1x1 convolution a block, from the student's feature channels to the teacher's (FitNets).
     They are trained with the student and not kept."""
     for G in (teacher, student):
-        check_blocks("feature_blocks", blocks, G)
+        check_blocks("ld_blocks", blocks, G)
     ours, theirs = student.feature_widths(), teacher.feature_widths()
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -114,9 +114,7 @@ def _check_features(student: Sequence[Tensor], teacher: Sequence[Tensor], kind: 
         raise ValueError(f"student has {len(student)} blocks of features, teacher has "
                          f"{len(teacher)}: give the same blocks of both, at least one")
     for s, t in zip(student, teacher, strict=True):
-        if len(s) != len(t) or len(s) % views:
+        if len(s) != len(t) or len(s) % views or len(s) == views:
             raise ValueError(f"features hold {len(s)} (student) and {len(t)} (teacher) images: "
-                             f"both must hold the same multiple of {views}")
-        if len(s) == views:
-            raise ValueError("the latent-direction loss relates the images of a batch to one "
-                             "another, and of one image it is always 0: give at least 2")
+                             f"both must hold the same multiple of {views}, and of one image alone "
+                             "the loss is always 0: give at least 2")

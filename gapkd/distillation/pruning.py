@@ -59,7 +59,7 @@ def content_scores(G: StyleGenerator, samples: int = 400, probability: float = 0
     """
     G, dice = _with_gradients(G, seed)
     total = [0.0] * len(weights(G))
-    for w in _shown(draw_ws(G, samples, batch, dice), samples, batch, progress):
+    for w in draw_ws(G, samples, batch, dice, progress):
         images = G.synthesis(w).image
         mask = content(images.detach()) if content else None
         noisy = salt_and_pepper(images.detach(), probability, dice, mask)
@@ -88,7 +88,7 @@ def diversity_scores(G: StyleGenerator, samples: int = 400, directions: int = 10
         many = torch.cat(list(draw_ws(G, 10_000, 1_000, dice)))
     _, spread, axes = torch.linalg.svd(many - many.mean(dim=0), full_matrices=False)
     total = [0.0] * len(weights(G))
-    for w in _shown(draw_ws(G, samples, batch, dice), samples, batch, progress):
+    for w in draw_ws(G, samples, batch, dice, progress):
         drawn = torch.multinomial(spread.square(), directions, replacement=True, generator=dice)
         found = []
         for axis in axes[drawn]:
@@ -135,20 +135,18 @@ def slim(teacher: StyleGenerator, images: int = 20_000, penalty: float = 0.006, 
     for scale, readers in zip(scales, G.readers(), strict=True):
         scaled = partial(_scaled, scale)
         hooks += [layer.register_forward_pre_hook(scaled) for layer in readers]
-    optimisers = [torch.optim.Adam(G.synthesis.parameters(), lr=lr, betas=(0.0, 0.99)),
-                  torch.optim.SGD(scales, lr=scale_lr)]
-    for w in _shown(draw_ws(teacher, images, batch, dice), images, batch, progress):
+    optimiser = torch.optim.Adam(G.synthesis.parameters(), lr=lr, betas=(0.0, 0.99))
+    for w in draw_ws(teacher, images, batch, dice, progress):
         noise = teacher.synthesis.draw_noise(len(w), dice)
         with torch.no_grad():
             theirs = teacher.synthesis(w, noise=noise)
         loss = rgb_loss(G.synthesis(w, noise=noise).rgbs, theirs.rgbs)
-        for optimiser in optimisers:
-            optimiser.zero_grad(set_to_none=True)
+        optimiser.zero_grad()
         loss.backward()
-        for optimiser in optimisers:
-            optimiser.step()
-        for scale in scales:  # what the L1 norm asks for: nearer to 0, not past it
-            scale.data = softshrink(scale.data, scale_lr * penalty)
+        optimiser.step()
+        for scale in scales:  # down the gradient, then nearer to 0, but not past it: the L1 norm
+            scale.data = softshrink(scale.data - scale_lr * scale.grad, scale_lr * penalty)
+            scale.grad = None
             if not scale.any():
                 raise ValueError(f"penalty={penalty} switches a whole layer off: lower it")
     for hook in hooks:
@@ -171,15 +169,12 @@ def _with_gradients(G: StyleGenerator, seed: int) -> tuple[StyleGenerator, torch
     return G, torch.Generator(next(G.parameters()).device).manual_seed(seed)
 
 
-def _shown(batches: Iterator[Tensor], images: int, batch: int, progress: bool) -> Iterator[Tensor]:
-    """The same batches, with a bar if it is wanted."""
-    return bar(batches, total=-(-images // batch), unit="batches", desc="choosing channels",
-               disable=not progress)
-
-
-def draw_ws(G: StyleGenerator, samples: int, batch: int, dice: torch.Generator) -> Iterator[Tensor]:
-    """w (N, w_dim) in batches; of a conditional network, of classes in turn."""
-    for start in range(0, samples, batch):
+def draw_ws(G: StyleGenerator, samples: int, batch: int, dice: torch.Generator,
+            progress: bool = False) -> Iterator[Tensor]:
+    """w (N, w_dim) in batches, with a bar if it is wanted; of a conditional network, of classes in
+    turn."""
+    for start in bar(range(0, samples, batch), unit="batches", desc="choosing channels",
+                     disable=not progress):
         n = min(batch, samples - start)
         c = None
         if G.c_dim:

@@ -25,7 +25,6 @@ def make_student(teacher: StyleGenerator, keep: float = 0.3, kernel: int = 3,
     """A student for `teacher`: `keep` of its channels in every layer, and its mapping network.
 
     Args:
-        teacher: the network to shrink; not changed.
         keep: fraction of channels kept in every layer, in (0, 1].
         kernel: of every block's second convolution; 1 is the paper's heterogeneous student.
         mapping: "inherit", the teacher's mapping network, weights and all (the paper's finding);
@@ -39,8 +38,8 @@ def make_student(teacher: StyleGenerator, keep: float = 0.3, kernel: int = 3,
         slimming_images: for "slimmed", length of that training.
         kind: "same", the teacher's family; "mobile", MobileStyleGAN's wavelet-domain network.
         progress: show a bar while channels are scored or slimmed, which may take minutes.
-    Returns: a network in train mode, with the teacher's constant noise maps.
-    Raises ValueError for a student that cannot be.
+    Returns: a network in train mode, with the teacher's constant noise maps. The teacher stays as
+        it is. Raises ValueError for a student that cannot be.
     """
     family, architecture = check_request(teacher, keep, kernel, mapping, synthesis, kind)
     device = next(teacher.parameters()).device

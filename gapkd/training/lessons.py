@@ -29,38 +29,32 @@ class Lesson:
     teacher: SynthesisOutput | None = None
 
 
-def check_reuse(reuse: int, silent: bool) -> None:
-    """Raise ValueError where the same latents do not give the same image, or several processes
-    would have to share lessons.
-
-    Args:
-        silent: whether teacher and student are without noise.
-    """
-    if reuse > 1 and not silent:
-        raise ValueError("reuse needs a student and a teacher without noise maps, which are drawn "
-                         "anew each time: set reuse to 1, or take such a teacher (toyfaces64)")
-    if reuse > 1 and parallel.count() > 1:
-        raise ValueError("reuse keeps images in one process: set reuse to 1, or train without "
-                         "torchrun")
-
-
 class Lessons:
     """Gathers lessons and gives each of them `reuse` times.
 
     Args:
         reuse: 1: every lesson is a new one.
         batch, resolution: of the images that are kept, which decides how many lessons fit.
-    Raises ValueError when so few fit that they would be learned by heart.
+        silent: whether teacher and student are without noise.
+    Raises ValueError when the same latents do not give the same image, when several processes would
+        have to share lessons, and when so few fit that they would be learned by heart.
     """
 
-    def __init__(self, reuse: int, batch: int, resolution: int):
+    def __init__(self, reuse: int, batch: int, resolution: int, silent: bool):
         self.reuse, self.size = reuse, 1
         if reuse > 1:
             self.size = min(MOST, POOL_BYTES // (4 * 3 * resolution**2 * batch))
-        if self.size < FEWEST and reuse > 1:
-            raise ValueError(f"reuse={reuse} keeps teacher images in {POOL_BYTES >> 20} MB, where "
-                             f"only {self.size} batches of {batch} at {resolution} px fit: lower "
-                             "batch, or set reuse to 1")
+            if not silent:
+                raise ValueError("reuse needs a student and a teacher without noise maps, which "
+                                 "are drawn anew each time: set reuse to 1, or take such a teacher "
+                                 "(toyfaces64)")
+            if parallel.count() > 1:
+                raise ValueError("reuse keeps images in one process: set reuse to 1, or train "
+                                 "without torchrun")
+            if self.size < FEWEST:
+                raise ValueError(f"reuse={reuse} keeps teacher images in {POOL_BYTES >> 20} MB, "
+                                 f"where only {self.size} batches of {batch} at {resolution} px "
+                                 "fit: lower batch, or set reuse to 1")
         self.kept: list[Lesson] = []
         self.order: list[int] = []  # of this pass, the next one last
         self.passes = 0
@@ -80,14 +74,10 @@ class Lessons:
 
     def state(self) -> dict:
         """All but the images, which the teacher draws again."""
-        if self.reuse == 1:
-            return {}
         return {"latents": [lesson.latents for lesson in self.kept], "order": list(self.order),
                 "passes": self.passes}
 
     def load_state(self, state: dict, device: torch.device) -> None:
-        if not state:
-            return
         self.kept = [Lesson(tuple(value.to(device) if isinstance(value, torch.Tensor) else value
                                   for value in latents)) for latents in state["latents"]]
         self.order, self.passes = list(state["order"]), state["passes"]

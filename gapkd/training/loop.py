@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -57,21 +58,21 @@ from gapkd.training.runs import (
     FREE,
     KNOWN_BY_CONTENT,
     RunFolder,
-    belongs_to_this_job,
+    begun_by_this_job,
     find_files,
     job,
-    remembered,
+    read_about,
 )
 from gapkd.training.start import (
     check_distance,
+    check_pair,
     check_student,
-    is_file,
-    networks_of_file,
+    fresh_discriminator,
+    networks_of_start,
     settings_of,
     start_files,
-    start_from,
 )
-from gapkd.training.trainer import Trainer, TrainingDiverged, check_networks, class_shares
+from gapkd.training.trainer import Trainer, TrainingDiverged, class_shares
 
 Probe = Callable[[StyleGenerator], dict]
 AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
@@ -91,17 +92,13 @@ class OutOfMemory(RuntimeError):
 
 @dataclass
 class RunResult:
-    """What a training leaves.
-
-    generator: the weight average (EMA), eval mode.
-    discriminator: the last one.
-    log: the records of log.jsonl.
-    folder: where all lies.
-    """
+    """What a training leaves."""
 
     generator: StyleGenerator
+    """The weight average (EMA), in eval mode."""
     discriminator: Discriminator
     log: list[dict]
+    """The records of log.jsonl."""
     folder: Path
 
     @property
@@ -125,25 +122,23 @@ def train_gan(config: TrainConfig, probe: Probe | None = None) -> RunResult:
     config, G, D = first_networks(_begin(config, "teacher"))
     if not config.noise:
         G.silence()
-    dataset = _open_data(config, G)
-    return fit(Trainer(config, G, D, dataset=dataset), "teacher", probe)
+    dataset, judge = _open_data(config, G)
+    return fit(Trainer(config, G, D, dataset=dataset), "teacher", probe, judge)
 
 
 def first_networks(config: TrainConfig) -> tuple[TrainConfig, StyleGenerator, Discriminator]:
-    """Both networks before the first step, and the settings with what was taken over from a
-    file."""
+    """Both networks before the first step, and the settings with what was taken over from the run
+    that they start from."""
     if known := _known_networks(config):
         G, D = build(**known["G"]), build(**known["D"])  # their weights follow
-        taken = settings_of(G, D) if is_file(config.start_from) else {}
+        taken = settings_of(G) if config.start_from else {}
         return replace(config, **taken), G, D
-    if not config.resume and is_file(config.start_from):
-        return networks_of_file(config)
+    if config.start_from:
+        return networks_of_start(config)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         G = fresh_generator(config)
         D = Discriminator(config.resolution, widths(config.d_channels, config.resolution))
-    if config.start_from and not config.resume:
-        start_from(G, D, config.start_from)
     return config, G, D
 
 
@@ -151,7 +146,7 @@ def _known_networks(config: RunConfig) -> dict:
     """Kind and architecture of the networks of a run that is resumed; {} for any other."""
     if not config.resume:
         return {}
-    return parallel.from_first(lambda: remembered(config.out, "networks"))
+    return parallel.from_first(lambda: read_about(config.out).get("networks", {}))
 
 
 def fresh_generator(config: TrainConfig) -> StyleGenerator:
@@ -188,18 +183,20 @@ def distill(config: DistillConfig, probe: Probe | None = None,
     if config.content and content_mask is None:
         content_mask = partial(head_mask, reader("toyfaces", device))
     perceptual = distance_for(config.perceptual, device) if config.perceptual_weight else None
-    check_distance(config, perceptual, teacher)
-    D, dataset = first_discriminator(config, teacher), _open_data(config, teacher)
-    check_networks(config, teacher, D)
-    if config.perceptual == "toyfaces" != config.data and config.perceptual_weight:
-        _warn_of_toy_features()
+    if perceptual:
+        check_distance(config, perceptual, teacher)
+    D = first_discriminator(config, teacher)
+    dataset, judge = _open_data(config, teacher)
+    if perceptual and config.perceptual == "toyfaces" != config.data and parallel.is_first():
+        warnings.warn("the perceptual loss is that of a network which knows rendered toy faces "
+                      'only: for other images choose perceptual="lpips", "imagenet" or a judge of '
+                      "your own (gapkd judge), or set perceptual_weight to 0", stacklevel=2)
     if teacher.c_dim:
         class_shares(dataset, teacher.c_dim)
     student = first_student(config, teacher, content_mask)  # may take long: what can fail is above
     regressors = None
     if config.feature_weight:
-        regressors = make_regressors(student, teacher, config.feature_blocks, config.seed)
-        regressors = regressors.to(device)
+        regressors = make_regressors(student, teacher, config.ld_blocks, config.seed).to(device)
     distiller = Distiller(teacher, perceptual, config, content_mask, regressors)
     trainer = Trainer(config, student, D, distiller, dataset)
     trainer.images = config.slimming_images
@@ -207,18 +204,20 @@ def distill(config: DistillConfig, probe: Probe | None = None,
     inputs = {"teacher": sha256(config.teacher)}
     if config.perceptual_weight and config.perceptual not in DISTANCES:
         inputs["perceptual"] = sha256(config.perceptual)
-    return fit(trainer, "distill", probe, inputs)
+    return fit(trainer, "distill", probe, judge, inputs)
 
 
-def _open_data(config: RunConfig, G: StyleGenerator) -> Dataset:
-    """The images to train on; broken ones are named, and so is an FID that cannot be measured."""
-    device = choose_device(config.device)
+def _open_data(config: RunConfig, G: StyleGenerator) -> tuple[Dataset, FidProbe | None]:
+    """The images to train on, and what measures the FID to them. Broken images are named, and so is
+    an FID that cannot be measured."""
+    device, judge = choose_device(config.device), None
     dataset = open_dataset(config.data, G.resolution, seed=config.seed, device=device)
     if isinstance(dataset, ImageFiles):
         dataset.check(CHECK_SECONDS)
     if config.fid_every:
-        FidProbe(dataset, config.fid_features, config.fid_samples, device).try_out(G.to(device))
-    return dataset
+        judge = FidProbe(dataset, config.fid_features, config.fid_samples, device)
+        judge.try_out(G.to(device))
+    return dataset, judge
 
 
 def first_student(config: DistillConfig, teacher: StyleGenerator,
@@ -243,27 +242,10 @@ def first_discriminator(config: DistillConfig, teacher: StyleGenerator) -> Discr
     if known := _known_networks(config):
         return build(**known["D"])
     if not config.discriminator:
-        with torch.random.fork_rng():
-            torch.manual_seed(config.seed)
-            channels = widths(config.d_channels, teacher.resolution)
-            return Discriminator(teacher.resolution, channels, teacher.c_dim,
-                                 img_channels=teacher.img_channels)
+        return fresh_discriminator(config, teacher)
     D = load_discriminator(config.discriminator).requires_grad_(True)
-    if D.resolution != teacher.resolution:
-        raise ValueError(f"discriminator {config.discriminator} is for {D.resolution} px, the "
-                         f"teacher for {teacher.resolution} px: choose one of the same resolution")
-    if D.img_channels != teacher.img_channels:
-        raise ValueError(f"discriminator {config.discriminator} reads images of {D.img_channels} "
-                         f"channels, the teacher draws {teacher.img_channels}: choose another")
+    check_pair(teacher, D)
     return D
-
-
-def _warn_of_toy_features() -> None:
-    if parallel.is_first():
-        warnings.warn("the perceptual loss is that of a network which knows rendered toy faces "
-                      "only: "
-                      'for other images choose perceptual="lpips", "imagenet" or a judge of '
-                      "your own (gapkd judge), or set perceptual_weight to 0", stacklevel=3)
 
 
 def resume_run(folder: str | Path, images: int = 0, device: str = "", progress: bool = True,
@@ -278,27 +260,25 @@ def resume_run(folder: str | Path, images: int = 0, device: str = "", progress: 
     Raises ValueError when the folder holds no run, or cannot go on so; else as `train_gan` and
         `distill`.
     """
-    known = {"teacher": (TrainConfig, train_gan), "distill": (DistillConfig, distill)}
-    try:
-        about = json.loads((Path(folder) / "settings.json").read_text())
-        cls, train = known[about["kind"]]
-        settings = dict(about["settings"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    about = read_about(folder)
+    kind, settings = about.get("kind"), about.get("settings")
+    if kind not in ("teacher", "distill") or not isinstance(settings, dict):
         raise ValueError(f"{folder} holds no run of gapkd (settings.json is missing or not "
-                         "readable): name the folder of one") from error
+                         "readable): name the folder of one")
+    cls, train = (TrainConfig, train_gan) if kind == "teacher" else (DistillConfig, distill)
     if other := settings.keys() ^ {field.name for field in fields(cls)}:
         raise ValueError(f"cannot resume {folder}: another version of gapkd started it (its "
                          f"settings differ in {sorted(other)[0]}); go on with that version, or "
                          "start the run anew in another folder")
     if fixed := changes.keys() - ((FREE | KNOWN_BY_CONTENT) & settings.keys()):
-        raise ValueError(f"a {about['kind']} run cannot be resumed with another "
+        raise ValueError(f"a {kind} run cannot be resumed with another "
                          f"{sorted(fixed)[0]}: leave it out, or start the run anew in another "
                          "folder")
-    settings |= {"out": str(folder), "resume": True, "progress": progress} | changes
     if images:
-        settings["images"] = images
+        changes["images"] = images
     if device:
-        settings["device"] = device
+        changes["device"] = device
+    settings |= {"out": str(folder), "resume": True, "progress": progress} | changes
     settings |= find_files(settings, about.get("started_in", ""), changes)
     return train(from_dict(cls, settings))
 
@@ -317,39 +297,33 @@ def _begin(config: AnyConfig, kind: str) -> AnyConfig:
                          "(several)")
     # A machine that has come in a dead one's place counts no restart of its own, so all are asked.
     if parallel.anyone(parallel.restarted()):
-        if parallel.from_first(lambda: _was_begun(config.out)):
+        if parallel.from_first(lambda: begun_by_this_job(config.out)):
             config = replace(config, resume=True)
     parallel.check_equal("settings", json.dumps(to_dict(config)))
     parallel.from_first(RunFolder(config, kind).check)
     return config
 
 
-def _was_begun(folder: str) -> bool:
-    return belongs_to_this_job(folder) and any(Path(folder).glob("checkpoints/*"))
-
-
 # -------------------------------------------------------------------------------------- the loop
 
 
-def fit(trainer: Trainer, kind: str, probe: Probe | None = None,
+def fit(trainer: Trainer, kind: str, probe: Probe | None = None, judge: Probe | None = None,
         inputs: dict[str, str] | None = None) -> RunResult:
     """Run a trainer to its end: log, grids, checkpoints, probes; exact resume; a clean stop on
-    Ctrl-C and SIGTERM.
-
-    Args:
-        kind: "teacher" or "distill".
-        inputs: see `RunFolder`.
-    """
+    Ctrl-C and SIGTERM. `kind` is "teacher" or "distill"; `judge` measures the FID; `inputs` as in
+    `RunFolder`."""
     names = getattr(trainer.dataset, "names", ())
     with RunFolder(trainer.config, kind, inputs, names) as folder:
-        return Loop(trainer, kind, folder, probe).run()
+        return Loop(trainer, kind, folder, probe, judge).run()
 
 
 class Loop:
     """One pass from where a trainer stands to its last image."""
 
-    def __init__(self, trainer: Trainer, kind: str, folder: RunFolder, probe: Probe | None):
-        self.trainer, self.kind, self.folder, self.probe = trainer, kind, folder, probe
+    def __init__(self, trainer: Trainer, kind: str, folder: RunFolder, probe: Probe | None,
+                 judge: Probe | None):
+        self.trainer, self.kind, self.folder = trainer, kind, folder
+        self.probe, self.judge = probe, judge
         c = trainer.config
         self.origin = provenance() | {"processes": parallel.count()}
         if ancestor := folder.remember("started_from", lambda: _ancestor(c)):
@@ -359,35 +333,28 @@ class Loop:
             for name, network in (("G", trainer.G), ("D", trainer.D))})
         self.log: list[dict] = []
         self.pending: dict = {}  # losses of a checkpoint that had not reached the log
-        self.seconds = trainer.seconds
+        spent = trainer.seconds
         self.saved_at: int | None = None
         if c.resume:
-            self._take_up()
+            state = folder.load_state()
+            trainer.load_state(state)
+            self.log = parallel.from_first(lambda: folder.cut_log(trainer.images))
+            spent, self.saved_at = state["seconds"], trainer.images
+            self.pending = state["notes"]
+        self.began = time.perf_counter() - spent
         parallel.check_equal("weights", trainer.fingerprint())
-        self.judge = None
-        if c.fid_every:
-            self.judge = FidProbe(trainer.dataset, c.fid_features, c.fid_samples, trainer.device)
-
-    def _take_up(self) -> None:
-        trainer, folder = self.trainer, self.folder
-        state = folder.load_state()
-        trainer.load_state(state)
-        self.log = parallel.from_first(lambda: folder.cut_log(trainer.images))
-        self.seconds, self.saved_at = state["seconds"], trainer.images
-        self.pending = state.get("notes", {})
 
     def run(self) -> RunResult:
         trainer, c = self.trainer, self.trainer.config
         quiet = not (c.progress and parallel.is_first())
-        self.clock = time.perf_counter()
-        with _Signals() as signals, progress_bar(total=c.images, initial=trainer.images, unit="img",
-                                                 desc=self.kind, disable=quiet,
-                                                 smoothing=0.05) as bar:
+        bar = progress_bar(total=c.images, initial=trainer.images, unit="img", desc=self.kind,
+                           disable=quiet, smoothing=0.05)
+        with _signals() as stopped, bar:
             if c.resume and not (self.log and self.log[-1]["images"] == trainer.images):
                 self.look(self.pending)
             while trainer.images < c.images:
                 trouble = self.fetch()
-                if parallel.anyone(bool(signals.seen or trouble)):
+                if parallel.anyone(bool(stopped or trouble)):
                     self.halt(trouble)
                 with _memory(trainer):
                     trainer.train_step()
@@ -396,13 +363,19 @@ class Loop:
                 if self.done or self.crossed(c.checkpoint_every):
                     self.save(notes)
                 self.look(notes)
-                losses = {k: f"{v:.2f}" for k, v in notes.items() if k.startswith("loss")}
-                bar.set_postfix(losses) if losses else None
+                if notes:
+                    shown = notes.keys() & {"loss_d", "loss_g"}
+                    bar.set_postfix({name: f"{notes[name]:.2f}" for name in sorted(shown)})
         D = trainer.D.eval().requires_grad_(False)
         result = RunResult(trainer.G_ema, D, self.log, self.folder.path)
         self.folder.save_network(result.generator, "generator", self.card())
         self.folder.save_network(result.discriminator, "discriminator", self.card())
         return result
+
+    @property
+    def seconds(self) -> float:
+        """Spent on the run, before it was stopped too."""
+        return time.perf_counter() - self.began
 
     @property
     def done(self) -> bool:
@@ -449,11 +422,10 @@ class Loop:
         trainer = self.trainer
         try:
             with torch.no_grad(), _memory(trainer):
-                record = notes | self.measure()
+                record = notes | self.measure(notes)
         except Exception as error:
-            if self.saved_at != trainer.images and parallel.is_first():
-                best = best_record(self.log)
-                self.folder.save_state(self.state(notes), best=best["images"] if best else None)
+            if self.saved_at != trainer.images:
+                self.folder.save_state(self.state(notes), best_record(self.log))
             if not isinstance(error, (ValueError, OSError, OutOfMemory)):
                 raise
             raise TrainingHalted(
@@ -463,20 +435,20 @@ class Loop:
         if record and self.write(record) and self.saved_at != trainer.images:
             self.save({})
 
-    def measure(self) -> dict:
+    def measure(self, notes: dict) -> dict:
         trainer, c, record = self.trainer, self.trainer.config, {}
-        if self.probe and (self.done or self.crossed(c.probe_every)):
-            record |= self.probe(trainer.G_ema)
-        if self.judge and (self.done or self.crossed(c.fid_every)):
-            record |= self.judge(trainer.G_ema)
+        for measure, period in ((self.probe, c.probe_every), (self.judge, c.fid_every)):
+            if measure and (self.done or self.crossed(period)):
+                record |= measure(trainer.G_ema)
+        if taken := record.keys() & {"images", "seconds", *notes}:
+            raise ValueError(f"a probe may not call a number {min(taken)}, which is a name of the "
+                             "log's own: give it another")
         if c.grid_every and parallel.is_first() and (self.done or self.crossed(c.grid_every)):
             self.folder.save_grid(draw_sheet(trainer.G_ema, 64, seed=0), trainer.images)
         return record
 
     def write(self, record: dict) -> bool:
         """Log a record; whether its FID is the lowest so far."""
-        now = time.perf_counter()
-        self.seconds, self.clock = self.seconds + now - self.clock, now
         record = {"images": self.trainer.images, "seconds": round(self.seconds, 2), **record}
         self.log.append(record)
         self.folder.log(record)
@@ -487,25 +459,19 @@ class Loop:
         return new_best
 
     def save(self, notes: dict) -> None:
-        """Write a checkpoint, unless the weights are spoilt.
-
-        Args:
-            notes: losses that are not in the log yet.
-        """
+        """Write a checkpoint, with losses that are not in the log yet, unless the weights are
+        spoilt."""
         trainer = self.trainer
         if not trainer.finite():
             raise TrainingDiverged(f"training diverged near image {trainer.images}: a weight is "
                                    f"not finite{self.last_good()}")
         parallel.check_equal("weights", trainer.fingerprint())
-        best = best_record(self.log)
-        self.folder.save_state(self.state(notes), best=best["images"] if best else None)
+        self.folder.save_state(self.state(notes), best_record(self.log))
         self.saved_at = trainer.images
 
     def state(self, notes: dict) -> dict:
         """What a checkpoint holds: all that the run needs to go on, and all that others need to
         draw with its networks."""
-        now = time.perf_counter()
-        self.seconds, self.clock = self.seconds + now - self.clock, now
         about = {"networks": self.networks, "provenance": self.card()}
         return self.trainer.state() | {"seconds": self.seconds, "notes": notes,
                                        "about": json.dumps(about)}
@@ -537,29 +503,24 @@ def _ancestor(config: RunConfig) -> dict:
     return read_metadata(start_files(start)[0])["provenance"] if start else {}
 
 
-class _Signals:
-    """Within the block, SIGINT and SIGTERM are noted in `seen` (looked at between steps) instead of
-    breaking a step; the second one breaks it."""
+@contextmanager
+def _signals():
+    """Within the block, SIGINT and SIGTERM are noted in the list that it gives (looked at between
+    steps) instead of breaking a step; the second one breaks it."""
+    seen, before = [], {}
 
-    def __init__(self):
-        self.seen: list[int] = []
-        self.before: dict = {}
-
-    def _take(self, number: int, frame: object) -> None:
-        if self.seen:
+    def take(number: int, frame: object) -> None:
+        if seen:
             raise KeyboardInterrupt("stopped at once: the step that was on its way is lost")
-        self.seen.append(number)
+        seen.append(number)
 
-    def __enter__(self) -> _Signals:
-        try:
+    try:
+        if threading.current_thread() is threading.main_thread():  # else the caller's stay
             for number in (signal.SIGINT, signal.SIGTERM):
-                self.before[number] = signal.signal(number, self._take)
-        except ValueError:  # not in the main thread: the caller's handling stays
-            pass
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self.before.items():
+                before[number] = signal.signal(number, take)
+        yield seen
+    finally:
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 
@@ -584,13 +545,8 @@ def _way_out(trainer: Trainer) -> str:
         begun = c.resume or trainer.images
         anew = " (in a new run: this one keeps its batch)" if begun else ""
         ways.append(f"lower batch{anew}")
-    group = trainer.D.mbstd_group or c.batch
-    if c.batch % group == 0 and c.batch // group > parallel.count():
-        ways.append("share it among more processes")
     if trainer.graphs.rng is not None:
         ways.append("set cuda_graphs to False")
     if trainer.device.type == "cuda" and c.precision in ("float32", "tf32"):
         ways.append("choose precision=bf16")
-    elif trainer.device.type == "cpu":
-        ways.append("close other programs")
-    return ", or ".join(ways) or "choose a smaller network, or a machine with more memory"
+    return ", or ".join([*ways, "take a machine with more free memory"])

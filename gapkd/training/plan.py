@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,7 +22,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from gapkd.files.checkpoints import WEIGHTS, CheckpointError, find_checkpoint, read_metadata
 from gapkd.metrics.attributes import AttributeNetwork
 from gapkd.metrics.cost import macs
-from gapkd.networks.base import kept_channels
 from gapkd.networks.stylegan2 import Discriminator, Generator, config_f_channels
 
 CAGAN_HOURS, CAGAN_GPUS, STEPS, BATCH = 131, 2, 450_000, 16
@@ -90,21 +89,13 @@ def networks_for(architecture: dict, keep: float, d_channels: Sequence[int] | No
     """
     with torch.device("meta"):
         teacher = Generator(**architecture)
-        pairs = [[kept_channels(c, keep) for c in pair] for pair in teacher.channels]
-        student = Generator(**architecture | {"channels": pairs})
+        student = Generator(**Generator.student_of(teacher, keep, teacher.kernel))
         D = Discriminator(teacher.resolution, d_channels or [pair[1] for pair in teacher.channels],
                           img_channels=teacher.img_channels)
         looks = vgg() if perceptual == "lpips" else nn.Sequential(*AttributeNetwork().blocks)
     largest = 256 if perceptual == "lpips" else AttributeNetwork.size
     looked_at = min(teacher.resolution, largest)
     return Networks(teacher, student, D, looks.requires_grad_(False), looked_at)
-
-
-def count(run: Callable[[Tensor], object], x: Tensor) -> int:
-    """Multiply-accumulates of a call."""
-    with FlopCounterMode(display=False) as counter:
-        run(x)
-    return counter.get_total_flops() // 2
 
 
 def vgg() -> nn.Sequential:
@@ -121,7 +112,9 @@ def vgg() -> nn.Sequential:
 def image_macs(network: nn.Module, resolution: int) -> int:
     """Multiply-accumulates of a network on the meta device for one image."""
     channels = getattr(network, "img_channels", 3)
-    return count(network, torch.empty(1, channels, resolution, resolution, device="meta"))
+    with FlopCounterMode(display=False) as counter:
+        network(torch.empty(1, channels, resolution, resolution, device="meta"))
+    return counter.get_total_flops() // 2
 
 
 def step_macs(n: Networks, views: int = 2, r1_every: int = 16, path_every: int = 0) -> float:
@@ -129,14 +122,12 @@ def step_macs(n: Networks, views: int = 2, r1_every: int = 16, path_every: int =
 
     A backward pass costs twice its forward pass (gradients of inputs and of weights), once where
     the weights stay.
-    Discriminator step: student forward, D forward and back on a real and a fake image. Generator
-    step: student forward and back and teacher forward on every view, D and the perceptual network
-    forward and back to the image, the latter forward on the teacher's image too. R1 differentiates
-    a gradient: forward, back to the image, and three times as much to go back through both.
     """
     student, teacher, D = macs(n.student), macs(n.teacher), image_macs(n.D, n.D.resolution)
-    d_step = student + 2 * 3 * D
+    d_step = student + 2 * 3 * D  # D forward and back, on a real and a drawn image
+    # Every view; D and the perceptual network, forward and back to the image; the teacher's image.
     g_step = views * (3 * student + teacher) + 2 * D + 3 * image_macs(n.perceptual, n.looked_at)
+    # A gradient is differentiated: forward, back to the image, and three times that through both.
     r1 = 5 * D / r1_every if r1_every else 0.0
     path = 0.5 * 6 * student / path_every if path_every else 0.0  # on half a batch
     return d_step + g_step + r1 + path
@@ -183,10 +174,8 @@ def saved_bytes(network: nn.Module, x: Tensor) -> int:
 
 
 def architecture_of(name: str) -> dict:
-    """Of a file, an embedded network, or configuration f of the size that the name ends in.
-
-    Raises ValueError for anything else.
-    """
+    """Of a file, an embedded network, or configuration f of the size that the name ends in. Raises
+    ValueError for anything else."""
     try:
         metadata = read_metadata(find_checkpoint(name))
         if metadata["kind"] != "stylegan2-generator":
@@ -198,7 +187,7 @@ def architecture_of(name: str) -> dict:
             raise
         size = re.fullmatch(r"[A-Za-z-]*?(\d+)", name)
         resolution = int(size[1]) if size else 0
-        if not (resolution and 32 <= resolution <= 2048 and resolution & (resolution - 1) == 0):
+        if resolution not in (32, 64, 128, 256, 512, 1024, 2048):
             raise ValueError(f"{name} is neither a gapkd file nor an embedded network, nor does it "
                              "end in a power of two from 32 to 2048, as ffhq256 does") from error
         return {"resolution": resolution, "z_dim": 512, "w_dim": 512,
@@ -206,11 +195,8 @@ def architecture_of(name: str) -> dict:
 
 
 def published_rate() -> tuple[float, float]:
-    """(10^12 MACs a second and GPU, share of the V100's float32 peak) of CAGAN's retraining.
-
-    Its step is that of `step_macs` with one view (it has no latent-direction loss), LPIPS, and
-    path-length regularisation in every fourth step.
-    """
+    """(10^12 MACs a second and GPU, share of the V100's float32 peak) of CAGAN's retraining: one
+    view (no latent-direction loss), LPIPS, path-length regularisation in every fourth step."""
     n = networks_for(architecture_of("ffhq256"), 0.3)
     work = step_macs(n, views=1, path_every=4) * STEPS * BATCH
     rate = work / (CAGAN_HOURS * 3600 * CAGAN_GPUS) / 1e12

@@ -44,7 +44,7 @@ def free_on_resume(config: RunConfig) -> set[str]:
     """What a resumed run may change."""
     # Rates that fall, and a discriminator that begins late, do so along a curve that images
     # stretches.
-    if config.lr_end == config.r1_end == 1.0 and not getattr(config, "gan_from", 0.0):
+    if config.lr_end == config.r1_end == 1.0 and not config.gan_from:
         return FREE | {"images"}
     return FREE
 
@@ -54,11 +54,11 @@ def digest_of(names: Sequence[str]) -> str:
     return hashlib.sha256("\0".join(names).encode(errors="surrogateescape")).hexdigest()
 
 
-def remembered(folder: str | Path, name: str) -> dict:
-    """What a run has put down in its settings.json under a name; {} if nothing."""
+def read_about(folder: str | Path) -> dict:
+    """What settings.json says of the run in a folder; {} where none can be read."""
     try:
-        found = json.loads((Path(folder) / "settings.json").read_text()).get(name)
-    except (OSError, ValueError, AttributeError):
+        found = json.loads((Path(folder) / "settings.json").read_text())
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -148,8 +148,9 @@ class RunFolder:
         if (self.path / ".lock").exists():
             self._keep_others_out()
             self.__exit__()
-        self._refuse_to_overwrite()
-        if config.resume and not self.checkpoints():
+        if not config.resume:
+            self._refuse_to_overwrite()
+        elif not self.checkpoints():
             raise ValueError(f"{self.path} holds no checkpoint to resume from: check out, or start "
                              "without resume")
         check_place(self.path / "settings.json", "out")
@@ -157,13 +158,11 @@ class RunFolder:
     def _prepare(self) -> Path:
         config = self.config
         self.check()
-        writer = _summary_writer() if config.tensorboard else None
         if config.resume:
             self._compare_settings()
         self.path.mkdir(parents=True, exist_ok=True)
         self._keep_others_out()
-        # A run that died before its first checkpoint leaves a log: start it anew
-        if not config.resume:
+        if not config.resume:  # a run that died before its first checkpoint leaves a log
             (self.path / "log.jsonl").unlink(missing_ok=True)
         write_atomically(self.path / "settings.json", json.dumps(
             self.before | {"kind": self.kind, "settings": to_dict(config), "inputs": self.inputs,
@@ -171,25 +170,21 @@ class RunFolder:
                            "started_in": str(Path.cwd())}, indent=1).encode())
         if self.names:
             write_atomically(self.path / "data.json", json.dumps(self.names, indent=0).encode())
-        if writer:
-            self.board = writer(str(self.path / "tensorboard"))
+        if config.tensorboard:
+            self.board = _summary_writer()(str(self.path / "tensorboard"))
         return self.path
 
     def _refuse_to_overwrite(self) -> None:
         """Only the rest of a run that died before its first checkpoint may be written over."""
-        if self.config.resume:
-            return
         if self.checkpoints():
             raise ValueError(f"{self.path} already holds a run: go on with it (`gapkd resume "
                              f"{self.path}`, or resume=True), or choose another out")
         if any(self.path.glob("*.safetensors")):
             raise ValueError(f"{self.path} already holds networks: choose another out")
-        if (self.path / "settings.json").exists() or (self.path / "log.jsonl").exists():
-            try:
-                json.loads((self.path / "settings.json").read_text())["kind"]
-            except (OSError, ValueError, KeyError, TypeError) as error:
+        if any((self.path / name).exists() for name in ("settings.json", "log.jsonl")):
+            if "kind" not in read_about(self.path):
                 raise ValueError(f"{self.path} holds files that no run of gapkd wrote: choose "
-                                 "another out") from error
+                                 "another out")
 
     def _keep_others_out(self) -> None:
         """Two trainings in one folder would spoil each other's files."""
@@ -208,45 +203,38 @@ class RunFolder:
         return sorted((self.path / "checkpoints").glob("[0-9]*.pt"))
 
     def _compare_settings(self) -> None:
-        try:
-            self.before = json.loads((self.path / "settings.json").read_text())
-            kind, settings = self.before["kind"], self.before["settings"]
-            inputs = self.before["inputs"]
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"{self.path / 'settings.json'} cannot be read ({error}): this run "
-                             "cannot be resumed") from error
+        self.before = read_about(self.path)
+        kind, settings, inputs = (self.before.get(key) for key in ("kind", "settings", "inputs"))
+        if not (isinstance(settings, dict) and isinstance(inputs, dict)):
+            raise ValueError(f"{self.path / 'settings.json'} cannot be read: this run cannot be "
+                             "resumed")
         if kind != self.kind:
             raise ValueError(f"{self.path} holds a {kind} run, not a {self.kind} run: choose "
                              "another out")
-        free, differences = free_on_resume(self.config) | OF_THE_START, []
+        free = free_on_resume(self.config) | OF_THE_START
         free |= KNOWN_BY_CONTENT & self.inputs.keys() & inputs.keys()
-        for name, value in to_dict(self.config).items():
-            if name not in settings:
-                raise ValueError(f"cannot resume {self.path}: an older gapkd, without the setting "
-                                 f"{name}, started it; start the run anew in another folder")
-            if name not in free and settings[name] != value:
-                differences.append(f"{name}={settings[name]!r}, not {value!r}")
+        differences = [f"{name}={settings.get(name)!r}, not {value!r}"
+                       for name, value in to_dict(self.config).items()
+                       if name not in free and settings.get(name) != value]
         if differences:
-            why = ""
-            if any(text.startswith("images=") for text in differences):
-                why = (" (the falling rate and the discriminator's beginning depend on the length: "
-                       "a longer run is another one)")
             raise ValueError(f"cannot resume {self.path}: it was started with "
-                             f"{'; '.join(differences)}{why}; give the old values, or choose "
-                             "another out")
+                             f"{'; '.join(differences)}; give the old values, or choose another "
+                             "out (a longer run is another one where rates fall along its length)")
         reached = int(self.checkpoints()[-1].stem)
         if self.config.images <= reached - self.config.batch:
             raise ValueError(f"the run in {self.path} is already at image {reached}: give images "
                              "of at least that")
         for name, digest in self.inputs.items():
-            if inputs.get(name) == digest:
-                continue
-            change = "another file" if name != "data" else self._change_of_data(inputs["data"])
-            if change:
-                raise ValueError(
-                    f"cannot resume {self.path}: {name}={getattr(self.config, name)} is not what "
-                    f"it was when the run began ({change}); bring that back, say where it is now "
-                    f"(`gapkd resume {self.path} --{name} PATH`), or choose another out")
+            if inputs.get(name) != digest:
+                self._refuse_other_input(name, inputs.get(name))
+
+    def _refuse_other_input(self, name: str, before: str | None) -> None:
+        change = "another file" if name != "data" else self._change_of_data(before)
+        if change:
+            raise ValueError(
+                f"cannot resume {self.path}: {name}={getattr(self.config, name)} is not what it "
+                f"was when the run began ({change}); bring that back, say where it is now "
+                f"(`gapkd resume {self.path} --{name} PATH`), or choose another out")
 
     def _change_of_data(self, before: str) -> str:
         """How the images differ from those of a digest; empty where some were only taken out, as
@@ -271,12 +259,11 @@ class RunFolder:
         more."""
         if not self.writes:
             return {}
-        file = self.path / "settings.json"
-        content = json.loads(file.read_text())
-        if name not in content:
-            content[name] = find()
-            write_atomically(file, json.dumps(content, indent=1).encode())
-        return content[name]
+        about = read_about(self.path)
+        if name not in about:
+            about[name] = find()
+            write_atomically(self.path / "settings.json", json.dumps(about, indent=1).encode())
+        return about[name]
 
     def log(self, record: dict) -> None:
         """Append one line to log.jsonl."""
@@ -294,24 +281,19 @@ class RunFolder:
                 if name != "images" and isinstance(value, (int, float)):
                     self.board.add_scalar(name, value, record["images"])
 
-    def read_log(self) -> list[dict]:
-        """All records of the log; an unfinished last line is left out."""
-        records = []
-        file = self.path / "log.jsonl"
+    def cut_log(self, images: int) -> list[dict]:
+        """Drop records later than `images` (written after the checkpoint that is resumed), and an
+        unfinished last line; returns what stays."""
+        kept, file = [], self.path / "log.jsonl"
         for line in file.read_text().splitlines() if file.exists() else []:
             try:
-                records.append(json.loads(line))
+                record = json.loads(line)
             except ValueError:
                 break
-        return records
-
-    def cut_log(self, images: int) -> list[dict]:
-        """Drop records later than `images` (written after the checkpoint that is resumed); returns
-        what stays."""
-        kept = [r for r in self.read_log() if r["images"] <= images]
+            if record["images"] <= images:
+                kept.append(record)
         if self.writes:
-            text = "".join(json.dumps(record) + "\n" for record in kept)
-            write_atomically(self.path / "log.jsonl", text.encode())
+            write_atomically(file, "".join(json.dumps(record) + "\n" for record in kept).encode())
         return kept
 
     def save_grid(self, images: Tensor, count: int) -> None:
@@ -327,46 +309,32 @@ class RunFolder:
         if self.writes:
             save_network(network, self.path / f"{name}.safetensors", card)
 
-    def save_state(self, state: dict, best: int | None = None) -> None:
+    def save_state(self, state: dict, best: dict | None) -> None:
         """Write checkpoints/<images>.pt, whole or not at all; then remove all but the newest
-        two and the one of `best` images."""
+        two and the one of the best record."""
         if not self.writes:
             return
         buffer = io.BytesIO()
         torch.save(state | {"run": self.identity()}, buffer)
         write_atomically(self.path / "checkpoints" / f"{state['images']:09d}.pt", buffer.getvalue())
         for file in self.checkpoints()[:-KEPT_CHECKPOINTS]:
-            if best is None or file.stem != f"{best:09d}":
+            if best is None or int(file.stem) != best["images"]:
                 file.unlink(missing_ok=True)
 
     def identity(self) -> str:
         """A digest of what decides the numbers of this run: its kind, settings and inputs, wherever
         they lie. Of the data, `_compare_settings` knows more."""
         free = free_on_resume(self.config) | KNOWN_BY_CONTENT | OF_THE_START
-        inputs = {name: digest for name, digest in self.inputs.items() if name != "data"}
-        return _digest(self.kind, to_dict(self.config), free, inputs)
-
-    def former_identity(self) -> str:
-        """The digest that checkpoints bore when paths were a part of it."""
-        free = free_on_resume(self.config) - {"precision", "cuda_graphs"}
-        return _digest(self.kind, self.before["settings"], free, self.before["inputs"])
+        deciding = [{name: value for name, value in to_dict(self.config).items()
+                     if name not in free},
+                    {name: digest for name, digest in self.inputs.items() if name != "data"}]
+        text = json.dumps([self.kind, *deciding], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def load_state(self) -> dict:
         """The newest whole checkpoint; nothing in it is executed. A damaged one is put aside, and
-        said so.
-
-        Raises CheckpointError when none is whole, or when it belongs to another run.
-        """
-        return parallel.from_first(self._own_state)
-
-    def _own_state(self) -> dict:
-        state = self._newest_state()
-        own = self.identity(), self.former_identity()
-        if not isinstance(state, dict) or state.get("run") not in own:
-            raise CheckpointError(f"the newest checkpoint in {self.path / 'checkpoints'} belongs "
-                                  "to another run or an older gapkd: bring this run's own ones "
-                                  "back, or start it anew in another folder")
-        return state
+        said so. Raises CheckpointError when none is whole, or when it belongs to another run."""
+        return parallel.from_first(self._newest_state)
 
     def _newest_state(self) -> dict:
         damaged = None
@@ -378,15 +346,14 @@ class RunFolder:
                 file.rename(file.with_suffix(".damaged"))
                 warnings.warn(f"{error}; it is put aside as {file.with_suffix('.damaged').name}, "
                               "and the one before it is used", stacklevel=2)
-            else:
-                return state
+                continue
+            if not isinstance(state, dict) or state.get("run") != self.identity():
+                raise CheckpointError(f"the newest checkpoint in {self.path / 'checkpoints'} "
+                                      "belongs to another run: bring this run's own ones back, or "
+                                      "start it anew in another folder")
+            return state
         raise CheckpointError(f"no checkpoint in {self.path / 'checkpoints'} is whole: start the "
                               "run anew in another folder") from damaged
-
-
-def _digest(kind: str, settings: dict, free: set[str], inputs: dict[str, str]) -> str:
-    deciding = {name: value for name, value in settings.items() if name not in free}
-    return hashlib.sha256(json.dumps([kind, deciding, inputs], sort_keys=True).encode()).hexdigest()
 
 
 def _counted(names: Sequence[str]) -> str:
@@ -422,12 +389,11 @@ def job() -> str:
     return os.environ.get("TORCHELASTIC_RUN_ID", "")
 
 
-def belongs_to_this_job(folder: str | Path) -> bool:
-    """Whether the run in a folder was begun by this very torchrun job, before a restart."""
-    try:
-        return json.loads((Path(folder) / "settings.json").read_text())["job"] == job()
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+def begun_by_this_job(folder: str | Path) -> bool:
+    """Whether this very torchrun job began the run in a folder, before a restart, and saved a
+    state."""
+    states = any(Path(folder).glob("checkpoints/*"))
+    return states and read_about(folder).get("job") == job()
 
 
 def _summary_writer() -> type:

@@ -30,7 +30,7 @@ from gapkd.parallel import autocast_dtype, choose_device
 from gapkd.settings import RunConfig
 from gapkd.training import adversarial
 from gapkd.training.graphs import StepGraphs
-from gapkd.training.lessons import Lesson, Lessons, check_reuse
+from gapkd.training.lessons import Lesson, Lessons
 
 Rows = Tensor | slice
 Notes = dict[str, Tensor]
@@ -39,20 +39,21 @@ Latents = tuple[Tensor, Tensor, int | None, Tensor | None]
 one-hot labels (N, c_dim) (None: the networks know no classes)."""
 
 
+R1_EVERY, PATH_EVERY = 16, 4
+"""Steps between two R1 steps, and between two path-length steps (StyleGAN2)."""
+STATEFUL = ("G", "D", "G_ema", "opt_g", "opt_d", "scaler")
+PATH_BATCH_SHRINK = 2
+"""The path-length step takes this fraction of a batch (StyleGAN2)."""
+
+
 class TrainingDiverged(RuntimeError):
     """A loss or a weight is no longer finite, or the logits have run away."""
 
 
 def lazy_adam(parts: dict[torch.nn.Module, float], every: int,
               capturable: bool = False) -> torch.optim.Adam:
-    """Adam with beta1 = 0 whose step and memory make up for the extra regularisation steps
-    (StyleGAN2, appendix B).
-
-    Args:
-        parts: learning rate of each part of a network.
-        every: steps between two regularisation steps; 0: there are none.
-        capturable: for steps that are replayed as CUDA graphs.
-    """
+    """Adam with beta1 = 0 for parts of a network, each with its rate, whose step and memory make up
+    for an extra regularisation step in `every` steps (0: in none; StyleGAN2, appendix B)."""
     ratio = every / (every + 1) if every else 1.0
     groups = []
     for part, lr in parts.items():
@@ -67,17 +68,16 @@ class Trainer:
     """The state of a run and its four steps: discriminator, R1, generator, path length.
 
     Args:
-        config: settings of the run.
         G: the generator, or the student.
-        D: the discriminator.
         distiller: the teacher and its losses; None where a GAN is trained from scratch.
         dataset: the one that the settings name, where it is open already.
+    Raises ValueError for networks that cannot be trained so.
     """
 
     def __init__(self, config: RunConfig, G: StyleGenerator, D: Discriminator,
                  distiller: Distiller | None = None, dataset: Dataset | None = None):
         self.config, self.device = config, choose_device(config.device)
-        check_networks(config, G, D)
+        check_network(config, G)
         if distiller and distiller.weights["ld"]:  # a student may have fewer blocks
             check_blocks("ld_blocks", config.ld_blocks, G)
         self.G, self.D = G.to(self.device).train(), D.to(self.device).train()
@@ -86,21 +86,16 @@ class Trainer:
         together = [G] if distiller is None else [G, distiller.teacher]
         self.mixes = all(network.mixes_styles for network in together)
         self.silent = all(network.silent for network in together)
-        self.gan_weight = getattr(config, "gan_weight", 1.0)
-        self.gan_first = getattr(config, "gan_from", 0.0) * config.images
-        self.d_first = getattr(config, "d_first", 0)
         regressors = distiller.regressors if distiller else torch.nn.ModuleList()
         on_cpu = self.device.type == "cpu"
-        self.lessons = Lessons(getattr(config, "reuse", 1), config.batch, G.resolution)
-        check_reuse(self.lessons.reuse, self.silent)
+        self.lessons = Lessons(config.reuse, config.batch, G.resolution, self.silent)
         replay = (config.cuda_graphs and self.device.type == "cuda" and parallel.count() == 1
-                  and self.lessons.reuse == 1 and not G.c_dim and G.img_channels == 3
+                  and config.reuse == 1 and not G.c_dim and G.img_channels == 3
                   and not (distiller and distiller.content_mask))
         self.opt_g = lazy_adam({self.G.mapping: config.lr * config.mapping_lr,
                                 self.G.synthesis: config.lr, regressors: config.lr},
-                               config.path_every if config.path_weight else 0, replay)
-        self.opt_d = lazy_adam({self.D: config.lr}, config.r1_every if config.r1_gamma else 0,
-                               replay)
+                               PATH_EVERY if config.path_weight else 0, replay)
+        self.opt_d = lazy_adam({self.D: config.lr}, R1_EVERY if config.r1_gamma else 0, replay)
         self.rates = [group["lr"] for group in self.groups()]
 
         self.dataset = dataset or open_dataset(config.data, G.resolution, seed=config.seed,
@@ -182,12 +177,8 @@ class Trainer:
         return None
 
     def draw_latents(self, n: int, mine: Rows, crossover: int | None) -> Latents:
-        """Two z a sample, where the second one takes over, and labels as frequent as in the data.
-
-        Args:
-            n: samples of the whole batch.
-            mine: the rows of it to keep.
-        """
+        """Two z for each of `mine` of n samples, where the second one takes over, and labels as
+        frequent as in the data."""
         z_a, z_b = self.draw(n, self.G.z_dim)[mine], self.draw(n, self.G.z_dim)[mine]
         c = None
         if self.classes is not None:
@@ -228,12 +219,11 @@ class Trainer:
         reals = self.real_batch() if self.judged else None
         if self.judged:
             self.do(self.discriminator_step, reals, self.draw_crossover())
-            if c.r1_gamma and self.step % c.r1_every == 0:
+            if c.r1_gamma and self.step % R1_EVERY == 0:
                 self.do(self.r1_step, reals, self.draw_crossover() if self.relativistic else None)
-        if self.images >= self.d_first:
-            self.do(self.generator_step, reals, self.draw_crossover())
-            if c.path_weight and self.step % c.path_every == 0:
-                self.do(self.path_step, reals, self.draw_crossover())
+        self.do(self.generator_step, reals, self.draw_crossover())
+        if c.path_weight and self.step % PATH_EVERY == 0:
+            self.do(self.path_step, reals, self.draw_crossover())
         self.step += 1
         self.images += c.batch
         self.average_weights()
@@ -246,14 +236,15 @@ class Trainer:
     @property
     def judged(self) -> bool:
         """Whether the discriminator has a say by now."""
-        return bool(self.gan_weight) and self.images >= self.gan_first
+        c = self.config
+        return bool(c.gan_weight) and self.images >= c.gan_from * c.images
 
     def set_rates(self) -> None:
         """The learning rates and R1's weight for where the run stands."""
         c = self.config
         for group, rate in zip(self.groups(), self.rates, strict=True):
             self.graphs.set_rate(group, rate * self.faded(c.lr_end))
-        self.r1_weight.fill_(c.r1_gamma * self.faded(c.r1_end) / 2 * c.r1_every)
+        self.r1_weight.fill_(c.r1_gamma * self.faded(c.r1_end) / 2 * R1_EVERY)
 
     def groups(self) -> list[dict]:
         return self.opt_g.param_groups + self.opt_d.param_groups
@@ -310,21 +301,14 @@ class Trainer:
             if self.judged:  # the discriminator meets the images of w, not of w + offset
                 fakes, c = out.image[:len(ws)], lesson.latents[3]
                 parts["gan"] = self.adversarial_loss(fakes, c, reals)
-                total = total + self.gan_weight * parts["gan"]
+                total = total + self.config.gan_weight * parts["gan"]
         self.update(self.opt_g, total)
-        return {"loss_g": total, **parts}
+        return {"loss_g": total} | {f"loss_{name}": loss for name, loss in parts.items()}
 
     def compare(self, ws: Tensor, lesson: Lesson, noise: Noise
                 ) -> tuple[SynthesisOutput, dict[str, Tensor]]:
         """Student and teacher side by side, each with its own mapping, both with the same noise
-        maps.
-
-        Args:
-            ws: (N, num_ws, w_dim), the student's.
-            lesson: what they were made of, and what the teacher made of it, if it has.
-            noise: maps (N, 1, r, r), or "none".
-        Returns: what the student drew, and the losses by name.
-        """
+        maps: what the student drew of its ws (N, num_ws, w_dim), and the losses by name."""
         distiller, teacher = self.distiller, self.distiller.teacher
         if not distiller.compares:
             return self.G.synthesis(ws, noise=noise), {}
@@ -338,7 +322,7 @@ class Trainer:
         with torch.no_grad():
             teacher_ws = self.to_ws(teacher, lesson.latents)
             target = teacher.synthesis(two_views(teacher_ws, offsets), noise=noise)
-        if self.lessons.reuse > 1:  # of all that it made, the image is kept
+        if self.config.reuse > 1:  # of all that it made, the image is kept
             lesson.teacher = SynthesisOutput(target.image, [], [target.image])
         return out, distiller(out, target)
 
@@ -364,7 +348,7 @@ class Trainer:
         with torch.no_grad():
             self.path_mean.lerp_(parallel.mean(lengths.mean()), 0.01)
         penalty = adversarial.path_penalty(lengths, self.path_mean)
-        self.update(self.opt_g, penalty * (c.path_weight * c.path_every))
+        self.update(self.opt_g, penalty * (c.path_weight * PATH_EVERY))
         return {"path": penalty, "path_length": lengths.mean()}
 
     def update(self, optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
@@ -380,9 +364,7 @@ class Trainer:
         """EMA with ramp-up: early on the average forgets fast, so that it does not drag the first
         noise along."""
         c = self.config
-        half_life = c.ema_half_life
-        if c.ema_rampup:
-            half_life = min(half_life, self.images * c.ema_rampup)
+        half_life = min(c.ema_half_life, self.images * c.ema_rampup or math.inf)
         decay = 0.5 ** (c.batch / max(half_life, 1e-8))
         torch._foreach_lerp_(list(self.G_ema.parameters()), list(self.G.parameters()), 1 - decay)
         for average, value in zip(self.G_ema.buffers(), self.G.buffers(), strict=True):
@@ -397,10 +379,8 @@ class Trainer:
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def take_notes(self) -> dict[str, float]:
-        """Mean of what was collected since the last call, over all processes.
-
-        Raises TrainingDiverged.
-        """
+        """Mean of what was collected since the last call, over all processes. Raises
+        TrainingDiverged."""
         if not self.sums:
             return {}
         means = torch.stack([total / self.counts[name] for name, total in self.sums.items()])
@@ -416,7 +396,7 @@ class Trainer:
 
     def state(self) -> dict:
         """All that the next step depends on, as tensors and plain values."""
-        networks = {name: getattr(self, name).state_dict() for name in self._stateful()}
+        networks = {name: getattr(self, name).state_dict() for name in STATEFUL}
         if self.distiller and self.distiller.regressors:
             networks["regressors"] = self.distiller.regressors.state_dict()
         return {**networks, "rng": self.rng.get_state(), "dice": self.dice.get_state(),
@@ -424,10 +404,6 @@ class Trainer:
                 "sums": dict(self.sums), "counts": dict(self.counts), "step": self.step,
                 "images": self.images, "device": self.device.type,
                 "processes": parallel.count(), "dtype": str(self.dtype)}
-
-    @staticmethod
-    def _stateful() -> tuple[str, ...]:
-        return "G", "D", "G_ema", "opt_g", "opt_d", "scaler"
 
     def load_state(self, state: dict) -> None:
         """Take over what `state` returned.
@@ -443,7 +419,7 @@ class Trainer:
                 f"continue: resume with device={before}, or, to go on with others, with "
                 f"device={self.device.type}")
         try:
-            for name in self._stateful():
+            for name in STATEFUL:
                 if name != "scaler" or state[name]:  # of a precision without one it is empty
                     getattr(self, name).load_state_dict(state[name])
             for group in self.groups():
@@ -456,8 +432,7 @@ class Trainer:
                 self.rng.set_state(state["rng"].cpu())
             self.dice.set_state(state["dice"].cpu())
             self.path_mean.copy_(state["path_mean"])
-            if "lessons" in state:  # not in checkpoints of former versions
-                self.lessons.load_state(state["lessons"], self.device)
+            self.lessons.load_state(state["lessons"], self.device)
             self.sums = {name: total.to(self.device) for name, total in state["sums"].items()}
             self.counts = dict(state["counts"])
             self.step, self.images = state["step"], state["images"]
@@ -465,20 +440,20 @@ class Trainer:
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise CheckpointError(
                 "the run's checkpoint does not hold the networks that its settings.json names: it "
-                "was edited, exchanged or written by another version; start the run anew in "
-                "another folder") from error
+                "was edited or exchanged; start the run anew in another folder") from error
+        changes = []
         if processes != parallel.count():
-            warnings.warn(f"the run was trained by {processes} process(es) and goes on with "
-                          f"{parallel.count()}: the same numbers summed in another order, so equal "
-                          "up to rounding, not bit for bit", stacklevel=2)
+            changes.append(f"was trained by {processes} process(es) and goes on with "
+                           f"{parallel.count()}: equal up to rounding")
         if dtype != str(self.dtype):
-            warnings.warn(f"the run computed in {_precision(dtype)} so far and goes on in "
-                          f"{_precision(self.dtype)}, which is what precision="
-                          f"{self.config.precision} means on this machine: not bit for bit",
-                          stacklevel=2)
+            changes.append(f"computed in {_precision(dtype)} so far and goes on in "
+                           f"{_precision(self.dtype)}, which is what precision="
+                           f"{self.config.precision} means on this machine")
         if moved:
-            warnings.warn(f"the run was trained on {before}, and {self.device.type} goes on with "
-                          "other random numbers: not bit for bit", stacklevel=2)
+            changes.append(f"was trained on {before}, and {self.device.type} goes on with other "
+                           "random numbers")
+        for change in changes:
+            warnings.warn(f"the run {change}, not bit for bit", stacklevel=2)
 
     def fingerprint(self) -> str:
         """A number that the weights of all processes must share."""
@@ -491,15 +466,9 @@ class Trainer:
         return [*self.G.parameters(), *self.D.parameters()]
 
 
-PATH_BATCH_SHRINK = 2
-"""The path-length step takes this fraction of a batch (StyleGAN2)."""
-
-
 def class_shares(dataset: Dataset, c_dim: int) -> Tensor:
-    """How frequent each class of a labelled dataset is: (c_dim,), sum 1.
-
-    Raises ValueError for data that do not have the network's classes.
-    """
+    """How frequent each class of a labelled dataset is: (c_dim,), sum 1. Raises ValueError for data
+    that do not have the network's classes."""
     labels = getattr(dataset, "labels", None)
     if labels is None or labels.ndim != 1:
         has = "no class labels" if labels is None else "vectors for labels"
@@ -507,18 +476,15 @@ def class_shares(dataset: Dataset, c_dim: int) -> Tensor:
                          f"has {has}: give data with a dataset.json that names the class of every "
                          "image, or take a network without classes")
     if labels.min() < 0 or labels.max() >= c_dim:
-        strange = int(labels.min() if labels.min() < 0 else labels.max())
+        strange = int(labels[(labels < 0) | (labels >= c_dim)][0])
         raise ValueError(f"dataset.json of {dataset.name} names class {strange}, but the "
                          f"network's classes are 0 to {c_dim - 1}: give the data that it was "
                          "trained on")
     return torch.bincount(labels, minlength=c_dim) / len(labels)
 
 
-def check_networks(config: RunConfig, G: StyleGenerator, D: Discriminator | None = None) -> None:
-    """Raise ValueError for networks that cannot be trained so, as far as they are there."""
-    if D and G.c_dim != D.c_dim and getattr(config, "gan_weight", 1.0):
-        raise ValueError(f"the generator knows {G.c_dim} classes and the discriminator {D.c_dim}: "
-                         "choose one of the same training, or leave discriminator empty")
+def check_network(config: RunConfig, G: StyleGenerator) -> None:
+    """Raise ValueError for a network that cannot be trained so."""
     if config.path_weight and not G.mixes_styles:
         raise ValueError("StyleGAN3 is trained without path-length regularisation: leave "
                          "path_weight at 0")
