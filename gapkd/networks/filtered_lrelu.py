@@ -166,7 +166,7 @@ class FilteredLeakyReLU(nn.Module):
         self.fine = size * up + before + after - up_taps + 1
         self.size, self.out = size, (self.fine - down_taps) // down + 1
         self.up_factor, self.down_factor = up, down
-        self.padding, self.radial = padding, down_filter.ndim == 2
+        self.padding = padding
         self.slope, self.gain, self.clamp = slope, gain, clamp
         # Negative padding: nothing looks at the outermost values.
         first, end = max(-(before // up), 0), size - max(-((after + up - 1) // up), 0)

@@ -35,10 +35,7 @@ from gapkd.networks.base import (
     NoisyNetwork,
     StyleGenerator,
     SynthesisOutput,
-    check_img_channels,
-    check_resolution,
-    copy_affine,
-    if_not_rgb,
+    check_images,
     kept_channels,
 )
 from gapkd.networks.layers import ModulatedConv2d, full_precision
@@ -131,8 +128,7 @@ class MobileSynthesis(NoisyNetwork):
     def __init__(self, resolution: int, w_dim: int, channels: int | Sequence[int],
                  img_channels: int = 3):
         super().__init__()
-        check_resolution(resolution)
-        check_img_channels(img_channels)
+        check_images(resolution, img_channels)
         blocks = int(math.log2(resolution)) - 2
         widths = [channels] * blocks if isinstance(channels, int) else list(channels)
         if len(widths) != blocks:
@@ -169,18 +165,7 @@ class MobileSynthesis(NoisyNetwork):
 
 
 class MobileGenerator(StyleGenerator):
-    """MobileStyleGAN's generator.
-
-    Args:
-        resolution: a power of two, at least 8.
-        z_dim: width of z.
-        w_dim: width of w.
-        channels: see `MobileSynthesis`.
-        mapping_layers: depth of the mapping network.
-        c_dim: number of classes, 0 for none.
-        img_channels: of the images: 3, 1 (grey) or 4 (RGBA).
-    Shape: z (N, z_dim) -> image (N, 3, R, R), about [-1, 1], not clamped.
-    """
+    """MobileStyleGAN's generator. Args: `StyleGenerator`'s; channels as in `MobileSynthesis`."""
 
     kind = "mobile-generator"
 
@@ -190,11 +175,6 @@ class MobileGenerator(StyleGenerator):
         mapping = MappingNetwork(z_dim, w_dim, mapping_layers, c_dim)
         super().__init__(mapping, MobileSynthesis(resolution, w_dim, channels, img_channels))
         self.channels = self.synthesis.channels
-
-    def architecture(self) -> dict:
-        return {"resolution": self.resolution, "z_dim": self.z_dim, "w_dim": self.w_dim,
-                "channels": list(self.channels), "mapping_layers": len(self.mapping.layers),
-                "c_dim": self.c_dim, **if_not_rgb(self.img_channels)}
 
     @classmethod
     def student_of(cls, teacher: StyleGenerator, keep: float, kernel: int = 3) -> dict:
@@ -207,9 +187,8 @@ class MobileGenerator(StyleGenerator):
             last = len(widths) - 1
             widths = [widths[round(b * last / blocks)] for b in range(blocks)]
         channels = [math.ceil(kept_channels(c, keep) / BANDS) * BANDS for c in widths]
-        return {"resolution": teacher.resolution, "z_dim": teacher.z_dim, "w_dim": teacher.w_dim,
-                "channels": channels, "mapping_layers": len(teacher.mapping.layers),
-                "c_dim": teacher.c_dim, **if_not_rgb(teacher.img_channels)}
+        alike = ("resolution", "z_dim", "w_dim", "mapping_layers", "c_dim", "img_channels")
+        return {name: getattr(teacher, name) for name in alike} | {"channels": channels}
 
     def feature_widths(self) -> list[int]:
         return list(self.channels)
@@ -231,14 +210,7 @@ class MobileGenerator(StyleGenerator):
             if layer % 2 == 0 and layer + 1 < len(ours.convs):  # the transform comes next
                 quarter = len(t.weight) // BANDS
                 rows = torch.cat([rows + band * quarter for band in range(BANDS)])
-            s.weight.copy_(t.weight[rows][:, columns])
+            s.take(t, rows, columns)
             if layer:
                 s.conv.depthwise.copy_(t.conv.depthwise[columns])
-            s.bias.copy_(t.bias[rows])
-            s.noise_strength.copy_(t.noise_strength)
-            copy_affine(s.affine, t.affine, columns)
-        # Not demodulated, so its equalised gain 1 / sqrt(fan-in) counts: copy the weight as used.
-        s, t, columns = ours.head, theirs.head, kept[-1]
-        s.weight.copy_(t.weight[:, columns] * (t.conv.scale / s.conv.scale))
-        s.bias.copy_(t.bias)
-        copy_affine(s.affine, t.affine, columns)
+        ours.head.take(theirs.head, kept[-1])

@@ -24,11 +24,8 @@ from gapkd.networks.base import (
     StyleGenerator,
     SynthesisOutput,
     check_clamp,
-    check_img_channels,
-    check_resolution,
+    check_images,
     copy_affine,
-    if_not_rgb,
-    if_set,
     kept_channels,
 )
 from gapkd.networks.filtered_lrelu import FilteredLeakyReLU, low_pass
@@ -55,9 +52,14 @@ class LayerPlan:
     torgb: bool
 
 
+def cutoff_of(n: int, layers: int, critical: int, resolution: int) -> float:
+    """Of layer n, in cycles over the image: from 2 it grows geometrically to resolution / 2, where
+    the last `critical` layers are."""
+    return 2.0 * (resolution / 4) ** min(n / (layers - critical), 1.0)
+
+
 def plan_layers(resolution: int, channels: Sequence[int], critical: int = 2, margin: int = 10,
-                first_cutoff: float = 2.0, first_stopband: float = 2**2.1,
-                last_stopband_rel: float = 2**0.3, img_channels: int = 3) -> list[LayerPlan]:
+                img_channels: int = 3) -> list[LayerPlan]:
     """Cutoffs and stopbands grow geometrically to the image's; the last `critical` layers are
     sampled critically.
 
@@ -68,12 +70,11 @@ def plan_layers(resolution: int, channels: Sequence[int], critical: int = 2, mar
     Source: appendix F.
     """
     layers = len(channels)
-    last_cutoff = resolution / 2
-    last_stopband = last_cutoff * last_stopband_rel
+    first_stopband, last_stopband = 2**2.1, resolution / 2 * 2**0.3
     cutoffs, rates, halves = [], [], []
     for n in range(layers + 1):
         exponent = min(n / (layers - critical), 1.0)
-        cutoff = first_cutoff * (last_cutoff / first_cutoff) ** exponent
+        cutoff = cutoff_of(n, layers, critical, resolution)
         stopband = first_stopband * (last_stopband / first_stopband) ** exponent
         rate = 2.0 ** math.ceil(math.log2(min(2 * stopband, resolution)))
         cutoffs.append(cutoff)
@@ -222,8 +223,7 @@ class AliasFreeSynthesis(StyledNetwork):
                  radial: bool, critical: int, margin: int, output_scale: float,
                  clamp: float | None = None, img_channels: int = 3):
         super().__init__()
-        check_resolution(resolution, least=16)
-        check_img_channels(img_channels)
+        check_images(resolution, img_channels, least=16)
         check_clamp(clamp)
         if not isinstance(radial, bool):
             raise ValueError(f"radial must be true or false, not {repr(radial)[:40]}")
@@ -267,22 +267,15 @@ class AliasFreeSynthesis(StyledNetwork):
 class AliasFreeGenerator(StyleGenerator):
     """StyleGAN3's generator.
 
-    Args:
-        resolution: a power of two, at least 16.
-        z_dim: width of z.
-        w_dim: width of w.
+    Args (the others: `StyleGenerator`):
         channels: output channels of every layer but toRGB, input side first; the first is the
             Fourier input's too.
         kernel: 3 for configuration T, 1 for R.
         radial: radial downsampling filters (R).
-        mapping_layers: depth of the mapping network.
-        c_dim: number of classes, 0 for none.
         critical: see `plan_layers`.
         margin: see `plan_layers`.
         output_scale: factor on the image.
         clamp: largest magnitude of a layer's output; None: any.
-        img_channels: of the images: 3, 1 (grey) or 4 (RGBA).
-    Shape: z (N, z_dim) -> image (N, 3, R, R), about [-1, 1], not clamped.
     """
 
     kind = "stylegan3-generator"
@@ -298,15 +291,8 @@ class AliasFreeGenerator(StyleGenerator):
                                                      critical, margin, output_scale, clamp,
                                                      img_channels))
         self.channels, self.kernel, self.radial = list(channels), kernel, radial
-        self.critical, self.margin, self.clamp = critical, margin, clamp
-
-    def architecture(self) -> dict:
-        return {"resolution": self.resolution, "z_dim": self.z_dim, "w_dim": self.w_dim,
-                "channels": self.channels, "kernel": self.kernel, "radial": self.radial,
-                "mapping_layers": len(self.mapping.layers), "c_dim": self.c_dim,
-                "critical": self.critical, "margin": self.margin,
-                "output_scale": self.synthesis.output_scale, **if_set(clamp=self.clamp),
-                **if_not_rgb(self.img_channels)}
+        self.critical, self.margin, self.output_scale = critical, margin, output_scale
+        self.clamp = clamp
 
     @classmethod
     def student_of(cls, teacher: AliasFreeGenerator, keep: float, kernel: int = 3) -> dict:
@@ -346,10 +332,7 @@ class AliasFreeGenerator(StyleGenerator):
 
 
 def stylegan3_channels(resolution: int, layers: int = 14, channel_base: int = 32768,
-                       channel_max: int = 512, critical: int = 2) -> list[int]:
+                       channel_max: int = 512) -> list[int]:
     """The published widths: channel_base / 2 over the layer's cutoff, at most channel_max."""
-    widths = []
-    for n in range(layers):
-        cutoff = 2.0 * (resolution / 4) ** min(n / (layers - critical), 1.0)
-        widths.append(round(min(channel_base / 2 / cutoff, channel_max)))
-    return widths
+    cutoffs = [cutoff_of(n, layers, 2, resolution) for n in range(layers)]
+    return [round(min(channel_base / 2 / cutoff, channel_max)) for cutoff in cutoffs]
