@@ -110,8 +110,8 @@ def test_effects_are_measured_in_known_units():
     tilt, hat = measure_edits(Known(), Reader(sizes=True), TILT_HAT, share=0.5, samples=400)
     # 2 x step x slope over the deviation
     assert tilt.moved == pytest.approx(2 * 1.0 * 0.2 / (0.2 * 2**0.5), rel=0.1)
-    assert tilt.drift < 1e-5 and tilt.kept < 1            # the size is a function of the tilt
-    assert hat.moved == pytest.approx(1, abs=0.01) and hat.kept == 1 and hat.drift < 1e-5
+    assert tilt.drift < 1e-5
+    assert hat.moved == pytest.approx(1, abs=0.01) and hat.drift < 1e-5
     changes = factor_changes(Known(), Reader(), TILT_HAT, samples=400)  # hat, tilt, light
     expected = torch.tensor([[0, 2 * 0.2 / (0.2 * 2**0.5), 0], [1, 0, 0]])
     torch.testing.assert_close(changes, expected, atol=0.15, rtol=0)
@@ -122,13 +122,6 @@ def test_what_moves_along_is_drift():
     wanted = Directions(("tilt",), torch.eye(6)[1:2], torch.tensor([2.0]))
     (effect,) = measure_edits(Known(), Reader(), wanted, share=0.5, samples=400)
     assert effect.drift == pytest.approx(1.0 * 0.2 / (0.2 * 2**0.5), rel=0.1)
-
-
-def test_given_w_are_edited_too():
-    ws = torch.randn(50, 2, 6, generator=torch.Generator().manual_seed(0))
-    (effect,) = measure_edits(Known(), Reader(), TILT_HAT.pick(["tilt"]), share=1.0, w=ws)
-    spread = (ws.mean(dim=1) @ WEIGHT)[:, 0].std().item()
-    assert effect.moved == pytest.approx(4 * 0.2 / spread, rel=1e-3)
 
 
 def test_a_linear_factor_is_known_as_one():
@@ -179,7 +172,7 @@ def test_directions_on_the_disk(tmp_path, G):
     assert not again.belong_to(Generator(32, 8, 9, 4, mapping_layers=1))
     assert torch.equal(again.pick(["SeFa 3"]).vectors[0], found["SeFa 3"])
     with pytest.raises(ValueError, match="no direction 'smile'; there are: SeFa 1"):
-        again.index("smile")
+        again["smile"]
     with pytest.raises(ValueError, match="1 names"):
         Directions(("a",), torch.eye(2), torch.ones(2))
 

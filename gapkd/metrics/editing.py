@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,7 +20,8 @@ from torch import Tensor
 
 from gapkd.distillation.directions import sefa_directions
 from gapkd.files.storage import write_atomically
-from gapkd.metrics.agreement import Reading, join_readings, name_classes
+from gapkd.metrics import agreement
+from gapkd.metrics.agreement import Reading
 from gapkd.metrics.attributes import AttributeNetwork
 from gapkd.metrics.sampling import draw_w
 from gapkd.networks.base import StyleGenerator
@@ -56,17 +58,15 @@ class Directions:
 
     def __getitem__(self, name: str) -> Tensor:
         """The unit vector (w_dim,) of that name."""
-        return self.vectors[self.index(name)]
-
-    def index(self, name: str) -> int:
-        """Number of the direction of that name; raises ValueError that lists the names."""
-        if name not in self.names:
-            raise ValueError(f"there is no direction {name!r}; there are: {', '.join(self.names)}")
-        return self.names.index(name)
+        return self.pick([name]).vectors[0]
 
     def pick(self, names: Sequence[str]) -> Directions:
-        """Those directions, in that order."""
-        rows = [self.index(name) for name in names]
+        """Those directions, in that order. Raises ValueError that lists the names."""
+        for name in names:
+            if name not in self.names:
+                raise ValueError(f"there is no direction {name!r}; there are: "
+                                 f"{', '.join(self.names)}")
+        rows = [self.names.index(name) for name in names]
         return Directions(tuple(names), self.vectors[rows], self.reach[rows], self.origin)
 
     def belong_to(self, G: StyleGenerator) -> bool:
@@ -119,10 +119,10 @@ def w_of_fixed_z(G: StyleGenerator) -> Tensor:
     return draw_w(G, 16, seed=0).cpu()
 
 
-def reach_of(G: StyleGenerator, samples: int = 4000, seed: int = 0) -> float:
+def reach_of(G: StyleGenerator) -> float:
     """Radius of W, the root mean square distance of w from its mean: a long step, since it lies
     along one direction what w spreads over all of them."""
-    w = draw_w(G, samples, seed)
+    w = draw_w(G, 4000, seed=0)
     return (w - w.mean(dim=0)).square().sum(dim=1).mean().sqrt().item()
 
 
@@ -140,24 +140,17 @@ def sefa(G: StyleGenerator, count: int = 6) -> Directions:
     return _directions_in(G, [f"SeFa {i + 1}" for i in range(len(vectors))], vectors)
 
 
-@torch.no_grad()
-def read_factors(G: StyleGenerator, net: AttributeNetwork, samples: int = 5000, seed: int = 0,
-                 batch: int = 100) -> Readings:
+def read_factors(G: StyleGenerator, net: AttributeNetwork, samples: int = 5000, seed: int = 0
+                 ) -> Readings:
     """w (samples, w_dim) and what the attribute network reads off the images drawn from them, on
-    the CPU.
-
-    Returns: factor -> (samples,) values if continuous, class numbers if categorical.
-    """
+    the CPU: factor -> (samples,) values if continuous, class numbers if categorical."""
     w = draw_w(G, samples, seed)
-    return w.cpu(), _read(G, net, w, batch)
+    return w.cpu(), _read(G, net, w)
 
 
-def _read(G: StyleGenerator, net: AttributeNetwork, w: Tensor, batch: int) -> Reading:
-    found = []
-    for part in w.split(batch):
-        images = G.synthesis(part).image.clamp(-1, 1)
-        found.append(name_classes(net, net.factors(images)))
-    return join_readings(found)
+def _read(G: StyleGenerator, net: AttributeNetwork, w: Tensor) -> Reading:
+    return agreement.read_factors(
+        net, (G.synthesis(part).image.clamp(-1, 1) for part in w.split(100)))
 
 
 def factor_directions(G: StyleGenerator, net: AttributeNetwork, wanted: Sequence[str] | None = None,
@@ -270,59 +263,42 @@ def _logistic(x: Tensor, y: Tensor, ridge: float = 0.03, steps: int = 30) -> Ten
 # -- measuring edits -----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class EditEffect:
+class EditEffect(NamedTuple):
     """What steps along one direction do to the images of one generator, over many latents.
 
     name: of the direction.
     moved: change of the factor that it is named after from one end to the other: in standard
         deviations of that factor if it is continuous, in share of the images that show the class if
         it is a category.
-    kept: share of the other categories that stay as they were at the middle, at both ends; the mean
-        over them.
     drift: mean change of the other continuous factors, in absolute value, in their standard
         deviations.
     """
 
     name: str
     moved: float
-    kept: float
     drift: float
 
 
-@torch.no_grad()
 def measure_edits(G: StyleGenerator, net: AttributeNetwork, directions: Directions,
-                  share: float = 0.5, samples: int = 300, seed: int = 1, batch: int = 100,
-                  w: Tensor | None = None) -> list[EditEffect]:
+                  share: float = 0.5, samples: int = 300) -> list[EditEffect]:
     """Move many w's by -share and +share of every direction's reach, and read what became of the
-    images.
-
-    Args:
-        directions: named as `direction_names` does, found on this generator or on another.
-        w: (N, w_dim), or ws (N, num_ws, w_dim), to be moved; None: those of `samples` random z.
-    """
+    images. The directions are named as `direction_names` does, found on this generator or on
+    another."""
     effects = []
-    w = draw_w(G, samples, seed) if w is None else w
-    for name, low, middle, high in _walk(G, net, directions, share, w, batch):
-        kept, drift = [], []
-        for factor in {**net.categorical, **net.continuous}:
-            if factor == name.partition(": ")[0]:
-                continue
-            for end in (low, high):
-                if factor in net.categorical:
-                    kept.append((end[factor] == middle[factor]).float().mean())
-                else:
+    for name, low, middle, high in _walk(G, net, directions, share, samples):
+        drift = []
+        for factor in net.continuous:
+            if factor != name:
+                for end in (low, high):
                     change = (end[factor] - middle[factor]).abs().mean()
                     drift.append(change / _spread(middle[factor]))
-        means = (torch.stack(part).mean().item() for part in (kept, drift))
-        effects.append(EditEffect(name, _moved(net, name, low, middle, high), *means))
+        moved = _moved(net, name, low, middle, high)
+        effects.append(EditEffect(name, moved, torch.stack(drift).mean().item()))
     return effects
 
 
-@torch.no_grad()
 def factor_changes(G: StyleGenerator, net: AttributeNetwork, directions: Directions,
-                   share: float = 0.5, samples: int = 300, seed: int = 1, batch: int = 100
-                   ) -> Tensor:
+                   share: float = 0.5, samples: int = 300) -> Tensor:
     """What steps along each direction do to every factor, on average over many latents, whatever
     its name says.
 
@@ -330,8 +306,7 @@ def factor_changes(G: StyleGenerator, net: AttributeNetwork, directions: Directi
         deviations of the factor if it is continuous, in share of the images if it is a class.
     """
     rows = []
-    w = draw_w(G, samples, seed)
-    for _, low, middle, high in _walk(G, net, directions, share, w, batch):
+    for _, low, middle, high in _walk(G, net, directions, share, samples):
         rows.append([_moved(net, name, low, middle, high) for name in direction_names(net)])
     return torch.tensor(rows)
 
@@ -349,11 +324,10 @@ class EditAgreement:
                  looked_at: int = 5000):
         self.net, self.samples = net, samples
         names = direction_names(net)
-        continuous = [i for i, name in enumerate(names) if name in net.continuous]
-        self.factors = continuous or list(range(len(names)))
+        asked = [name for name in names if name in net.continuous] or names
+        self.factors = [names.index(name) for name in asked]
         first, named = sefa(teacher), factor_directions(teacher, net, samples=looked_at)
-        asked = [names[i] for i in self.factors if names[i] in named.names]
-        named = named.pick(asked or named.names)
+        named = named.pick([name for name in asked if name in named.names] or named.names)
         vectors = torch.cat([first.vectors.to(named.vectors), named.vectors])
         reach = torch.cat([first.reach, named.reach])
         self.directions = Directions(first.names + named.names, vectors, reach)
@@ -368,14 +342,15 @@ class EditAgreement:
         return torch.corrcoef(both)[0, 1].item() if (both.std(dim=1) > 0).all() else 0.0
 
 
-def _walk(G: StyleGenerator, net: AttributeNetwork, directions: Directions, share: float, w: Tensor,
-          batch: int) -> Iterator[tuple[str, Reading, Reading, Reading]]:
+def _walk(G: StyleGenerator, net: AttributeNetwork, directions: Directions, share: float,
+          samples: int) -> Iterator[tuple[str, Reading, Reading, Reading]]:
     """For every direction its name, and what is read at -share, 0 and +share of its reach."""
-    middle = _read(G, net, w, batch)
+    w = draw_w(G, samples, seed=1)
+    middle = _read(G, net, w)
     rows = zip(directions.names, directions.vectors, directions.reach, strict=True)
     for name, vector, reach in rows:
         step = share * reach * vector.to(w)
-        yield name, _read(G, net, w - step, batch), middle, _read(G, net, w + step, batch)
+        yield name, _read(G, net, w - step), middle, _read(G, net, w + step)
 
 
 def _moved(net: AttributeNetwork, name: str, low: Reading, middle: Reading, high: Reading) -> float:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from gapkd.metrics.sampling import device_of, draw_latents
+from gapkd.metrics.sampling import draw_latents, in_parts
 from gapkd.networks.base import StyleGenerator
 from gapkd.networks.filtered_lrelu import kaiser_beta
 
@@ -109,19 +109,15 @@ def equivariance(G: StyleGenerator, kind: str, samples: int = 256, seed: int = 0
     """
     if kind not in ("translation", "rotation"):
         raise ValueError(f"kind must be 'translation' or 'rotation', not {kind!r}")
-    device = device_of(G)
-    z, c = draw_latents(G, samples, seed)
     dice = torch.Generator().manual_seed(seed)
     error = count = 0.0
-    for start in range(0, samples, batch):
-        rows = slice(start, start + batch)
-        latents = z[rows].to(device), None if c is None else c[rows].to(device)
+    for latents in in_parts(*draw_latents(G, samples, seed), batch):
         first, second = (torch.rand(2, generator=dice, dtype=torch.float64) * 2 - 1).tolist()
         turn, shift = motion(angle=first * math.pi), motion(x=first * furthest, y=second * furthest)
         by = turn if kind == "rotation" else shift
         with moved(G, by):
             drawn = G(*latents)
-        seen = inner(G.resolution, by).to(device)
+        seen = inner(G.resolution, by).to(drawn.device)
         difference = (resample(drawn) - resample(G(*latents), by))[:, :, seen].double()
         error += difference.square().sum().item()
         count += difference.numel()
