@@ -1,9 +1,5 @@
-"""Is it the same image? Two generators compared z by z, and does a set of faces show everything?
-
-`semantic_agreement` and `same_z_distance` have the level beside them that unrelated images would
-reach. `factor_coverage` asks of toy faces, whose true factors are known, which classes are too rare
-and which never meet.
-"""
+"""Is it the same image? Two generators compared z by z, beside the level that unrelated images
+would reach; and do toy faces, whose true factors are known, show everything?"""
 
 from __future__ import annotations
 
@@ -132,11 +128,8 @@ def mean_distances(found: list[dict[str, Tensor]]) -> dict[str, float]:
 @torch.no_grad()
 def same_z_distance(images_a: Images, images_b: Images, net: AttributeNetwork) -> dict[str, float]:
     """Mean distance of images i of both sets: `l1` (range [0, 2], images clamped to [-1, 1]) and
-    `perceptual`.
-
-    `l1_chance`, `perceptual_chance`: the same between a_i and b_(i-1), pairs that share nothing
-    when the samples are independent. A ratio of 1 says that the same z means nothing.
-    """
+    `perceptual`; with `_chance` the same between a_i and b_(i-1), which share nothing when the
+    samples are independent. A ratio of 1 says that the same z means nothing."""
     distances = SameZ(net)
     for a, b in zip(in_batches(images_a), in_batches(images_b), strict=True):
         distances.add(a, b)
@@ -174,7 +167,6 @@ def factor_coverage(reading: Reading, truth: Reading) -> dict:
     Returns:
         shares: categorical factor -> class -> {"share", "true"}.
         spread: continuous factor -> its standard deviation over the true one.
-        correlations: "yaw, pitch" -> Pearson correlation of two continuous factors; 0 in the truth.
         missing: "hair_style, beard" -> {"missing", "cells"}: joint classes that never occur here,
             of those that occur in the truth. missing_cells: of all pairs together.
     """
@@ -184,14 +176,11 @@ def factor_coverage(reading: Reading, truth: Reading) -> dict:
         shares[name] = {label: {"share": ours[i], "true": true[i]}
                         for i, label in enumerate(classes)}
     spread = {name: (reading[name].std() / truth[name].std()).item() for name in CONTINUOUS}
-    correlations = {f"{a}, {b}": _correlation(reading[a], reading[b])
-                    for a, b in combinations(CONTINUOUS, 2)}
     missing = {}
     for a, b in combinations(CATEGORICAL, 2):
         width = len(CATEGORICAL[b])
         seen, possible = ((x[a] * width + x[b]).unique() for x in (reading, truth))
         absent = (~torch.isin(possible, seen)).sum().item()
         missing[f"{a}, {b}"] = {"missing": absent, "cells": len(possible)}
-    return {"samples": len(reading["glasses"]), "shares": shares, "spread": spread,
-            "correlations": correlations, "missing": missing,
+    return {"shares": shares, "spread": spread, "missing": missing,
             "missing_cells": sum(entry["missing"] for entry in missing.values())}

@@ -1,9 +1,9 @@
 """The attribute network: what does an image show?
 
-A small convolutional network that reads the factors of faces. It plays the part that two large
-downloads play elsewhere: its feature maps give the perceptual distance (as VGG in LPIPS), its
-pooled features give FID, KID, precision and recall (as Inception), and its heads say what a face
-shows. The embedded one knows toy faces; `gapkd judge` trains one on the labels of other images.
+A small convolutional network that plays the part of two large downloads: its feature maps give the
+perceptual distance (as VGG in LPIPS), its pooled features FID, KID, precision and recall (as
+Inception); and its heads say what a face shows. The embedded one knows toy faces; `gapkd judge`
+trains one on the labels of other images.
 """
 
 from __future__ import annotations
@@ -38,12 +38,6 @@ HELD_OUT = 50_000_000  # held-out toy faces start here; training stays far below
 Example = tuple[Tensor, Mapping[str, Tensor]]  # images (N, 3, R, R) and their factors, (N,) each
 
 
-def _block(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel, stride=2, padding=(kernel - 1) // 2),
-        nn.GroupNorm(8, out_channels), nn.LeakyReLU(0.2))
-
-
 class AttributeNetwork(Network):
     """Four strided convolution blocks, then one linear head for every factor.
 
@@ -71,11 +65,12 @@ class AttributeNetwork(Network):
         self.channels, self.hidden = tuple(channels), hidden
         # The first kernel is 4: at stride 2 a 3x3 one would weigh the pixels of a two-pixel eye
         # unequally.
-        blocks, incoming = [], 3
+        self.blocks, incoming, kernel = nn.ModuleList(), 3, 4
         for width in channels:
-            blocks.append(_block(incoming, width, 3 if blocks else 4))
-            incoming = width
-        self.blocks = nn.ModuleList(blocks)
+            self.blocks.append(nn.Sequential(
+                nn.Conv2d(incoming, width, kernel, stride=2, padding=1),
+                nn.GroupNorm(8, width), nn.LeakyReLU(0.2)))
+            incoming, kernel = width, 3
         self.trunk = nn.Sequential(nn.Linear(incoming * 4, hidden), nn.LeakyReLU(0.2))
         classes = sum(map(len, self.categorical.values()))
         self.heads = nn.Linear(hidden, classes + len(self.continuous))
@@ -332,8 +327,8 @@ def _roughen(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def factor_loss(net: AttributeNetwork, images: Tensor, factors: Mapping[str, Tensor]) -> Tensor:
-    """Cross-entropy summed over the categorical factors plus 10 x squared error over the normalised
-    continuous ones."""
+    """Cross-entropy of the categorical factors plus 10 x squared error of the normalised continuous
+    ones, summed."""
     read = net.factors(images)
     loss = torch.zeros((), device=images.device)
     for name in net.categorical:

@@ -1,5 +1,4 @@
-"""Editing: directions in W with a name, what a step along them does to the image, and what it
-should have left alone.
+"""Editing: directions in W with a name, and what a step along them does to the image.
 
 A student that has inherited the teacher's mapping network shares its W, so a direction that is
 found on one should work on the other.
@@ -15,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
@@ -92,22 +92,20 @@ def save_directions(directions: Directions, path: str | Path) -> Path:
 
 def load_directions(path: str | Path) -> Directions:
     """Load what `save_directions` wrote. Raises ValueError for anything else."""
-    path = Path(path)
+    path, mend = Path(path), "with `gapkd directions`"
     if not path.is_file():
-        raise ValueError(f"there is no file of directions {path}: write one with "
-                         "`gapkd directions`")
+        raise ValueError(f"there is no file of directions {path}: write one {mend}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("kind") != "directions":
-                raise ValueError(f"{path} holds no directions: write such a file with "
-                                 "`gapkd directions`")
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-            names = tuple(map(str, json.loads(metadata["names"])))
+        if metadata.get("kind") != "directions":
+            raise ValueError(f"{path} holds no directions: write such a file {mend}")
+        tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
+        names = tuple(map(str, json.loads(metadata["names"])))
         return Directions(names, tensors["vectors"], tensors["reach"], tensors.get("origin"))
     except (SafetensorError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged or no file of directions ({error}): write it anew "
-                         "with `gapkd directions`") from error
+                         f"{mend}") from error
 
 
 # -- finding directions --------------------------------------------------------------------------
@@ -133,8 +131,7 @@ def _directions_in(G: StyleGenerator, names: Sequence[str], vectors: Tensor) -> 
 
 
 def sefa(G: StyleGenerator, count: int = 6) -> Directions:
-    """The leading SeFa directions of all layers together, which need no data and have no meaning
-    for a name."""
+    """The leading SeFa directions of all layers together, which need no data and bear no names."""
     blocks = range(len(G.synthesis.blocks))
     vectors = sefa_directions(G, blocks, "global", per_block=count)[:count]
     return _directions_in(G, [f"SeFa {i + 1}" for i in range(len(vectors))], vectors)
@@ -168,28 +165,26 @@ def factor_directions(G: StyleGenerator, net: AttributeNetwork, wanted: Sequence
     Args:
         wanted: names as in `direction_names`; None: all of them.
         alone: False for the plain gradient.
-        samples: images that are looked at. readings: of `read_factors`, if those are there already.
+        readings: of `read_factors`, if those are there already; else `samples` images are read.
     Returns: directions whose reach is the radius of W (`reach_of`).
     """
     names = direction_names(net)
-    unknown = [name for name in wanted or () if name not in names]
-    if unknown:
-        raise ValueError(f"there is no factor {unknown[0]!r}; there are: {', '.join(names)}")
+    for name in wanted or ():
+        if name not in names:
+            raise ValueError(f"there is no factor {name!r}; there are: {', '.join(names)}")
     w, factors = readings or read_factors(G, net, samples, seed)
     w = (w - w.mean(dim=0)).double()
     gradients: dict[str, Tensor] = {}
     for name in names if alone or not wanted else wanted:
         target = _shown(net, factors, name).double()
-        if target.std() < 1e-6:
-            continue  # the same in all images: there is nothing to learn
-        if name in net.continuous:
-            gradients[name] = _least_squares(w, (target - target.mean()) / target.std())
-        else:
-            gradients[name] = _logistic(w, target)
-    missing = [name for name in wanted or () if name not in gradients]
-    if missing:
-        raise ValueError(f"{missing[0]!r} is the same in all {len(w)} images: there is nothing to "
-                         "learn it from")
+        if target.std() > 1e-6:  # else it is the same in all images: there is nothing to learn
+            scaled = (target - target.mean()) / target.std()
+            continuous = name in net.continuous
+            gradients[name] = _least_squares(w, scaled) if continuous else _logistic(w, target)
+    for name in wanted or ():
+        if name not in gradients:
+            raise ValueError(f"{name!r} is the same in all {len(w)} images: there is nothing to "
+                             "learn it from")
     found = torch.stack(list(gradients.values()))                                    # (F, w_dim)
     if alone:
         found = torch.linalg.pinv(found).t()
@@ -199,9 +194,9 @@ def factor_directions(G: StyleGenerator, net: AttributeNetwork, wanted: Sequence
 
 
 def linear_fit(net: AttributeNetwork, readings: Readings) -> dict[str, float]:
-    """How far each factor is a linear function of w at all: the share of its variance that the fit
-    explains on a fifth of the samples, which it has not seen; for a category, of the variance of
-    showing the class. Readings: of `read_factors`."""
+    """How far each factor is a linear function of w at all: the share of its variance (of a
+    category, that of showing the class) that the fit explains on a fifth of the samples, which it
+    has not seen. Readings: of `read_factors`."""
     w, factors = readings
     w, known = (w - w.mean(dim=0)).double(), len(w) - len(w) // 5
     explained = {}
@@ -233,12 +228,8 @@ def _shown(net: AttributeNetwork, factors: Reading, name: str) -> Tensor:
 
 
 def _least_squares(x: Tensor, y: Tensor, ridge: float = 0.3) -> Tensor:
-    """Gradient of the linear function of x (N, D) that explains y (N,).
-
-    Args:
-        ridge: in units of the mean variance of x. Many dimensions of W hardly vary; without a ridge
-            they take over.
-    """
+    """Gradient of the linear function of x (N, D) that explains y (N,). The ridge is in units of
+    the mean variance of x: without it the many dimensions of W that hardly vary take over."""
     penalty = ridge * x.square().mean() * torch.eye(x.shape[1], dtype=x.dtype)
     return torch.linalg.solve(x.t() @ x / len(x) + penalty, x.t() @ y / len(x))
 
@@ -267,11 +258,9 @@ class EditEffect(NamedTuple):
     """What steps along one direction do to the images of one generator, over many latents.
 
     name: of the direction.
-    moved: change of the factor that it is named after from one end to the other: in standard
-        deviations of that factor if it is continuous, in share of the images that show the class if
-        it is a category.
-    drift: mean change of the other continuous factors, in absolute value, in their standard
-        deviations.
+    moved: change of the factor that it is named after from one end to the other: in its standard
+        deviations if it is continuous, in share of the images that show the class if not.
+    drift: mean absolute change of the other continuous factors, in their standard deviations.
     """
 
     name: str
@@ -282,8 +271,7 @@ class EditEffect(NamedTuple):
 def measure_edits(G: StyleGenerator, net: AttributeNetwork, directions: Directions,
                   share: float = 0.5, samples: int = 300) -> list[EditEffect]:
     """Move many w's by -share and +share of every direction's reach, and read what became of the
-    images. The directions are named as `direction_names` does, found on this generator or on
-    another."""
+    images. The directions are named as `direction_names` does."""
     effects = []
     for name, low, middle, high in _walk(G, net, directions, share, samples):
         drift = []
@@ -314,10 +302,10 @@ def factor_changes(G: StyleGenerator, net: AttributeNetwork, directions: Directi
 class EditAgreement:
     """Whether a student does with the teacher's directions what the teacher does.
 
-    Called with a student, it returns the correlation, over all directions (SeFa's first, and one
-    for every factor) and all factors, of what a step does to the factor in the teacher and in the
-    student. 1: the same up to scale; 0: nothing of the teacher's directions is left. Factors are
-    the continuous ones of the attribute network, or its classes where it knows no others.
+    Of a student, the correlation, over all directions (SeFa's first, and one for every factor) and
+    all factors, of what a step does to the factor in both networks. 1: the same up to scale; 0:
+    nothing of the teacher's directions is left. Factors are the continuous ones of the attribute
+    network, or its classes where it knows no others.
     """
 
     def __init__(self, teacher: StyleGenerator, net: AttributeNetwork, samples: int = 200,

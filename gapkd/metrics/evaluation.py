@@ -8,21 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from gapkd import parallel
 from gapkd.data.datasets import Dataset, ordered_indices
-from gapkd.metrics.agreement import (
-    Reading,
-    SameZ,
-    compare_readings,
-    join_readings,
-    mean_distances,
-    name_classes,
-)
+from gapkd.metrics import agreement
 from gapkd.metrics.attributes import AttributeNetwork
 from gapkd.metrics.distribution import (
     FeatureNetwork,
@@ -38,14 +30,13 @@ from gapkd.metrics.sampling import Part, draw_latents, sample_images, share
 from gapkd.networks.base import StyleGenerator
 
 Row = dict[str, float | str]
-T = TypeVar("T")
 
 
 def _mine() -> Part:
     return parallel.rank(), parallel.count()
 
 
-def _of_all(found: list[T]) -> list[T]:
+def _of_all(found: list) -> list:
     """What all processes have found, in their order."""
     return [item for part in parallel.gather_objects(found) for item in part]
 
@@ -122,14 +113,14 @@ def evaluate_generator(G: StyleGenerator, net: AttributeNetwork, samples: int = 
     # the teacher's own row of a table costs one pass, not two
     generators = [G] if teacher is None or teacher is G else [G, teacher]
     features, readings = [[] for _ in generators], [[] for _ in generators]
-    distances = SameZ(net)
+    distances = agreement.SameZ(net)
     streams = [sample_images(g, samples, seed, batch, _mine()) for g in generators]
     for parts in zip(*streams, strict=True):
         for n, images in enumerate(parts):
             maps = net.features(images)
             vectors = net.pool(maps) if space is None else space.embed(images)
             features[n].append(vectors.double().cpu())
-            readings[n].append(name_classes(net, net.read(maps)))
+            readings[n].append(agreement.name_classes(net, net.read(maps)))
         if teacher is not None:
             distances.add(parts[0], parts[-1])
     features = [torch.cat(_of_all(side)) for side in features]
@@ -137,20 +128,20 @@ def evaluate_generator(G: StyleGenerator, net: AttributeNetwork, samples: int = 
     if real is not None:
         result |= distribution_metrics(real, features[0], name, seed)
     if teacher is not None:
-        readings = [join_readings(_of_all(side)) for side in readings]
-        for factor, entry in compare_readings(readings[0], readings[-1]).items():
+        readings = [agreement.join_readings(_of_all(side)) for side in readings]
+        for factor, entry in agreement.compare_readings(readings[0], readings[-1]).items():
             result[f"agree_{factor}"] = entry.value
             result[f"agree_{factor}_chance"] = entry.chance
         if G.c_dim:
             _, labels = draw_latents(G, samples, seed)
             result |= agreement_by_class(readings[0], readings[-1], labels.argmax(dim=1).cpu())
-        result |= mean_distances(_of_all(distances.found))
+        result |= agreement.mean_distances(_of_all(distances.found))
         fid = frechet_distance(features[0], features[-1])
         result[metric_name("fid_to_teacher", name, samples)] = fid
     return result
 
 
-def agreement_by_class(ours: Reading, theirs: Reading, labels: Tensor) -> Row:
+def agreement_by_class(ours: agreement.Reading, theirs: agreement.Reading, labels: Tensor) -> Row:
     """Of two conditional generators whose images are of the classes `labels`, (N,):
     agree_class<k>_mean_accuracy and _mean_correlation of classes with ten images or more."""
     found = {}
@@ -159,7 +150,7 @@ def agreement_by_class(ours: Reading, theirs: Reading, labels: Tensor) -> Row:
         if rows.sum() < 10:
             continue
         parts = ({name: values[rows] for name, values in side.items()} for side in (ours, theirs))
-        for factor, entry in compare_readings(*parts).items():
+        for factor, entry in agreement.compare_readings(*parts).items():
             if factor.startswith("mean_"):
                 found[f"agree_class{number}_{factor}"] = entry.value
     return found
@@ -178,8 +169,7 @@ def measure_latent_space(G: StyleGenerator, net: AttributeNetwork, targets: Tens
 
 def evaluation_table(students: Mapping[str, StyleGenerator], net: AttributeNetwork,
                      dataset: Dataset, teacher: StyleGenerator | None, samples: int = 5000,
-                     seed: int = 0, batch: int = 100, space: FeatureNetwork | None = None
-                     ) -> list[Row]:
+                     seed: int = 0, space: FeatureNetwork | None = None) -> list[Row]:
     """One row per generator, led by two that give the numbers their scale: real against other real
     images (the best that can be reached with so many samples) and the teacher, if there is one.
     Every row has "name"; metrics that mean nothing in a row are missing from it. `space` as in
@@ -195,7 +185,7 @@ def evaluation_table(students: Mapping[str, StyleGenerator], net: AttributeNetwo
     rows: list[Row] = [{"name": "real", **distribution_metrics(real, other, extractor.name, seed)}]
     measured = {"teacher": teacher} if teacher else {}
     for name, G in [*measured.items(), *students.items()]:
-        metrics = evaluate_generator(G, net, samples, seed, teacher, real, batch, space)
+        metrics = evaluate_generator(G, net, samples, seed, teacher, real, space=space)
         rows.append({"name": name, **metrics})
     return rows
 

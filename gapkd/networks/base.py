@@ -51,10 +51,9 @@ def kept_channels(channels: int, keep: float) -> int:
 class SynthesisOutput:
     """What a synthesis network makes of ws.
 
-    image: (N, 3, R, R), float32, about [-1, 1], not clamped; 1 or 4 channels of a grey or RGBA
-        generator, in all places that say 3.
-    features: output of every block, (N, C_i, r_i, r_i); StyleGAN2: r_i = 4, 8, ... R, block 0 is
-        the 4x4 one.
+    image: (N, 3, R, R), float32, about [-1, 1], not clamped; 3 means 1 or 4 channels of a grey or
+        RGBA generator, here and elsewhere.
+    features: output of every block, (N, C_i, r_i, r_i); StyleGAN2: r_i = 4, 8, ... R.
     rgbs: the images on the way, (N, 3, r_i, r_i); the last one is `image`.
     """
 
@@ -112,8 +111,7 @@ class NoisyNetwork(StyledNetwork):
         return self.convs
 
     def draw_noise(self, n: int, generator: torch.Generator) -> list[Tensor]:
-        """Fresh noise maps (n, 1, r, r) at 4, 8, 8, ... R, R px. They fit any network of the same
-        resolution, so teacher and student can be given the same ones."""
+        """Fresh noise maps (n, 1, r, r), r = 4, 8, 8, ... R, R, for teacher and student alike."""
         maps = []
         for layer in range(self.num_ws - 1):
             size = 4 * 2 ** ((layer + 1) // 2)
@@ -186,7 +184,7 @@ class StyleGenerator(Network):
 
     def forward(self, z: Tensor, c: Tensor | None = None, truncation: float = 1.0,
                 noise: Noise = "const", generator: torch.Generator | None = None) -> Tensor:
-        """Draw images.
+        """Draw images (N, 3, R, R).
 
         Args:
             z: (N, z_dim), standard normal.
@@ -194,7 +192,6 @@ class StyleGenerator(Network):
             truncation: 1 none, 0 the average image.
             noise: "const" (the stored maps), "random" (needs `generator`), "none", or a list of
                 maps.
-        Returns: (N, 3, R, R), float32, about [-1, 1], not clamped.
         """
         w = self.truncate(self.mapping(z, c), truncation)
         return self.synthesis(w, noise=noise, generator=generator).image
@@ -240,7 +237,7 @@ class StyleGenerator(Network):
 
     def feature_widths(self) -> list[int]:
         """Channels of every block's features, in the order of `SynthesisOutput.features`."""
-        raise NotImplementedError
+        return list(self.channels)
 
     def readers(self) -> list[list[nn.Module]]:
         """For every group of channels, input side first, the layers that read it: each has `affine`

@@ -61,7 +61,6 @@ class StyledConv(nn.Module):
     Args:
         resolution: of the output, and so of the stored noise map.
         conv: makes the convolution from the numbers of channels: `ModulatedConv2d` or its like.
-        clamp: largest magnitude of the output, None for any.
     Shape: x (N, I, H, W), w (N, w_dim), noise (1 or N, 1, r, r) or None -> (N, O, r, r).
     """
 
@@ -261,10 +260,9 @@ class Generator(StyleGenerator):
 
 
 def minibatch_std(x: Tensor, group: int | None = 4) -> Tensor:
-    """Append one feature map that tells how much a group of images varies.
-
-    Image n belongs to group n mod (N / group). A batch that `group` does not divide uses its
-    largest divisor below; None: the whole batch is one group.
+    """Append one feature map that tells how much a group of images varies; image n is in group n
+    mod (N / group). A batch that `group` does not divide uses its largest divisor below; None: the
+    whole batch is one group.
 
     Shape: (N, C, H, W) -> (N, C + 1, H, W).
     """
@@ -279,8 +277,8 @@ def minibatch_std(x: Tensor, group: int | None = 4) -> Tensor:
 class DiscriminatorBlock(nn.Module):
     """Residual block that halves the resolution. (N, I, H, W) -> (N, O, H/2, W/2)."""
 
-    def __init__(self, in_channels: int, out_channels: int, clamp: float | None = None,
-                 clamp_skip: bool = False):
+    def __init__(self, in_channels: int, out_channels: int, clamp: float | None,
+                 clamp_skip: bool):
         super().__init__()
         half = math.sqrt(0.5)  # keeps the variance of the sum of both branches
         self.conv0 = EqualConv2d(in_channels, in_channels, 3, activate=True, clamp=clamp)
@@ -334,10 +332,11 @@ class Discriminator(Network):
             size = self.resolution
             raise ValueError(f"images must have shape (N, {self.img_channels}, {size}, {size}), "
                              f"not {tuple(images.shape)}")
-        maps = [self.from_rgb(images.contiguous(memory_format=torch.channels_last))]
+        x, maps = self.from_rgb(images.contiguous(memory_format=torch.channels_last)), []
         for block in self.blocks:
-            maps.append(block(maps[-1]))
-        return maps[1:]
+            x = block(x)
+            maps.append(x)
+        return maps
 
     def forward(self, images: Tensor, c: Tensor | None = None) -> Tensor:
         """Logits (N, 1), high means real, of images (N, 3, R, R) in [-1, 1]; c (N, c_dim) for a
