@@ -82,10 +82,8 @@ class Directions:
 
 def save_directions(directions: Directions, path: str | Path) -> Path:
     """Save as safetensors, the names in the metadata."""
-    tensors = {"vectors": directions.vectors, "reach": directions.reach}
-    if directions.origin is not None:
-        tensors["origin"] = directions.origin
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    parts = {name: getattr(directions, name) for name in ("vectors", "reach", "origin")}
+    tensors = {name: part.cpu().contiguous() for name, part in parts.items() if part is not None}
     metadata = {"gapkd": "1", "kind": "directions", "names": json.dumps(directions.names)}
     return write_atomically(path, to_bytes(tensors, metadata))
 
@@ -172,12 +170,12 @@ def factor_directions(G: StyleGenerator, net: AttributeNetwork, wanted: Sequence
     for name in wanted or ():
         if name not in names:
             raise ValueError(f"there is no factor {name!r}; there are: {', '.join(names)}")
-    w, factors = readings or read_factors(G, net, samples, seed)
+    w, read = readings or read_factors(G, net, samples, seed)
     w = (w - w.mean(dim=0)).double()
     gradients: dict[str, Tensor] = {}
-    for name in names if alone or not wanted else wanted:
-        target = _shown(net, factors, name).double()
-        if target.std() > 1e-6:  # else it is the same in all images: there is nothing to learn
+    for name, target in zip(names, _shown(net, read).double().unbind(dim=1), strict=True):
+        asked = alone or not wanted or name in wanted
+        if asked and target.std() > 1e-6:  # else all images are the same: nothing to learn
             scaled = (target - target.mean()) / target.std()
             continuous = name in net.continuous
             gradients[name] = _least_squares(w, scaled) if continuous else _logistic(w, target)
@@ -197,16 +195,13 @@ def linear_fit(net: AttributeNetwork, readings: Readings) -> dict[str, float]:
     """How far each factor is a linear function of w at all: the share of its variance (of a
     category, that of showing the class) that the fit explains on a fifth of the samples, which it
     has not seen. Readings: of `read_factors`."""
-    w, factors = readings
+    w, read = readings
     w, known = (w - w.mean(dim=0)).double(), len(w) - len(w) // 5
-    explained = {}
-    for name in direction_names(net):
-        y = _shown(net, factors, name).double()
-        y = y - y[:known].mean()
-        error = y[known:] - w[known:] @ _least_squares(w[:known], y[:known])
-        share = error.square().mean() / y[known:].var().clamp(min=1e-12)
-        explained[name] = 1 - share.item()
-    return explained
+    y = _shown(net, read).double()                                                   # (N, F)
+    y = y - y[:known].mean(dim=0)
+    error = y[known:] - w[known:] @ _least_squares(w[:known], y[:known])
+    share = error.square().mean(dim=0) / y[known:].var(dim=0).clamp(min=1e-12)
+    return dict(zip(direction_names(net), (1 - share).tolist(), strict=True))
 
 
 def direction_names(net: AttributeNetwork) -> list[str]:
@@ -217,19 +212,20 @@ def direction_names(net: AttributeNetwork) -> list[str]:
     return names + list(net.continuous)
 
 
-def _shown(net: AttributeNetwork, factors: Reading, name: str) -> Tensor:
-    """What a direction's name stands for, (N,): a continuous factor, or 1 where the image shows the
-    class."""
-    factor, _, label = name.partition(": ")
-    if factor in net.continuous:
-        return factors[factor]
-    classes = net.categorical[factor]
-    return (factors[factor] == (classes.index(label) if label else len(classes) - 1)).float()
+def _shown(net: AttributeNetwork, read: Reading) -> Tensor:
+    """A column for each of `direction_names`, (N, F): the values of a continuous factor, or 1 where
+    the image shows the class."""
+    columns = []
+    for factor, classes in net.categorical.items():
+        shown = torch.nn.functional.one_hot(read[factor], len(classes)).float()
+        columns.append(shown[:, 1:] if len(classes) == 2 else shown)
+    return torch.cat([*columns, *(read[factor][:, None] for factor in net.continuous)], dim=1)
 
 
 def _least_squares(x: Tensor, y: Tensor, ridge: float = 0.3) -> Tensor:
-    """Gradient of the linear function of x (N, D) that explains y (N,). The ridge is in units of
-    the mean variance of x: without it the many dimensions of W that hardly vary take over."""
+    """Gradient (D,) or (D, F) of the linear function of x (N, D) that explains y (N,) or (N, F).
+    The ridge is in units of x's mean variance: without it the many dimensions of W that hardly vary
+    take over."""
     penalty = ridge * x.square().mean() * torch.eye(x.shape[1], dtype=x.dtype)
     return torch.linalg.solve(x.t() @ x / len(x) + penalty, x.t() @ y / len(x))
 
@@ -272,16 +268,14 @@ def measure_edits(G: StyleGenerator, net: AttributeNetwork, directions: Directio
                   share: float = 0.5, samples: int = 300) -> list[EditEffect]:
     """Move many w's by -share and +share of every direction's reach, and read what became of the
     images. The directions are named as `direction_names` does."""
-    effects = []
-    for name, low, middle, high in _walk(G, net, directions, share, samples):
-        drift = []
-        for factor in net.continuous:
-            if factor != name:
-                for end in (low, high):
-                    change = (end[factor] - middle[factor]).abs().mean()
-                    drift.append(change / _spread(middle[factor]))
-        moved = _moved(net, name, low, middle, high)
-        effects.append(EditEffect(name, moved, torch.stack(drift).mean().item()))
+    names, effects = direction_names(net), []
+    walk = _walk(G, net, directions, share, samples)
+    for name, (low, middle, high) in zip(directions.names, walk, strict=True):
+        units, own = _units(net, middle), names.index(name)
+        moved = (high - low).mean(dim=0) / units
+        drift = (torch.stack([low, high]) - middle).abs().mean(dim=1) / units        # (2, F)
+        rest = [n for n, other in enumerate(names) if other in net.continuous and n != own]
+        effects.append(EditEffect(name, moved[own].item(), drift[:, rest].mean().item()))
     return effects
 
 
@@ -294,9 +288,9 @@ def factor_changes(G: StyleGenerator, net: AttributeNetwork, directions: Directi
         deviations of the factor if it is continuous, in share of the images if it is a class.
     """
     rows = []
-    for _, low, middle, high in _walk(G, net, directions, share, samples):
-        rows.append([_moved(net, name, low, middle, high) for name in direction_names(net)])
-    return torch.tensor(rows)
+    for low, middle, high in _walk(G, net, directions, share, samples):
+        rows.append((high - low).mean(dim=0) / _units(net, middle))
+    return torch.stack(rows)
 
 
 class EditAgreement:
@@ -331,21 +325,17 @@ class EditAgreement:
 
 
 def _walk(G: StyleGenerator, net: AttributeNetwork, directions: Directions, share: float,
-          samples: int) -> Iterator[tuple[str, Reading, Reading, Reading]]:
-    """For every direction its name, and what is read at -share, 0 and +share of its reach."""
+          samples: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """For every direction what is shown at -share, 0 and +share of its reach, (N, F) each."""
     w = draw_w(G, samples, seed=1)
-    middle = _read(G, net, w)
-    rows = zip(directions.names, directions.vectors, directions.reach, strict=True)
-    for name, vector, reach in rows:
+    middle = _shown(net, _read(G, net, w))
+    for vector, reach in zip(directions.vectors, directions.reach, strict=True):
         step = share * reach * vector.to(w)
-        yield name, _read(G, net, w - step), middle, _read(G, net, w + step)
+        low, high = (_shown(net, _read(G, net, moved)) for moved in (w - step, w + step))
+        yield low, middle, high
 
 
-def _moved(net: AttributeNetwork, name: str, low: Reading, middle: Reading, high: Reading) -> float:
-    """Change of what a direction's name stands for, from one end to the other."""
-    change = (_shown(net, high, name) - _shown(net, low, name)).mean()
-    return (change / (_spread(middle[name]) if name in net.continuous else 1.0)).item()
-
-
-def _spread(values: Tensor) -> Tensor:
-    return values.std().clamp(min=1e-6)
+def _units(net: AttributeNetwork, shown: Tensor) -> Tensor:
+    """What changes are counted in, (F,): a continuous factor's deviation, 1 for a class."""
+    classes = shown.shape[1] - len(net.continuous)
+    return torch.cat([torch.ones(classes), shown[:, classes:].std(dim=0).clamp(min=1e-6)])
