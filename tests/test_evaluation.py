@@ -99,6 +99,7 @@ def test_every_table_has_a_real_and_a_teacher_row():
     # other real images, not the same ones; an untrained network is no camera
     assert 1e-4 < rows[0]["fid_toyfaces_40"] < rows[1]["fid_toyfaces_40"]
     assert rows[1]["agree_hat"] == 1 and "agree_hat" not in rows[0]
+    assert rows[1]["fid_to_teacher_toyfaces_40"] < 1e-6 < rows[2]["fid_to_teacher_toyfaces_40"]
     text = format_table(rows).splitlines()
     assert text[0].startswith("| | fid_toyfaces_40 |") and len(text) == 5
     assert "agree_hat |" not in text[0] and "agree_mean_accuracy |" in text[0]

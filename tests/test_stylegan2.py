@@ -113,11 +113,13 @@ def test_minibatch_std_by_hand():
 
 
 @pytest.mark.parametrize("cls, arguments", [
-    (Generator, (16, 6, 5, [4, 3, 3], 1, 3, 2, 9.0)), (Discriminator, (16, [4, 6, 8], 2, 2, 9.0)),
+    (Generator, (16, 6, 5, [4, 3, 3], 1, 3, 2, 9.0)),
+    (Discriminator, (16, [4, 6, 8], 2, None, 9.0)),
     (AliasFreeGenerator, (16, 6, 5, [4, 3, 3, 2], 1, True, 3, 2, 1, 4, 0.5, 9.0))])
 def test_architecture_rebuilds_the_network(cls, arguments):
     network = cls(*arguments)
-    assert 9.0 in network.architecture().values()
+    for (name, value), given in zip(network.architecture().items(), arguments, strict=False):
+        assert value == given or name == "channels"
     twin = build(network.kind, network.architecture())
     assert type(twin) is cls and twin.architecture() == network.architecture()
     twin.load_state_dict(network.state_dict())

@@ -56,7 +56,7 @@ def project(G: StyleGenerator, targets: Tensor, distance: Distance, steps: int =
         optimiser.param_groups[0]["lr"] = 0.1 * (1 + math.cos(math.pi * step / steps))
         images = G.synthesis(centre + spread * place).image
         error = (images - targets).square().mean(dim=(1, 2, 3))
-        loss = (error + distance(images, targets)).sum()  # a sum: no image slows another
+        loss = (error + distance(images, targets)).sum()
         (place.grad,) = torch.autograd.grad(loss, place)  # the network's own weights get none
         optimiser.step()
     with torch.no_grad():
