@@ -43,8 +43,7 @@ class AttributeNetwork(Network):
 
     Args:
         categorical: factor -> names of its classes.
-        continuous: factor -> (low, high) in the renderer's units; the network's value for it is
-            (v - low) / (high - low).
+        continuous: factor -> (low, high); the network's value for it is (v - low) / (high - low).
         channels: width of every block, each a multiple of 8.
         hidden: width of the layer below the heads.
         name: of the images that it was trained on; it goes into the names of metrics.
@@ -99,8 +98,7 @@ class AttributeNetwork(Network):
         return self.pool(self.features(images))
 
     def factors(self, images: Tensor) -> dict[str, Tensor]:
-        """Factor -> logits (N, classes) if categorical, value (N,) if continuous (0 is its low end,
-        1 its high end)."""
+        """Factor -> logits (N, classes) if categorical, value (N,), about 0 to 1, if continuous."""
         return self.read(self.features(images))
 
     def pool(self, maps: list[Tensor]) -> Tensor:
@@ -118,9 +116,9 @@ class AttributeNetwork(Network):
 
 @torch.no_grad()
 def head_mask(net: AttributeNetwork, images: Tensor) -> Tensor:
-    """The content of toy faces, as CAGAN wants it: head, hair and ears, (N, 1, R, R) in [0, 1], of
-    images (N, 3, R, R). The network reads what the faces show, and the renderer draws the mask of
-    such faces. Raises ValueError for a network that reads other factors than the renderer's."""
+    """Head, hair and ears of toy faces (N, 3, R, R), as CAGAN wants them: (N, 1, R, R) in [0, 1].
+    The network reads what the faces show, and the renderer draws the mask of such faces. Raises
+    ValueError for a network that reads other factors."""
     if (net.categorical, net.continuous) != (CATEGORICAL, CONTINUOUS):
         raise ValueError("the attribute network was trained on other images than toy faces as they "
                          "are drawn today: train one with `gapkd judge --data toyfaces`")
@@ -156,8 +154,7 @@ def load_attribute_network(path: str | Path = "attributes") -> AttributeNetwork:
 
 
 def reader(name: str, device: str | torch.device = "cpu") -> AttributeNetwork:
-    """The network of that name: the embedded one for "toyfaces", else that of a file of
-    `gapkd judge`."""
+    """The embedded network for "toyfaces", else that of a file of `gapkd judge`."""
     return load_attribute_network("attributes" if name == "toyfaces" else name).to(device)
 
 
@@ -233,8 +230,7 @@ class _ToyLessons:
 
 
 class _LabelLessons:
-    """The labels of a folder or zip, some of whose images are held out; the others are mirrored at
-    random."""
+    """Labelled images, some of them held out, the others mirrored at random."""
 
     def __init__(self, config: AttributeConfig):
         self.config, self.dataset = config, open_dataset(config.data, AttributeNetwork.size)
@@ -283,7 +279,7 @@ def varies(values: Tensor) -> bool:
 
 def lend(giver: Tensor, taker: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Two lists of rows; if all values of the second are alike, with a row of the first that
-    differs, should that have another one."""
+    differs, where there are two."""
     others = (values[giver] != values[taker[0]]).nonzero()[:, 0]
     if varies(values[taker]) or len(others) < 2:
         return giver, taker
@@ -292,8 +288,7 @@ def lend(giver: Tensor, taker: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def factors_of(dataset: ImageFiles) -> tuple[dict[str, list[str]], dict[str, Tensor]]:
-    """What a dataset's labels are to an attribute network: the classes of the categorical factors,
-    and the true values of all.
+    """The classes of a dataset's categorical factors, and the true values of all factors.
 
     Whole numbers are the classes of one factor, "label"; if there are two, "label_score" is the
     same between 0 and 1, so that two generators can be compared by degrees. The numbers of a vector
@@ -316,8 +311,7 @@ def factors_of(dataset: ImageFiles) -> tuple[dict[str, list[str]], dict[str, Ten
 
 
 def _roughen(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Blur half of the images a little and add noise to them, so that a GAN's imperfect faces are
-    read too."""
+    """Half of the images a little blurred and noisy: a GAN's imperfect faces are to be read too."""
     n = images.shape[0]
     rough = (torch.rand(n, 1, 1, 1, generator=generator) < 0.5).float()
     mix = 0.5 * rough * torch.rand(n, 1, 1, 1, generator=generator)
@@ -362,8 +356,8 @@ def fit_network(net: AttributeNetwork, examples: Callable[[int], Example], steps
 
 @torch.no_grad()
 def reading_scores(net: AttributeNetwork, examples: Iterable[Example]) -> dict[str, float]:
-    """Accuracy per categorical factor, beside it <factor>_majority, the accuracy of always naming
-    the most frequent class, and correlation per continuous factor."""
+    """Accuracy per categorical factor, beside it that of always naming the most frequent class,
+    <factor>_majority, and correlation per continuous factor."""
     read, true = [], []
     for images, factors in examples:
         read.append(net.factors(images))

@@ -17,8 +17,7 @@ from gapkd.networks.base import StyleGenerator
 
 
 def parameters(G: StyleGenerator) -> int:
-    """Number of parameters of mapping and synthesis together, frozen ones too (noise maps and w_avg
-    are buffers)."""
+    """Number of parameters, frozen ones too (noise maps and w_avg are buffers)."""
     return sum(p.numel() for p in G.parameters())
 
 
@@ -29,25 +28,20 @@ def macs(G: StyleGenerator, convention: str = "true") -> int:
         included, and for an upsampling convolution the work on the grid of its input.
     "paper": the convention of the published tables, computed from the architecture: convolutions
         (an upsampling one on the grid of its input), toRGB, mapping and style affines; no filters,
-        no demodulation. It does not depend on the implementation: config-f at 256 px has
-        45,124,673,536.
+        no demodulation. Config-f at 256 px has 45,124,673,536.
     """
     if convention == "true":
-        return _executed_macs(G)
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with FlopCounterMode(display=False) as counter:
+            _forward(G, 1)()
+        return counter.get_total_flops() // 2
     if convention != "paper":
         raise ValueError(f'convention must be "true" or "paper", not {convention!r}')
     if G.kind != "stylegan2-generator":
         raise ValueError("the convention of the published tables is known for StyleGAN2 only: take "
                          'convention="true"')
     return _paper_macs(G)
-
-
-def _executed_macs(G: StyleGenerator) -> int:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        _forward(G, 1)()
-    return counter.get_total_flops() // 2
 
 
 def _paper_macs(G: StyleGenerator) -> int:
@@ -96,8 +90,8 @@ def speed_ratio(fast: StyleGenerator, slow: StyleGenerator, batch: int = 16, rep
                 ) -> float:
     """How many times the images per second of `slow` `fast` makes.
 
-    Both run in turn, so that another program on the machine slows both; the median of the ratios of
-    neighbours is far steadier than the ratio of two throughputs measured one after the other.
+    Both run in turn, so that another program on the machine slows both: the median ratio of
+    neighbours is far steadier than that of two throughputs.
     """
     runs = [(_forward(G, batch), device_of(G)) for G in (slow, fast)]
     ratios = []

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gapkd.metrics.features import Distance
-from gapkd.metrics.sampling import device_of
+from gapkd.metrics.sampling import draw_latents
 from gapkd.networks.base import StyleGenerator
 
 Images = Tensor | Iterable[Tensor]  # (N, 3, R, R), or such batches one after the other
@@ -161,15 +161,10 @@ def path_length(G: StyleGenerator, distance: Distance, samples: int = 5000, seed
     + epsilon))) / epsilon^2, mean of what lies between the 1st and the 99th percentile (Karras et
     al., 2019; by LPIPS). The published table of the paper leaves the division out.
     """
-    device, generator = device_of(G), torch.Generator().manual_seed(seed)
-    found = []
+    generator, found = torch.Generator().manual_seed(seed), []
     for start in range(0, samples, batch):
         n = min(batch, samples - start)
-        c = None
-        if G.c_dim:
-            labels = torch.randint(G.c_dim, (n,), generator=generator)
-            c = torch.eye(G.c_dim)[labels].to(device)
-        z_a, z_b = (torch.randn(n, G.z_dim, generator=generator).to(device) for _ in range(2))
+        (z_a, c), (z_b, _) = (draw_latents(G, n, generator) for _ in range(2))
         w_a, w_b = G.mapping(z_a, c), G.mapping(z_b, c)
         t = torch.rand(n, 1, generator=generator).to(w_a)
         here, there = w_a.lerp(w_b, t), w_a.lerp(w_b, t + epsilon)

@@ -38,8 +38,7 @@ class Directions:
         vectors: (K, w_dim), unit rows.
         reach: (K,), a step that changes the image plainly, either way: how far sliders should go.
             An extrapolation: along most directions w itself varies far less.
-        origin: (16, w_dim), w of sixteen fixed z, which tells whose W they belong to
-            (`w_of_fixed_z`); None: not known.
+        origin: (16, w_dim), `w_of_fixed_z` of the generator to whose W they belong, if known.
     """
 
     names: tuple[str, ...]
@@ -70,8 +69,8 @@ class Directions:
         return Directions(tuple(names), self.vectors[rows], self.reach[rows], self.origin)
 
     def belong_to(self, G: StyleGenerator) -> bool:
-        """Whether G's W is the one that they were found in, or near it, as that of a student which
-        inherited the mapping network; True where that is not known."""
+        """Whether they were found in G's W, or near it, as in that of a teacher whose mapping it
+        inherited; True where that is not known."""
         if self.origin is None:
             return True
         if self.vectors.shape[1] != G.w_dim:
@@ -110,8 +109,7 @@ def load_directions(path: str | Path) -> Directions:
 
 
 def w_of_fixed_z(G: StyleGenerator) -> Tensor:
-    """w (16, w_dim) of sixteen z that are always the same, on the CPU: what tells one W from
-    another."""
+    """w (16, w_dim) of always the same z, on the CPU: what tells one W from another."""
     return draw_w(G, 16, seed=0).cpu()
 
 

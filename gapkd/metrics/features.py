@@ -1,9 +1,5 @@
-"""How different do two images look? The perceptual distance, and the networks of the papers.
-
-Every feature network has `name`, which goes into the names of metrics, and `embed(images) -> (N,
-F)`: the attribute network (gapkd.metrics.attributes), EfficientNet-Lite0, which knows photographs,
-and Inception where its weights are there.
-"""
+"""How different do two images look? The perceptual distance, and the feature networks of others:
+EfficientNet-Lite0, which knows photographs, and Inception."""
 
 from __future__ import annotations
 
@@ -33,8 +29,7 @@ def perceptual_distance(net: nn.Module, a: Tensor, b: Tensor) -> Tensor:
 
     As LPIPS (Zhang et al., CVPR 2018): features scaled to unit length over the channels, squared
     difference, summed over channels, averaged over space. LPIPS then weighs the channels by what
-    people said; nobody was asked about toy faces, so here all weights are 1 and the blocks are
-    averaged. Range [0, 4]. Gradients flow into both images.
+    people said; here all weights are 1 and the blocks are averaged. Range [0, 4].
 
     Args:
         net: an attribute network, an `ImageNetNetwork` or a discriminator: its `features` are the

@@ -24,15 +24,16 @@ def share(items: Sequence[T], part: Part) -> Sequence[T]:
     return items[len(items) * number // of:len(items) * (number + 1) // of]
 
 
-def draw_latents(G: StyleGenerator, samples: int, seed: int) -> tuple[Tensor, Tensor | None]:
-    """z (samples, z_dim), and one-hot labels (samples, c_dim) or None, on the generator's device,
-    but of the CPU's random numbers."""
-    device, generator = device_of(G), torch.Generator().manual_seed(seed)
-    z = torch.randn(samples, G.z_dim, generator=generator).to(device)
+def draw_latents(G: StyleGenerator, samples: int, seed: int | torch.Generator
+                 ) -> tuple[Tensor, Tensor | None]:
+    """z (samples, z_dim), and one-hot labels (samples, c_dim) or None, on the generator's device;
+    from a seed, or the next of a CPU's random numbers."""
+    dice = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
+    device, z = device_of(G), torch.randn(samples, G.z_dim, generator=dice)
     if not G.c_dim:
-        return z, None
-    labels = torch.randint(G.c_dim, (samples,), generator=generator)
-    return z, torch.eye(G.c_dim)[labels].to(device)
+        return z.to(device), None
+    labels = torch.randint(G.c_dim, (samples,), generator=dice)
+    return z.to(device), torch.eye(G.c_dim)[labels].to(device)
 
 
 def in_parts(z: Tensor, c: Tensor | None, batch: int) -> list[tuple[Tensor, Tensor | None]]:

@@ -24,9 +24,8 @@ def low_pass(taps: int, cutoff: float, width: float, rate: float, radial: bool =
     """A Kaiser-windowed low-pass filter of unit sum (appendix C).
 
     Args:
-        cutoff: frequency at which it has fallen to a half, in the units of rate.
+        cutoff: frequency at which it has fallen to a half, in the units of the sampling rate.
         width: of the transition, likewise.
-        rate: sampling rate.
         radial: the same in all directions, for the rotation-equivariant configuration.
     Returns: (taps,), or (taps, taps) if radial; float64.
     """
