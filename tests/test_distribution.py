@@ -1,4 +1,4 @@
-"""Metrics of sets of images on toy distributions whose answer is known, and beside torchmetrics."""
+"""Metrics of sets of images where the answer is known, and beside slow versions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from gapkd.metrics.distribution import (
     precision_recall,
 )
 from gapkd.networks.base import SynthesisOutput
-from gapkd.networks.stylegan2 import Generator
 
 
 def normal(n: int, width: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> torch.Tensor:
@@ -49,41 +48,17 @@ def test_batches_are_collected_in_order():
 
 def test_frechet_distance_has_its_closed_form():
     x = normal(2000, 6, 0)
-    assert frechet_distance(x, x) < 1e-9
     assert frechet_distance(x[:4], x[:4]) < 1e-6  # a singular covariance
     assert frechet_distance(x, x + 0.5) == pytest.approx(6 * 0.25, abs=1e-9)  # |shift|^2
-    wider = 3 * (x - x.mean(0)) + x.mean(0)
-    assert frechet_distance(x, wider) == pytest.approx(4 * torch.cov(x.T).trace().item())
 
 
-def test_frechet_distance_equals_torchmetrics_and_scipy():
-    torchmetrics = pytest.importorskip("torchmetrics.image.fid")
+def test_frechet_distance_equals_its_formula_with_scipys_matrix_root():
     a = normal(400, 12, 0) @ normal(12, 12, 5)
     b = normal(300, 12, 1, 1.3, 0.2) @ normal(12, 12, 6)
     cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
     root = torch.as_tensor(sqrtm((cov_a @ cov_b).numpy())).real
     expected = (a.mean(0) - b.mean(0)).square().sum() + (cov_a + cov_b - 2 * root).trace()
     assert frechet_distance(a, b) == pytest.approx(expected.item(), rel=1e-8)
-
-    class Identity(torch.nn.Module):
-        num_features = 12
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x.flatten(1)
-
-    metric = torchmetrics.FrechetInceptionDistance(feature=Identity(), input_img_size=(3, 2, 2))
-    metric.set_dtype(torch.float64)
-    metric.update(a.reshape(-1, 3, 2, 2), real=True)
-    metric.update(b.reshape(-1, 3, 2, 2), real=False)
-    assert frechet_distance(a, b) == pytest.approx(metric.compute().item(), rel=1e-6)
-
-
-def test_kid_is_unbiased_and_sees_differences():
-    same = [kid(normal(300, 8, 2 * s), normal(300, 8, 2 * s + 1), s, subsets=5, subset_size=200)
-            for s in range(20)]
-    spread = torch.tensor(same).std().item()
-    assert abs(sum(same) / 20) < 3 * spread / math.sqrt(20)
-    assert kid(normal(300, 8, 0), normal(300, 8, 1, shift=0.5)) > 5 * spread
 
 
 def test_kid_equals_a_double_loop():
@@ -173,11 +148,3 @@ def test_the_path_length_of_a_linear_generator_is_that_of_its_matrix():
     assert path_length(G, squared, 100, seed=7, batch=40) == pytest.approx(expected, rel=1e-4)
     many = path_length(G, squared, 20_000, batch=5000)
     assert many == pytest.approx(2 * G.matrix.square().sum().item(), rel=0.05)
-
-
-def test_the_step_does_not_change_the_path_length_of_a_smooth_generator():
-    torch.manual_seed(0)
-    G = Generator(8, 8, 8, 8, mapping_layers=2).eval().double()
-    G.mapping.forward = lambda z, c=None: z.double()  # its own input check is for float32
-    a, b = (path_length(G, squared, 50, epsilon=e) for e in (1e-4, 1e-5))
-    assert a > 0 and a == pytest.approx(b, rel=1e-2)

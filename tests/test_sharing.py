@@ -439,7 +439,7 @@ def test_a_folder_will_do_wherever_a_generator_is_named(tmp_path, teacher_file, 
 def edited(**changes):
     def edit(folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text()) | changes
-        kept = {name: value for name, value in config.items() if value is not None}
+        kept = {name: value for name, value in config.items() if changes.get(name, 0) is not None}
         (folder / "config.json").write_text(json.dumps(kept))
     return edit
 

@@ -19,8 +19,8 @@ from gapkd.cli import main
 from gapkd.experiments import sweep
 from gapkd.experiments.results import REFERENCES, read_faces, read_results
 from gapkd.experiments.sweep import SweepConfig, read_table, run_sweep
-from gapkd.files.checkpoints import load_generator
-from gapkd.metrics.attributes import AttributeNetwork, save_attribute_network
+from gapkd.files.checkpoints import load_generator, save_network
+from gapkd.metrics.attributes import AttributeNetwork
 from gapkd.metrics.equivariance import equivariance
 from gapkd.metrics.sampling import sample_images
 from gapkd.networks.stylegan3 import AliasFreeGenerator
@@ -102,7 +102,7 @@ def test_a_second_judge_is_asked_too(table, tmp_path):
     """Another network must say something else; the first one again must say the same."""
     torch.manual_seed(5)
     net = AttributeNetwork(channels=(8, 8, 8, 8), hidden=8)
-    other = save_attribute_network(net, tmp_path / "other.safetensors")
+    other = save_network(net, tmp_path / "other.safetensors")
     for second, agrees in (("attributes", True), (str(other), False)):
         file = table(**ONE, second_judge=second, results=str(tmp_path / f"{agrees}.jsonl"),
                      folder=str(tmp_path / str(agrees)))
@@ -119,7 +119,7 @@ def test_networks_from_elsewhere_say_where_they_come_from(table, tmp_path, teach
     teacher = AliasFreeGenerator(32, 8, 8, [6, 6, 6], mapping_layers=2, margin=2)
     save_pretrained(teacher, tmp_path / "net", {"seed": 7})
     net = AttributeNetwork(channels=(8, 8, 8, 8), hidden=8)
-    judge = save_attribute_network(net, tmp_path / "judge.safetensors", {"command": "judge"})
+    judge = save_network(net, tmp_path / "judge.safetensors", {"command": "judge"})
     settings = {"teacher": str(tmp_path / "net"), "ld_blocks": [1, 2]}
     file = table(**ONE, settings=settings, judge=str(judge))
     real, teacher, record = run_sweep(SweepConfig(file))

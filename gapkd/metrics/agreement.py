@@ -1,20 +1,16 @@
-"""Is it the same image? Two generators compared z by z, and does a set of faces show everything?
-
-`semantic_agreement` and `same_z_distance` have the level beside them that unrelated images would
-reach. `factor_coverage` asks of toy faces, whose true factors are known, which classes are too rare
-and which never meet.
-"""
+"""Is it the same image? Two generators compared z by z, beside the level that unrelated images
+would reach; and do toy faces, whose true factors are known, show everything?"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import combinations
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gapkd.data.toyfaces import CATEGORICAL, CONTINUOUS, draw_factors
+from gapkd.data.toyfaces import CATEGORICAL, CONTINUOUS
 from gapkd.metrics.attributes import AttributeNetwork
 from gapkd.metrics.distribution import Images, in_batches
 from gapkd.metrics.features import perceptual_distance
@@ -35,8 +31,8 @@ class Agreement(NamedTuple):
 
 @torch.no_grad()
 def read_factors(net: AttributeNetwork, images: Images) -> Reading:
-    """What the network sees in every image: class numbers (N,) of categorical factors, values (N,)
-    of continuous ones."""
+    """What the network sees in every image, on the CPU: class numbers (N,) of categorical factors,
+    values (N,) of continuous ones."""
     return join_readings([name_classes(net, net.factors(part)) for part in in_batches(images)])
 
 
@@ -97,67 +93,54 @@ def _correlation(a: Tensor, b: Tensor) -> float:
 
 
 class SameZ:
-    """`same_z_distance` of images that come in batches: `add` them, ask for the `result`."""
+    """`same_z_distance` of images that come in batches: `add` them, then take the `mean_distances`
+    of what was `found`."""
 
     def __init__(self, net: AttributeNetwork):
         self.net, self.previous = net, None
-        self.totals = dict.fromkeys(("l1", "perceptual", "pairs", "l1_chance", "perceptual_chance",
-                                     "pairs_chance"), 0.0)
+        self.found: list[dict[str, Tensor]] = []  # distances of the pairs of every batch
 
     def add(self, a: Tensor, b: Tensor) -> None:
         if a.shape != b.shape:
             raise ValueError(f"a distance needs images of one shape, not {tuple(a.shape)} and "
                              f"{tuple(b.shape)}")
         a, b = a.clamp(-1, 1), b.clamp(-1, 1)
-        self._sum("", a, b)
         # a_i against b_(i-1), across the borders of batches
-        shifted = b[:-1] if self.previous is None else torch.cat([self.previous, b[:-1]])
-        if len(shifted):
-            self._sum("_chance", a[len(a) - len(shifted):], shifted)
+        before = b[:-1] if self.previous is None else torch.cat([self.previous, b[:-1]])
         self.previous = b[-1:]
+        chance = self._distances(a[len(a) - len(before):], before)
+        self.found.append(self._distances(a, b)
+                          | {f"{name}_chance": value for name, value in chance.items()})
 
-    def _sum(self, suffix: str, a: Tensor, b: Tensor) -> None:
+    def _distances(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
         l1, perceptual = (a - b).abs().mean(dim=(1, 2, 3)), perceptual_distance(self.net, a, b)
-        self.totals["l1" + suffix] += l1.double().sum().item()
-        self.totals["perceptual" + suffix] += perceptual.double().sum().item()
-        self.totals["pairs" + suffix] += len(a)
+        return {"l1": l1.double().cpu(), "perceptual": perceptual.double().cpu()}
 
-    def result(self, parts: Sequence[dict[str, float]] = ()) -> dict[str, float]:
-        """Args: parts: the `totals` of several such objects that share the work; by default its
-        own."""
-        totals = {name: sum(part[name] for part in parts or [self.totals]) for name in self.totals}
-        if totals["pairs_chance"] < 1:
-            raise ValueError("same-z distances need at least 2 pairs of images")
-        means = {}
-        for name in ("l1", "perceptual"):
-            means[name] = totals[name] / totals["pairs"]
-            means[f"{name}_chance"] = totals[f"{name}_chance"] / totals["pairs_chance"]
-        return means
+
+def mean_distances(found: list[dict[str, Tensor]]) -> dict[str, float]:
+    """Of what `SameZ` objects have found, in one process or in several."""
+    pairs = join_readings(found)
+    if not len(pairs["l1_chance"]):
+        raise ValueError("same-z distances need at least 2 pairs of images")
+    return {name: distances.mean().item() for name, distances in pairs.items()}
 
 
 @torch.no_grad()
 def same_z_distance(images_a: Images, images_b: Images, net: AttributeNetwork) -> dict[str, float]:
     """Mean distance of images i of both sets: `l1` (range [0, 2], images clamped to [-1, 1]) and
-    `perceptual`.
-
-    `l1_chance`, `perceptual_chance`: the same between a_i and b_(i-1), pairs that share nothing
-    when the samples are independent. A ratio of 1 says that the same z means nothing.
-    """
+    `perceptual`; with `_chance` the same between a_i and b_(i-1), which share nothing when the
+    samples are independent. A ratio of 1 says that the same z means nothing."""
     distances = SameZ(net)
     for a, b in zip(in_batches(images_a), in_batches(images_b), strict=True):
         distances.add(a, b)
-    return distances.result()
+    return mean_distances(distances.found)
 
 
 def agreement_probe(teacher: StyleGenerator, net: AttributeNetwork, samples: int = 1000,
                     seed: int = 10_000) -> Callable[[StyleGenerator], dict[str, float]]:
-    """A probe for `distill`: distance to and agreement with the teacher on fixed latents, constant
-    noise.
-
-    Returns a function of a generator that gives l1, perceptual, agree_mean_accuracy and
-    agree_mean_correlation (as far as the network reads factors of both kinds), and the chance level
-    of each as l1_chance and so on.
-    """
+    """A probe for `distill`: a function of a generator that gives its distance to the teacher (l1,
+    perceptual) and agreement with it (agree_mean_accuracy, agree_mean_correlation) on fixed latents
+    and constant noise, and the chance level of each as l1_chance and so on."""
     reference = torch.cat(list(sample_images(teacher, samples, seed)))
 
     def probe(G: StyleGenerator) -> dict[str, float]:
@@ -175,43 +158,29 @@ def agreement_probe(teacher: StyleGenerator, net: AttributeNetwork, samples: int
 # -- does a set of toy faces show everything? ----------------------------------------------------
 
 
-def true_reading(samples: int = 50_000, seed: int = 0) -> Reading:
-    """The factors of toy faces as a network without error would read them."""
-    factors = draw_factors(torch.arange(samples), seed)
-    for name, (low, high) in CONTINUOUS.items():
-        factors[name] = (factors[name] - low) / (high - low)
-    return factors
-
-
-def factor_coverage(reading: Reading, truth: Reading | None = None) -> dict:
-    """The factors of generated toy faces beside their true distribution; JSON can hold it.
+def factor_coverage(reading: Reading, truth: Reading) -> dict:
+    """The factors of generated toy faces beside the truth; JSON can hold it.
 
     Args:
-        reading: of `read_factors`. It errs: small factors seem to vary less than they do.
-        truth: what to compare with; None: the renderer's own factors (`true_reading`). A reading of
-            rendered faces takes the network's errors out of the comparison.
+        reading: of generated faces (`read_factors`).
+        truth: of rendered ones, so that what the network misreads is the same on both sides.
     Returns:
         shares: categorical factor -> class -> {"share", "true"}.
         spread: continuous factor -> its standard deviation over the true one.
-        correlations: "yaw, pitch" -> Pearson correlation of two continuous factors; 0 in the truth.
         missing: "hair_style, beard" -> {"missing", "cells"}: joint classes that never occur here,
             of those that occur in the truth. missing_cells: of all pairs together.
     """
-    truth = true_reading() if truth is None else truth
     shares = {}
     for name, classes in CATEGORICAL.items():
         ours, true = (_shares(x[name], len(classes)).tolist() for x in (reading, truth))
         shares[name] = {label: {"share": ours[i], "true": true[i]}
                         for i, label in enumerate(classes)}
     spread = {name: (reading[name].std() / truth[name].std()).item() for name in CONTINUOUS}
-    correlations = {f"{a}, {b}": _correlation(reading[a], reading[b])
-                    for a, b in combinations(CONTINUOUS, 2)}
     missing = {}
     for a, b in combinations(CATEGORICAL, 2):
         width = len(CATEGORICAL[b])
         seen, possible = ((x[a] * width + x[b]).unique() for x in (reading, truth))
         absent = (~torch.isin(possible, seen)).sum().item()
         missing[f"{a}, {b}"] = {"missing": absent, "cells": len(possible)}
-    return {"samples": len(reading["glasses"]), "shares": shares, "spread": spread,
-            "correlations": correlations, "missing": missing,
+    return {"shares": shares, "spread": spread, "missing": missing,
             "missing_cells": sum(entry["missing"] for entry in missing.values())}

@@ -1,14 +1,13 @@
 """The attribute network: what does an image show?
 
-A small convolutional network that reads the factors of faces. It plays the part that two large
-downloads play elsewhere: its feature maps give the perceptual distance (as VGG in LPIPS), its
-pooled features give FID, KID, precision and recall (as Inception), and its heads say what a face
-shows. The embedded one knows toy faces; `gapkd judge` trains one on the labels of other images.
+A small convolutional network that plays the part of two large downloads: its feature maps give the
+perceptual distance (as VGG in LPIPS), its pooled features FID, KID, precision and recall (as
+Inception); and its heads say what a face shows. The embedded one knows toy faces; `gapkd judge`
+trains one on the labels of other images.
 """
 
 from __future__ import annotations
 
-import json
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,42 +17,40 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from gapkd.data.datasets import CHECK_SECONDS, ImageFiles, flip, open_dataset, ordered_indices
 from gapkd.data.images import with_channels
 from gapkd.data.toyfaces import CATEGORICAL, CONTINUOUS, face_mask, toy_faces
-from gapkd.files.checkpoints import CheckpointError, find_checkpoint, read_metadata
+from gapkd.files.checkpoints import (
+    CheckpointError,
+    find_checkpoint,
+    read_metadata,
+    save_network,
+)
 from gapkd.files.provenance import provenance
-from gapkd.files.storage import new_file, write_atomically
+from gapkd.files.storage import new_file
+from gapkd.networks.base import Network
 from gapkd.networks.layers import full_precision
 from gapkd.progress import bar
 
-KIND = "attribute-network"
 HELD_OUT = 50_000_000  # held-out toy faces start here; training stays far below it
 Example = tuple[Tensor, Mapping[str, Tensor]]  # images (N, 3, R, R) and their factors, (N,) each
 
 
-def _block(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel, stride=2, padding=(kernel - 1) // 2),
-        nn.GroupNorm(8, out_channels), nn.LeakyReLU(0.2))
-
-
-class AttributeNetwork(nn.Module):
+class AttributeNetwork(Network):
     """Four strided convolution blocks, then one linear head for every factor.
 
     Args:
         categorical: factor -> names of its classes.
-        continuous: factor -> (low, high) in the renderer's units; the network's value for it is
-            (v - low) / (high - low).
+        continuous: factor -> (low, high); the network's value for it is (v - low) / (high - low).
         channels: width of every block, each a multiple of 8.
         hidden: width of the layer below the heads.
         name: of the images that it was trained on; it goes into the names of metrics.
     Images are (N, 3, R, R) in [-1, 1] with R >= 32; larger ones are averaged down to 32 px first.
     """
 
+    kind = "attribute-network"
     size = 32  # px at which the network looks
 
     def __init__(self, categorical: Mapping[str, Sequence[str]] = CATEGORICAL,
@@ -65,23 +62,17 @@ class AttributeNetwork(nn.Module):
         self.categorical = {factor: tuple(classes) for factor, classes in categorical.items()}
         self.continuous = {factor: (float(a), float(b)) for factor, (a, b) in continuous.items()}
         self.channels, self.hidden = tuple(channels), hidden
-        self.num_features = sum(channels)
         # The first kernel is 4: at stride 2 a 3x3 one would weigh the pixels of a two-pixel eye
         # unequally.
-        blocks, incoming = [], 3
+        self.blocks, incoming, kernel = nn.ModuleList(), 3, 4
         for width in channels:
-            blocks.append(_block(incoming, width, 3 if blocks else 4))
-            incoming = width
-        self.blocks = nn.ModuleList(blocks)
+            self.blocks.append(nn.Sequential(
+                nn.Conv2d(incoming, width, kernel, stride=2, padding=1),
+                nn.GroupNorm(8, width), nn.LeakyReLU(0.2)))
+            incoming, kernel = width, 3
         self.trunk = nn.Sequential(nn.Linear(incoming * 4, hidden), nn.LeakyReLU(0.2))
         classes = sum(map(len, self.categorical.values()))
         self.heads = nn.Linear(hidden, classes + len(self.continuous))
-
-    def architecture(self) -> dict:
-        """The constructor's arguments, as JSON can hold them."""
-        return {"categorical": {name: list(found) for name, found in self.categorical.items()},
-                "continuous": {name: list(limits) for name, limits in self.continuous.items()},
-                "channels": list(self.channels), "hidden": self.hidden, "name": self.name}
 
     @property
     def device(self) -> torch.device:
@@ -89,26 +80,25 @@ class AttributeNetwork(nn.Module):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Output of every block: (N, C_i, r, r) with r = 16, 8, 4, 2."""
-        images = with_channels(images) if images.ndim == 4 else images
-        if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < self.size:
+        known = images.ndim == 4 and images.shape[1] in (1, 3, 4)
+        if not known or min(images.shape[2:]) < self.size:
             raise ValueError("the attribute network reads images of shape (N, 3, R, R) with R of "
                              f"at least {self.size}, not {tuple(images.shape)}")
-        if images.shape[2:] != (self.size, self.size):
-            images = F.adaptive_avg_pool2d(images, self.size)
-        maps, x = [], images
+        x = with_channels(images)
+        if x.shape[2:] != (self.size, self.size):
+            x = F.adaptive_avg_pool2d(x, self.size)
+        maps = []
         for block in self.blocks:
             x = block(x)
             maps.append(x)
         return maps
 
     def embed(self, images: Tensor) -> Tensor:
-        """Spatial means of all blocks side by side, texture first and meaning last: (N,
-        num_features)."""
+        """Spatial means of all blocks side by side, texture first and meaning last: (N, F)."""
         return self.pool(self.features(images))
 
     def factors(self, images: Tensor) -> dict[str, Tensor]:
-        """Factor -> logits (N, classes) if categorical, value (N,) if continuous (0 is its low end,
-        1 its high end)."""
+        """Factor -> logits (N, classes) if categorical, value (N,), about 0 to 1, if continuous."""
         return self.read(self.features(images))
 
     def pool(self, maps: list[Tensor]) -> Tensor:
@@ -124,25 +114,14 @@ class AttributeNetwork(nn.Module):
         return read | dict(zip(self.continuous, values.unbind(dim=1), strict=True))
 
 
-def check_factors(net: AttributeNetwork) -> None:
-    """Raise ValueError unless the network reads the factors (classes, limits) that the renderer
-    draws today."""
-    today = {**CATEGORICAL, **CONTINUOUS}
-    learnt = {**net.categorical, **net.continuous}
-    changed = sorted(name for name in today.keys() | learnt.keys()
-                     if today.get(name) != learnt.get(name))
-    if changed:
-        raise ValueError("the attribute network was trained on other toy faces: "
-                         f"{', '.join(changed)} changed since; train it again with "
-                         "`gapkd judge --data toyfaces`")
-
-
 @torch.no_grad()
 def head_mask(net: AttributeNetwork, images: Tensor) -> Tensor:
-    """The content of toy faces, as CAGAN wants it: head, hair and ears, (N, 1, R, R) in [0, 1], of
-    images (N, 3, R, R). The network reads what the faces show, and the renderer draws the mask of
-    such faces."""
-    check_factors(net)
+    """Head, hair and ears of toy faces (N, 3, R, R), as CAGAN wants them: (N, 1, R, R) in [0, 1].
+    The network reads what the faces show, and the renderer draws the mask of such faces. Raises
+    ValueError for a network that reads other factors."""
+    if (net.categorical, net.continuous) != (CATEGORICAL, CONTINUOUS):
+        raise ValueError("the attribute network was trained on other images than toy faces as they "
+                         "are drawn today: train one with `gapkd judge --data toyfaces`")
     with full_precision(images):
         read = net.factors(images.float())
     factors = {name: read[name].argmax(dim=1) for name in net.categorical}
@@ -154,29 +133,14 @@ def head_mask(net: AttributeNetwork, images: Tensor) -> Tensor:
 # -- files ---------------------------------------------------------------------------------------
 
 
-def save_attribute_network(net: AttributeNetwork, path: str | Path,
-                           provenance: Mapping[str, object] | None = None) -> Path:
-    """Write weights and architecture to one safetensors file; `provenance` (training settings,
-    scores) travels along."""
-    tensors = {name: value.detach().cpu().clone().contiguous()
-               for name, value in net.state_dict().items()}
-    metadata = {"gapkd": "1", "kind": KIND, "architecture": json.dumps(net.architecture()),
-                "provenance": json.dumps(dict(provenance or {}))}
-    return write_atomically(path, to_bytes(tensors, metadata))
-
-
 def load_attribute_network(path: str | Path = "attributes") -> AttributeNetwork:
-    """Load a network, by default the embedded one: eval mode, CPU, no gradients.
-
-    The factors come from the file, so an old file still loads when the renderer has learnt new
-    ones. Its provenance: `gapkd.files.checkpoints.read_metadata("attributes")`. Raises
-    CheckpointError when the file is missing, truncated or of another kind.
-    """
+    """Load a network, by default the embedded one: eval mode, CPU, no gradients. Raises
+    CheckpointError when the file is missing, truncated or of another kind."""
     file = find_checkpoint(path)
     metadata = read_metadata(file)
-    if metadata["kind"] != KIND:
-        raise CheckpointError(f"{file.name} holds a {metadata['kind']}, but an {KIND} was asked "
-                              "for")
+    if metadata["kind"] != AttributeNetwork.kind:
+        raise CheckpointError(f"{file.name} holds a {metadata['kind']}, but an "
+                              f"{AttributeNetwork.kind} was asked for")
     try:
         with torch.device("meta"):  # a hostile size costs nothing before the weights confirm it
             net = AttributeNetwork(**metadata["architecture"])
@@ -190,8 +154,7 @@ def load_attribute_network(path: str | Path = "attributes") -> AttributeNetwork:
 
 
 def reader(name: str, device: str | torch.device = "cpu") -> AttributeNetwork:
-    """The network of that name: the embedded one for "toyfaces", else that of a file of
-    `gapkd judge`."""
+    """The embedded network for "toyfaces", else that of a file of `gapkd judge`."""
     return load_attribute_network("attributes" if name == "toyfaces" else name).to(device)
 
 
@@ -233,10 +196,7 @@ class AttributeConfig:
 
 def train_attribute_network(config: AttributeConfig) -> dict[str, float]:
     """Train and save an attribute network; returns its `reading_scores` on the images held out.
-
-    Raises ValueError for a file that exists or cannot be made, labels that teach nothing or too few
-        images.
-    """
+    Raises ValueError for a file that exists, labels that teach nothing or too few images."""
     new_file(config.out)
     started = time.perf_counter()
     lessons = _ToyLessons(config) if config.data == "toyfaces" else _LabelLessons(config)
@@ -250,7 +210,7 @@ def train_attribute_network(config: AttributeConfig) -> dict[str, float]:
                 "batch": config.batch, "seed": config.seed,
                 "seconds": round(time.perf_counter() - started),
                 "held_out": {"images": len(lessons.unseen), "scores": scores}}
-    save_attribute_network(net, config.out, provenance() | settings)
+    save_network(net, config.out, provenance() | settings)
     return scores
 
 
@@ -270,41 +230,37 @@ class _ToyLessons:
 
 
 class _LabelLessons:
-    """The labels of a folder or zip, some of whose images are held out; the others are mirrored at
-    random."""
+    """Labelled images, some of them held out, the others mirrored at random."""
 
     def __init__(self, config: AttributeConfig):
         self.config, self.dataset = config, open_dataset(config.data, AttributeNetwork.size)
         self.dataset.check(CHECK_SECONDS)
-        self.name, size = self.dataset.name, self.dataset.size
-        self.categorical, self.continuous, self.truth = factors_of(self.dataset)
+        self.name, size, path = self.dataset.name, self.dataset.size, self.dataset.path
+        classes, truth = factors_of(self.dataset)
         order = ordered_indices(size, 0, size, config.seed)
         kept = round(size * (1 - config.held_out))
-        self.seen, self.unseen = order[:kept], order[kept:]
-        if not len(self.seen) or not len(self.unseen):
-            raise ValueError(f"{self.dataset.path} holds {size} images, too few to hold "
-                             f"{config.held_out:.0%} out")
-        for values in self.truth.values():
-            self.seen, self.unseen = lend(self.seen, self.unseen, values)
-            self.unseen, self.seen = lend(self.unseen, self.seen, values)
-        self._drop_rare()
-        self.coins = torch.Generator().manual_seed(config.seed)
-
-    def _drop_rare(self) -> None:
-        """Factors that show nothing different in one of the two parts are neither learnt nor
-        measured."""
-        rare = [name for name, values in self.truth.items()
-                if not (varies(values[self.seen]) and varies(values[self.unseen]))]
-        if len(rare) == len(self.truth):
-            raise ValueError(f"the labels of {self.dataset.path} are alike but for a single image, "
-                             "so they cannot be both learnt and measured: add images whose label "
-                             "differs from the others'")
+        seen, unseen = order[:kept], order[kept:]
+        if not len(seen) or not len(unseen):
+            raise ValueError(f"{path} holds {size} images, too few to hold {config.held_out:.0%} "
+                             "out")
+        for values in truth.values():
+            seen, unseen = lend(seen, unseen, values)
+            unseen, seen = lend(unseen, seen, values)
+        rare = [name for name, values in truth.items()
+                if not (varies(values[seen]) and varies(values[unseen]))]
+        if len(rare) == len(truth):
+            raise ValueError(f"the labels of {path} are alike but for a single image, so they "
+                             "cannot be both learnt and measured: add images whose label differs "
+                             "from the others'")
         if rare:
-            warnings.warn(f"{', '.join(rare)} of {self.dataset.path} differ in a single image "
-                          "each: they are neither learnt nor measured", stacklevel=4)
-        for named in (self.categorical, self.continuous, self.truth):
-            for name in rare:
-                named.pop(name, None)
+            warnings.warn(f"{', '.join(rare)} of {path} differ in a single image each: they are "
+                          "neither learnt nor measured", stacklevel=3)
+        self.truth = {name: values for name, values in truth.items() if name not in rare}
+        self.categorical = {name: found for name, found in classes.items() if name not in rare}
+        self.continuous = {name: (values.min().item(), values.max().item())
+                           for name, values in self.truth.items() if name not in classes}
+        self.seen, self.unseen = seen, unseen
+        self.coins = torch.Generator().manual_seed(config.seed)
 
     def read(self, rows: Tensor) -> Example:
         factors = {name: values[rows] for name, values in self.truth.items()}
@@ -323,7 +279,7 @@ def varies(values: Tensor) -> bool:
 
 def lend(giver: Tensor, taker: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Two lists of rows; if all values of the second are alike, with a row of the first that
-    differs, should that have another one."""
+    differs, where there are two."""
     others = (values[giver] != values[taker[0]]).nonzero()[:, 0]
     if varies(values[taker]) or len(others) < 2:
         return giver, taker
@@ -331,10 +287,8 @@ def lend(giver: Tensor, taker: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     return giver[kept], torch.cat([taker, giver[others[:1]]])
 
 
-def factors_of(dataset: ImageFiles) -> tuple[dict[str, list[str]], dict[str, list[float]],
-                                             dict[str, Tensor]]:
-    """What a dataset's labels are to an attribute network: categorical factors, continuous ones,
-    true values.
+def factors_of(dataset: ImageFiles) -> tuple[dict[str, list[str]], dict[str, Tensor]]:
+    """The classes of a dataset's categorical factors, and the true values of all factors.
 
     Whole numbers are the classes of one factor, "label"; if there are two, "label_score" is the
     same between 0 and 1, so that two generators can be compared by degrees. The numbers of a vector
@@ -344,24 +298,20 @@ def factors_of(dataset: ImageFiles) -> tuple[dict[str, list[str]], dict[str, lis
     if labels is None:
         raise ValueError(f"{dataset.path} has no labels: a judge needs a dataset.json with one "
                          "label per image")
-    if labels.ndim == 1 and len(labels.unique()) > 1:
+    if labels.ndim == 1 and varies(labels):
         values, classes = labels.unique(return_inverse=True)
-        categorical, truth = {"label": [str(v) for v in values.tolist()]}, {"label": classes}
-        if len(values) > 2:
-            return categorical, {}, truth
-        return categorical, {"label_score": [0.0, 1.0]}, truth | {"label_score": classes.float()}
+        score = {"label_score": classes.float()} if len(values) == 2 else {}
+        return {"label": [str(v) for v in values.tolist()]}, {"label": classes} | score
     columns = labels.float().view(len(labels), -1).unbind(dim=1)
     varying = {f"label_{k}": v for k, v in enumerate(columns) if varies(v)}
     if not varying:
         raise ValueError(f"the labels of {dataset.path} are all alike: there is nothing to learn "
                          "from them")
-    limits = {name: [v.min().item(), v.max().item()] for name, v in varying.items()}
-    return {}, limits, varying
+    return {}, varying
 
 
 def _roughen(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Blur half of the images a little and add noise to them, so that a GAN's imperfect faces are
-    read too."""
+    """Half of the images a little blurred and noisy: a GAN's imperfect faces are to be read too."""
     n = images.shape[0]
     rough = (torch.rand(n, 1, 1, 1, generator=generator) < 0.5).float()
     mix = 0.5 * rough * torch.rand(n, 1, 1, 1, generator=generator)
@@ -371,8 +321,8 @@ def _roughen(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def factor_loss(net: AttributeNetwork, images: Tensor, factors: Mapping[str, Tensor]) -> Tensor:
-    """Cross-entropy summed over the categorical factors plus 10 x squared error over the normalised
-    continuous ones."""
+    """Cross-entropy of the categorical factors plus 10 x squared error of the normalised continuous
+    ones, summed."""
     read = net.factors(images)
     loss = torch.zeros((), device=images.device)
     for name in net.categorical:
@@ -383,13 +333,9 @@ def factor_loss(net: AttributeNetwork, images: Tensor, factors: Mapping[str, Ten
 
 
 def fit_network(net: AttributeNetwork, examples: Callable[[int], Example], steps: int, seed: int,
-                progress: bool = False) -> AttributeNetwork:
-    """Train a network to read factors (AdamW, one cycle up to 3e-3); returns it in eval mode.
-
-    Args:
-        examples: step -> images (N, 3, R, R) and their factors.
-        progress: show a bar.
-    """
+                progress: bool) -> AttributeNetwork:
+    """Train a network to read factors (AdamW, one cycle up to 3e-3), step by step on the examples
+    of that step; returns it in eval mode."""
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.01)
     total = max(steps, 3)  # the schedule divides by the length of either phase, less 1
@@ -410,8 +356,8 @@ def fit_network(net: AttributeNetwork, examples: Callable[[int], Example], steps
 
 @torch.no_grad()
 def reading_scores(net: AttributeNetwork, examples: Iterable[Example]) -> dict[str, float]:
-    """Accuracy per categorical factor, beside it <factor>_majority, the accuracy of always naming
-    the most frequent class, and correlation per continuous factor."""
+    """Accuracy per categorical factor, beside it that of always naming the most frequent class,
+    <factor>_majority, and correlation per continuous factor."""
     read, true = [], []
     for images, factors in examples:
         read.append(net.factors(images))

@@ -1,9 +1,8 @@
 """Is the set of images right? Features -> statistics -> number.
 
 A network turns images into feature vectors (`collect`), a metric turns two sets of vectors into a
-number. So FID with the attribute network and FID with Inception are one function; the extractor and
-the number of samples are part of a metric's name (`metric_name`): numbers with different names
-cannot be compared. None of these metrics cares which z made which image.
+number. None of these metrics cares which z made which image. Numbers with different names
+(`metric_name`) cannot be compared.
 """
 
 from __future__ import annotations
@@ -15,15 +14,14 @@ import torch
 from torch import Tensor
 
 from gapkd.metrics.features import Distance
-from gapkd.metrics.sampling import device_of
+from gapkd.metrics.sampling import draw_latents
 from gapkd.networks.base import StyleGenerator
 
 Images = Tensor | Iterable[Tensor]  # (N, 3, R, R), or such batches one after the other
 
 
 class FeatureNetwork(Protocol):
-    """What FID and its kin need: AttributeNetwork, ImageNetNetwork and InceptionNetwork have
-    it."""
+    """What FID and its kin need."""
 
     name: str
 
@@ -43,7 +41,7 @@ def in_batches(images: Images, batch: int = 100) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def collect(network: FeatureNetwork, images: Images) -> Tensor:
-    """Feature vectors of all images, (N, F), float64, on the CPU; they may lie on any device."""
+    """Feature vectors of all images, (N, F), float64, on the CPU."""
     device = getattr(network, "device", None)
     found = []
     for part in in_batches(images):
@@ -62,13 +60,11 @@ def _check_pair(a: Tensor, b: Tensor, least: int) -> tuple[Tensor, Tensor]:
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Frechet distance of two feature sets (N, F) and (M, F), each summarised as a Gaussian; >= 0,
-    lower is better.
+    """Frechet distance of two feature sets (N, F) and (M, F), each summarised as a Gaussian; >= 0.
 
     |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), in float64 (Heusel et al., 2017). The trace
     of (C_a C_b)^(1/2) equals that of (R C_b R)^(1/2) with R = C_a^(1/2), whose eigenvalues are
-    real: no general matrix root is needed. Biased upwards for few samples, so only numbers from
-    equal sample counts can be compared.
+    real: no general matrix root is needed. Biased upwards for few samples.
     """
     a, b = _check_pair(a, b, least=2)
     cov_a, cov_b = (torch.cov(x.T).reshape(x.shape[1], -1) for x in (a, b))          # (F, F)
@@ -82,11 +78,8 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 def kid(a: Tensor, b: Tensor, seed: int = 0, subsets: int = 50, subset_size: int = 500) -> float:
     """Kernel distance: unbiased squared MMD with k(x, y) = (x.y / F + 1)^3 (Binkowski et al.,
-    2018).
-
-    Mean over `subsets` random subsets of `subset_size` (at most all samples) drawn with `seed`. 0
-    on average for two sets from one distribution, so it may come out slightly negative.
-    """
+    2018), mean over random subsets. 0 on average for two sets from one distribution, so it may come
+    out slightly negative."""
     a, b = _check_pair(a, b, least=2)
     size = min(subset_size, len(a), len(b))
     generator = torch.Generator().manual_seed(seed)
@@ -124,11 +117,9 @@ class Coverage(NamedTuple):
 
 
 def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> Coverage:
-    """Manifold metrics of two feature sets (N, F) and (M, F).
-
-    A manifold is the union of balls around its points that reach to their k-th neighbour. Precision
-    and recall: Kynkaanniemi et al., 2019; density and coverage: Naeem et al., 2020.
-    """
+    """Of two feature sets (N, F) and (M, F). A manifold is the union of balls around its points
+    that reach to their k-th neighbour (Kynkaanniemi et al., 2019; density and coverage: Naeem et
+    al., 2020)."""
     real, fake = _check_pair(real, fake, least=k + 1)
     real_radius, fake_radius = _radii(real, k), _radii(fake, k)
     balls = torch.zeros(len(fake))                                # real balls around every fake
@@ -164,25 +155,16 @@ def distribution_metrics(real: Tensor, fake: Tensor, extractor: str, seed: int =
 @torch.no_grad()
 def path_length(G: StyleGenerator, distance: Distance, samples: int = 5000, seed: int = 0,
                 epsilon: float = 1e-4, batch: int = 50) -> float:
-    """Perceptual path length in W, the full path: how much the image changes for a small step
-    between two latents.
+    """Perceptual path length in W: how much the image changes for a small step between two latents.
 
     For w_a, w_b of two z and t uniform in [0, 1]: distance(G(lerp(w_a, w_b, t)), G(lerp(w_a, w_b, t
     + epsilon))) / epsilon^2, mean of what lies between the 1st and the 99th percentile (Karras et
-    al., 2019). The published table of the paper leaves the division by epsilon^2 out.
-
-    Args:
-        distance: LPIPS for published numbers.
+    al., 2019; by LPIPS). The published table of the paper leaves the division out.
     """
-    device, generator = device_of(G), torch.Generator().manual_seed(seed)
-    found = []
+    generator, found = torch.Generator().manual_seed(seed), []
     for start in range(0, samples, batch):
         n = min(batch, samples - start)
-        c = None
-        if G.c_dim:
-            labels = torch.randint(G.c_dim, (n,), generator=generator)
-            c = torch.eye(G.c_dim)[labels].to(device)
-        z_a, z_b = (torch.randn(n, G.z_dim, generator=generator).to(device) for _ in range(2))
+        (z_a, c), (z_b, _) = (draw_latents(G, n, generator) for _ in range(2))
         w_a, w_b = G.mapping(z_a, c), G.mapping(z_b, c)
         t = torch.rand(n, 1, generator=generator).to(w_a)
         here, there = w_a.lerp(w_b, t), w_a.lerp(w_b, t + epsilon)

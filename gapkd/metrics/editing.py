@@ -1,5 +1,4 @@
-"""Editing: directions in W with a name, what a step along them does to the image, and what it
-should have left alone.
+"""Editing: directions in W with a name, and what a step along them does to the image.
 
 A student that has inherited the teacher's mapping network shares its W, so a direction that is
 found on one should work on the other.
@@ -11,15 +10,18 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from gapkd.distillation.directions import sefa_directions
 from gapkd.files.storage import write_atomically
-from gapkd.metrics.agreement import Reading, join_readings, name_classes
+from gapkd.metrics import agreement
+from gapkd.metrics.agreement import Reading
 from gapkd.metrics.attributes import AttributeNetwork
 from gapkd.metrics.sampling import draw_w
 from gapkd.networks.base import StyleGenerator
@@ -36,8 +38,7 @@ class Directions:
         vectors: (K, w_dim), unit rows.
         reach: (K,), a step that changes the image plainly, either way: how far sliders should go.
             An extrapolation: along most directions w itself varies far less.
-        origin: (16, w_dim), w of sixteen fixed z, which tells whose W they belong to
-            (`w_of_fixed_z`); None: not known.
+        origin: (16, w_dim), `w_of_fixed_z` of the generator to whose W they belong, if known.
     """
 
     names: tuple[str, ...]
@@ -56,22 +57,20 @@ class Directions:
 
     def __getitem__(self, name: str) -> Tensor:
         """The unit vector (w_dim,) of that name."""
-        return self.vectors[self.index(name)]
-
-    def index(self, name: str) -> int:
-        """Number of the direction of that name; raises ValueError that lists the names."""
-        if name not in self.names:
-            raise ValueError(f"there is no direction {name!r}; there are: {', '.join(self.names)}")
-        return self.names.index(name)
+        return self.pick([name]).vectors[0]
 
     def pick(self, names: Sequence[str]) -> Directions:
-        """Those directions, in that order."""
-        rows = [self.index(name) for name in names]
+        """Those directions, in that order. Raises ValueError that lists the names."""
+        for name in names:
+            if name not in self.names:
+                raise ValueError(f"there is no direction {name!r}; there are: "
+                                 f"{', '.join(self.names)}")
+        rows = [self.names.index(name) for name in names]
         return Directions(tuple(names), self.vectors[rows], self.reach[rows], self.origin)
 
     def belong_to(self, G: StyleGenerator) -> bool:
-        """Whether G's W is the one that they were found in, or near it, as that of a student which
-        inherited the mapping network; True where that is not known."""
+        """Whether they were found in G's W, or near it, as in that of a teacher whose mapping it
+        inherited; True where that is not known."""
         if self.origin is None:
             return True
         if self.vectors.shape[1] != G.w_dim:
@@ -82,47 +81,42 @@ class Directions:
 
 def save_directions(directions: Directions, path: str | Path) -> Path:
     """Save as safetensors, the names in the metadata."""
-    tensors = {"vectors": directions.vectors, "reach": directions.reach}
-    if directions.origin is not None:
-        tensors["origin"] = directions.origin
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    parts = {name: getattr(directions, name) for name in ("vectors", "reach", "origin")}
+    tensors = {name: part.cpu().contiguous() for name, part in parts.items() if part is not None}
     metadata = {"gapkd": "1", "kind": "directions", "names": json.dumps(directions.names)}
     return write_atomically(path, to_bytes(tensors, metadata))
 
 
 def load_directions(path: str | Path) -> Directions:
     """Load what `save_directions` wrote. Raises ValueError for anything else."""
-    path = Path(path)
+    path, mend = Path(path), "with `gapkd directions`"
     if not path.is_file():
-        raise ValueError(f"there is no file of directions {path}: write one with "
-                         "`gapkd directions`")
+        raise ValueError(f"there is no file of directions {path}: write one {mend}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("kind") != "directions":
-                raise ValueError(f"{path} holds no directions: write such a file with "
-                                 "`gapkd directions`")
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-            names = tuple(map(str, json.loads(metadata["names"])))
+        if metadata.get("kind") != "directions":
+            raise ValueError(f"{path} holds no directions: write such a file {mend}")
+        tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
+        names = tuple(map(str, json.loads(metadata["names"])))
         return Directions(names, tensors["vectors"], tensors["reach"], tensors.get("origin"))
     except (SafetensorError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged or no file of directions ({error}): write it anew "
-                         "with `gapkd directions`") from error
+                         f"{mend}") from error
 
 
 # -- finding directions --------------------------------------------------------------------------
 
 
 def w_of_fixed_z(G: StyleGenerator) -> Tensor:
-    """w (16, w_dim) of sixteen z that are always the same, on the CPU: what tells one W from
-    another."""
+    """w (16, w_dim) of always the same z, on the CPU: what tells one W from another."""
     return draw_w(G, 16, seed=0).cpu()
 
 
-def reach_of(G: StyleGenerator, samples: int = 4000, seed: int = 0) -> float:
+def reach_of(G: StyleGenerator) -> float:
     """Radius of W, the root mean square distance of w from its mean: a long step, since it lies
     along one direction what w spreads over all of them."""
-    w = draw_w(G, samples, seed)
+    w = draw_w(G, 4000, seed=0)
     return (w - w.mean(dim=0)).square().sum(dim=1).mean().sqrt().item()
 
 
@@ -133,31 +127,23 @@ def _directions_in(G: StyleGenerator, names: Sequence[str], vectors: Tensor) -> 
 
 
 def sefa(G: StyleGenerator, count: int = 6) -> Directions:
-    """The leading SeFa directions of all layers together, which need no data and have no meaning
-    for a name."""
+    """The leading SeFa directions of all layers together, which need no data and bear no names."""
     blocks = range(len(G.synthesis.blocks))
     vectors = sefa_directions(G, blocks, "global", per_block=count)[:count]
     return _directions_in(G, [f"SeFa {i + 1}" for i in range(len(vectors))], vectors)
 
 
-@torch.no_grad()
-def read_factors(G: StyleGenerator, net: AttributeNetwork, samples: int = 5000, seed: int = 0,
-                 batch: int = 100) -> Readings:
+def read_factors(G: StyleGenerator, net: AttributeNetwork, samples: int = 5000, seed: int = 0
+                 ) -> Readings:
     """w (samples, w_dim) and what the attribute network reads off the images drawn from them, on
-    the CPU.
-
-    Returns: factor -> (samples,) values if continuous, class numbers if categorical.
-    """
+    the CPU: factor -> (samples,) values if continuous, class numbers if categorical."""
     w = draw_w(G, samples, seed)
-    return w.cpu(), _read(G, net, w, batch)
+    return w.cpu(), _read(G, net, w)
 
 
-def _read(G: StyleGenerator, net: AttributeNetwork, w: Tensor, batch: int) -> Reading:
-    found = []
-    for part in w.split(batch):
-        images = G.synthesis(part).image.clamp(-1, 1)
-        found.append(name_classes(net, net.factors(images)))
-    return join_readings(found)
+def _read(G: StyleGenerator, net: AttributeNetwork, w: Tensor) -> Reading:
+    return agreement.read_factors(
+        net, (G.synthesis(part).image.clamp(-1, 1) for part in w.split(100)))
 
 
 def factor_directions(G: StyleGenerator, net: AttributeNetwork, wanted: Sequence[str] | None = None,
@@ -175,28 +161,26 @@ def factor_directions(G: StyleGenerator, net: AttributeNetwork, wanted: Sequence
     Args:
         wanted: names as in `direction_names`; None: all of them.
         alone: False for the plain gradient.
-        samples: images that are looked at. readings: of `read_factors`, if those are there already.
+        readings: of `read_factors`, if those are there already; else `samples` images are read.
     Returns: directions whose reach is the radius of W (`reach_of`).
     """
     names = direction_names(net)
-    unknown = [name for name in wanted or () if name not in names]
-    if unknown:
-        raise ValueError(f"there is no factor {unknown[0]!r}; there are: {', '.join(names)}")
-    w, factors = readings or read_factors(G, net, samples, seed)
+    for name in wanted or ():
+        if name not in names:
+            raise ValueError(f"there is no factor {name!r}; there are: {', '.join(names)}")
+    w, read = readings or read_factors(G, net, samples, seed)
     w = (w - w.mean(dim=0)).double()
     gradients: dict[str, Tensor] = {}
-    for name in names if alone or not wanted else wanted:
-        target = _shown(net, factors, name).double()
-        if target.std() < 1e-6:
-            continue  # the same in all images: there is nothing to learn
-        if name in net.continuous:
-            gradients[name] = _least_squares(w, (target - target.mean()) / target.std())
-        else:
-            gradients[name] = _logistic(w, target)
-    missing = [name for name in wanted or () if name not in gradients]
-    if missing:
-        raise ValueError(f"{missing[0]!r} is the same in all {len(w)} images: there is nothing to "
-                         "learn it from")
+    for name, target in zip(names, _shown(net, read).double().unbind(dim=1), strict=True):
+        asked = alone or not wanted or name in wanted
+        if asked and target.std() > 1e-6:  # else all images are the same: nothing to learn
+            scaled = (target - target.mean()) / target.std()
+            continuous = name in net.continuous
+            gradients[name] = _least_squares(w, scaled) if continuous else _logistic(w, target)
+    for name in wanted or ():
+        if name not in gradients:
+            raise ValueError(f"{name!r} is the same in all {len(w)} images: there is nothing to "
+                             "learn it from")
     found = torch.stack(list(gradients.values()))                                    # (F, w_dim)
     if alone:
         found = torch.linalg.pinv(found).t()
@@ -206,19 +190,16 @@ def factor_directions(G: StyleGenerator, net: AttributeNetwork, wanted: Sequence
 
 
 def linear_fit(net: AttributeNetwork, readings: Readings) -> dict[str, float]:
-    """How far each factor is a linear function of w at all: the share of its variance that the fit
-    explains on a fifth of the samples, which it has not seen; for a category, of the variance of
-    showing the class. Readings: of `read_factors`."""
-    w, factors = readings
+    """How far each factor is a linear function of w at all: the share of its variance (of a
+    category, that of showing the class) that the fit explains on a fifth of the samples, which it
+    has not seen. Readings: of `read_factors`."""
+    w, read = readings
     w, known = (w - w.mean(dim=0)).double(), len(w) - len(w) // 5
-    explained = {}
-    for name in direction_names(net):
-        y = _shown(net, factors, name).double()
-        y = y - y[:known].mean()
-        error = y[known:] - w[known:] @ _least_squares(w[:known], y[:known])
-        share = error.square().mean() / y[known:].var().clamp(min=1e-12)
-        explained[name] = 1 - share.item()
-    return explained
+    y = _shown(net, read).double()                                                   # (N, F)
+    y = y - y[:known].mean(dim=0)
+    error = y[known:] - w[known:] @ _least_squares(w[:known], y[:known])
+    share = error.square().mean(dim=0) / y[known:].var(dim=0).clamp(min=1e-12)
+    return dict(zip(direction_names(net), (1 - share).tolist(), strict=True))
 
 
 def direction_names(net: AttributeNetwork) -> list[str]:
@@ -229,23 +210,20 @@ def direction_names(net: AttributeNetwork) -> list[str]:
     return names + list(net.continuous)
 
 
-def _shown(net: AttributeNetwork, factors: Reading, name: str) -> Tensor:
-    """What a direction's name stands for, (N,): a continuous factor, or 1 where the image shows the
-    class."""
-    factor, _, label = name.partition(": ")
-    if factor in net.continuous:
-        return factors[factor]
-    classes = net.categorical[factor]
-    return (factors[factor] == (classes.index(label) if label else len(classes) - 1)).float()
+def _shown(net: AttributeNetwork, read: Reading) -> Tensor:
+    """A column for each of `direction_names`, (N, F): the values of a continuous factor, or 1 where
+    the image shows the class."""
+    columns = []
+    for factor, classes in net.categorical.items():
+        shown = torch.nn.functional.one_hot(read[factor], len(classes)).float()
+        columns.append(shown[:, 1:] if len(classes) == 2 else shown)
+    return torch.cat([*columns, *(read[factor][:, None] for factor in net.continuous)], dim=1)
 
 
 def _least_squares(x: Tensor, y: Tensor, ridge: float = 0.3) -> Tensor:
-    """Gradient of the linear function of x (N, D) that explains y (N,).
-
-    Args:
-        ridge: in units of the mean variance of x. Many dimensions of W hardly vary; without a ridge
-            they take over.
-    """
+    """Gradient (D,) or (D, F) of the linear function of x (N, D) that explains y (N,) or (N, F).
+    The ridge is in units of x's mean variance: without it the many dimensions of W that hardly vary
+    take over."""
     penalty = ridge * x.square().mean() * torch.eye(x.shape[1], dtype=x.dtype)
     return torch.linalg.solve(x.t() @ x / len(x) + penalty, x.t() @ y / len(x))
 
@@ -270,59 +248,37 @@ def _logistic(x: Tensor, y: Tensor, ridge: float = 0.03, steps: int = 30) -> Ten
 # -- measuring edits -----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class EditEffect:
+class EditEffect(NamedTuple):
     """What steps along one direction do to the images of one generator, over many latents.
 
     name: of the direction.
-    moved: change of the factor that it is named after from one end to the other: in standard
-        deviations of that factor if it is continuous, in share of the images that show the class if
-        it is a category.
-    kept: share of the other categories that stay as they were at the middle, at both ends; the mean
-        over them.
-    drift: mean change of the other continuous factors, in absolute value, in their standard
-        deviations.
+    moved: change of the factor that it is named after from one end to the other: in its standard
+        deviations if it is continuous, in share of the images that show the class if not.
+    drift: mean absolute change of the other continuous factors, in their standard deviations.
     """
 
     name: str
     moved: float
-    kept: float
     drift: float
 
 
-@torch.no_grad()
 def measure_edits(G: StyleGenerator, net: AttributeNetwork, directions: Directions,
-                  share: float = 0.5, samples: int = 300, seed: int = 1, batch: int = 100,
-                  w: Tensor | None = None) -> list[EditEffect]:
+                  share: float = 0.5, samples: int = 300) -> list[EditEffect]:
     """Move many w's by -share and +share of every direction's reach, and read what became of the
-    images.
-
-    Args:
-        directions: named as `direction_names` does, found on this generator or on another.
-        w: (N, w_dim), or ws (N, num_ws, w_dim), to be moved; None: those of `samples` random z.
-    """
-    effects = []
-    w = draw_w(G, samples, seed) if w is None else w
-    for name, low, middle, high in _walk(G, net, directions, share, w, batch):
-        kept, drift = [], []
-        for factor in {**net.categorical, **net.continuous}:
-            if factor == name.partition(": ")[0]:
-                continue
-            for end in (low, high):
-                if factor in net.categorical:
-                    kept.append((end[factor] == middle[factor]).float().mean())
-                else:
-                    change = (end[factor] - middle[factor]).abs().mean()
-                    drift.append(change / _spread(middle[factor]))
-        means = (torch.stack(part).mean().item() for part in (kept, drift))
-        effects.append(EditEffect(name, _moved(net, name, low, middle, high), *means))
+    images. The directions are named as `direction_names` does."""
+    names, effects = direction_names(net), []
+    walk = _walk(G, net, directions, share, samples)
+    for name, (low, middle, high) in zip(directions.names, walk, strict=True):
+        units, own = _units(net, middle), names.index(name)
+        moved = (high - low).mean(dim=0) / units
+        drift = (torch.stack([low, high]) - middle).abs().mean(dim=1) / units        # (2, F)
+        rest = [n for n, other in enumerate(names) if other in net.continuous and n != own]
+        effects.append(EditEffect(name, moved[own].item(), drift[:, rest].mean().item()))
     return effects
 
 
-@torch.no_grad()
 def factor_changes(G: StyleGenerator, net: AttributeNetwork, directions: Directions,
-                   share: float = 0.5, samples: int = 300, seed: int = 1, batch: int = 100
-                   ) -> Tensor:
+                   share: float = 0.5, samples: int = 300) -> Tensor:
     """What steps along each direction do to every factor, on average over many latents, whatever
     its name says.
 
@@ -330,30 +286,28 @@ def factor_changes(G: StyleGenerator, net: AttributeNetwork, directions: Directi
         deviations of the factor if it is continuous, in share of the images if it is a class.
     """
     rows = []
-    w = draw_w(G, samples, seed)
-    for _, low, middle, high in _walk(G, net, directions, share, w, batch):
-        rows.append([_moved(net, name, low, middle, high) for name in direction_names(net)])
-    return torch.tensor(rows)
+    for low, middle, high in _walk(G, net, directions, share, samples):
+        rows.append((high - low).mean(dim=0) / _units(net, middle))
+    return torch.stack(rows)
 
 
 class EditAgreement:
     """Whether a student does with the teacher's directions what the teacher does.
 
-    Called with a student, it returns the correlation, over all directions (SeFa's first, and one
-    for every factor) and all factors, of what a step does to the factor in the teacher and in the
-    student. 1: the same up to scale; 0: nothing of the teacher's directions is left. Factors are
-    the continuous ones of the attribute network, or its classes where it knows no others.
+    Of a student, the correlation, over all directions (SeFa's first, and one for every factor) and
+    all factors, of what a step does to the factor in both networks. 1: the same up to scale; 0:
+    nothing of the teacher's directions is left. Factors are the continuous ones of the attribute
+    network, or its classes where it knows no others.
     """
 
     def __init__(self, teacher: StyleGenerator, net: AttributeNetwork, samples: int = 200,
                  looked_at: int = 5000):
         self.net, self.samples = net, samples
         names = direction_names(net)
-        continuous = [i for i, name in enumerate(names) if name in net.continuous]
-        self.factors = continuous or list(range(len(names)))
+        asked = [name for name in names if name in net.continuous] or names
+        self.factors = [names.index(name) for name in asked]
         first, named = sefa(teacher), factor_directions(teacher, net, samples=looked_at)
-        asked = [names[i] for i in self.factors if names[i] in named.names]
-        named = named.pick(asked or named.names)
+        named = named.pick([name for name in asked if name in named.names] or named.names)
         vectors = torch.cat([first.vectors.to(named.vectors), named.vectors])
         reach = torch.cat([first.reach, named.reach])
         self.directions = Directions(first.names + named.names, vectors, reach)
@@ -368,21 +322,18 @@ class EditAgreement:
         return torch.corrcoef(both)[0, 1].item() if (both.std(dim=1) > 0).all() else 0.0
 
 
-def _walk(G: StyleGenerator, net: AttributeNetwork, directions: Directions, share: float, w: Tensor,
-          batch: int) -> Iterator[tuple[str, Reading, Reading, Reading]]:
-    """For every direction its name, and what is read at -share, 0 and +share of its reach."""
-    middle = _read(G, net, w, batch)
-    rows = zip(directions.names, directions.vectors, directions.reach, strict=True)
-    for name, vector, reach in rows:
+def _walk(G: StyleGenerator, net: AttributeNetwork, directions: Directions, share: float,
+          samples: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """For every direction what is shown at -share, 0 and +share of its reach, (N, F) each."""
+    w = draw_w(G, samples, seed=1)
+    middle = _shown(net, _read(G, net, w))
+    for vector, reach in zip(directions.vectors, directions.reach, strict=True):
         step = share * reach * vector.to(w)
-        yield name, _read(G, net, w - step, batch), middle, _read(G, net, w + step, batch)
+        low, high = (_shown(net, _read(G, net, moved)) for moved in (w - step, w + step))
+        yield low, middle, high
 
 
-def _moved(net: AttributeNetwork, name: str, low: Reading, middle: Reading, high: Reading) -> float:
-    """Change of what a direction's name stands for, from one end to the other."""
-    change = (_shown(net, high, name) - _shown(net, low, name)).mean()
-    return (change / (_spread(middle[name]) if name in net.continuous else 1.0)).item()
-
-
-def _spread(values: Tensor) -> Tensor:
-    return values.std().clamp(min=1e-6)
+def _units(net: AttributeNetwork, shown: Tensor) -> Tensor:
+    """What changes are counted in, (F,): a continuous factor's deviation, 1 for a class."""
+    classes = shown.shape[1] - len(net.continuous)
+    return torch.cat([torch.ones(classes), shown[:, classes:].std(dim=0).clamp(min=1e-6)])

@@ -1,9 +1,8 @@
 """Does the picture move as the input is moved? EQ-T and EQ-R of an alias-free generator, in dB.
 
 Source: Karras et al., *Alias-Free Generative Adversarial Networks* (NeurIPS 2021), section 2 and
-appendix E. A StyleGAN3 takes a rotation and translation of its input. If it is equivariant, the
-image is moved by just that; what differs is drawn elsewhere than it should be. Only alias-free
-generators have such an input.
+appendix E. A StyleGAN3's input can be turned and moved. If it is equivariant, the image is moved by
+just that; what differs is drawn elsewhere than it should be.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from gapkd.metrics.sampling import device_of, draw_latents
+from gapkd.metrics.sampling import draw_latents, in_parts
 from gapkd.networks.base import StyleGenerator
 from gapkd.networks.filtered_lrelu import kaiser_beta
 
@@ -54,12 +53,8 @@ def _pixels(size: int) -> Tensor:
 
 
 def resample(images: Tensor, by: Tensor | None = None) -> Tensor:
-    """Images (N, C, R, R), moved by `by` about their centre, and low-pass filtered alike in all
-    directions.
-
-    One radial kernel does both, so that filtering alone (by=None) treats an image as it does one
-    that is moved as well. Pixels nearer than `REACH` to a border are not right (see `inner`).
-    """
+    """Images (N, C, R, R), moved by `by` (None: not at all) and low-pass filtered alike in all
+    directions, both by one radial kernel. Pixels near a border are not right (see `inner`)."""
     size = images.shape[-1]
     points = _pixels(size).flatten(0, 1)                                     # (P, 3)
     if by is not None:
@@ -94,34 +89,29 @@ def inner(size: int, by: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def equivariance(G: StyleGenerator, kind: str, samples: int = 256, seed: int = 0, batch: int = 16,
-                 furthest: float = 1 / 8) -> float:
+def equivariance(G: StyleGenerator, kind: str, samples: int = 256, seed: int = 0, batch: int = 16
+                 ) -> float:
     """EQ-T or EQ-R in dB: 10 log10(2^2 / mean squared error) between images drawn moved, and images
-    moved afterwards.
+    moved afterwards. The principle is the paper's, the filter (`resample`) ours: numbers can be
+    compared within this project.
 
     Args:
-        kind: "translation", by up to `furthest` image widths along both axes; "rotation", by any
+        kind: "translation", by up to 1/8 of the image's width along both axes; "rotation", by any
             angle.
         samples: latents. One motion is drawn for each batch of them.
-    Both images pass the low-pass filter of `resample`, and only pixels far from the border count:
-    the principle is the paper's, the resampling filter is ours, so that numbers can be compared
-    within this project. Raises ValueError for another kind or a StyleGAN2.
+    Raises ValueError for another kind or a StyleGAN2.
     """
     if kind not in ("translation", "rotation"):
         raise ValueError(f"kind must be 'translation' or 'rotation', not {kind!r}")
-    device = device_of(G)
-    z, c = draw_latents(G, samples, seed)
     dice = torch.Generator().manual_seed(seed)
     error = count = 0.0
-    for start in range(0, samples, batch):
-        rows = slice(start, start + batch)
-        latents = z[rows].to(device), None if c is None else c[rows].to(device)
+    for latents in in_parts(*draw_latents(G, samples, seed), batch):
         first, second = (torch.rand(2, generator=dice, dtype=torch.float64) * 2 - 1).tolist()
-        turn, shift = motion(angle=first * math.pi), motion(x=first * furthest, y=second * furthest)
+        turn, shift = motion(angle=first * math.pi), motion(x=first / 8, y=second / 8)
         by = turn if kind == "rotation" else shift
         with moved(G, by):
             drawn = G(*latents)
-        seen = inner(G.resolution, by).to(device)
+        seen = inner(G.resolution, by).to(drawn.device)
         difference = (resample(drawn) - resample(G(*latents), by))[:, :, seen].double()
         error += difference.square().sum().item()
         count += difference.numel()

@@ -6,22 +6,15 @@ all numbers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from gapkd import parallel
 from gapkd.data.datasets import Dataset, ordered_indices
-from gapkd.metrics.agreement import (
-    Reading,
-    SameZ,
-    compare_readings,
-    join_readings,
-    name_classes,
-)
+from gapkd.metrics import agreement
 from gapkd.metrics.attributes import AttributeNetwork
 from gapkd.metrics.distribution import (
     FeatureNetwork,
@@ -33,43 +26,37 @@ from gapkd.metrics.distribution import (
 )
 from gapkd.metrics.features import feature_network, perceptual_distance
 from gapkd.metrics.projection import project
-from gapkd.metrics.sampling import (
-    Part,
-    draw_latents,
-    sample_images,
-    share,
-)
+from gapkd.metrics.sampling import Part, draw_latents, sample_images, share
 from gapkd.networks.base import StyleGenerator
 
 Row = dict[str, float | str]
-T = TypeVar("T")
 
 
 def _mine() -> Part:
     return parallel.rank(), parallel.count()
 
 
-def _of_all(found: list[T]) -> list[T]:
+def _of_all(found: list) -> list:
     """What all processes have found, in their order."""
     return [item for part in parallel.gather_objects(found) for item in part]
+
+
+def _features(network: FeatureNetwork, batches: Iterable[Tensor]) -> Tensor:
+    """Features of all processes' images."""
+    return torch.cat(_of_all([collect(network, images) for images in batches]))
 
 
 def real_features(network: FeatureNetwork, dataset: Dataset, samples: int, seed: int = 0,
                   start: int = 0) -> Tensor:
     """Features (samples, F) of images `start`, `start` + 1, ... of the dataset's shuffled
     stream."""
-    indices = ordered_indices(dataset.size, start, samples, seed)
-    own = share(indices.split(100), _mine())
-    return torch.cat(_of_all([collect(network, dataset.load(part)) for part in own]))
+    parts = ordered_indices(dataset.size, start, samples, seed).split(100)
+    return _features(network, map(dataset.load, share(parts, _mine())))
 
 
 class FidProbe:
-    """A probe for training: the FID of a generator to a dataset, images and features dealt out over
-    the processes.
-
-    Returns, when called with a generator, {"fid_<features>_<samples>": value}. The real side is
-    read once.
-    """
+    """A probe for training: of a generator, {"fid_<features>_<samples>": its FID to a dataset}. The
+    real side is read once."""
 
     def __init__(self, dataset: Dataset, features: str, samples: int, device: torch.device):
         if dataset.size is not None:
@@ -95,8 +82,7 @@ class FidProbe:
     def __call__(self, G: StyleGenerator) -> dict[str, float]:
         if self.real is None:
             self.real = real_features(self.network, self.dataset, self.samples)
-        images = sample_images(G, self.samples, 30_000, part=_mine())
-        fakes = torch.cat(_of_all([collect(self.network, part) for part in images]))
+        fakes = _features(self.network, sample_images(G, self.samples, 30_000, part=_mine()))
         name = metric_name("fid", self.network.name, self.samples)
         return {name: frechet_distance(self.real, fakes)}
 
@@ -115,87 +101,75 @@ def evaluate_generator(G: StyleGenerator, net: AttributeNetwork, samples: int = 
     """Everything that is measured about a generator, as one flat dict.
 
     Args:
-        teacher: generator to agree with on the same z; gives `agree_<factor>` and
-            `agree_<factor>_chance`, their means `agree_mean_accuracy` and `agree_mean_correlation`,
-            `l1`, `perceptual` (each with its `_chance`), and the Frechet distance to the teacher's
-            images of the same z, fid_to_teacher_... (0 for equal networks; of independent z it
-            would begin at the bias of two finite samples); of conditional networks, agreement class
-            by class, too.
+        teacher: generator to agree with on the same z; gives `agree_<factor>`, their means
+            `agree_mean_accuracy` and `agree_mean_correlation`, `l1`, `perceptual` (each with its
+            `_chance`), and the Frechet distance to the teacher's images of the same z,
+            fid_to_teacher_... (0 for equal networks; of independent z it would begin at the bias of
+            two finite samples); of conditional networks, agreement class by class, too.
         real: features of real images (`real_features`); gives fid_..., kid_..., precision_...
         space: the network whose features those are, as `InceptionNetwork()`; `net` by default.
     """
     _check_pair(G, teacher)
-    features, readings, distances = ([], []), ([], []), SameZ(net)
+    # the teacher's own row of a table costs one pass, not two
     generators = [G] if teacher is None or teacher is G else [G, teacher]
+    features, readings = [[] for _ in generators], [[] for _ in generators]
+    distances = agreement.SameZ(net)
     streams = [sample_images(g, samples, seed, batch, _mine()) for g in generators]
     for parts in zip(*streams, strict=True):
         for n, images in enumerate(parts):
             maps = net.features(images)
             vectors = net.pool(maps) if space is None else space.embed(images)
             features[n].append(vectors.double().cpu())
-            readings[n].append(name_classes(net, net.read(maps)))
+            readings[n].append(agreement.name_classes(net, net.read(maps)))
         if teacher is not None:
             distances.add(parts[0], parts[-1])
-    if teacher is G:  # the teacher's own row of a table costs one pass, not two
-        features, readings = features[:1] * 2, readings[:1] * 2
-    ours, theirs = map(_of_all, features)
+    features = [torch.cat(_of_all(side)) for side in features]
     name, result = net.name if space is None else space.name, {}
     if real is not None:
-        result |= distribution_metrics(real, torch.cat(ours), name, seed)
+        result |= distribution_metrics(real, features[0], name, seed)
     if teacher is not None:
-        ours_read, theirs_read = (join_readings(_of_all(side)) for side in readings)
-        agreement = compare_readings(ours_read, theirs_read)
-        for factor, entry in agreement.items():
+        readings = [agreement.join_readings(_of_all(side)) for side in readings]
+        for factor, entry in agreement.compare_readings(readings[0], readings[-1]).items():
             result[f"agree_{factor}"] = entry.value
             result[f"agree_{factor}_chance"] = entry.chance
         if G.c_dim:
             _, labels = draw_latents(G, samples, seed)
-            result |= agreement_by_class(ours_read, theirs_read, labels.argmax(dim=1))
-        result |= distances.result(parallel.gather_objects(distances.totals))
-        fid = frechet_distance(torch.cat(ours), torch.cat(theirs))
+            result |= agreement_by_class(readings[0], readings[-1], labels.argmax(dim=1).cpu())
+        result |= agreement.mean_distances(_of_all(distances.found))
+        fid = frechet_distance(features[0], features[-1])
         result[metric_name("fid_to_teacher", name, samples)] = fid
     return result
 
 
-def agreement_by_class(ours: Reading, theirs: Reading, labels: Tensor) -> Row:
-    """The mean agreement of two conditional generators on the images of each class.
-
-    Args:
-        labels: (N,) class of every image.
-    Returns: agree_class<k>_mean_accuracy and _mean_correlation, of classes with ten images or more.
-    """
+def agreement_by_class(ours: agreement.Reading, theirs: agreement.Reading, labels: Tensor) -> Row:
+    """Of two conditional generators whose images are of the classes `labels`, (N,):
+    agree_class<k>_mean_accuracy and _mean_correlation of classes with ten images or more."""
     found = {}
     for number in labels.unique().tolist():
         rows = labels == number
         if rows.sum() < 10:
             continue
         parts = ({name: values[rows] for name, values in side.items()} for side in (ours, theirs))
-        for factor, entry in compare_readings(*parts).items():
+        for factor, entry in agreement.compare_readings(*parts).items():
             if factor.startswith("mean_"):
                 found[f"agree_class{number}_{factor}"] = entry.value
     return found
 
 
 def measure_latent_space(G: StyleGenerator, net: AttributeNetwork, targets: Tensor,
-                         samples: int = 2000, steps: int = 100, seed: int = 0) -> dict[str, float]:
-    """How smooth W is and what can be found in W+: ppl_<network>_<samples>
-    (`gapkd.metrics.distribution.path_length`), and the mean projection_psnr and
-    projection_perceptual of given images.
-
-    Args:
-        targets: (N, 3, R, R), the images to project. steps: of Adam, noise maps left alone.
-    """
+                         samples: int = 2000, steps: int = 100) -> dict[str, float]:
+    """How smooth W is and what can be found in W+: ppl_<network>_<samples> (`path_length`), and the
+    mean projection_psnr and projection_perceptual of targets (N, 3, R, R) (`project`)."""
     distance = partial(perceptual_distance, net)
     found = [project(G, part, distance, steps) for part in targets.split(16)]
-    return {metric_name("ppl", net.name, samples): path_length(G, distance, samples, seed),
+    return {metric_name("ppl", net.name, samples): path_length(G, distance, samples),
             "projection_psnr": torch.cat([f.psnr for f in found]).mean().item(),
             "projection_perceptual": torch.cat([f.perceptual for f in found]).mean().item()}
 
 
 def evaluation_table(students: Mapping[str, StyleGenerator], net: AttributeNetwork,
                      dataset: Dataset, teacher: StyleGenerator | None, samples: int = 5000,
-                     seed: int = 0, batch: int = 100, space: FeatureNetwork | None = None
-                     ) -> list[Row]:
+                     seed: int = 0, space: FeatureNetwork | None = None) -> list[Row]:
     """One row per generator, led by two that give the numbers their scale: real against other real
     images (the best that can be reached with so many samples) and the teacher, if there is one.
     Every row has "name"; metrics that mean nothing in a row are missing from it. `space` as in
@@ -211,7 +185,7 @@ def evaluation_table(students: Mapping[str, StyleGenerator], net: AttributeNetwo
     rows: list[Row] = [{"name": "real", **distribution_metrics(real, other, extractor.name, seed)}]
     measured = {"teacher": teacher} if teacher else {}
     for name, G in [*measured.items(), *students.items()]:
-        metrics = evaluate_generator(G, net, samples, seed, teacher, real, batch, space)
+        metrics = evaluate_generator(G, net, samples, seed, teacher, real, space=space)
         rows.append({"name": name, **metrics})
     return rows
 

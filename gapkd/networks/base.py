@@ -6,6 +6,8 @@ of the package asks the methods below and never which class it has before it.
 
 from __future__ import annotations
 
+import inspect
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,22 +22,23 @@ Noise = str | list[Tensor]
 
 
 def check_resolution(resolution: int, least: int = 8) -> None:
-    """Raise ValueError unless `resolution` is a power of two of at least `least`."""
+    """Raise ValueError unless it is a power of two of at least `least`."""
     if resolution < least or resolution & (resolution - 1):
         raise ValueError(f"resolution must be a power of two of at least {least}, not {resolution}")
+
+
+def check_images(resolution: int, img_channels: int, least: int = 8) -> None:
+    """Raise ValueError unless there are networks for images of that size and so many channels."""
+    check_resolution(resolution, least)
+    if type(img_channels) is not int or img_channels not in (1, 3, 4):
+        raise ValueError("img_channels must be 3, 1 (grey) or 4 (RGBA), not "
+                         f"{repr(img_channels)[:40]}")
 
 
 def check_clamp(clamp: float | None) -> None:
     """Raise ValueError unless it is a number above 0, or None."""
     if clamp is not None and not (type(clamp) in (int, float) and 0 < clamp < math.inf):
         raise ValueError(f"clamp must be a number above 0, or None, not {repr(clamp)[:40]}")
-
-
-def check_img_channels(img_channels: int) -> None:
-    """Raise ValueError unless images of so many channels are known."""
-    if type(img_channels) is not int or img_channels not in (1, 3, 4):
-        raise ValueError("img_channels must be 3, 1 (grey) or 4 (RGBA), not "
-                         f"{repr(img_channels)[:40]}")
 
 
 def kept_channels(channels: int, keep: float) -> int:
@@ -48,10 +51,9 @@ def kept_channels(channels: int, keep: float) -> int:
 class SynthesisOutput:
     """What a synthesis network makes of ws.
 
-    image: (N, 3, R, R), float32, about [-1, 1], not clamped; 1 or 4 channels of a grey or RGBA
-        generator, in all places that say 3.
-    features: output of every block, (N, C_i, r_i, r_i); StyleGAN2: r_i = 4, 8, ... R, block 0 is
-        the 4x4 one.
+    image: (N, 3, R, R), float32, about [-1, 1], not clamped; 3 means 1 or 4 channels of a grey or
+        RGBA generator, here and elsewhere.
+    features: output of every block, (N, C_i, r_i, r_i); StyleGAN2: r_i = 4, 8, ... R.
     rgbs: the images on the way, (N, 3, r_i, r_i); the last one is `image`.
     """
 
@@ -60,12 +62,21 @@ class SynthesisOutput:
     rgbs: list[Tensor]
 
 
+class Network(nn.Module):
+    """A network of a file: it keeps every argument of its constructor under the same name."""
+
+    def architecture(self) -> dict:
+        """The constructor's arguments, as JSON can hold them: type(G)(**G.architecture()) has G's
+        shape."""
+        names = inspect.signature(self.__init__).parameters
+        return json.loads(json.dumps({name: getattr(self, name) for name in names}))
+
+
 class StyledNetwork(nn.Module):
     """What synthesis networks share: one w for each of num_ws layers."""
 
     num_ws: int
     w_dim: int
-    img_channels: int
 
     def expand_ws(self, ws: Tensor) -> Tensor:
         """(N, w_dim) or (N, num_ws, w_dim) -> (N, num_ws, w_dim), checked."""
@@ -100,10 +111,10 @@ class NoisyNetwork(StyledNetwork):
         return self.convs
 
     def draw_noise(self, n: int, generator: torch.Generator) -> list[Tensor]:
-        """Fresh noise maps (n, 1, r, r) at 4, 8, 8, ... R, R px. They fit any network of the same
-        resolution, so teacher and student can be given the same ones."""
+        """Fresh noise maps (n, 1, r, r), r = 4, 8, 8, ... R, R, for teacher and student alike."""
         maps = []
-        for size in _noise_sizes(self.resolution):
+        for layer in range(self.num_ws - 1):
+            size = 4 * 2 ** ((layer + 1) // 2)
             drawn = torch.randn(n, 1, size, size, generator=generator, device=generator.device)
             maps.append(drawn.to(self.const.device))
         return maps
@@ -120,33 +131,29 @@ class NoisyNetwork(StyledNetwork):
             if generator is None:
                 raise ValueError('noise="random" draws from a generator: pass '
                                  "generator=torch.Generator()")
-            return self.draw_noise(n, generator)[:needed]
+            noise = self.draw_noise(n, generator)
         if isinstance(noise, str):
             raise ValueError('noise must be "const", "none", "random" or a list of maps, not '
                              f"{noise!r}")
-        if len(noise) not in (needed, len(_noise_sizes(self.resolution))):
+        if len(noise) not in (needed, self.num_ws - 1):
             raise ValueError(f"noise holds {len(noise)} maps, this network needs {needed}")
         return list(noise[:needed])
 
 
-def _noise_sizes(resolution: int) -> list[int]:
-    """Pixels a side of StyleGAN2's noise maps: 4, 8, 8, ... R, R."""
-    sizes, size = [4], 8
-    while size <= resolution:
-        sizes += [size, size]
-        size *= 2
-    return sizes
-
-
-class StyleGenerator(nn.Module):
+class StyleGenerator(Network):
     """A mapping network f: Z -> W and a synthesis network g: W -> image.
 
     Subclasses build `synthesis`, whose forward takes (ws, noise, generator), and answer the
     questions that are left open here.
 
-    Args:
-        mapping: the mapping network.
-        synthesis: the synthesis network; it knows its resolution, num_ws and img_channels.
+    Args of all families:
+        resolution: a power of two, at least 8 (StyleGAN3: 16).
+        z_dim: width of z.
+        w_dim: width of w.
+        channels: widths, 4x4 first.
+        mapping_layers: depth of the mapping network.
+        c_dim: number of classes, 0 for none.
+        img_channels: of the images: 3, 1 (grey) or 4 (RGBA).
     Shape: z (N, z_dim) -> image (N, 3, R, R), about [-1, 1], not clamped.
     """
 
@@ -163,6 +170,7 @@ class StyleGenerator(nn.Module):
         super().__init__()
         self.mapping, self.synthesis = mapping, synthesis
         self.z_dim, self.w_dim, self.c_dim = mapping.z_dim, mapping.w_dim, mapping.c_dim
+        self.mapping_layers = len(mapping.layers)
         self.resolution, self.num_ws = synthesis.resolution, synthesis.num_ws
         self.img_channels = synthesis.img_channels
 
@@ -176,7 +184,7 @@ class StyleGenerator(nn.Module):
 
     def forward(self, z: Tensor, c: Tensor | None = None, truncation: float = 1.0,
                 noise: Noise = "const", generator: torch.Generator | None = None) -> Tensor:
-        """Draw images.
+        """Draw images (N, 3, R, R).
 
         Args:
             z: (N, z_dim), standard normal.
@@ -184,7 +192,6 @@ class StyleGenerator(nn.Module):
             truncation: 1 none, 0 the average image.
             noise: "const" (the stored maps), "random" (needs `generator`), "none", or a list of
                 maps.
-        Returns: (N, 3, R, R), float32, about [-1, 1], not clamped.
         """
         w = self.truncate(self.mapping(z, c), truncation)
         return self.synthesis(w, noise=noise, generator=generator).image
@@ -196,14 +203,7 @@ class StyleGenerator(nn.Module):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *,
                         map_location: str | torch.device = "cpu", **hub: object) -> StyleGenerator:
-        """Load a generator of this family, in eval mode, gradients off.
-
-        Args:
-            pretrained_model_name_or_path: a hub's repository "user/name", or whatever
-                `gapkd.load_generator` takes.
-            map_location: the device.
-            hub: revision, token, cache_dir, force_download, local_files_only.
-        """
+        """`gapkd.load_generator`, of this family."""
         import gapkd
 
         G = gapkd.load_generator(pretrained_model_name_or_path, **hub)
@@ -214,26 +214,20 @@ class StyleGenerator(nn.Module):
 
     def save_pretrained(self, save_directory: str | Path, *, repo_id: str = "",
                         push_to_hub: bool = False, **card: object) -> str | None:
-        """Write a new folder as `gapkd.save_pretrained` does, which says what `card` may hold; with
-        `push_to_hub` upload it too, to `repo_id` or under the folder's name, and return the
-        commit's address."""
+        """`gapkd.save_pretrained`; with `push_to_hub` the folder is uploaded too, to `repo_id` or
+        under its own name, and the commit's address returned."""
         import gapkd
 
         folder = gapkd.save_pretrained(self, save_directory, **card)
         return gapkd.push_to_hub(folder, repo_id or folder.name) if push_to_hub else None
 
     def push_to_hub(self, repo_id: str, **more: object) -> str:
-        """As `gapkd.push_to_hub`; returns the commit's address."""
+        """`gapkd.push_to_hub`; returns the commit's address."""
         import gapkd
 
         return gapkd.push_to_hub(self, repo_id, **more)
 
     # ------------------------------------------------------------------------------- the family
-
-    def architecture(self) -> dict:
-        """The constructor's arguments, as JSON can hold them: type(G)(**G.architecture()) has G's
-        shape."""
-        raise NotImplementedError
 
     @classmethod
     def student_of(cls, teacher: StyleGenerator, keep: float, kernel: int = 3) -> dict:
@@ -243,22 +237,17 @@ class StyleGenerator(nn.Module):
 
     def feature_widths(self) -> list[int]:
         """Channels of every block's features, in the order of `SynthesisOutput.features`."""
-        raise NotImplementedError
+        return list(self.channels)
 
     def readers(self) -> list[list[nn.Module]]:
         """For every group of channels, input side first, the layers that read it: each has `affine`
-        (w -> one style a channel) and `weight` (O, C, k, k), and the first one's weight decides on
-        the channels when they are scored."""
+        (w -> one style a channel) and `weight` (O, C, k, k). The first one's weight scores the
+        channels."""
         raise NotImplementedError
 
     def copy_channels(self, teacher: StyleGenerator, kept: list[Tensor]) -> None:
-        """Copy a wider network's synthesis weights, in place.
-
-        Args:
-            teacher: of the same family and resolution.
-            kept: for each of its groups of channels (`readers`) the numbers of those that stay
-                here.
-        """
+        """Copy the synthesis weights of a wider network of the same family and resolution: of each
+        of its groups of channels (`readers`) those whose numbers are `kept`."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -285,13 +274,3 @@ def copy_affine(ours: nn.Module, theirs: nn.Module, rows: Tensor) -> None:
     """The styles of the channels that stay: rows of a style affine."""
     ours.weight.copy_(theirs.weight[rows])
     ours.bias.copy_(theirs.bias[rows])
-
-
-def if_not_rgb(img_channels: int) -> dict:
-    """The argument, where images are not of three channels, as they are in files without it."""
-    return if_set(img_channels=None if img_channels == 3 else img_channels)
-
-
-def if_set(**arguments: object) -> dict:
-    """The arguments that are not None: files that were written before one existed stay the same."""
-    return {name: value for name, value in arguments.items() if value is not None}

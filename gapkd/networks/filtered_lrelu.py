@@ -24,9 +24,8 @@ def low_pass(taps: int, cutoff: float, width: float, rate: float, radial: bool =
     """A Kaiser-windowed low-pass filter of unit sum (appendix C).
 
     Args:
-        cutoff: frequency at which it has fallen to a half, in the units of rate.
+        cutoff: frequency at which it has fallen to a half, in the units of the sampling rate.
         width: of the transition, likewise.
-        rate: sampling rate.
         radial: the same in all directions, for the rotation-equivariant configuration.
     Returns: (taps,), or (taps, taps) if radial; float64.
     """
@@ -58,9 +57,8 @@ class LowPass(nn.Module):
     """A low-pass filter between a fine and a coarse grid, the same along both axes.
 
     `down` pads with zeros, filters and keeps every stride-th value. `up`, its transpose, inserts
-    stride - 1 zeros behind every value, filters and crops. Each is the other's gradient. Both are
-    strided convolutions of every channel by itself: no inserted zero is ever multiplied, and
-    nothing is computed that would be dropped.
+    stride - 1 zeros behind every value, filters and crops. Each is the other's gradient. As strided
+    convolutions they multiply no inserted zero and compute nothing that would be dropped.
 
     Args:
         f: (taps,), or (taps, taps) where it is radial; symmetric.
@@ -100,8 +98,7 @@ class LowPass(nn.Module):
 
 class UpBendDown(torch.autograd.Function):
     """What a FilteredLeakyReLU does to x, piece by piece. The fine image in between, by far the
-    largest, is not kept for the gradient but made again: little more work, most of the memory
-    saved."""
+    largest, is not kept for the gradient but made again."""
 
     @staticmethod
     def forward(ctx, x: Tensor, layer: FilteredLeakyReLU):
@@ -120,8 +117,8 @@ class UpBendDown(torch.autograd.Function):
 
 class Linearised(torch.autograd.Function):
     """UpBendDown near x: what a small change of x does to the output, or transposed, what a
-    gradient at the output is at x. Each is the other's gradient; x gets none, for the bend is made
-    of straight pieces."""
+    gradient at the output is at x. Each is the other's gradient; x gets none: the bend is straight
+    in pieces."""
 
     @staticmethod
     def forward(ctx, change: Tensor, x: Tensor, layer: FilteredLeakyReLU, transposed: bool):
@@ -144,8 +141,7 @@ class Linearised(torch.autograd.Function):
 
 
 class FilteredLeakyReLU(nn.Module):
-    """Bias, upsampling, leaky ReLU, downsampling: (N, C, S, S) -> (N, C, out, out), on a CPU
-    channels last in memory.
+    """Bias, upsampling, leaky ReLU, downsampling: (N, C, S, S) -> (N, C, out, out).
 
     Args:
         size: S, of the coarse input.
@@ -166,7 +162,7 @@ class FilteredLeakyReLU(nn.Module):
         self.fine = size * up + before + after - up_taps + 1
         self.size, self.out = size, (self.fine - down_taps) // down + 1
         self.up_factor, self.down_factor = up, down
-        self.padding, self.radial = padding, down_filter.ndim == 2
+        self.padding = padding
         self.slope, self.gain, self.clamp = slope, gain, clamp
         # Negative padding: nothing looks at the outermost values.
         first, end = max(-(before // up), 0), size - max(-((after + up - 1) // up), 0)
@@ -176,7 +172,7 @@ class FilteredLeakyReLU(nn.Module):
         # The gain is part of the filter that follows: a pass over the largest tensor is saved.
         self.down = LowPass(gain ** (down_filter.ndim / 2) * down_filter, down,
                             0, (self.out - 1) * down + down_taps - self.fine)
-        # The designed filters, in full precision, for those who want to look or to convert.
+        # the designed filters in full precision, to look at
         self.filters = up_filter, down_filter
 
     def forward(self, x: Tensor, bias: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -205,8 +201,7 @@ class FilteredLeakyReLU(nn.Module):
 
     def in_pieces(self, function: Callable[..., Tensor], *images: Tensor) -> Tensor:
         """function(*images), (N, C, ...), by pieces of so many samples and channels that their fine
-        image has PIECE values: it stays in a CPU's cache from the first filter to the last. A GPU
-        takes 64 times as many."""
+        image has PIECE values and stays in a CPU's cache. A GPU takes 64 times as many."""
         if torch.compiler.is_compiling():  # an exported program has no number of samples yet
             return function(*images)
         x, area = images[0], self.fine**2

@@ -21,14 +21,9 @@ HALF_CLAMP = 256.0  # largest activation in float16
 
 
 def leaky_relu(x: Tensor, clamp: float | None = None) -> Tensor:
-    """Leaky ReLU with slope 0.2, in place. The gain sqrt(2) that keeps unit variance is folded into
-    what comes before: the function is positively homogeneous, so lrelu(sqrt(2) x) = sqrt(2)
-    lrelu(x) and one pass is saved.
-
-    Args:
-        clamp: largest magnitude of the result. In float16, which ends at 65,504, it is 256 at most
-            (StyleGAN2-ADA's precaution).
-    """
+    """Leaky ReLU with slope 0.2, in place, clamped; to 256 at most in float16, which ends at 65,504
+    (StyleGAN2-ADA's precaution). The gain sqrt(2) that keeps unit variance is folded into what
+    comes before: lrelu(sqrt(2) x) = sqrt(2) lrelu(x), and one pass is saved."""
     x = F.leaky_relu(x, 0.2, inplace=True)
     if x.dtype == torch.float16:
         clamp = min(clamp or HALF_CLAMP, HALF_CLAMP)
@@ -53,7 +48,6 @@ class EqualLinear(nn.Module):
     scaled when used.
 
     Args:
-        in_features, out_features: widths.
         bias_init: initial value of the bias as used (1 for style affines, else 0).
         lr_multiplier: relative learning rate (0.01 in the mapping network).
         activate: apply leaky ReLU with gain sqrt(2).
@@ -75,21 +69,16 @@ class EqualLinear(nn.Module):
         return leaky_relu(x) if self.activate else x
 
 
-def fir_kernel(gain: float = 1.0, taps: tuple[float, ...] = (1.0, 3.0, 3.0, 1.0)) -> Tensor:
+def fir_kernel(gain: float = 1.0) -> Tensor:
     """The separable low-pass [1, 3, 3, 1] as a 2-D kernel of sum `gain`. Shape (1, 1, 4, 4)."""
-    k = torch.tensor(taps)
-    k = torch.outer(k, k)
-    return (k * (gain / k.sum()))[None, None]
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
+    return torch.outer(taps, taps)[None, None] * (gain / 64)
 
 
 class _FixedFilter(torch.autograd.Function):
-    """Depthwise convolution with a fixed kernel, or its transpose; the gradient of each is the
-    other.
-
-    Double backward through an ordinary convolution also computes a gradient of the kernel, one
-    channel at a time, which nobody asks for here. Leaving it out takes a quarter off an R1 step.
-    The kernel is symmetric and needs no flip.
-    """
+    """Depthwise convolution with a fixed symmetric kernel, or its transpose: the gradient of each
+    is the other. An ordinary convolution's double backward would compute a gradient of the kernel,
+    too, which takes a quarter of an R1 step."""
 
     @staticmethod
     def forward(ctx, x: Tensor, kernel: Tensor, stride: int, padding: int,
@@ -121,7 +110,6 @@ def _filter(x: Tensor, kernel: Tensor, stride: int, padding: int, transposed: bo
 
 _matrices: WeakIdKeyDictionary = WeakIdKeyDictionary()
 """By filter kernel: its banded matrices for the sizes that were asked for."""
-
 
 LARGEST_BAND = 256
 """Pixels up to which filters are matrix products: their cost an output grows with the size."""
@@ -168,20 +156,17 @@ def _resample(x: Tensor, kernel: Tensor, stride: int, padding: int,
 
 def upsample2(x: Tensor, kernel: Tensor) -> Tensor:
     """(N, C, H, W) -> (N, C, 2H, 2W): insert zeros, then low-pass, as one transposed convolution.
-    `kernel` is `fir_kernel(gain=4)`: the zeros take three quarters of the energy, the gain gives it
-    back."""
+    `kernel` is `fir_kernel(gain=4)`: three of four values are zeros."""
     return _resample(x, kernel, stride=2, padding=1, transposed=True)
 
 
 def blur(x: Tensor, kernel: Tensor, padding: int) -> Tensor:
-    """Low-pass filter with zero padding on every side: (N, C, H, W) -> (N, C, H + 2 padding - 3,
-    ...)."""
+    """Low-pass filter with zero padding: (N, C, H, W) -> (N, C, H + 2 padding - 3, ...)."""
     return _resample(x, kernel, stride=1, padding=padding)
 
 
 def downsample2(x: Tensor, kernel: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, C, H/2, W/2): low-pass, then keep every second pixel (only those are
-    computed)."""
+    """(N, C, H, W) -> (N, C, H/2, W/2): low-pass, then keep every second pixel."""
     return _resample(x, kernel, stride=2, padding=1)
 
 
@@ -222,19 +207,17 @@ class EqualConv2d(nn.Module):
 class ModulatedConv2d(nn.Module):
     """Convolution whose weight is scaled per sample by a style, then renormalised (demodulation).
 
-    Written in the scale-input form. The textbook builds one weight per sample, w' = s_i w / |s w|,
-    and runs a grouped convolution; because scaling the weight's input channels equals scaling the
-    input, and scaling its output channels equals scaling the output, the same numbers come from ONE
-    convolution with the shared weight:
+    The textbook builds one weight per sample, w' = s_i w / |s w|, and runs a grouped convolution.
+    Because scaling a weight's input channels equals scaling the input, and likewise for the output,
+    the same numbers come from ONE convolution with the shared weight:
 
         y = conv(x * s, w) * d,      d_o = 1 / sqrt( sum_i s_i^2 sum_k w_oik^2 + 1e-8 )
 
     Args:
         demodulate: divide by the norm (off in toRGB).
         up: upsample by 2: a transposed convolution followed by the FIR filter.
-    Shape: x (N, I, H, W), style (N, I) -> (N, O, H, W) or (N, O, 2H, 2W), and the output scale
-        (N, O, 1, 1) still to be applied, so that the caller can fuse it with the bias. It is None
-        without demodulation.
+    Shape: x (N, I, H, W), style (N, I) -> (N, O, H, W) or (N, O, 2H, 2W), and the scale d (N, O, 1,
+        1), or None, which the caller applies together with the bias.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, demodulate: bool = True,

@@ -15,25 +15,23 @@ def normalise(x: Tensor) -> Tensor:
 
 
 class MappingNetwork(nn.Module):
-    """An MLP with learning-rate multiplier 0.01.
+    """An MLP whose layers learn at a hundredth of the rate.
 
     Args:
         z_dim: width of z; 0 for a network fed by the label alone (in a conditional discriminator).
         w_dim: width of w.
         layers: depth.
-        c_dim: number of classes, 0 for none; labels are one-hot rows (N, c_dim).
-        lr_multiplier: relative learning rate of its layers.
-    Shape: z (N, z_dim), c (N, c_dim) -> w (N, w_dim).
+        c_dim: number of classes, 0 for none.
+    Shape: z (N, z_dim), one-hot labels c (N, c_dim) -> w (N, w_dim).
     """
 
-    def __init__(self, z_dim: int, w_dim: int, layers: int = 8, c_dim: int = 0,
-                 lr_multiplier: float = 0.01):
+    def __init__(self, z_dim: int, w_dim: int, layers: int = 8, c_dim: int = 0):
         super().__init__()
         self.z_dim, self.w_dim, self.c_dim = z_dim, w_dim, c_dim
         self.embed = EqualLinear(c_dim, w_dim) if c_dim else None
         widths = [z_dim + (w_dim if c_dim else 0)] + [w_dim] * layers
         self.layers = nn.ModuleList(
-            EqualLinear(i, o, lr_multiplier=lr_multiplier, activate=True)
+            EqualLinear(i, o, lr_multiplier=0.01, activate=True)
             for i, o in zip(widths, widths[1:], strict=False))
         self.register_buffer("w_avg", torch.zeros(w_dim))
 

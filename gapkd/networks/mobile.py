@@ -4,20 +4,17 @@ What it does otherwise than StyleGAN2:
 
 - It draws in the wavelet domain: the network predicts the Haar coefficients of the image, 12
   channels for RGB, at half the resolution. StyleGAN2's finest and dearest block is not there.
-- The inverse Haar transform enlarges features too, C channels at r become C / 4 at 2r, without a
-  multiplication, a parameter or a filter.
+- The inverse Haar transform enlarges features too, C channels at r become C / 4 at 2r.
 - Convolutions are depthwise-separable: a 3x3 filter a channel, then a 1x1 convolution across
   channels. Only the first one, at 4x4, is dense.
 - Demodulation does not depend on the style, so that it can be fused (see `SeparableConv2d`).
 
-The paper trains a head at every resolution and draws with the last one. Here that is the only one:
-the others would be a fifth of the weights, and the latent-direction loss guides the layers on the
-way. Nor is there a loss on coefficients: the transform is orthonormal, so their squared distance is
-that of the images.
+The paper trains a head at every resolution and draws with the last one, here the only one: the
+latent-direction loss guides the layers on the way. Nor is there a loss on coefficients: the
+transform is orthonormal, so their squared distance is that of the images.
 
 Source: Belousov, *MobileStyleGAN: A Lightweight Convolutional Neural Network for High-Fidelity
-Image Synthesis* (2021, arXiv 2104.04767), and its released code, which decides on the widths, the
-dense first convolution, the demodulation and the tanh.
+Image Synthesis* (2021, arXiv 2104.04767), and its released code.
 """
 
 from __future__ import annotations
@@ -35,10 +32,7 @@ from gapkd.networks.base import (
     NoisyNetwork,
     StyleGenerator,
     SynthesisOutput,
-    check_img_channels,
-    check_resolution,
-    copy_affine,
-    if_not_rgb,
+    check_images,
     kept_channels,
 )
 from gapkd.networks.layers import ModulatedConv2d, full_precision
@@ -70,12 +64,12 @@ class SeparableConv2d(nn.Module):
     """Modulated depthwise 3x3 convolution, then a 1x1 convolution across channels.
 
     StyleGAN2 divides by the norm of the modulated weights, which every style changes. Here it is
-    the norm of the weights w (depthwise) and p (across channels) alone,
+    that of the weights w (depthwise) and p (across channels) alone,
 
         d_o = 1 / sqrt( sum_i p_oi^2 sum_k w_ik^2 + 1e-8 ),
 
-    a constant of the trained network, which a runtime can fold into p ("demodulation fusion"). That
-    no style makes the signal grow, for which StyleGAN2 demodulates, is left to a tanh of the style.
+    which a runtime can fold into p ("demodulation fusion"). That no style makes the signal grow is
+    left to a tanh of the style.
 
     Shape: x (N, I, H, W), style (N, I) -> (N, O, H, W), and the output scale d (1, O, 1, 1) still
         to be applied, as in `ModulatedConv2d`.
@@ -99,11 +93,8 @@ class SeparableConv2d(nn.Module):
 
 
 class MobileBlock(nn.Module):
-    """The convolutions of one resolution: two separable ones behind the inverse Haar transform.
-
-    Args:
-        in_channels: before the transform; 0 for the 4x4 block, which has one dense convolution.
-    """
+    """The convolutions of one resolution: two separable ones behind the inverse Haar transform of
+    in_channels; one dense one in the 4x4 block, where those are 0."""
 
     def __init__(self, in_channels: int, width: int, w_dim: int, resolution: int):
         super().__init__()
@@ -118,9 +109,8 @@ class MobileBlock(nn.Module):
 class MobileSynthesis(NoisyNetwork):
     """g: W -> image. A learned 4x4 constant, blocks up to half the resolution, one head.
 
-    Convolution l takes ws[:, l] and noise map l, as in a StyleGAN2 of that resolution, whose lists
-    of maps fit: those of the finest block, which is missing here, are left aside. The head takes
-    the last w, as StyleGAN2's last toRGB; the two ws before it rule nothing.
+    Convolution l takes ws[:, l] and noise map l, as in a StyleGAN2 of that resolution, the head the
+    last w, as its last toRGB. What its finest block takes, which is missing here, is left aside.
 
     Args:
         channels: width of all blocks, or one a block (4x4 first, to half the resolution), multiples
@@ -129,10 +119,9 @@ class MobileSynthesis(NoisyNetwork):
     """
 
     def __init__(self, resolution: int, w_dim: int, channels: int | Sequence[int],
-                 img_channels: int = 3):
+                 img_channels: int):
         super().__init__()
-        check_resolution(resolution)
-        check_img_channels(img_channels)
+        check_images(resolution, img_channels)
         blocks = int(math.log2(resolution)) - 2
         widths = [channels] * blocks if isinstance(channels, int) else list(channels)
         if len(widths) != blocks:
@@ -169,18 +158,7 @@ class MobileSynthesis(NoisyNetwork):
 
 
 class MobileGenerator(StyleGenerator):
-    """MobileStyleGAN's generator.
-
-    Args:
-        resolution: a power of two, at least 8.
-        z_dim: width of z.
-        w_dim: width of w.
-        channels: see `MobileSynthesis`.
-        mapping_layers: depth of the mapping network.
-        c_dim: number of classes, 0 for none.
-        img_channels: of the images: 3, 1 (grey) or 4 (RGBA).
-    Shape: z (N, z_dim) -> image (N, 3, R, R), about [-1, 1], not clamped.
-    """
+    """MobileStyleGAN's generator. Args: `StyleGenerator`'s; channels as in `MobileSynthesis`."""
 
     kind = "mobile-generator"
 
@@ -190,11 +168,6 @@ class MobileGenerator(StyleGenerator):
         mapping = MappingNetwork(z_dim, w_dim, mapping_layers, c_dim)
         super().__init__(mapping, MobileSynthesis(resolution, w_dim, channels, img_channels))
         self.channels = self.synthesis.channels
-
-    def architecture(self) -> dict:
-        return {"resolution": self.resolution, "z_dim": self.z_dim, "w_dim": self.w_dim,
-                "channels": list(self.channels), "mapping_layers": len(self.mapping.layers),
-                "c_dim": self.c_dim, **if_not_rgb(self.img_channels)}
 
     @classmethod
     def student_of(cls, teacher: StyleGenerator, keep: float, kernel: int = 3) -> dict:
@@ -207,12 +180,8 @@ class MobileGenerator(StyleGenerator):
             last = len(widths) - 1
             widths = [widths[round(b * last / blocks)] for b in range(blocks)]
         channels = [math.ceil(kept_channels(c, keep) / BANDS) * BANDS for c in widths]
-        return {"resolution": teacher.resolution, "z_dim": teacher.z_dim, "w_dim": teacher.w_dim,
-                "channels": channels, "mapping_layers": len(teacher.mapping.layers),
-                "c_dim": teacher.c_dim, **if_not_rgb(teacher.img_channels)}
-
-    def feature_widths(self) -> list[int]:
-        return list(self.channels)
+        alike = ("resolution", "z_dim", "w_dim", "mapping_layers", "c_dim", "img_channels")
+        return {name: getattr(teacher, name) for name in alike} | {"channels": channels}
 
     def readers(self) -> list[list[StyledConv | ToRGB]]:
         """A layer behind the inverse transform reads one channel for four that were written: such
@@ -220,10 +189,7 @@ class MobileGenerator(StyleGenerator):
         return [[conv] for conv in self.synthesis.convs] + [[self.synthesis.head]]
 
     @torch.no_grad()
-    def copy_channels(self, teacher: StyleGenerator, kept: list[Tensor]) -> None:
-        if teacher.kind != self.kind:
-            raise ValueError(f"a {self.kind} cannot take over the weights of a {teacher.kind}: "
-                             'start its synthesis network afresh, synthesis="random"')
+    def copy_channels(self, teacher: MobileGenerator, kept: list[Tensor]) -> None:
         ours, theirs = self.synthesis, teacher.synthesis
         ours.const.copy_(theirs.const[:, kept[0]])
         for layer, (s, t) in enumerate(zip(ours.convs, theirs.convs, strict=True)):
@@ -231,14 +197,7 @@ class MobileGenerator(StyleGenerator):
             if layer % 2 == 0 and layer + 1 < len(ours.convs):  # the transform comes next
                 quarter = len(t.weight) // BANDS
                 rows = torch.cat([rows + band * quarter for band in range(BANDS)])
-            s.weight.copy_(t.weight[rows][:, columns])
+            s.take(t, rows, columns)
             if layer:
                 s.conv.depthwise.copy_(t.conv.depthwise[columns])
-            s.bias.copy_(t.bias[rows])
-            s.noise_strength.copy_(t.noise_strength)
-            copy_affine(s.affine, t.affine, columns)
-        # Not demodulated, so its equalised gain 1 / sqrt(fan-in) counts: copy the weight as used.
-        s, t, columns = ours.head, theirs.head, kept[-1]
-        s.weight.copy_(t.weight[:, columns] * (t.conv.scale / s.conv.scale))
-        s.bias.copy_(t.bias)
-        copy_affine(s.affine, t.affine, columns)
+        ours.head.take(theirs.head, kept[-1])

@@ -16,16 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from gapkd.networks.base import (
+    Network,
     Noise,
     NoisyNetwork,
     StyleGenerator,
     SynthesisOutput,
     check_clamp,
-    check_img_channels,
-    check_resolution,
+    check_images,
     copy_affine,
-    if_not_rgb,
-    if_set,
     kept_channels,
 )
 from gapkd.networks.layers import (
@@ -44,12 +42,8 @@ Channels = int | Sequence[int] | Sequence[tuple[int, int]]
 
 
 def channel_pairs(channels: Channels, resolution: int) -> list[tuple[int, int]]:
-    """One (first, second) pair of widths per block, 4x4 block first.
-
-    Args:
-        channels: one int for all, one int a block, or pairs. In the 4x4 block the first number is
-            the width of the learned constant.
-    """
+    """One (first, second) pair of widths per block, 4x4 block first; there the first is the width
+    of the learned constant. `channels`: one int for all, one int a block, or pairs."""
     blocks = int(math.log2(resolution)) - 1
     per_block = [channels] * blocks if isinstance(channels, int) else list(channels)
     if len(per_block) != blocks:
@@ -66,9 +60,7 @@ class StyledConv(nn.Module):
 
     Args:
         resolution: of the output, and so of the stored noise map.
-        conv: makes the convolution from the numbers of channels: (x, style) -> (features, the scale
-            still to be applied to them), as `ModulatedConv2d`.
-        clamp: largest magnitude of the output, None for any.
+        conv: makes the convolution from the numbers of channels: `ModulatedConv2d` or its like.
     Shape: x (N, I, H, W), w (N, w_dim), noise (1 or N, 1, r, r) or None -> (N, O, r, r).
     """
 
@@ -103,6 +95,14 @@ class StyledConv(nn.Module):
             return leaky_relu(torch.addcmul(shift, x, scale), self.clamp)
         return leaky_relu(torch.addcmul(noise, x, scale).add_(bias), self.clamp)
 
+    def take(self, wider: StyledConv, rows: Tensor, columns: Tensor) -> None:
+        """Copy a wider layer's parameters: of its output channels these rows, of its input channels
+        these columns."""
+        self.weight.copy_(wider.weight[rows][:, columns])
+        self.bias.copy_(wider.bias[rows])
+        self.noise_strength.copy_(wider.noise_strength)
+        copy_affine(self.affine, wider.affine, columns)
+
 
 class ToRGB(nn.Module):
     """Features to an image: a modulated 1x1 convolution without demodulation.
@@ -130,6 +130,13 @@ class ToRGB(nn.Module):
         x = x.to(self.bias.dtype) + self.bias[None, :, None, None]  # images are always float32
         return x.clamp(-self.clamp, self.clamp) if self.clamp else x
 
+    def take(self, wider: ToRGB, columns: Tensor) -> None:
+        """Copy a wider layer's parameters: of its input channels these. It is not demodulated, so
+        its equalised gain 1 / sqrt(fan-in) counts: the weight is copied as used."""
+        self.weight.copy_(wider.weight[:, columns] * (wider.conv.scale / self.conv.scale))
+        self.bias.copy_(wider.bias)
+        copy_affine(self.affine, wider.affine, columns)
+
 
 class SynthesisBlock(nn.Module):
     """One resolution: [upsampling convolution,] convolution, toRGB.
@@ -137,8 +144,7 @@ class SynthesisBlock(nn.Module):
     Args:
         in_channels: 0 for the 4x4 block, which has the second convolution only.
         pair: widths of the two convolutions' outputs.
-        kernel: of the second convolution. The kernel-1 ("heter") student keeps a 3x3 one at 4x4,
-            where no upsampling convolution precedes it.
+        kernel: of the second convolution, but always 3 at 4x4, where no upsampling one precedes it.
     """
 
     def __init__(self, in_channels: int, pair: tuple[int, int], w_dim: int, resolution: int,
@@ -169,9 +175,8 @@ class SynthesisNetwork(NoisyNetwork):
     def __init__(self, resolution: int, w_dim: int, channels: Channels, kernel: int = 3,
                  clamp: float | None = None, img_channels: int = 3):
         super().__init__()
-        check_resolution(resolution)
+        check_images(resolution, img_channels)
         check_clamp(clamp)
-        check_img_channels(img_channels)
         if kernel not in (1, 3):
             raise ValueError("kernel (of every block's second convolution) must be 1 or 3, not "
                              f"{kernel}")
@@ -212,20 +217,11 @@ class SynthesisNetwork(NoisyNetwork):
 class Generator(StyleGenerator):
     """StyleGAN2's generator.
 
-    Args:
-        resolution: a power of two, at least 8.
-        z_dim: width of z.
-        w_dim: width of w.
-        channels: width of all convolutions, or one a block (4x4 first), or one (first, second) pair
-            a block.
-        kernel: kernel of every block's second convolution, 3, or 1 for the paper's heterogeneous
-            student.
-        mapping_layers: depth of the mapping network.
-        c_dim: number of classes, 0 for none.
+    Args (the others: `StyleGenerator`):
+        channels: see `channel_pairs`.
+        kernel: of every block's second convolution, 3, or 1 for the paper's heterogeneous student.
         clamp: largest magnitude of a convolution's output, as in networks that were trained in
             float16; None: any.
-        img_channels: of the images: 3, 1 (grey) or 4 (RGBA).
-    Shape: z (N, z_dim) -> image (N, 3, R, R), about [-1, 1], not clamped.
     """
 
     kind = "stylegan2-generator"
@@ -239,12 +235,6 @@ class Generator(StyleGenerator):
                                                    img_channels))
         self.channels, self.kernel, self.clamp = self.synthesis.channels, kernel, clamp
 
-    def architecture(self) -> dict:
-        return {"resolution": self.resolution, "z_dim": self.z_dim, "w_dim": self.w_dim,
-                "channels": [list(pair) for pair in self.channels], "kernel": self.kernel,
-                "mapping_layers": len(self.mapping.layers), "c_dim": self.c_dim,
-                **if_set(clamp=self.clamp), **if_not_rgb(self.img_channels)}
-
     @classmethod
     def student_of(cls, teacher: Generator, keep: float, kernel: int = 3) -> dict:
         channels = [[kept_channels(c, keep) for c in pair] for pair in teacher.channels]
@@ -254,38 +244,25 @@ class Generator(StyleGenerator):
         return [second for _, second in self.channels]
 
     def readers(self) -> list[list[StyledConv | ToRGB]]:
-        convs, blocks = self.synthesis.convs, self.synthesis.blocks
-        groups = [[conv] for conv in convs] + [[blocks[-1].torgb]]
-        written = 0  # a block's toRGB reads what its last convolution wrote
-        for block in blocks[:-1]:
-            written += len(block.convs)
-            groups[written].append(block.torgb)
+        groups = [[conv] for conv in self.synthesis.convs] + [[]]
+        for b, block in enumerate(self.synthesis.blocks):
+            groups[2 * b + 1].append(block.torgb)  # it reads what the block has written last
         return groups
 
     @torch.no_grad()
     def copy_channels(self, teacher: Generator, kept: list[Tensor]) -> None:
-        self.synthesis.const.copy_(teacher.synthesis.const[:, kept[0]])
-        for layer, (s, t) in enumerate(zip(self.synthesis.convs, teacher.synthesis.convs,
-                                           strict=True)):
-            columns, rows = kept[layer], kept[layer + 1]  # what leaves a layer enters the next
-            s.weight.copy_(t.weight[rows][:, columns])
-            s.bias.copy_(t.bias[rows])
-            s.noise_strength.copy_(t.noise_strength)
-        for columns, ours, theirs in zip(kept, self.readers(), teacher.readers(), strict=True):
-            for s, t in zip(ours, theirs, strict=True):
-                copy_affine(s.affine, t.affine, columns)
-                if isinstance(s, ToRGB):
-                    # It is not demodulated, so its equalised gain 1 / sqrt(fan-in) counts: copy the
-                    # weight as used.
-                    s.weight.copy_(t.weight[:, columns] * (t.conv.scale / s.conv.scale))
-                    s.bias.copy_(t.bias)
+        ours, theirs = self.synthesis, teacher.synthesis
+        ours.const.copy_(theirs.const[:, kept[0]])
+        for layer, (s, t) in enumerate(zip(ours.convs, theirs.convs, strict=True)):
+            s.take(t, rows=kept[layer + 1], columns=kept[layer])  # what leaves it enters the next
+        for b, (s, t) in enumerate(zip(ours.blocks, theirs.blocks, strict=True)):
+            s.torgb.take(t.torgb, kept[2 * b + 1])
 
 
 def minibatch_std(x: Tensor, group: int | None = 4) -> Tensor:
-    """Append one feature map that tells how much a group of images varies.
-
-    Image n belongs to group n mod (N / group). A batch that `group` does not divide uses its
-    largest divisor below; None: the whole batch is one group.
+    """Append one feature map that tells how much a group of images varies; image n is in group n
+    mod (N / group). A batch that `group` does not divide uses its largest divisor below; None: the
+    whole batch is one group.
 
     Shape: (N, C, H, W) -> (N, C + 1, H, W).
     """
@@ -300,8 +277,8 @@ def minibatch_std(x: Tensor, group: int | None = 4) -> Tensor:
 class DiscriminatorBlock(nn.Module):
     """Residual block that halves the resolution. (N, I, H, W) -> (N, O, H/2, W/2)."""
 
-    def __init__(self, in_channels: int, out_channels: int, clamp: float | None = None,
-                 clamp_skip: bool = False):
+    def __init__(self, in_channels: int, out_channels: int, clamp: float | None,
+                 clamp_skip: bool):
         super().__init__()
         half = math.sqrt(0.5)  # keeps the variance of the sum of both branches
         self.conv0 = EqualConv2d(in_channels, in_channels, 3, activate=True, clamp=clamp)
@@ -314,7 +291,7 @@ class DiscriminatorBlock(nn.Module):
         return self.conv1(self.conv0(x)) + self.skip(x)
 
 
-class Discriminator(nn.Module):
+class Discriminator(Network):
     """Residual discriminator with minibatch standard deviation.
 
     Args:
@@ -334,9 +311,8 @@ class Discriminator(nn.Module):
                  mbstd_group: int | None = 4, clamp: float | None = None,
                  clamp_skips: bool = False, img_channels: int = 3):
         super().__init__()
-        check_resolution(resolution)
+        check_images(resolution, img_channels)
         check_clamp(clamp)
-        check_img_channels(img_channels)
         widths = [pair[0] for pair in channel_pairs(channels, resolution)]
         self.resolution, self.channels, self.c_dim = resolution, widths, c_dim
         self.mbstd_group, self.clamp, self.clamp_skips = mbstd_group, clamp, clamp_skips
@@ -350,26 +326,17 @@ class Discriminator(nn.Module):
         self.out = EqualLinear(widths[0], widths[0] if c_dim else 1)
         self.label = MappingNetwork(0, widths[0], 8, c_dim) if c_dim else None
 
-    def architecture(self) -> dict:
-        """The constructor's arguments, as JSON can hold them."""
-        return {"resolution": self.resolution, "channels": self.channels, "c_dim": self.c_dim,
-                "mbstd_group": self.mbstd_group,
-                **if_set(clamp=self.clamp, clamp_skips=self.clamp_skips or None),
-                **if_not_rgb(self.img_channels)}
-
     def features(self, images: Tensor) -> list[Tensor]:
-        """Output of every block, finest first.
-
-        Shape: images (N, 3, R, R) -> (N, C_i, r_i, r_i) with r_i = R/2, R/4, ... 4.
-        """
+        """Output of every block, finest first: (N, C_i, r_i, r_i) with r_i = R/2, R/4, ... 4."""
         if images.shape[1:] != (self.img_channels, self.resolution, self.resolution):
             size = self.resolution
             raise ValueError(f"images must have shape (N, {self.img_channels}, {size}, {size}), "
                              f"not {tuple(images.shape)}")
-        maps = [self.from_rgb(images.contiguous(memory_format=torch.channels_last))]
+        x, maps = self.from_rgb(images.contiguous(memory_format=torch.channels_last)), []
         for block in self.blocks:
-            maps.append(block(maps[-1]))
-        return maps[1:]
+            x = block(x)
+            maps.append(x)
+        return maps
 
     def forward(self, images: Tensor, c: Tensor | None = None) -> Tensor:
         """Logits (N, 1), high means real, of images (N, 3, R, R) in [-1, 1]; c (N, c_dim) for a
@@ -382,17 +349,14 @@ class Discriminator(nn.Module):
         return (x * target).sum(dim=1, keepdim=True) / math.sqrt(target.shape[1])
 
 
-def config_f_channels(resolution: int, multiplier: int = 2) -> list[int]:
-    """StyleGAN2's widths, 4x4 first: 512 up to 32 px, then 256, 128, 64, 32, 16 times the
-    multiplier, at most 512."""
-    blocks = int(math.log2(resolution)) - 1
-    return [min(512, 16384 * multiplier // (4 * 2**b)) for b in range(blocks)]
+def config_f_channels(resolution: int) -> list[int]:
+    """StyleGAN2's widths, 4x4 first: 512 up to 64 px, then 256, 128, 64, ..."""
+    return [min(512, 2**15 // (4 * 2**b)) for b in range(resolution.bit_length() - 2)]
 
 
-def config_f(resolution: int, multiplier: int = 2) -> Generator:
+def config_f(resolution: int) -> Generator:
     """StyleGAN2 configuration f as in the paper's tables, with random weights.
 
     Shape: z (N, 512) -> (N, 3, R, R).
     """
-    check_resolution(resolution)
-    return Generator(resolution, 512, 512, config_f_channels(resolution, multiplier)).eval()
+    return Generator(resolution, channels=config_f_channels(resolution)).eval()

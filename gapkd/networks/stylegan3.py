@@ -24,11 +24,8 @@ from gapkd.networks.base import (
     StyleGenerator,
     SynthesisOutput,
     check_clamp,
-    check_img_channels,
-    check_resolution,
+    check_images,
     copy_affine,
-    if_not_rgb,
-    if_set,
     kept_channels,
 )
 from gapkd.networks.filtered_lrelu import FilteredLeakyReLU, low_pass
@@ -55,26 +52,29 @@ class LayerPlan:
     torgb: bool
 
 
+def cutoff_of(n: int, layers: int, critical: int, resolution: int) -> float:
+    """Of layer n, in cycles over the image: from 2 it grows geometrically to resolution / 2, where
+    the last `critical` layers are."""
+    return 2.0 * (resolution / 4) ** min(n / (layers - critical), 1.0)
+
+
 def plan_layers(resolution: int, channels: Sequence[int], critical: int = 2, margin: int = 10,
-                first_cutoff: float = 2.0, first_stopband: float = 2**2.1,
-                last_stopband_rel: float = 2**0.3, img_channels: int = 3) -> list[LayerPlan]:
-    """Cutoffs and stopbands grow geometrically to the image's; the last `critical` layers are
-    sampled critically.
+                img_channels: int = 3) -> list[LayerPlan]:
+    """The layers of appendix F. Cutoffs and stopbands grow geometrically to the image's.
 
     Args:
         channels: output channels of every layer; toRGB (img_channels) is added as the last one.
+        critical: how many layers are sampled critically.
         margin: pixels that are computed beyond the border on every side, so that it cannot be told
             from within.
-    Source: appendix F.
     """
     layers = len(channels)
-    last_cutoff = resolution / 2
-    last_stopband = last_cutoff * last_stopband_rel
+    first_stopband, last_stopband = 2**2.1, resolution / 2 * 2**0.3
     cutoffs, rates, halves = [], [], []
     for n in range(layers + 1):
-        exponent = min(n / (layers - critical), 1.0)
-        cutoff = first_cutoff * (last_cutoff / first_cutoff) ** exponent
-        stopband = first_stopband * (last_stopband / first_stopband) ** exponent
+        cutoff = cutoff_of(n, layers, critical, resolution)
+        growth = min(n / (layers - critical), 1.0)
+        stopband = first_stopband * (last_stopband / first_stopband) ** growth
         rate = 2.0 ** math.ceil(math.log2(min(2 * stopband, resolution)))
         cutoffs.append(cutoff)
         rates.append(rate)
@@ -96,10 +96,8 @@ def plan_layers(resolution: int, channels: Sequence[int], critical: int = 2, mar
 
 class FourierInput(nn.Module):
     """The first feature maps: sines of random frequencies below the first cutoff, shifted and
-    turned by an affine of w.
+    turned by an affine of w. Size: in pixels, the margin included.
 
-    Args:
-        size: pixels, the margin included. rate, cutoff: of the first layer.
     Shape: w (N, w_dim) -> (N, channels, size, size).
     """
 
@@ -120,17 +118,12 @@ class FourierInput(nn.Module):
     def forward(self, w: Tensor) -> Tensor:
         t = self.affine(w)  # (N, 4): cosine, sine, x, y
         t = t / t[:, :2].norm(dim=1, keepdim=True)
-        cosine, sine, x, y = t.unbind(dim=1)
-        zero, one = torch.zeros_like(x), torch.ones_like(x)
-        turn = torch.stack([cosine, -sine, zero,
-                            sine, cosine, zero,
-                            zero, zero, one], dim=1).view(-1, 3, 3)
-        shift = torch.stack([one, zero, -x,
-                             zero, one, -y,
-                             zero, zero, one], dim=1).view(-1, 3, 3)
-        move = turn @ shift @ self.transform  # (N, 3, 3)
-        phases = self.phases + (self.freqs @ move[:, :2, 2:]).squeeze(2)  # (N, C)
-        freqs = self.freqs @ move[:, :2, :2]  # (N, C, 2)
+        cosine, sine = t[:, 0], t[:, 1]
+        turn = torch.stack([cosine, -sine, sine, cosine], dim=1).view(-1, 2, 2)
+        shift = -turn @ t[:, 2:, None]  # (N, 2, 1)
+        move = torch.cat([turn, shift], dim=2) @ self.transform  # (N, 2, 3)
+        phases = self.phases + (self.freqs @ move[:, :, 2:]).squeeze(2)  # (N, C)
+        freqs = self.freqs @ move[:, :, :2]  # (N, C, 2)
         # What the transform lifts above the band limit is faded out.
         above = (freqs.norm(dim=2) - self.cutoff) / (self.rate / 2 - self.cutoff)
         fade = (1 - above).clamp(0, 1)  # (N, C)
@@ -144,19 +137,14 @@ class FourierInput(nn.Module):
 
 
 class AliasFreeLayer(nn.Module):
-    """Affine style, modulated convolution on the padded grid, filtered non-linearity.
+    """Affine style, modulated convolution on the padded grid, filtered non-linearity. Arguments as
+    of `AliasFreeGenerator`; toRGB always has kernel 1.
 
-    Args:
-        plan: rates, cutoffs, sizes and widths.
-        kernel: 3 for configuration T, 1 for R; toRGB always has 1.
-        radial: radial downsampling filters (R).
-        clamp: largest magnitude of the output, None for any.
-        filter_size: taps per unit of the up- or downsampling factor.
     Shape: x (N, I, in_size, in_size), w (N, w_dim) -> (N, O, out_size, out_size).
     """
 
     def __init__(self, plan: LayerPlan, w_dim: int, kernel: int, radial: bool,
-                 clamp: float | None = None, filter_size: int = 6):
+                 clamp: float | None = None):
         super().__init__()
         self.plan, self.kernel = plan, 1 if plan.torgb else kernel
         self.affine = EqualLinear(w_dim, plan.in_channels, bias_init=1.0)
@@ -165,11 +153,12 @@ class AliasFreeLayer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(plan.out_channels))
         self.register_buffer("magnitude_ema", torch.ones(()))
 
-        # The non-linearity works at twice the higher of the two rates; toRGB has none.
+        # The non-linearity works at twice the higher of the two rates, between filters of 6 taps a
+        # unit of their factor; toRGB has none.
         rate = max(plan.in_rate, plan.out_rate) * (1 if plan.torgb else 2)
         up, down = round(rate / plan.in_rate), round(rate / plan.out_rate)
-        up_taps = filter_size * up if up > 1 and not plan.torgb else 1
-        down_taps = filter_size * down if down > 1 and not plan.torgb else 1
+        up_taps = 6 * up if up > 1 and not plan.torgb else 1
+        down_taps = 6 * down if down > 1 and not plan.torgb else 1
         size = plan.in_size + self.kernel - 1
         total = (plan.out_size - 1) * down + 1 - size * up + up_taps + down_taps - 2
         before = (total + up) // 2
@@ -210,20 +199,17 @@ class AliasFreeLayer(nn.Module):
 
 
 class AliasFreeSynthesis(StyledNetwork):
-    """g: W -> image.
+    """g: W -> image. There are no noise maps.
 
-    `features` holds the output of every layer but toRGB, `rgbs` the image alone. There are no noise
-    maps.
-
-    Shape: ws (N, w_dim) or (N, num_ws, w_dim) -> SynthesisOutput.
+    Shape: ws (N, w_dim) or (N, num_ws, w_dim) -> SynthesisOutput, whose `features` are the outputs
+        of every layer but toRGB, whose `rgbs` is the image alone.
     """
 
     def __init__(self, resolution: int, w_dim: int, channels: Sequence[int], kernel: int,
                  radial: bool, critical: int, margin: int, output_scale: float,
-                 clamp: float | None = None, img_channels: int = 3):
+                 clamp: float | None, img_channels: int):
         super().__init__()
-        check_resolution(resolution, least=16)
-        check_img_channels(img_channels)
+        check_images(resolution, img_channels, least=16)
         check_clamp(clamp)
         if not isinstance(radial, bool):
             raise ValueError(f"radial must be true or false, not {repr(radial)[:40]}")
@@ -243,13 +229,9 @@ class AliasFreeSynthesis(StyledNetwork):
 
     @property
     def blocks(self) -> list[AliasFreeLayer]:
-        """What stands where StyleGAN2 has its blocks: every layer but toRGB, input side first;
-        `features[b]` is the output of block b, which takes ws[:, b + 1]."""
+        """What stands where StyleGAN2 has its blocks: every layer but toRGB; number b takes ws[:, b
+        + 1]."""
         return list(self.layers)[:-1]
-
-    @property
-    def convs(self) -> list[AliasFreeLayer]:
-        return self.blocks
 
     def forward(self, ws: Tensor, noise: Noise = "const",
                 generator: torch.Generator | None = None) -> SynthesisOutput:
@@ -267,22 +249,15 @@ class AliasFreeSynthesis(StyledNetwork):
 class AliasFreeGenerator(StyleGenerator):
     """StyleGAN3's generator.
 
-    Args:
-        resolution: a power of two, at least 16.
-        z_dim: width of z.
-        w_dim: width of w.
+    Args (the others: `StyleGenerator`):
         channels: output channels of every layer but toRGB, input side first; the first is the
             Fourier input's too.
         kernel: 3 for configuration T, 1 for R.
         radial: radial downsampling filters (R).
-        mapping_layers: depth of the mapping network.
-        c_dim: number of classes, 0 for none.
         critical: see `plan_layers`.
         margin: see `plan_layers`.
         output_scale: factor on the image.
         clamp: largest magnitude of a layer's output; None: any.
-        img_channels: of the images: 3, 1 (grey) or 4 (RGBA).
-    Shape: z (N, z_dim) -> image (N, 3, R, R), about [-1, 1], not clamped.
     """
 
     kind = "stylegan3-generator"
@@ -298,15 +273,8 @@ class AliasFreeGenerator(StyleGenerator):
                                                      critical, margin, output_scale, clamp,
                                                      img_channels))
         self.channels, self.kernel, self.radial = list(channels), kernel, radial
-        self.critical, self.margin, self.clamp = critical, margin, clamp
-
-    def architecture(self) -> dict:
-        return {"resolution": self.resolution, "z_dim": self.z_dim, "w_dim": self.w_dim,
-                "channels": self.channels, "kernel": self.kernel, "radial": self.radial,
-                "mapping_layers": len(self.mapping.layers), "c_dim": self.c_dim,
-                "critical": self.critical, "margin": self.margin,
-                "output_scale": self.synthesis.output_scale, **if_set(clamp=self.clamp),
-                **if_not_rgb(self.img_channels)}
+        self.critical, self.margin, self.output_scale = critical, margin, output_scale
+        self.clamp = clamp
 
     @classmethod
     def student_of(cls, teacher: AliasFreeGenerator, keep: float, kernel: int = 3) -> dict:
@@ -316,17 +284,13 @@ class AliasFreeGenerator(StyleGenerator):
         channels = [kept_channels(c, keep) for c in teacher.channels]
         return teacher.architecture() | {"channels": channels}
 
-    def feature_widths(self) -> list[int]:
-        return list(self.channels)
-
     def readers(self) -> list[list[AliasFreeLayer]]:
         return [[layer] for layer in self.synthesis.layers]
 
     @torch.no_grad()
     def copy_channels(self, teacher: AliasFreeGenerator, kept: list[Tensor]) -> None:
         # The input mixes its sines by a square matrix: with channel c the sine of the same number
-        # is kept. It is not demodulated, so its gain 1 / sqrt(width) counts: copy the weight as
-        # used.
+        # is kept. Nor is it demodulated: copy the weight as used, with its gain 1 / sqrt(width).
         s, t, rows = self.synthesis.input, teacher.synthesis.input, kept[0]
         s.freqs.copy_(t.freqs[rows])
         s.phases.copy_(t.phases[rows])
@@ -346,10 +310,7 @@ class AliasFreeGenerator(StyleGenerator):
 
 
 def stylegan3_channels(resolution: int, layers: int = 14, channel_base: int = 32768,
-                       channel_max: int = 512, critical: int = 2) -> list[int]:
+                       channel_max: int = 512) -> list[int]:
     """The published widths: channel_base / 2 over the layer's cutoff, at most channel_max."""
-    widths = []
-    for n in range(layers):
-        cutoff = 2.0 * (resolution / 4) ** min(n / (layers - critical), 1.0)
-        widths.append(round(min(channel_base / 2 / cutoff, channel_max)))
-    return widths
+    cutoffs = [cutoff_of(n, layers, 2, resolution) for n in range(layers)]
+    return [round(min(channel_base / 2 / cutoff, channel_max)) for cutoff in cutoffs]
