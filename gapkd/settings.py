@@ -51,7 +51,9 @@ class RunConfig:
     0.002."""
     mapping_lr: float = 1.0
     """Factor on the learning rate of the mapping network, on top of its multiplier 0.01."""
-    adversarial: ClassVar[str] = "logistic"
+    adversarial: Literal["logistic", "relativistic"] = "logistic"
+    """StyleGAN2's loss; or pairs of a real and a drawn image, with R1 on the real and R2 on the
+    drawn ones (R3GAN)."""
     lr_end: float = 1.0
     """The learning rates fall along half a cosine, to this fraction of themselves at the last
     image; 1: they stay."""
@@ -165,9 +167,6 @@ class TrainConfig(RunConfig):
     start_from: str = ""
     """Run (its folder, or an embedded teacher's name) or file of another repository to start
     from."""
-    adversarial: Literal["logistic", "relativistic"] = "logistic"
-    """StyleGAN2's loss; or pairs of a real and a drawn image, with R1 on the real and R2 on the
-    drawn ones (R3GAN)."""
     r1_end: float = 1.0
     """As lr_end: the fraction of r1_gamma that is left at the last image."""
     ema_rampup: float = 0.05

@@ -302,7 +302,7 @@ def assert_alike(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("mapping, changes", [
     ("random", {}), ("random", {"lr_end": 0.1}), ("random", {"gan_weight": 0.0, "flip": False}),
-    ("random", {"gan_from": 0.3}),
+    ("random", {"gan_from": 0.3, "adversarial": "relativistic"}),
     ("random", {"ld_blocks": (2,), "ld_offsets": "global", "rgb_levels": "all"}),
     ("random", {"ld_offsets": "none", "content": "toyfaces"}), ("random", {"ld_offsets": "random"}),
     ("inherit", {"style_mixing": 0.0}), ("inherit-frozen", {"style_mixing": 1.0})])
