@@ -125,14 +125,13 @@ ATTACKS = {
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-@pytest.mark.parametrize("protocol", [0, 1, 2, 4])
+@pytest.mark.parametrize("protocol", [2, 4])
 def test_calls_are_inert_and_named(tmp_path, name, protocol):
     content = pickle.dumps({"G_ema": ATTACKS[name]}, protocol=protocol)
     with nothing_executed():
         assert isinstance(read(content)["G_ema"], Record)
-        if protocol >= 2:
-            message = "(neither knows nor calls|holds whole modules .'torch.nn.*Linear')"
-            refused(tmp_path, content, f"cannot be read as a network: .*{message}")
+        message = "(neither knows nor calls|holds whole modules .'torch.nn.*Linear')"
+        refused(tmp_path, content, f"cannot be read as a network: .*{message}")
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
@@ -218,7 +217,7 @@ PARAMETER = GLOBAL % (b"torch._utils", b"_rebuild_parameter")
 ENCODE = GLOBAL % (b"_codecs", b"encode")
 LOAD = GLOBAL % (b"torch.storage", b"_load_from_bytes")
 EMPTY = torch_bytes(torch.zeros(0).untyped_storage(), with_zip=False)
-TUPLES = b")" + b"2\x86" * 60  # of two tuples, which are one, and so on: hashing it never ends
+TUPLES = b")" + b"q\0h\0\x86" * 60  # of two tuples, which are one, and so on: hashing it never ends
 
 
 def as_bytes(content: bytes) -> bytes:
@@ -272,6 +271,7 @@ PROGRAMS = {
     "a state for a list": b"\x80\x03]}b.", "a number called": b"\x80\x03K\x01)R.",
     "attributes walked": b"\x80\x04\x8c\x0bcollections\x8c\x13OrderedDict.__init__\x93.",
     "a name made up": b"\x80\x04K\x01K\x02\x93.", "an extension": b"\x80\x03\x82\x01.",
+    "a buffer elsewhere": b"\x80\x05\x97\x98.",
     "outside": b"\x80\x03U\x01aQ.", "outside, as text": b"\x80\x03Pabc\n.",
     "memo from nowhere": b"\x80\x03j\xff\xff\xff\xff.",
     "empty stack": b"\x80\x03R.", "no mark": b"\x80\x03t.", "nothing": b"\x80\x03.",
@@ -280,7 +280,8 @@ PROGRAMS = {
     "claims all": b"\x80\x04\x8e" + struct.pack("<Q", 2**63 - 1) + b"abc.",
     "a frame of a terabyte": b"\x80\x04\x95" + struct.pack("<Q", 2**40) + b"N",
     "a long number": b"\x80\x03L" + b"9" * 100_000 + b"L\n.", "protocol 77": b"\x80\x4d\x99.",
-    "keywords": b"\x80\x04" + ORDERED + b")}\x8c\x01aK\x01s\x92.",
+    "old instances": b"\x80\x03(ios\nsystem\n.", "old objects": b"\x80\x03(" + ORDERED + b"o.",
+    "text of old protocols": pickle.dumps({"a": 1}, 0),
     "negative size": tensor(0, (-1,), (1,)),
     "a dict of no pairs": b"\x80\x03" + ORDERED + b"(]K\x01atR."}
 
@@ -288,13 +289,13 @@ PROGRAMS = {
 INERT = {
     "shown many times": tensor(0, (10**6, 10**6), (0, 0)),
     "a record called": b"\x80\x03" + GLOBAL % (b"torch", b"Size") + b")R)R.",
-    "old instances": b"\x80\x03(ios\nsystem\n.", "old objects": b"\x80\x03(" + ORDERED + b"o.",
+    "keywords": b"\x80\x04" + ORDERED + b")}\x8c\x01aK\x01s\x92.",
     "keys that hash for ever": b"\x80\x04}" + TUPLES + b"Ns.",
     "a set of tuples": b"\x80\x04\x8f(" + TUPLES + b"\x90.",
     "a frozen set of tuples": b"\x80\x04(" + TUPLES + b"\x91.",
     "a dict of tuples": b"\x80\x03" + ORDERED + b"]" + TUPLES + b"N\x86a\x85R.",
     "keys of one hash": keys(2**61 - 1, 8000), "numbers as keys": keys(1, 15_000),
-    "a buffer elsewhere": b"\x80\x05\x97\x98.", "bytes": b"\x80\x05\x96\3" + bytes(7) + b"abc.",
+    "bytes": b"\x80\x05\x96\3" + bytes(7) + b"abc.",
     "an encoding": b"\x80\x03" + ENCODE + b"X\x01\x00\x00\x00aX\x05\x00\x00\x00rot13\x86R.",
     "a parameter of nothing": b"\x80\x03" + PARAMETER + b"N\x85R.",
     "appended to an object": b"\x80\x03" + GLOBAL % (b"os", b"x") + b")R(K\1K\2e.",
@@ -322,9 +323,8 @@ def test_programs_that_cheat_are_refused_at_once(name):
 @pytest.mark.parametrize("content, message", [
     # C unpicklers make room for four billion entries
     (b"\x80\x03Nr\xfe\xff\xff\xff.", "not numbered as picklers do"),
-    (b"\x80\x03Np3000000\n.", "not numbered as picklers do"),
     (b"\x80\x03" + TENSOR + b"(" + b"N" * 300 + b"tR.", "with 300 arguments"),
-    (tensor(0, (-1,) * 5000, (1,) * 5000), "5000 sizes"),
+    (tensor(0, (-1,) * 5000, (1,) * 5000), "not a storage, sizes and strides"),
     (tensor(0, (2, 2), (100, 1)), "reaches beyond its storage of 16 numbers"),
     (loading(legacy(loading(EMPTY))), "nested in what torch.save wrote"),  # each level doubles
     (loading(legacy(b"N.", version=loading(EMPTY))), "nested in what torch.save wrote")])
@@ -337,7 +337,7 @@ def test_what_would_be_slow_is_refused(content, message):
     (legacy(loading(EMPTY)), "nested in what torch.save wrote"),
     (legacy(b"N.", version=loading(EMPTY)), "nested in what torch.save wrote"),
     (legacy(b"N.", keys=["0"]), "not those that it lists"),
-    (legacy(b"N.", keys=[((),)]), "storages have no names")])
+    (legacy(b"N.", keys=[((),)]), "not those that it lists")])
 def test_torch_files_that_cheat_are_refused(content, message):
     with pytest.raises(UnreadableError, match=message):
         read(content)
