@@ -104,7 +104,7 @@ def claiming(kind="stylegan2-generator", **architecture):
 
 
 @pytest.mark.parametrize("damage, message", [
-    (cut, "is not a whole safetensors file"), (foreign, "not one of gapkd's"),
+    (cut, "is not a whole safetensors file"), (foreign, "cannot be read as a net"),
     (discriminator, "of the kind stylegan2-discriminator, but a generator was asked for"),
     (not_finite, "not finite"), (claiming("stylegan9-generator"), "kind style"),
     (claiming(w_dim=9), "do not fit .*size mismatch"), (claiming(z_dim=0), "do not fit"),
