@@ -31,8 +31,6 @@ from torch import Tensor
 
 from gapkd.data.decoding import (
     DEPTHS,
-    SIGNED,
-    USUAL,
     SmallCopies,
     formats,
     is_furniture,
@@ -191,50 +189,43 @@ class ImageFiles:
     def _is_taken(self, name: str) -> bool:
         """Whether a file is a picture of the set; if not, it is counted by the reason."""
         kind = suffix(name)
+        if kind in suffixes() and not is_put_away(name):
+            return True
         if is_furniture(name) or is_put_away(name) and kind not in suffixes():
             return False
         if is_put_away(name):
-            self._left_out["hidden, deleted or thumbnails"] += 1
-        elif kind in suffixes() or not kind and self._begins_like_an_image(name):
-            return True
-        else:  # a long or odd end is no suffix
-            self._left_out[kind if kind[1:].isalnum() and len(kind) < 9 else "of other kinds"] += 1
+            kind = "hidden, deleted or thumbnails"
+        elif not (kind[1:].isalnum() and len(kind) < 9):  # a long or odd end is no suffix
+            kind = "of other kinds"
+        self._left_out[kind] += 1
         return False
-
-    def _begins_like_an_image(self, name: str) -> bool:
-        try:
-            with self._open(name) as file, Image.open(file, formats=SIGNED):
-                return True
-        except Exception:  # decoders raise what they like
-            return False
 
     def _say_what_is_left_out(self) -> None:
         ordered = sorted(self._left_out.items(), key=lambda item: (-item[1], item[0]))
-        parts = [f"{count:,} {reason}" for reason, count in ordered[:8]]
-        if len(self._left_out) > len(parts):
-            parts.append("...")
-        left, listed = self._left_out.total(), ", ".join(parts)
+        listed = ", ".join(f"{count:,} {reason}" for reason, count in ordered[:8])
+        left = self._left_out.total()
         if not self.size:
             raise ValueError(f"there is no image in {shown(self.path)}"
                              f"{f' (left out: {listed})' if left else ''}: it should hold files "
-                             f"that end in {USUAL}")
+                             "that end in .png, .jpg, .webp, .gif, .tif...")
         if left:
-            warnings.warn(f"{left:,} of the {left + self.size:,} files in {shown(self.path.name)} "
-                          f"are left out, since they are no images that can be read: {listed}",
-                          stacklevel=4)
+            self._warn(f"{left:,} of the {left + self.size:,} files",
+                       "are left out, since they are no images that can be read: "
+                       f"{listed}{', ...' if ordered[8:] else ''}")
 
     def _say_what_is_resized(self, count: int) -> None:
         if not count:
             return
-        warnings.warn(f"{count:,} of the {self.size:,} images in {shown(self.path.name)} are not "
-                      f"{self.resolution}x{self.resolution}: they are cut to their central square "
-                      "and resized", stacklevel=4)
+        self._warn(f"{count:,} of the {self.size:,} images", f"are not {self.resolution}x"
+                   f"{self.resolution}: they are cut to their central square and resized")
         if self._copies:
             gigabytes = count * 3 * self.resolution**2 / 1e9
-            warnings.warn(f"decoded, all {self.size:,} images are too many for the memory: small "
-                          f"copies (at most {gigabytes:.1f} GB) are kept in "
-                          f"{shown(self._copies.folder)}, which may be removed at any time",
-                          stacklevel=4)
+            self._warn("decoded, all images", "are too many for the memory: small copies (at most "
+                       f"{gigabytes:.1f} GB) are kept in {shown(self._copies.folder)}, which may "
+                       "be removed at any time")
+
+    def _warn(self, which: str, what: str) -> None:
+        warnings.warn(f"{which} in {shown(self.path.name)} {what}", stacklevel=5)
 
     def _read(self, name: str, take: Callable[[Image.Image], T]) -> T:
         """What `take` makes of the opened image; whatever goes wrong with it names it."""
@@ -277,8 +268,7 @@ class ImageFiles:
         """Image i, uint8 (3, R, R)."""
         if i in self._kept:
             return self._kept[i]
-        square = self._square(i)
-        pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1)
+        pixels = torch.from_numpy(np.array(self._square(i))).permute(2, 0, 1)
         if self._cached:
             self._kept[i] = pixels
         return pixels
@@ -329,10 +319,9 @@ class ImageFiles:
             if depth < DEPTHS[-1]:
                 depth = max(depth, self._read(name, needed_depth))
         if names and depth < DEPTHS[-1]:
-            warnings.warn(f"{len(names):,} of the {self.size:,} images in {shown(self.path.name)} "
-                          "store more than 8 bits a value and do not say how many count: their "
-                          f"largest value needs {depth}, so white is {2**depth - 1:,}",
-                          stacklevel=4)
+            self._warn(f"{len(names):,} of the {self.size:,} images", "store more than 8 bits a "
+                       "value and do not say how many count: their largest value needs "
+                       f"{depth}, so white is {2**depth - 1:,}")
         return depth
 
     def _label_files(self, everything: list[str]) -> list[str]:
@@ -364,11 +353,12 @@ class ImageFiles:
                 zipfile.BadZipFile) as error:
             raise ValueError(f"{listed} in {shown(self.path)} is not in StyleGAN's format, "
                              '{"labels": [["name.png", 3], ...]}: mend or remove it') from error
-        for name, finite in zip(self.names, labels.isfinite().view(self.size, -1), strict=True):
-            if not finite.all():
-                raise ValueError(f"the label of {self._named(name)} holds what is no finite number "
-                                 f"(NaN?): mend it in {listed}, or remove {listed} to train "
-                                 "without labels")
+        finite = labels.isfinite().view(self.size, -1).all(dim=1)
+        if not finite.all():
+            name = self.names[finite.long().argmin()]
+            raise ValueError(f"the label of {self._named(name)} holds what is no finite number "
+                             f"(NaN?): mend it in {listed}, or remove {listed} to train without "
+                             "labels")
         return labels.float() if labels.ndim == 2 else labels.long()
 
     def _entries(self, file: str) -> dict[str, object]:
@@ -384,19 +374,18 @@ class ImageFolder(ImageFiles):
     ImageFiles."""
 
     def _list(self) -> list[str]:
-        above, seen = {*self.path.resolve().parents}, set()
-        found, queue = [], [str(self.path)]
-        for start in queue:  # what is linked comes after what lies here, and nothing comes twice
-            for folder, below, names in os.walk(start, onerror=self._count_unreadable):
-                if not _is_new(folder, seen):
-                    below.clear()
-                    continue
+        around = {_place(folder) for folder in self.path.resolve().parents}
+        found, seen = [], set()
+        for folder, below, names in os.walk(self.path, onerror=self._count_unreadable,
+                                            followlinks=True):
+            place = _place(folder)
+            self._left_out["that lead to a folder around it"] += place in around
+            if place in around or place in seen:
+                below.clear()
+            else:
+                seen.add(place)
+                below.sort(key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
                 found += [os.path.join(folder, name) for name in names]
-                paths = [os.path.join(folder, name) for name in sorted(below)]
-                links = [path for path in paths if os.path.islink(path)]
-                onward = [link for link in links if Path(link).resolve() not in above]
-                self._left_out["that lead to a folder around it"] += len(links) - len(onward)
-                queue += onward
         files = [file for file in found if os.path.isfile(file)]
         self._left_out["that are no files or lead to none"] += len(found) - len(files)
         self._left_out += Counter()  # drops what was counted as 0
@@ -440,12 +429,10 @@ class _TooMuchError(ValueError):
     """A zip entry that is far larger than any image."""
 
 
-def _is_new(folder: str, seen: set[tuple[int, int]]) -> bool:
-    """Whether a folder is met for the first time, under whatever name. It is then in `seen`."""
+def _place(folder: str | Path) -> tuple[int, int]:
+    """What tells a folder from all others, under whatever name."""
     there = os.stat(folder)
-    new = (there.st_dev, there.st_ino) not in seen
-    seen.add((there.st_dev, there.st_ino))
-    return new
+    return there.st_dev, there.st_ino
 
 
 def _try_all(read: Callable[[T], U], items: Iterable[T], names: Sequence[str],
@@ -489,8 +476,6 @@ def load_image(path: str | Path, resolution: int) -> Tensor:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no image {path}: give the path of a picture")
-    if suffix(path.name) not in ("", *suffixes()):
-        raise ValueError(f"{path} is no image by its name: it should end in {USUAL}")
     one = ImageFolder(path.parent, resolution, only=path.name)
     return one.load(torch.zeros(1, dtype=torch.int64))
 

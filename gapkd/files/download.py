@@ -7,7 +7,6 @@ the address says how, verified.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import re
@@ -27,6 +26,8 @@ ON_HUB = re.compile(rf"hf://({REPOSITORY.pattern})(?:@([\w.%-]+))?(?:/([^?#]+))?
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # in a folder of gapkd.sharing.hub
 CHUNK = 2**20
 SECONDS = 30  # that a server may be silent
+OTHER_SUM = ("it is damaged or not what was meant, so compare the digits after #sha256= with its "
+             "publisher's")
 
 
 class AddressError(ValueError):
@@ -38,14 +39,13 @@ def is_address(name: str | Path) -> bool:
     return bool(SCHEME.match(str(name)))
 
 
-def fetch(address: str, progress: bool = True, **hub: object) -> Path:
+def fetch(address: str, **hub: object) -> Path:
     """The file behind an address; from the cache if it has been fetched before.
 
     Args:
         address: file:// or https://, with an optional #sha256=<64 hex digits>; http:// needs one.
             Or a repository of a model hub, hf://user/name, with an optional @revision and an
             optional /file: without one, the folder of its weights and its config.json.
-        progress: whether a bar is shown meanwhile.
         hub: revision, token, cache_dir, force_download, local_files_only, for the hub's client.
 
     Raises AddressError, in one sentence.
@@ -66,9 +66,8 @@ def fetch(address: str, progress: bool = True, **hub: object) -> Path:
     target = cache_folder() / f"{digits}-{name or 'file'}"
     try:
         # before the lock, which a cache that is only read cannot have
-        if target.is_file() and digest in ("", sha256(target)):
-            return target
-        _retrieve(url, target, digest, progress)
+        if not (target.is_file() and digest in ("", sha256(target))):
+            _retrieve(url, target, digest)
     except AddressError:
         raise
     except OSError as error:  # those of the network have no number
@@ -79,15 +78,12 @@ def fetch(address: str, progress: bool = True, **hub: object) -> Path:
             raise AddressError(f"{bare} could not be fetched ({reason(error)}){unfit}: check the "
                                "address and the connection, or bring the file from elsewhere and "
                                "give its path") from error
-        mend = "free some space, or set GAPKD_CACHE to another folder"
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            mend = "it is not writable, so set GAPKD_CACHE to a folder of your own"
         raise AddressError(f"{bare} could not be stored in {target.parent} ({error.strerror})"
-                           f"{unfit}: {mend}") from error
+                           f"{unfit}: free some space there, or set GAPKD_CACHE to another folder, "
+                           "where you may write") from error
     except ValueError as error:  # pooch found another sum
-        raise AddressError(f"{address} has another check sum: it is damaged or not what was meant, "
-                           "so compare the digits after #sha256= with its publisher's; what was "
-                           "fetched was removed") from error
+        raise AddressError(f"{address} has another check sum: {OTHER_SUM}; what was fetched was "
+                           "removed") from error
     return target
 
 
@@ -133,7 +129,7 @@ def _from_hub(address: str, how: dict) -> Path:
     return fetched if file else fetched.parent
 
 
-def _retrieve(url: str, target: Path, digest: str, progress: bool) -> None:
+def _retrieve(url: str, target: Path, digest: str) -> None:
     """Download aside, verify, rename: once, even if two processes want the same file."""
     import pooch
     from tqdm.auto import tqdm
@@ -148,8 +144,7 @@ def _retrieve(url: str, target: Path, digest: str, progress: bool) -> None:
     pooch.get_logger().setLevel("WARNING")
     target.parent.mkdir(parents=True, exist_ok=True)
     # pooch corrects the total, but takes a bar without one for no bar
-    bar = tqdm(total=1, unit="B", unit_scale=True, desc=target.name[17:], leave=False,
-               disable=not progress)
+    bar = tqdm(total=1, unit="B", unit_scale=True, desc=target.name[17:], leave=False)
     with FileLock(target.with_name(f"{target.name}.lock")), bar:
         download = pooch.HTTPDownloader(
             progressbar=bar, chunk_size=CHUNK, timeout=SECONDS, hooks={"response": check_redirect},
@@ -198,9 +193,7 @@ def _own_file(path: str, digest: str, address: str) -> Path:
             raise AddressError(f"there is no file at {address}: check its path, which begins with "
                                "the third /")
         if digest and (found := sha256(file)) != digest:
-            raise AddressError(f"{address} has another check sum ({found}): it is damaged or not "
-                               "what was meant, so compare the digits after #sha256= with its "
-                               "publisher's")
+            raise AddressError(f"{address} has another check sum ({found}): {OTHER_SUM}")
     except OSError as error:
         raise AddressError(f"{address} could not be read ({error.strerror or error}): check its "
                            "path, and who may read it") from error

@@ -38,6 +38,7 @@ LONGEST = 300  # characters of a tensor's name
 DEFAULTS = {"w_avg": 0.0, "noise_const": 0.0, "noise_strength": 0.0, "magnitude_ema": 1.0}
 """What may be missing, and is then as if it were not there."""
 FIXED = "filter", "kernel", "noise_const"  # what no training changes
+OUR_NAMES = re.compile(r"synthesis\.(blocks\.\d+\.conv1|layers\.\d+)\.")
 LIMITS = {"resolution": 4096, "mapping_layers": 64, "z_dim": 2**16, "w_dim": 2**16, "c_dim": 2**20,
           "mbstd_group": 2**10, "critical": 1000, "margin": 1000, "output_scale": 1000}
 
@@ -121,18 +122,15 @@ def find_network(content: object, role: str | None) -> Found:
 
     Raises ForeignError when it is not there, or cannot be translated.
     """
-    places, names, problems = _places(content)
+    places, problems = _places(content)
     chosen = [place for place in places if place.role == (role or "generator")]
     if not chosen and problems:
         raise problems[0]
     chosen = chosen or places
     if not chosen:
-        raise ForeignError(_family(names) or _what_instead(content))
+        raise ForeignError(_what_instead(content))
     best = next((place for place in chosen if place.averaged), chosen[0])
-    try:
-        found = best.translate(best.modules.under(best.prefix))
-    except ForeignError as error:
-        raise ForeignError(_family([*best.modules.state]) or str(error)) from error
+    found = best.translate(best.modules.under(best.prefix))
     if len(chosen) == 1:
         return found
     which = "the averaged one" if best.averaged else "the first, since none is called averaged"
@@ -141,24 +139,21 @@ def find_network(content: object, role: str | None) -> Found:
                                f"{_shown(best.path)}, {which}")
 
 
-def _places(content: object) -> tuple[list[Place], list[str], list[ForeignError]]:
-    """Everything in a file that looks like a network, outer things first; the names of all tensors
-    and classes; and what is wrong with modules that cannot be followed."""
-    places, names, problems, parts = [], [], [], Budget(4 * MOST_PARTS)
+def _places(content: object) -> tuple[list[Place], list[ForeignError]]:
+    """Everything in a file that looks like a network, outer things first, and what is wrong with
+    modules that cannot be followed."""
+    places, problems, parts = [], [], Budget(4 * MOST_PARTS)
     for path, value, latent_avg in _contents(content):
-        if isinstance(value, Record):
-            names.append(value.name)
         try:
             modules = Modules.of(value, parts)
         except ForeignError as error:
             problems.append(error)
             continue
-        names += modules.state
         for prefix, role, translate in modules.marks():
             if isinstance(latent_avg, Tensor):
                 modules.state.setdefault(f"{prefix}latent_avg", latent_avg)
             places.append(Place(_joined(path, prefix), role, modules, prefix, translate))
-    return places, names[:MOST_PARTS], problems
+    return places, problems
 
 
 def _contents(content: object) -> Iterator[tuple[str, object, object]]:
@@ -196,6 +191,13 @@ def _joined(path: str, key: object) -> str:
 def _what_instead(content: object) -> str:
     """What a file holds in which no network was found, and what to do."""
     for _, value, _ in _contents(content):
+        if isinstance(value, dict) and any(
+                isinstance(key, str) and OUR_NAMES.match(key) for key in value):
+            return ("it holds the weights of a gapkd network without its architecture: write the "
+                    "network with gapkd.save_network")
+        if isinstance(value, Record) and value.name.startswith("dnnlib.tflib."):
+            return ("it is a TensorFlow network (dnnlib.tflib): convert it first, with legacy.py "
+                    "of NVIDIA's stylegan2-ada-pytorch")
         if isinstance(value, Record) and isinstance(value.state, dict) and (
                 "_modules" in value.state):
             return (f"it holds whole modules ({_shown(value.name)}), which only their own code can "
@@ -203,16 +205,8 @@ def _what_instead(content: object) -> str:
     entries = [*content.items()][:5] if isinstance(content, dict) else [("", content)]
     held = ", ".join(f"{_shown(key)}: {_shown(value)}" for key, value in entries)
     return ("it holds no StyleGAN2 network under any name, and no StyleGAN3 (it holds "
-            f"{held or 'nothing'}): {LAYOUT}")
-
-
-def _family(names: list[str]) -> str | None:
-    """Of another family, told by the names of its tensors and classes: what it is, and what to
-    do."""
-    for mark, what in FAMILIES.items():
-        if any(re.search(mark, name[:LONGEST]) for name in names):
-            return what
-    return None
+            f"{held or 'nothing'}): gapkd reads both in NVIDIA's layout, and StyleGAN2 in "
+            "rosinality's; other families cannot be the teacher")
 
 
 def _shown(value: object) -> str:
@@ -620,26 +614,6 @@ KINDS: dict[str, tuple[str, Callable[[Modules], Found]]] = {
     "nvidia_d": ("discriminator", nvidia_discriminator),
     "rosinality": ("generator", rosinality_generator),
     "rosinality_d": ("discriminator", rosinality_discriminator)}
-LAYOUT = "gapkd reads StyleGAN2 and 3 in NVIDIA's layout, and StyleGAN2 in rosinality's"
-OTHER = f"which computes otherwise: {LAYOUT}; take one of these as the teacher"
-CONVERTED = f"layout: {LAYOUT}; fetch the original file that it was converted from"
-FAMILIES = {
-    r"^dnnlib\.tflib\.": "it is a TensorFlow network (dnnlib.tflib): convert it first, with "
-                         "legacy.py of NVIDIA's stylegan2-ada-pytorch",
-    r"^synthesis\.(blocks\.\d+\.conv1|layers\.\d+)\.":
-        "it holds the weights of a gapkd network without its architecture: write the network with "
-        "gapkd.save_network",
-    r"\bembed_proj\.": f"it is StyleGAN-XL, {OTHER}",
-    r"\bMainLayers\.": f"it is R3GAN, {OTHER}",
-    r"\b(scaleLayers|toRGBLayers|prog_blocks|rgb_converters)\b": f"it is a ProGAN, {OTHER}",
-    r"\bprogression\.\d|\b(epi1|adain\d?|style_mod)\b": f"it is the first StyleGAN, {OTHER}",
-    r"\bblocks\.\d+\.to_(style1|noise1)\b": f"it is lucidrains' stylegan2-pytorch, {OTHER}",
-    r"\bmapping\.dense\d|\bsynthesis\.(early_layer|layer\d+|output\d+)\.":
-        f"it is in genforce's {CONVERTED}",
-    r"\b(style_mapping\.\d|constant_input|style_modulation)\b":
-        f"it is in mmgen's {CONVERTED}"}
-"""What the tensors or classes of other families are called -> what to say of such a file."""
-
 
 @torch.no_grad()
 def largest_activation(G: Generator, latents: int = 200) -> float:
