@@ -8,11 +8,9 @@ the address says how, verified.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import string
 import urllib.parse
-import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,8 +24,6 @@ ON_HUB = re.compile(rf"hf://({REPOSITORY.pattern})(?:@([\w.%-]+))?(?:/([^?#]+))?
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # in a folder of gapkd.sharing.hub
 CHUNK = 2**20
 SECONDS = 30  # that a server may be silent
-OTHER_SUM = ("it is damaged or not what was meant, so compare the digits after #sha256= with its "
-             "publisher's")
 
 
 class AddressError(ValueError):
@@ -43,9 +39,9 @@ def fetch(address: str, **hub: object) -> Path:
     """The file behind an address; from the cache if it has been fetched before.
 
     Args:
-        address: file:// or https://, with an optional #sha256=<64 hex digits>; http:// needs one.
-            Or a repository of a model hub, hf://user/name, with an optional @revision and an
-            optional /file: without one, the folder of its weights and its config.json.
+        address: https://, with an optional #sha256=<64 hex digits>; http:// needs one. Or a
+            repository of a model hub, hf://user/name, with an optional @revision and an optional
+            /file: without one, the folder of its weights and its config.json.
         hub: revision, token, cache_dir, force_download, local_files_only, for the hub's client.
 
     Raises AddressError, in one sentence.
@@ -54,8 +50,6 @@ def fetch(address: str, **hub: object) -> Path:
         return _from_hub(str(address), {k: v for k, v in hub.items() if v is not None})
     parts = _parts(address)
     digest = _digest(parts.fragment, address)
-    if parts.scheme == "file":
-        return _own_file(parts.path, digest, address)
     if parts.scheme == "http" and not digest:
         raise AddressError(f"{address} could be altered on its way: give https://, or append "
                            "#sha256= and its check sum")
@@ -71,19 +65,17 @@ def fetch(address: str, **hub: object) -> Path:
     except AddressError:
         raise
     except OSError as error:  # those of the network have no number
-        unfit = ""
-        if os.access(target, os.R_OK):  # if it fitted, it would have been used
-            unfit = ", and the file in the cache does not fit the check sum"
         if error.errno is None:
-            raise AddressError(f"{bare} could not be fetched ({reason(error)}){unfit}: check the "
-                               "address and the connection, or bring the file from elsewhere and "
-                               "give its path") from error
-        raise AddressError(f"{bare} could not be stored in {target.parent} ({error.strerror})"
-                           f"{unfit}: free some space there, or set GAPKD_CACHE to another folder, "
-                           "where you may write") from error
+            raise AddressError(f"{bare} could not be fetched ({reason(error)}): check the address "
+                               "and the connection, or bring the file from elsewhere and give its "
+                               "path") from error
+        raise AddressError(f"{bare} could not be stored in {target.parent} ({error.strerror}): "
+                           "free some space there, or set GAPKD_CACHE to another folder, where you "
+                           "may write") from error
     except ValueError as error:  # pooch found another sum
-        raise AddressError(f"{address} has another check sum: {OTHER_SUM}; what was fetched was "
-                           "removed") from error
+        raise AddressError(f"{address} has another check sum: it is damaged or not what was meant, "
+                           "so compare the digits after #sha256= with its publisher's; what was "
+                           "fetched was removed") from error
     return target
 
 
@@ -168,12 +160,11 @@ def _parts(address: str, origin: str = "") -> urllib.parse.SplitResult:
     """An address taken apart; of a redirect, seen from its origin."""
     try:
         parts = urllib.parse.urlsplit(urllib.parse.urljoin(origin, address))
-        if parts.scheme != "file":
-            if parts.scheme not in ("https", "http"):
-                raise ValueError("give https://, hf:// or file://, or a path")
-            if not parts.hostname or parts.port == 0 or re.search(r"[\s@]", parts.netloc):
-                raise ValueError("mend its host or port")
-            parts.hostname.encode("idna")
+        if parts.scheme not in ("https", "http"):
+            raise ValueError("give https:// or hf://, or a path")
+        if not parts.hostname or parts.port == 0 or re.search(r"[\s@]", parts.netloc):
+            raise ValueError("mend its host or port")
+        parts.hostname.encode("idna")
     except ValueError as error:  # also a bracket that is not closed, a port that is no number
         raise AddressError(f"{address} is not an address that can be fetched: {error}") from error
     return parts
@@ -183,18 +174,3 @@ def _digest(fragment: str, address: str) -> str:
     if fragment and not re.fullmatch("sha256=[0-9a-fA-F]{64}", fragment):
         raise AddressError(f"what follows # in {address} must be sha256= and 64 hexadecimal digits")
     return fragment.removeprefix("sha256=").lower()
-
-
-def _own_file(path: str, digest: str, address: str) -> Path:
-    """A file of the user's own, which is never removed."""
-    try:
-        file = Path(urllib.request.url2pathname(path))
-        if not file.is_file():
-            raise AddressError(f"there is no file at {address}: check its path, which begins with "
-                               "the third /")
-        if digest and (found := sha256(file)) != digest:
-            raise AddressError(f"{address} has another check sum ({found}): {OTHER_SUM}")
-    except OSError as error:
-        raise AddressError(f"{address} could not be read ({error.strerror or error}): check its "
-                           "path, and who may read it") from error
-    return file
