@@ -102,22 +102,20 @@ def _from_hub(address: str, how: dict) -> Path:
         if not file:
             with suppress(errors.EntryNotFoundError):  # the weights know it all themselves
                 client.hf_hub_download(name, CONFIG, **how | {"revision": fetched.parent.name})
-    except errors.GatedRepoError as error:
-        raise AddressError(f"{address} is open to those alone who asked for it: ask on its page, "
-                           "then log in with `hf auth login`") from error
-    except errors.RepositoryNotFoundError as error:
-        raise AddressError(f"the hub shows no repository {name}, it may be private: {login}"
-                           ) from error
-    except errors.RevisionNotFoundError as error:
-        raise AddressError(f"{address} has no revision {how['revision']}: {login}") from error
     except Exception as error:  # the network's own share no base class
-        missing = errors.EntryNotFoundError, errors.LocalEntryNotFoundError
-        if isinstance(error, missing[0]) and not isinstance(error, missing[1]):
-            raise AddressError(f"{address} holds no {wanted}: name a file of it, as in "
-                               f"hf://{name}/FILE") from error
-        raise AddressError(f"{address} could not be fetched ({reason(error)}) and is not in the "
-                           "cache: check the connection, or bring its folder from elsewhere and "
-                           "give the path") from error
+        unreached = (f"{address} could not be fetched ({reason(error)}) and is not in the cache: "
+                     "check the connection, or bring its folder from elsewhere and give the path")
+        told = [
+            (errors.GatedRepoError, f"{address} is open to those alone who asked for it: ask on "
+                                    "its page, then log in with `hf auth login`"),
+            (errors.RepositoryNotFoundError, f"the hub shows no repository {name}, it may be "
+                                             f"private: {login}"),
+            (errors.RevisionNotFoundError, f"{address} has no revision {how['revision']}: {login}"),
+            (errors.LocalEntryNotFoundError, unreached),
+            (errors.EntryNotFoundError, f"{address} holds no {wanted}: name a file of it, as in "
+                                        f"hf://{name}/FILE")]
+        mine = (text for kind, text in told if isinstance(error, kind))
+        raise AddressError(next(mine, unreached)) from error
     return fetched if file else fetched.parent
 
 
