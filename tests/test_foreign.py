@@ -101,19 +101,12 @@ def test_stylegan3_files_give_the_recorded_numbers(write, tmp_path, name):
 
 @torch.no_grad()
 def test_clamped_convolutions_are_clamped(write, tmp_path, nvidia):
-    state, D = under("G.", nvidia), under("D.", nvidia)
-    loose = load_generator(write(nvidia_pickle(state, attributes={"*": {"conv_clamp": 256}})))
-    assert loose.clamp == 256 and loose.architecture()["clamp"] == 256
-    torch.testing.assert_close(loose(nvidia["z"]), nvidia["image"], **close)  # nothing reaches 256
-    tight = load_generator(write(nvidia_pickle(state, attributes={"*": {"conv_clamp": 0.5}})))
+    tight = load_generator(write(nvidia_pickle(under("G.", nvidia),
+                                               attributes={"*": {"conv_clamp": 0.5}})))
     out = tight.synthesis(tight.mapping(nvidia["z"]))
     assert max(f.abs().max() for f in out.features) == 0.5 and out.rgbs[0].abs().max() <= 0.5
     again = gapkd.save_network(tight, tmp_path / "c.safetensors")
     assert torch.equal(load_generator(again)(nvidia["z"]), out.image)
-    free, clamped = (load_discriminator(write(nvidia_pickle(None, D, attributes={
-        "*": {"conv_clamp": clamp}, "b4.mbstd": {"group_size": 2}}))) for clamp in (None, 0.1))
-    assert free.clamp is None and clamped.clamp == 0.1 and clamped.mbstd_group == 2
-    assert not torch.allclose(free(nvidia["image"]), clamped(nvidia["image"]))
 
 
 @torch.no_grad()
@@ -153,15 +146,19 @@ def test_fields_of_discriminators_and_of_noise(write, nvidia, tmp_path):
     assert whole.mbstd_group is None and torch.equal(whole(x), fours(x))
     again = load_discriminator(gapkd.save_network(whole, tmp_path / "d.safetensors"))
     assert torch.equal(again(x), whole(x))
-    for field in ({"group_size": "4"}, {"group_size": 0}, {"num_channels": 2}):
-        file = write(nvidia_pickle(None, D, attributes={"b4.mbstd": field}))
-        refused(file, f"b4.mbstd has the {[*field][0]}", load_discriminator)
-    refused(write(nvidia_pickle(None, D, attributes={"b8": {"architecture": "skip"}})),
-            "b8 has the architecture 'skip': only resnet", load_discriminator)
+    for path, field, message in (
+            ("b4.mbstd", {"group_size": "4"}, "b4.mbstd has the group_size '4'"),
+            ("b4.mbstd", {"group_size": 0}, "b4.mbstd has the group_size 0"),
+            ("b4.mbstd", {"num_channels": 2}, "b4.mbstd has the num_channels 2"),
+            ("b8", {"architecture": "skip"}, "b8 has the architecture 'skip': only resnet")):
+        file = write(nvidia_pickle(None, D, attributes={path: field}))
+        refused(file, message, load_discriminator)
     off = {f"synthesis.b{size}.conv{n}": {"use_noise": False}
            for size in (4, 8, 16, 32) for n in (0, 1) if size > 4 or n}
     G = load_generator(write(nvidia_pickle(G, attributes=off)))
     assert torch.equal(G(nvidia["z"]), G(nvidia["z"], noise="none")) and G.silent
+    bare = load_generator(write(nvidia_pickle(without("noise", "w_avg")(under("G.", nvidia)))))
+    assert torch.equal(bare(nvidia["z"]), G(nvidia["z"])) and not bare.mapping.w_avg.any()
 
 
 @torch.no_grad()
@@ -175,15 +172,6 @@ def test_conditional_networks(write):
     assert torch.equal(load_discriminator(file)(G(z, c), c), D(G(z, c), c))
     with pytest.raises(ValueError, match="conditional: give one-hot labels"):
         load_generator(file)(z)
-
-
-@torch.no_grad()
-def test_without_noise_there_is_none(write):
-    torch.manual_seed(0)
-    G = Generator(8, 4, 4, 4, mapping_layers=1).eval()
-    state = without("noise", "w_avg")(named_like_nvidia(G))
-    loaded, z = load_generator(write(nvidia_pickle(state))), torch.randn(2, 4)
-    assert torch.equal(loaded(z), G(z, noise="none")) and not loaded.mapping.w_avg.any()
 
 
 def test_a_discriminator_that_cannot_be_read_spares_the_generator(write, nvidia):
@@ -205,7 +193,6 @@ def test_a_discriminator_that_cannot_be_read_spares_the_generator(write, nvidia)
     (having("synthesis.input.weight", 2, 2), {}, r"the layers \[\] of a StyleGAN3 generator"),
     (dict, {"synthesis.b8": {"architecture": "resnet"}}, "architecture 'resnet': only skip"),
     (dict, {"synthesis.b8.conv0": {"activation": "linear"}}, "activation 'linear': only lrelu"),
-    (dict, {"mapping.fc3": {"activation": "linear"}}, "mapping.fc3 has the activation 'linear'"),
     (dict, {"synthesis.b8.conv1": {"act_gain": 1.0}}, "conv1 has the act_gain 1.0: only 1.414"),
     (dict, {"synthesis.b8.conv0": {"up": 1}}, "conv0 has the up 1: only 2"),
     (dict, {"synthesis.b8.conv0.affine": {"bias_gain": 0.1}}, "multiplier 0.1: only 1.0"),
@@ -213,9 +200,7 @@ def test_a_discriminator_that_cannot_be_read_spares_the_generator(write, nvidia)
     (dict, {"synthesis.b8": {"slope": 0.1}}, r"b8 has the field 'slope' \(0.1\), which"),
     (dict, {"*": {"conv_clamp": -1.0}}, "conv_clamp is -1.0, not a number above 0"),
     (dict, {"synthesis.b8.torgb": {"conv_clamp": 3}}, "clamp their outputs at different values"),
-    (dict, {"synthesis.b8.conv0": {"activation": "relu"}}, "activation 'relu': only lrelu"),
-    (dict, {"mapping.fc3": {"bias_gain": 1.0}}, "learning-rate multiplier 1.0"),
-    (dict, {"synthesis.b8.conv0": {"conv_clamp": 3}}, "clamp their outputs at different values")])
+    (dict, {"mapping.fc3": {"bias_gain": 1.0}}, "learning-rate multiplier 1.0")])
 def test_what_cannot_be_translated_is_named(write, nvidia, change, attributes, message):
     refused(write(nvidia_pickle(change(under("G.", nvidia)), attributes=attributes)), message)
 
@@ -225,7 +210,6 @@ def test_what_cannot_be_translated_is_named(write, nvidia, change, attributes, m
     (without("input.freqs"), {}, "lacks synthesis.input.freqs"),
     (lambda s: {k.replace("L8_32_3", "L8_48_3"): v for k, v in s.items()}, {}, "two .* not 48"),
     (having("synthesis.L2_36_24.up_filter", 12), {}, "layer 2 .* has other filters"),
-    (having("synthesis.L2_36_24.up_filter", 13), {}, "layer 2 .* has other filters"),
     (having("synthesis.L2_36_24.down_filter", 12), {}, "layer 2 .* has other filters"),
     (dict, {"synthesis.input": {"bandwidth": 3.0}}, "bandwidth 3.0: only 2.0"),
     (dict, {"synthesis.L2_36_24": {"out_cutoff": 9.0}}, "L2_36_24 has the out_cutoff 9.0: in the"),
@@ -437,18 +421,16 @@ def test_bad_rosinality_files(write, stylekd, change, message):
 
 
 @torch.no_grad()
-def test_a_clamp_that_nothing_reaches_is_left_out(tmp_path, nvidia, write, capsys):
+def test_a_clamp_is_left_out_where_nothing_reaches_it(tmp_path, nvidia, write, capsys):
     """NVIDIA's trainings clamp at 256, and students inherit it."""
     file = write(nvidia_pickle(under("G.", nvidia), attributes={"*": {"conv_clamp": 256}}))
     student = gapkd.make_student(load_generator(file), synthesis="pruned")
-    ours = str(gapkd.save_network(student, tmp_path / "s.safetensors"))
-    for source, z in ((str(file), nvidia["z"]), (ours, nvidia["z"])):
-        out = tmp_path / f"{Path(source).stem}.pt"
-        assert main(["convert", source, str(out)]) == 0
-        err = capsys.readouterr().err
-        assert re.fullmatch(r"gapkd: the clamp at 256, .* 200 latents is [\d.]+, \d% of it\n", err)
-        theirs, G = load_generator(out), load_generator(source)
-        assert theirs.clamp is None and torch.equal(theirs(z), G(z))
+    ours, out = gapkd.save_network(student, tmp_path / "s.safetensors"), tmp_path / "s.pt"
+    assert main(["convert", str(ours), str(out)]) == 0
+    err = capsys.readouterr().err
+    assert re.fullmatch(r"gapkd: the clamp at 256, .* 200 latents is [\d.]+, \d% of it\n", err)
+    theirs = load_generator(out)
+    assert theirs.clamp is None and torch.equal(theirs(nvidia["z"]), student(nvidia["z"]))
 
 
 @torch.no_grad()
@@ -461,11 +443,9 @@ def test_a_clamp_that_is_reached_is_left_out_when_asked(tmp_path, capsys):
     assert "near its clamp of 1 (the largest activation of 200 " in capsys.readouterr().err
     assert main(["convert", source, str(out), "--drop-clamp"]) == 0
     assert "is 1, 100% of it" in capsys.readouterr().err
-    assert load_generator(out).clamp is None
-    z, features = torch.randn(2, 4), []
-    for network in (G, load_generator(out)):
-        features.append(network.synthesis(network.mapping(z)).features[-1].abs().max())
-    assert features[0] == 1 < features[1]
+    loose = load_generator(out)
+    features = loose.synthesis(loose.mapping(torch.randn(2, 4))).features
+    assert loose.clamp is None and features[-1].abs().max() > 1
 
 
 def test_the_largest_activation_is_that_of_every_layer():
