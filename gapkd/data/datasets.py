@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeVar
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import torch
@@ -52,8 +52,6 @@ CACHE_BYTES = 2**30
 ENTRY_BYTES = 2**28  # a zip entry that unpacks to more is no image that anybody trains on
 CHECK_SECONDS = 20  # so long images are looked at before a training begins
 AT_ONCE_PIXELS = 10**8  # so much is decoded within seconds: when a dataset is opened
-T = TypeVar("T")
-U = TypeVar("U")
 NAMED = 100  # broken files in one message
 
 
@@ -85,6 +83,7 @@ class ToyFaces:
     def __init__(self, resolution: int = 32, seed: int = 0, device: torch.device | str = "cpu"):
         check_resolution(resolution)
         self.resolution, self.seed, self.device = resolution, seed, torch.device(device)
+        self._at_once = max(1, 2**24 // resolution**2)
         self._block = lru_cache(maxsize=2)(self._render_block)
 
     def load(self, indices: Tensor) -> Tensor:
@@ -100,10 +99,6 @@ class ToyFaces:
             images.append(self._block(int(number))[places % self._at_once])
         return torch.cat(images)
 
-    @property
-    def _at_once(self) -> int:
-        return max(1, 2**24 // self.resolution**2)
-
     def _render_block(self, number: int) -> Tensor:
         first = number * self._at_once
         numbers = torch.arange(first, first + self._at_once, device=self.device)
@@ -116,8 +111,7 @@ class ImageFiles:
     Every header is read at once, so that what is too small or damaged is named before training
     starts; what is no picture is left out, which one line says. Pixels are kept as uint8 if the
     whole set fits into `cache_bytes`; if not, small copies of larger pictures are kept on the disk.
-    They are decoded when asked for; where all of that takes seconds, here, so that a damaged file
-    is named here, too.
+    They are decoded when asked for; where all of that takes seconds, here.
 
     Args:
         path: of the folder or zip.
@@ -163,11 +157,8 @@ class ImageFiles:
     def check(self, seconds: float = math.inf) -> None:
         """Decode one image after the other until the time is up; where one is broken, ten times as
         long. ValueError names the broken ones."""
-        _try_all(self._is_whole, range(self.size), self.names, seconds)
-
-    def _is_whole(self, i: int) -> bool:
-        """Decode an image; it is kept only where there is room for all."""
-        return len(self._pixels(i)) > 0
+        # the pixels are kept by `_pixels`, if there is room for all of them
+        _try_all(lambda i: self._pixels(i) is None, range(self.size), self.names, seconds)
 
     def load(self, indices: Tensor) -> Tensor:
         """Indices, int64 (N,) -> images, float32 (N, 3, R, R) in [-1, 1]. ValueError names the
@@ -227,9 +218,9 @@ class ImageFiles:
     def _warn(self, which: str, what: str) -> None:
         warnings.warn(f"{which} in {shown(self.path.name)} {what}", stacklevel=5)
 
-    def _read(self, name: str, take: Callable[[Image.Image], T]) -> T:
+    def _read(self, name: str, take: Callable[[Image.Image], object]) -> object:
         """What `take` makes of the opened image; whatever goes wrong with it names it."""
-        bombs = Image.DecompressionBombError, Image.DecompressionBombWarning, _TooMuchError
+        bombs = Image.DecompressionBombError, Image.DecompressionBombWarning
         try:
             try:
                 with self._open(name) as file, Image.open(file, formats=formats(name)) as image:
@@ -370,8 +361,7 @@ class ImageFiles:
 
 
 class ImageFolder(ImageFiles):
-    """Images in a folder and the folders below it, linked ones too. Arguments and errors as for
-    ImageFiles."""
+    """Images in a folder and the folders below it, linked ones too."""
 
     def _list(self) -> list[str]:
         around = {_place(folder) for folder in self.path.resolve().parents}
@@ -404,7 +394,7 @@ class ImageFolder(ImageFiles):
 
 
 class ImageZip(ImageFiles):
-    """Images in a zip, as one made for StyleGAN. Arguments and errors as for ImageFiles."""
+    """Images in a zip, as one made for StyleGAN."""
 
     def _list(self) -> list[str]:
         try:
@@ -417,16 +407,12 @@ class ImageZip(ImageFiles):
     def _open(self, name: str) -> BinaryIO:
         entry = self._zip.getinfo(name)
         if entry.file_size > ENTRY_BYTES:
-            raise _TooMuchError(f"{entry.file_size:,} bytes")
+            raise Image.DecompressionBombError(f"{entry.file_size:,} bytes")
         return self._zip.open(entry)
 
     def _identity(self, name: str) -> tuple:
         entry = self._zip.getinfo(name)
         return name, entry.CRC, entry.file_size, entry.compress_size
-
-
-class _TooMuchError(ValueError):
-    """A zip entry that is far larger than any image."""
 
 
 def _place(folder: str | Path) -> tuple[int, int]:
@@ -435,8 +421,8 @@ def _place(folder: str | Path) -> tuple[int, int]:
     return there.st_dev, there.st_ino
 
 
-def _try_all(read: Callable[[T], U], items: Iterable[T], names: Sequence[str],
-             seconds: float = math.inf) -> list[U]:
+def _try_all(read: Callable, items: Iterable, names: Sequence[str],
+             seconds: float = math.inf) -> list:
     """`read` of every item, or of as many as there is time for. Nobody wants to mend fifty files in
     fifty runs: from the first problem on there is ten times as much, and all names are raised."""
     found, problems, begun = [], {}, time.monotonic()
