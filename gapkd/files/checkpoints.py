@@ -132,7 +132,8 @@ def _shared_weights(folder: Path) -> Path:
     weights, config = folder / WEIGHTS, folder / CONFIG
     if not weights.is_file():
         return _only_network(folder)
-    if not config.is_file() or recognise(weights) == "safetensors" and not _is_ours(weights):
+    found = _own_metadata(weights)
+    if found is None or not config.is_file():
         return weights
     mend = f"fetch the folder again, or remove {CONFIG} if the weights are the right ones"
     try:
@@ -145,7 +146,6 @@ def _shared_weights(folder: Path) -> Path:
     if written != FOLDER_FORMAT:
         raise CheckpointError(f"{config} is of the format {repr(written)[:20]}, this gapkd reads "
                               f"{FOLDER_FORMAT!r}: install a newer gapkd")
-    found = _metadata(weights)
     known = {"kind": found["kind"], **found["architecture"]}
     wrong = [name for name, value in known.items() if said.get(name, ...) != value]
     if wrong:
@@ -274,18 +274,15 @@ def load_discriminator(path: str | Path) -> Discriminator:
 def read_metadata(path: str | Path) -> dict:
     """{"kind", "architecture", "provenance"} of a network's file; of a foreign one, of its
     generator if it has one."""
-    return _metadata(find_checkpoint(path))
-
-
-def _metadata(path: Path) -> dict:
-    return (_read(path) if _is_ours(path) else _read_foreign(path))[0]
+    file = find_checkpoint(path)
+    return _own_metadata(file) or _read_foreign(file)[0]
 
 
 def _load(path: str | Path, role: str, **hub: object) -> nn.Module:
     path = find_checkpoint(path, **hub)
-    name = _title(path)
-    if _is_ours(path):
-        metadata, tensors = _read(path, weights=True)
+    name, metadata = _title(path), _own_metadata(path)
+    if metadata:
+        tensors = _open(path, weights=True)[1]
     else:
         metadata, tensors = _read_foreign(path, role)
     kind, architecture = metadata["kind"], metadata["architecture"]
@@ -312,9 +309,18 @@ def _load(path: str | Path, role: str, **hub: object) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether a file claims to be gapkd's own."""
-    return recognise(path) == "safetensors" and not {"gapkd", "kind"}.isdisjoint(_open(path)[0])
+def _own_metadata(path: Path) -> dict | None:
+    """What a file that claims to be gapkd's own says of its network; None: it claims no such
+    thing."""
+    raw = _open(path)[0] if recognise(path) == "safetensors" else {}
+    if {"gapkd", "kind"}.isdisjoint(raw):
+        return None
+    try:
+        return {"kind": raw["kind"], "architecture": dict(json.loads(raw["architecture"])),
+                "provenance": json.loads(raw["provenance"])}
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{_title(path)} is a safetensors file, but not one of gapkd's: its "
+                              "metadata names no network") from error
 
 
 def _open(path: Path, weights: bool = False) -> tuple[dict, dict[str, torch.Tensor]]:
@@ -330,18 +336,6 @@ def _open(path: Path, weights: bool = False) -> tuple[dict, dict[str, torch.Tens
                               f"({str(error)[:200]}): it is truncated or of another kind; fetch or "
                               "save it again") from error
     return raw, tensors
-
-
-def _read(path: Path, weights: bool = False) -> tuple[dict, dict[str, torch.Tensor]]:
-    """Metadata and, if asked for, weights of a file of our own."""
-    raw, tensors = _open(path, weights)
-    try:
-        metadata = {"kind": raw["kind"], "architecture": dict(json.loads(raw["architecture"])),
-                    "provenance": json.loads(raw["provenance"])}
-    except (KeyError, ValueError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{_title(path)} is a safetensors file, but not one of gapkd's: its "
-                              "metadata names no network") from error
-    return metadata, tensors
 
 
 def _read_foreign(path: Path, role: str | None = None) -> tuple[dict, dict[str, torch.Tensor]]:
