@@ -123,6 +123,9 @@ class ImageFiles:
         labels: from a dataset.json in StyleGAN's format: int64 (size,), float32 (size, c_dim) or
             None.
     Raises ValueError for no image, a broken, huge or too small image, an unusable dataset.json.
+
+    A kind of files has a `_list` of all names (what cannot be a file is counted in `_left_out`), a
+    way to `_open` one, and its `_identity`, which changes when the file does.
     """
 
     def __init__(self, path: str | Path, resolution: int, cache_bytes: int = CACHE_BYTES,
@@ -169,13 +172,6 @@ class ImageFiles:
             self.check(CHECK_SECONDS)
             raise
         return pixels.float().div_(127.5).sub_(1.0)
-
-    def _list(self) -> list[str]:
-        """All files; what cannot be one is counted in `_left_out` at once."""
-        raise NotImplementedError
-
-    def _open(self, name: str) -> BinaryIO:
-        raise NotImplementedError
 
     def _is_taken(self, name: str) -> bool:
         """Whether a file is a picture of the set; if not, it is counted by the reason."""
@@ -280,10 +276,6 @@ class ImageFiles:
 
     def _decoded(self, i: int) -> Image.Image:
         return self._cut(self._read(self.names[i], self._decode))
-
-    def _identity(self, name: str) -> tuple:
-        """What changes when the file does."""
-        raise NotImplementedError
 
     def _cut(self, picture: Image.Image) -> Image.Image:
         """The central square, RxR."""
@@ -468,13 +460,11 @@ def load_image(path: str | Path, resolution: int) -> Tensor:
 
 def open_dataset(source: str | Path, resolution: int, seed: int = 0,
                  device: torch.device | str = "cpu") -> Dataset:
-    """The dataset that `source` names.
+    """The dataset that `source` names: "toyfaces", or the path of a folder or zip of images.
 
     Args:
-        source: "toyfaces", or the path of a folder or zip of images.
         resolution: R, a power of two.
-        seed: of the toy faces; real images are what they are.
-        device: where toy faces are rendered; real images come from the disk to the CPU.
+        seed, device: of the toy faces; real images come as they are, from the disk to the CPU.
     Raises ValueError when nothing is there, when it is neither folder nor zip, and as ImageFiles.
     """
     if str(source) == "toyfaces":

@@ -615,16 +615,17 @@ KINDS: dict[str, tuple[str, Callable[[Modules], Found]]] = {
     "rosinality": ("generator", rosinality_generator),
     "rosinality_d": ("discriminator", rosinality_discriminator)}
 
+
 @torch.no_grad()
-def largest_activation(G: Generator, latents: int = 200) -> float:
-    """The largest magnitude that any layer which clamps puts out, toRGB included, with truncation 1
-    and the stored noise."""
+def largest_activation(G: Generator) -> float:
+    """The largest magnitude that any layer which clamps puts out, toRGB included, for 200 latents,
+    with truncation 1 and the stored noise."""
     found, dice = [0.0], torch.Generator().manual_seed(0)
     layers = [layer for layer in G.modules() if isinstance(layer, (StyledConv, ToRGB))]
     hooks = [layer.register_forward_hook(lambda *call: found.append(call[2].abs().max().item()))
              for layer in layers]
     try:
-        for z in torch.randn(latents, G.z_dim, generator=dice).split(max(1, 1024 // G.resolution)):
+        for z in torch.randn(200, G.z_dim, generator=dice).split(max(1, 1024 // G.resolution)):
             G(z.to(G.mapping.w_avg))
     finally:
         for hook in hooks:
@@ -633,14 +634,12 @@ def largest_activation(G: Generator, latents: int = 200) -> float:
 
 
 def to_rosinality(G: Generator, drop_clamp: bool = False) -> dict:
-    """A generator as rosinality's, StyleKD's and CAGAN's tools read it.
+    """A generator as rosinality's, StyleKD's and CAGAN's tools read it: {"g_ema": state dict,
+    "latent_avg": (w_dim,)}.
 
     That layout knows no clamp. Of a generator that clamps it is left out, with a warning that says
-    how far the activations stay below it, where they reach less than half of it.
-
-    Args:
-        drop_clamp: leave it out in any case.
-    Returns: {"g_ema": state dict, "latent_avg": (w_dim,)}.
+    how far the activations stay below it, where they reach less than half of it; with `drop_clamp`
+    in any case.
 
     Raises ForeignError for what that layout cannot hold: another family, a conditional generator,
     or one whose activations come near its clamp.
@@ -649,15 +648,15 @@ def to_rosinality(G: Generator, drop_clamp: bool = False) -> dict:
         raise ForeignError(f"rosinality's layout is one of StyleGAN2: a {G.kind} cannot be written "
                            "in it")
     if G.c_dim:
-        raise ForeignError("rosinality's layout has neither classes nor clamped convolutions: this "
-                           "conditional generator cannot be written in it")
+        raise ForeignError("rosinality's layout has no classes: this conditional generator cannot "
+                           "be written in it")
     if G.clamp:
         largest = largest_activation(G)
         reach = f"the largest activation of 200 latents is {largest:.3g}"
         if largest > G.clamp / 2 and not drop_clamp:
-            raise ForeignError("rosinality's layout has neither classes nor clamped convolutions, "
-                               f"and this generator comes near its clamp of {G.clamp:g} ({reach}): "
-                               "the file would draw otherwise; --drop-clamp writes it all the same")
+            raise ForeignError("rosinality's layout knows no clamped convolutions, and this "
+                               f"generator comes near its clamp of {G.clamp:g} ({reach}): the file "
+                               "would draw otherwise; --drop-clamp writes it all the same")
         warnings.warn(f"the clamp at {G.clamp:g}, which rosinality's layout does not know, is left "
                       f"out: {reach}, {largest / G.clamp:.0%} of it", stacklevel=2)
     out = {}

@@ -241,9 +241,13 @@ def run(file: io.BytesIO, budget: Budget, find_storage: FindStorage | None = Non
         elif name in FRESH:
             budget.spend(CONTAINER)
             m.stack.append(FRESH[name]())
-        elif name in CONTAINERS:
-            number, gather = CONTAINERS[name]
-            gather(m, m.take(number))
+        elif name in MADE:
+            number, make = MADE[name]
+            made = make(m, *m.take(number))  # which may put another stack in the place of this
+            m.stack.append(made)
+        elif name in DONE:
+            number, do = DONE[name]
+            do(m, m.take(number))
         elif name in OPERATIONS:
             OPERATIONS[name](m, argument)
         elif name == "STOP":
@@ -264,9 +268,9 @@ FRESH: dict[str, Callable[[], object]] = {
     "EMPTY_SET": list}  # nothing is hashed
 
 
-def _tuple(m: Machine, items: list) -> None:
+def _tuple(m: Machine, *items: object) -> tuple:
     m.budget.spend(CONTAINER + ITEM * len(items))
-    m.stack.append(tuple(items))
+    return items
 
 
 def _target(m: Machine, kind: type) -> object:
@@ -296,11 +300,35 @@ def _set_items(m: Machine, items: list) -> None:
         target[m.key(key)] = value
 
 
-# What gathers values from the stack: how many, None being all down to a mark, and into what.
-CONTAINERS: dict[str, tuple[int | None, Callable[[Machine, list], None]]] = {
+def _build(m: Machine, items: list) -> None:
+    target, (state,) = m.stack[-1], items
+    if isinstance(target, Record) and target.arguments is not None:
+        target.state = state
+    elif not isinstance(target, (dict, Tensor)):  # an EasyDict's state repeats its items
+        raise UnreadableError(f"it gives a state to a {type(target).__name__}")
+
+
+def _persistent(m: Machine, identity: object) -> object:
+    if m.find_storage is None or not isinstance(identity, tuple):
+        raise UnreadableError("it refers to something outside itself")
+    is_class = len(identity) == 4 and identity[0] == "module"  # with its source text
+    return identity[1] if is_class else m.find_storage(identity)
+
+
+def _with_keywords(m: Machine, *_: object) -> Record:
+    m.budget.spend(OBJECT)
+    return Record("an object made with keywords", ())
+
+
+# What takes values off the stack: how many, None being all down to a mark; what is made of them,
+# to lie there instead, or done with them.
+MADE: dict[str, tuple[int | None, Callable[..., object]]] = {
     "TUPLE": (None, _tuple), "TUPLE1": (1, _tuple), "TUPLE2": (2, _tuple), "TUPLE3": (3, _tuple),
-    "FROZENSET": (None, _tuple), "APPEND": (1, _extend), "APPENDS": (None, _extend),
-    "ADDITEMS": (None, _extend), "SETITEM": (2, _set_items), "SETITEMS": (None, _set_items),
+    "FROZENSET": (None, _tuple), "STACK_GLOBAL": (2, Machine.name), "REDUCE": (2, Machine.call),
+    "NEWOBJ": (2, Machine.call), "NEWOBJ_EX": (3, _with_keywords), "BINPERSID": (1, _persistent)}
+DONE: dict[str, tuple[int | None, Callable[[Machine, list], None]]] = {
+    "APPEND": (1, _extend), "APPENDS": (None, _extend), "ADDITEMS": (None, _extend),
+    "SETITEM": (2, _set_items), "SETITEMS": (None, _set_items), "BUILD": (1, _build),
     "POP": (1, lambda m, items: None), "POP_MARK": (None, lambda m, items: None)}
 
 
@@ -326,41 +354,10 @@ def _memoise(m: Machine, place: int | None) -> None:
     m.memo[place] = m.stack[-1]
 
 
-def _reduce(m: Machine, _: object) -> None:
-    m.stack.append(m.call(*m.take(2)))
-
-
-def _new_with_keywords(m: Machine, _: object) -> None:
-    m.take(3)
-    m.budget.spend(OBJECT)
-    m.stack.append(Record("an object made with keywords", ()))
-
-
-def _build(m: Machine, _: object) -> None:
-    target, state = m.stack[-2], m.stack.pop()
-    if isinstance(target, Record) and target.arguments is not None:
-        target.state = state
-    elif not isinstance(target, (dict, Tensor)):  # an EasyDict's state repeats its items
-        raise UnreadableError(f"it gives a state to a {type(target).__name__}")
-
-
-def _persistent(m: Machine, _: object) -> None:
-    identity = m.stack.pop()
-    if m.find_storage is None or not isinstance(identity, tuple):
-        raise UnreadableError("it refers to something outside itself")
-    if len(identity) == 4 and identity[0] == "module":  # a class, with its source text
-        m.stack.append(identity[1])
-    else:
-        m.stack.append(m.find_storage(identity))
-
-
 OPERATIONS: dict[str, Callable[[Machine, object], None]] = {
     "MARK": _mark, "BINPUT": _memoise, "LONG_BINPUT": _memoise, "MEMOIZE": _memoise,
     "BINGET": _recall, "LONG_BINGET": _recall,
-    "GLOBAL": lambda m, full: m.stack.append(m.name(*full.split(" ", 1))),
-    "STACK_GLOBAL": lambda m, _: m.stack.append(m.name(*m.take(2))),
-    "REDUCE": _reduce, "NEWOBJ": _reduce, "NEWOBJ_EX": _new_with_keywords, "BUILD": _build,
-    "BINPERSID": _persistent}
+    "GLOBAL": lambda m, full: m.stack.append(m.name(*full.split(" ", 1)))}
 
 
 # ---------------------------------------------------------------------------------- kinds of file
