@@ -33,16 +33,14 @@ from gapkd.data.decoding import (
     DEPTHS,
     SmallCopies,
     formats,
-    is_furniture,
     is_put_away,
     needed_depth,
     same_name,
     shown,
     stated_depth,
-    suffix,
-    suffixes,
     to_8_bits,
     turn_of,
+    why_left_out,
     without_metadata,
 )
 from gapkd.data.toyfaces import check_resolution, toy_faces
@@ -138,7 +136,9 @@ class ImageFiles:
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
         self._left_out: Counter[str] = Counter()
         everything = [only] if only else self._list()
-        self.names = [only] if only else sorted(filter(self._is_taken, everything))
+        reasons = {name: None if only else why_left_out(name) for name in everything}
+        self._left_out += Counter(filter(None, reasons.values()))
+        self.names = sorted(name for name, reason in reasons.items() if reason is None)
         self.size = len(self.names)
         self._say_what_is_left_out()
         self.labels = None if only else self._read_labels(self._label_files(everything))
@@ -172,20 +172,6 @@ class ImageFiles:
             self.check(CHECK_SECONDS)
             raise
         return pixels.float().div_(127.5).sub_(1.0)
-
-    def _is_taken(self, name: str) -> bool:
-        """Whether a file is a picture of the set; if not, it is counted by the reason."""
-        kind = suffix(name)
-        if kind in suffixes() and not is_put_away(name):
-            return True
-        if is_furniture(name) or is_put_away(name) and kind not in suffixes():
-            return False
-        if is_put_away(name):
-            kind = "hidden, deleted or thumbnails"
-        elif not (kind[1:].isalnum() and len(kind) < 9):  # a long or odd end is no suffix
-            kind = "of other kinds"
-        self._left_out[kind] += 1
-        return False
 
     def _say_what_is_left_out(self) -> None:
         ordered = sorted(self._left_out.items(), key=lambda item: (-item[1], item[0]))
