@@ -356,12 +356,6 @@ def test_what_a_file_holds_instead_is_named(write, content, message):
     refused(write(torch_bytes(content), "net.pt"), message)
 
 
-def test_stylegan_xl_is_refused(write):
-    state = having("mapping.embed_proj.weight", 4, 4)(under("G.", arrays("stylegan3t_nvidia")))
-    file = write(nvidia_pickle(state, attributes={"synthesis": {"head_layer_names": None}}))
-    refused(file, "it holds mapping.embed_proj.weight, which the published versions do not have")
-
-
 @pytest.mark.parametrize("name", STYLEKD)
 def test_the_round_trip_is_exact(write, tmp_path, stylekd, name):
     state = under(f"{name}.state.", stylekd)
