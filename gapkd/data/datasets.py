@@ -70,9 +70,8 @@ class Dataset(Protocol):
 class ToyFaces:
     """Rendered faces, endless: index i is the same face for the same seed, at any resolution.
 
-    Args:
-        device: where they are rendered; a GPU draws some thousand at once, ahead of their being
-            asked for, since it takes as long over one batch.
+    On a GPU some thousand are rendered at once, ahead of their being asked for, since it takes as
+    long over one batch.
     """
 
     name = "toyfaces"

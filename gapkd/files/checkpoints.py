@@ -69,11 +69,8 @@ def network_bytes(network: nn.Module, provenance: dict | None = None) -> bytes:
 
 
 def save_network(network: nn.Module, path: str | Path, provenance: dict | None = None) -> Path:
-    """Save a generator of any family, or a discriminator, as safetensors.
-
-    Args:
-        provenance: settings, seed, commit, metrics...; anything JSON can hold, for the metadata.
-    """
+    """Save a generator of any family, or a discriminator, as safetensors. Its provenance (settings,
+    seed, commit, metrics...) is anything that JSON can hold."""
     return storage.write_atomically(path, network_bytes(network, provenance))
 
 
@@ -310,8 +307,7 @@ def _load(path: str | Path, role: str, **hub: object) -> nn.Module:
 
 
 def _own_metadata(path: Path) -> dict | None:
-    """What a file that claims to be gapkd's own says of its network; None: it claims no such
-    thing."""
+    """What a file of our own says of its network; None: it does not claim to be one."""
     raw = _open(path)[0] if recognise(path) == "safetensors" else {}
     if {"gapkd", "kind"}.isdisjoint(raw):
         return None

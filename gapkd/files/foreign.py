@@ -113,14 +113,11 @@ class Place:
 
 
 def find_network(content: object, role: str | None) -> Found:
-    """The network that a file's content holds, the averaged one where there are several.
+    """The network that a file's content holds, of the role "generator" or "discriminator" if there
+    is one (None: generator), the averaged one where there are several.
 
-    Only the network asked for is translated: a generator loads whatever lies beside it.
-
-    Args:
-        role: "generator" or "discriminator", which is looked for first; None: the generator.
-
-    Raises ForeignError when it is not there, or cannot be translated.
+    Only that one is translated: a generator loads whatever lies beside it. Raises ForeignError when
+    it is not there, or cannot be translated.
     """
     places, problems = _places(content)
     chosen = [place for place in places if place.role == (role or "generator")]
@@ -380,11 +377,7 @@ class Modules:
         return modules
 
     def add(self, record: object, path: str, budget: Budget) -> None:
-        """The module that a record stands for, with all below it.
-
-        Args:
-            budget: parts that there may be: shared children are met once per parent.
-        """
+        """The module that a record stands for, with all below it: shared ones once per parent."""
         meta = record.arguments[0] if isinstance(record, Record) and record.arguments else None
         own = meta.get("state") if isinstance(meta, dict) else None
         if path.count(".") > DEEPEST or not isinstance(own, dict):
@@ -442,8 +435,7 @@ class Modules:
         return found
 
     def clamp(self, pattern: str = CLAMPED) -> dict:
-        """{"clamp": value} if every convolution of that name clamps its output there, {} if none
-        does."""
+        """{"clamp": value} if every convolution of that name clamps there, {} if none does."""
         clamps = [self.get(path, "conv_clamp", None) for path in self.attributes
                   if re.search(pattern, path)]
         for clamp in clamps:

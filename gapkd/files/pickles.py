@@ -226,12 +226,8 @@ CALLS: dict[str, Callable] = {
 
 
 def run(file: io.BytesIO, budget: Budget, find_storage: FindStorage | None = None) -> object:
-    """The value that one pickle in the file stands for; the file is then behind its end.
-
-    Args:
-        budget: one for all pickles of a file.
-        find_storage: as for `Machine`.
-    """
+    """The value that one pickle in the file stands for; the file is then behind its end. One budget
+    is for all pickles of a file."""
     m = Machine(find_storage, budget)
     for opcode, argument, _ in pickletools.genops(file):
         budget.spend(STEP + sys.getsizeof(argument))
