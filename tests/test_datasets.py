@@ -221,7 +221,7 @@ def test_linked_folders_are_followed_once(six, tmp_path):
         warnings.simplefilter("error")
         dataset = open_dataset(inner, 16)
     assert dataset.names == sorted([*six[0], "again/a.png", "more/b.png", "c.png"])
-    (inner / "up").symlink_to(tmp_path)
+    (inner / "up").symlink_to(folder_of(tmp_path, {"around.png": gradient()}))
     with pytest.warns(UserWarning, match="1 that lead to a folder around it"):
         assert open_dataset(inner, 16).size == 9
 
@@ -388,8 +388,10 @@ def test_turned_photographs_are_turned_upright(tmp_path):
     exif[0x0112] = 6  # the camera was turned: show it rotated by 90 degrees clockwise
     gradient().rotate(90).save(tmp_path / "a.png", exif=exif)
     gradient().save(tmp_path / "b.png")
-    images = open_dataset(tmp_path, 16).load(torch.arange(2))
-    assert torch.equal(images[0], images[1])
+    turned = (tmp_path / "a.png").read_bytes()  # beside a text that cannot be read, too
+    (tmp_path / "c.png").write_bytes(turned[:33] + chunk(b"zTXt", LARGE_TEXT) + turned[33:])
+    images = open_dataset(tmp_path, 16).load(torch.arange(3))
+    assert torch.equal(images[0], images[1]) and torch.equal(images[2], images[1])
     values = np.arange(256, dtype=np.uint16).reshape(16, 16) * 16
     Image.fromarray(np.rot90(values).copy()).save(tmp_path / "deep.png", exif=exif)
     with pytest.warns(UserWarning, match="white is 4,095"):
