@@ -66,7 +66,7 @@ def server(tmp_path, monkeypatch):
 
 
 def get(address: str, digest: str = DIGEST):
-    return fetch(f"{address}#sha256={digest}" if digest else address, progress=False)
+    return fetch(f"{address}#sha256={digest}" if digest else address)
 
 
 def refused(address: str, message: str, digest: str = DIGEST) -> str:
@@ -112,7 +112,7 @@ def test_a_file_in_the_cache_gives_way_only_to_one_that_fits(server):
     file = get(server.address)
     refused(server.address, "has another check sum", WRONG)
     server.status = 503
-    refused(server.address, "says 503 .*, and the file in the cache does not fit the check", WRONG)
+    refused(server.address, "could not be fetched .the server says 503", WRONG)
     assert file.read_bytes() == CONTENT and len(server.paths) == 3
     assert get(server.address) == file and len(server.paths) == 3
     server.status, server.content = 200, CONTENT[::-1]
@@ -129,7 +129,7 @@ def test_a_cache_that_is_only_read(server, monkeypatch):
     monkeypatch.setattr(download, "FileLock", no_lock)  # the rights of a folder do not bind root
     assert get(server.address) == file
     for address, digest in ((server.address, WRONG), (server.address.replace("net", "a"), DIGEST)):
-        refused(address, "could not be stored in .*cache .*not writable.* set GAPKD_CACHE", digest)
+        refused(address, "could not be stored in .*cache .Permission.* set GAPKD_CACHE", digest)
     assert file.exists() and len(server.paths) == 1
 
 
@@ -179,7 +179,8 @@ def test_broken_answers_are_sentences(server, answer, message):
 @pytest.mark.parametrize("address", [
     "https://[bad", "https://localhost:port/a.pkl", "https://localhost:99999/a.pkl", "https:///a.pkl",
     "https://localhost:0/a.pkl", "https://local host/a.pkl", "https://a..b/a.pkl",
-    "https://me:word@host/a.pkl", "ftp://example.org/a.pkl", "doi://10.5281/zenodo.1/a.pkl"])
+    "https://me:word@host/a.pkl", "ftp://example.org/a.pkl", "file:///a/b.pkl",
+    "doi://10.5281/zenodo.1/a.pkl"])
 def test_addresses_that_nothing_can_be_fetched_from(server, address):
     assert address in refused(address, "is not an address that can be fetched", "")
 
@@ -188,26 +189,20 @@ def test_failures_are_sentences(server, tmp_path, monkeypatch):
     refused(server.address, "could be altered on its way", "")
     refused(f"{server.address}#md5=1", "must be sha256= and 64", "")
     refused("http://localhost:1/a.pkl", r"\(Connection refused\).* bring the file from elsewhere")
-    refused(f"{tmp_path.as_uri()}/missing.pkl", "there is no file at")
-    refused(f"{tmp_path.as_uri()}/{'a' * 300}.pkl", "could not be read .*check its path")
     assert server.paths == []
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("GAPKD_CACHE", str(tmp_path / "file" / "below"))
-    refused(server.address, r"could not be stored in .*below \(Not a directory\).* free some space")
+    refused(server.address, r"could not be stored in .*below \(Not a directory\): free some space")
 
 
 def test_networks_load_from_addresses(server, tmp_path):
     torch.manual_seed(0)
     G = Generator(8, 4, 4, 4, mapping_layers=1).eval()
-    file = save_network(G, tmp_path / "a network.safetensors")
-    server.content, z = file.read_bytes(), torch.randn(2, 4)
-    digest = hashlib.sha256(server.content).hexdigest()
-    for address in (file.as_uri(), f"{file.as_uri()}#sha256={digest.upper()}",
-                    f"{server.address}#sha256={digest}"):
-        assert is_address(address) and torch.equal(load_generator(address)(z), G(z))
-    with pytest.raises(CheckpointError, match=f"another check sum .{digest}.: it is damaged"):
-        load_generator(f"{file.as_uri()}#sha256={WRONG}")
-    assert file.exists()  # a file of the user's own is never removed
+    server.content = save_network(G, tmp_path / "g.safetensors").read_bytes()
+    digest, z = hashlib.sha256(server.content).hexdigest(), torch.randn(2, 4)
+    assert torch.equal(load_generator(f"{server.address}#sha256={digest}")(z), G(z))
+    with pytest.raises(CheckpointError, match="another check sum: it is damaged"):
+        load_generator(f"{server.address}#sha256={WRONG}")
 
 
 def test_a_path_is_no_address():

@@ -53,10 +53,7 @@ def test_constraints_are_exact_and_hold_torch_without_its_companions(python):
         assert re.fullmatch(r"==[\w.]+", str(pin.specifier)), f"{name} is not exact"
     assert str(names["torch"].specifier) == "==2.13.0"
     assert not [n for n in names if n.startswith(("nvidia", "cuda", "triton", "torchvision"))]
-
-
-def test_constraints_name_no_host():
-    assert not re.search(r"https?:|file:|^-|@", CONSTRAINTS, flags=re.MULTILINE)
+    assert not re.search(r"https?:|file:|^-|@", CONSTRAINTS, flags=re.MULTILINE)  # no host
 
 
 @pytest.mark.parametrize("python", PYTHONS)

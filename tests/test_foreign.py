@@ -101,19 +101,12 @@ def test_stylegan3_files_give_the_recorded_numbers(write, tmp_path, name):
 
 @torch.no_grad()
 def test_clamped_convolutions_are_clamped(write, tmp_path, nvidia):
-    state, D = under("G.", nvidia), under("D.", nvidia)
-    loose = load_generator(write(nvidia_pickle(state, attributes={"*": {"conv_clamp": 256}})))
-    assert loose.clamp == 256 and loose.architecture()["clamp"] == 256
-    torch.testing.assert_close(loose(nvidia["z"]), nvidia["image"], **close)  # nothing reaches 256
-    tight = load_generator(write(nvidia_pickle(state, attributes={"*": {"conv_clamp": 0.5}})))
+    tight = load_generator(write(nvidia_pickle(under("G.", nvidia),
+                                               attributes={"*": {"conv_clamp": 0.5}})))
     out = tight.synthesis(tight.mapping(nvidia["z"]))
     assert max(f.abs().max() for f in out.features) == 0.5 and out.rgbs[0].abs().max() <= 0.5
     again = gapkd.save_network(tight, tmp_path / "c.safetensors")
     assert torch.equal(load_generator(again)(nvidia["z"]), out.image)
-    free, clamped = (load_discriminator(write(nvidia_pickle(None, D, attributes={
-        "*": {"conv_clamp": clamp}, "b4.mbstd": {"group_size": 2}}))) for clamp in (None, 0.1))
-    assert free.clamp is None and clamped.clamp == 0.1 and clamped.mbstd_group == 2
-    assert not torch.allclose(free(nvidia["image"]), clamped(nvidia["image"]))
 
 
 @torch.no_grad()
@@ -153,15 +146,19 @@ def test_fields_of_discriminators_and_of_noise(write, nvidia, tmp_path):
     assert whole.mbstd_group is None and torch.equal(whole(x), fours(x))
     again = load_discriminator(gapkd.save_network(whole, tmp_path / "d.safetensors"))
     assert torch.equal(again(x), whole(x))
-    for field in ({"group_size": "4"}, {"group_size": 0}, {"num_channels": 2}):
-        file = write(nvidia_pickle(None, D, attributes={"b4.mbstd": field}))
-        refused(file, f"b4.mbstd has the {[*field][0]}", load_discriminator)
-    refused(write(nvidia_pickle(None, D, attributes={"b8": {"architecture": "skip"}})),
-            "b8 has the architecture 'skip': only resnet", load_discriminator)
+    for path, field, message in (
+            ("b4.mbstd", {"group_size": "4"}, "b4.mbstd has the group_size '4'"),
+            ("b4.mbstd", {"group_size": 0}, "b4.mbstd has the group_size 0"),
+            ("b4.mbstd", {"num_channels": 2}, "b4.mbstd has the num_channels 2"),
+            ("b8", {"architecture": "skip"}, "b8 has the architecture 'skip': only resnet")):
+        file = write(nvidia_pickle(None, D, attributes={path: field}))
+        refused(file, message, load_discriminator)
     off = {f"synthesis.b{size}.conv{n}": {"use_noise": False}
            for size in (4, 8, 16, 32) for n in (0, 1) if size > 4 or n}
     G = load_generator(write(nvidia_pickle(G, attributes=off)))
     assert torch.equal(G(nvidia["z"]), G(nvidia["z"], noise="none")) and G.silent
+    bare = load_generator(write(nvidia_pickle(without("noise", "w_avg")(under("G.", nvidia)))))
+    assert torch.equal(bare(nvidia["z"]), G(nvidia["z"])) and not bare.mapping.w_avg.any()
 
 
 @torch.no_grad()
@@ -177,15 +174,6 @@ def test_conditional_networks(write):
         load_generator(file)(z)
 
 
-@torch.no_grad()
-def test_without_noise_there_is_none(write):
-    torch.manual_seed(0)
-    G = Generator(8, 4, 4, 4, mapping_layers=1).eval()
-    state = without("noise", "w_avg")(named_like_nvidia(G))
-    loaded, z = load_generator(write(nvidia_pickle(state))), torch.randn(2, 4)
-    assert torch.equal(loaded(z), G(z, noise="none")) and not loaded.mapping.w_avg.any()
-
-
 def test_a_discriminator_that_cannot_be_read_spares_the_generator(write, nvidia):
     """NVIDIA's cifar10.pkl: its discriminator is of the architecture 'orig', without skips."""
     file = write(nvidia_pickle(under("G.", nvidia), without(".skip.")(under("D.", nvidia))))
@@ -199,13 +187,12 @@ def test_a_discriminator_that_cannot_be_read_spares_the_generator(write, nvidia)
     (without("b8.torgb"), {}, "lacks synthesis.b8.torgb"),
     (without(".b8."), {}, r"blocks of the sizes \[4, 16, 32\]"),
     (without(".fc"), {}, "has no mapping network"),
-    (having("synthesis.b8.conv0.resample_filter", 4, 4), {}, "another resampling filter"),
+    (having("synthesis.b8.conv0.resample_filter", 4, 4), {}, "is another filter"),
     (having("synthesis.b8.torgb.weight", 4, 24, 1, 1), {}, r"not \(3, 24, 1, 1\)"),
     (having("mapping.fc3.weight", 48, 48, 1, 2), {}, r"fc3.weight has the shape \(48, 48, 1, 2\)"),
     (having("synthesis.input.weight", 2, 2), {}, r"the layers \[\] of a StyleGAN3 generator"),
     (dict, {"synthesis.b8": {"architecture": "resnet"}}, "architecture 'resnet': only skip"),
     (dict, {"synthesis.b8.conv0": {"activation": "linear"}}, "activation 'linear': only lrelu"),
-    (dict, {"mapping.fc3": {"activation": "linear"}}, "mapping.fc3 has the activation 'linear'"),
     (dict, {"synthesis.b8.conv1": {"act_gain": 1.0}}, "conv1 has the act_gain 1.0: only 1.414"),
     (dict, {"synthesis.b8.conv0": {"up": 1}}, "conv0 has the up 1: only 2"),
     (dict, {"synthesis.b8.conv0.affine": {"bias_gain": 0.1}}, "multiplier 0.1: only 1.0"),
@@ -213,9 +200,7 @@ def test_a_discriminator_that_cannot_be_read_spares_the_generator(write, nvidia)
     (dict, {"synthesis.b8": {"slope": 0.1}}, r"b8 has the field 'slope' \(0.1\), which"),
     (dict, {"*": {"conv_clamp": -1.0}}, "conv_clamp is -1.0, not a number above 0"),
     (dict, {"synthesis.b8.torgb": {"conv_clamp": 3}}, "clamp their outputs at different values"),
-    (dict, {"synthesis.b8.conv0": {"activation": "relu"}}, "activation 'relu': only lrelu"),
-    (dict, {"mapping.fc3": {"bias_gain": 1.0}}, "learning-rate multiplier 1.0"),
-    (dict, {"synthesis.b8.conv0": {"conv_clamp": 3}}, "clamp their outputs at different values")])
+    (dict, {"mapping.fc3": {"bias_gain": 1.0}}, "learning-rate multiplier 1.0")])
 def test_what_cannot_be_translated_is_named(write, nvidia, change, attributes, message):
     refused(write(nvidia_pickle(change(under("G.", nvidia)), attributes=attributes)), message)
 
@@ -225,13 +210,12 @@ def test_what_cannot_be_translated_is_named(write, nvidia, change, attributes, m
     (without("input.freqs"), {}, "lacks synthesis.input.freqs"),
     (lambda s: {k.replace("L8_32_3", "L8_48_3"): v for k, v in s.items()}, {}, "two .* not 48"),
     (having("synthesis.L2_36_24.up_filter", 12), {}, "layer 2 .* has other filters"),
-    (having("synthesis.L2_36_24.up_filter", 13), {}, "layer 2 .* has other filters"),
     (having("synthesis.L2_36_24.down_filter", 12), {}, "layer 2 .* has other filters"),
     (dict, {"synthesis.input": {"bandwidth": 3.0}}, "bandwidth 3.0: only 2.0"),
     (dict, {"synthesis.L2_36_24": {"out_cutoff": 9.0}}, "L2_36_24 has the out_cutoff 9.0: in the"),
     (dict, {"synthesis.L2_36_24": {"is_torgb": True}}, "L2_36_24 has the is_torgb True"),
     (dict, {"synthesis": {"margin_size": -3}}, "margin is -3"),
-    (dict, {"synthesis": {"num_critical": "2"}}, "num_critical of its synthesis network is '2'"),
+    (dict, {"synthesis": {"num_critical": "2"}}, "critical is '2'"),
     (having("synthesis.L2_36_24.weight", 2, 2, 3, 3), {}, r"\(2, 2, 3, 3\), not \(24, 24, 3, 3\)")])
 def test_stylegan3_files_that_cannot_be_translated(write, change, attributes, message):
     state = under("G.", arrays("stylegan3t_nvidia"))
@@ -357,41 +341,19 @@ def test_folders_with_one_network(tmp_path, stylekd):
     (tmp_path / "any.pkl").write_bytes(content)
     assert load_generator(tmp_path).resolution == 32
     (tmp_path / "optimizer.pt").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"name the file .* \(any.pkl, optimizer.pt\)"):
+    with pytest.raises(CheckpointError, match="name the file .* of any.pkl, optimizer.pt"):
         load_generator(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(content)
     assert load_generator(tmp_path).resolution == 32
 
 
 @pytest.mark.parametrize("content, message", [
-    ({"GAN": {"S.net.0.weight": 1, "G.blocks.0.to_style1.weight": 1}}, "lucidrains"),
-    ({"generator": {"synthesis.layer0.weight": 1, "mapping.dense0.weight": 1}}, "genforce"),
-    ({"state_dict": {"generator.style_mapping.1.weight": 1}}, "mmgen"),
-    ({"g": {"progression.0.conv1.0.weight": 1}}, "the first StyleGAN"),
-    ({"netG": {"scaleLayers.0.0.module.weight": 1}}, "progressive GAN"),
-    ({"G": {"Model.MainLayers.0.weight": 1}}, "R3GAN"),
-    ({"x.weight": 1}, r"no StyleGAN2 network under .*: a Tensor\): gapkd reads"),
+    ({"GAN": {"S.net.0.weight": torch.ones(1)}}, r"gapkd reads both in NVIDIA's layout"),
+    ({"x.weight": torch.ones(1)}, r"no StyleGAN2 network under .*: a Tensor\): gapkd reads"),
     (Generator(8, 4, 4, 4, mapping_layers=1).state_dict(), "of a gapkd network without its arch"),
     (torch.nn.Linear(2, 2), "whole modules .'torch.nn.*Linear'.*save the network's state_dict")])
-def test_other_families_are_named(write, content, message):
-    def filled(value):
-        if isinstance(value, dict):
-            return {name: filled(part) for name, part in value.items()}
-        return torch.ones(1)
-
-    content = filled(content) if isinstance(content, dict) else content
+def test_what_a_file_holds_instead_is_named(write, content, message):
     refused(write(torch_bytes(content), "net.pt"), message)
-
-
-def test_r3gan_is_named(write):
-    state = {"Model.MainLayers.0.Layers.0.weight": torch.ones(2, 2)}
-    refused(write(nvidia_pickle(state)), "it is R3GAN, which has other layers: gapkd reads")
-
-
-def test_stylegan_xl_is_named(write):
-    state = having("mapping.embed_proj.weight", 4, 4)(under("G.", arrays("stylegan3t_nvidia")))
-    file = write(nvidia_pickle(state, attributes={"synthesis": {"head_layer_names": None}}))
-    refused(file, "it is StyleGAN-XL, which has other layers: gapkd reads")
 
 
 @pytest.mark.parametrize("name", STYLEKD)
@@ -415,8 +377,8 @@ def test_students_of_ours_are_written_for_other_tools(write):
     G = Generator(16, 6, 6, [(5, 4), (3, 2), (2, 2)], kernel=1, mapping_layers=2).eval()
     loaded, z = load_generator(write(torch_bytes(to_rosinality(G)))), torch.randn(2, 6)
     assert torch.equal(loaded(z), G(z)) and loaded.channels == G.channels
-    for more in ({"c_dim": 3}, {"clamp": 0.1}):
-        with pytest.raises(ForeignError, match="neither classes nor clamped"):
+    for more, message in (({"c_dim": 3}, "no classes"), ({"clamp": 0.1}, "no clamped")):
+        with pytest.raises(ForeignError, match=message):
             to_rosinality(Generator(8, 4, 4, 4, mapping_layers=1, **more))
 
 
@@ -439,13 +401,13 @@ def test_rosinality_discriminator(write):
 
 
 @pytest.mark.parametrize("change, message", [
-    (without("convs.3."), "has 6 styled convolutions"),
+    (without("convs.3."), "has 4 styled convolutions"),
     (without("style.1.w"), "no mapping network"),
-    (without("convs.2.noise.weight"), "lacks convs.2.noise.weight"),
+    (without("convs.2.conv.mod"), "lacks convs.2.conv.modulation.weight"),
     (having("style.1.weight", 47, 48), r"style.1.weight has the shape \(47, 48\), not \(48, 48\)"),
     (having("style.1.weight", 1, 70_000), "z_dim is 70000"),
     (having("to_rgbs.0.upsample.kernel", 4, 4), "is another filter"),
-    (having("convs.1.conv.weight", 1, 8, 8, 1, 1), "kernels of different sizes"),
+    (having("convs.1.conv.weight", 1, 8, 8, 1, 1), r"\(1, 8, 8, 1, 1\), not"),
     (having("convs.1.attention.weight", 3, 3), "it holds convs.1.attention.weight, which the"),
     (lambda s: {"weights": torch.ones(3)}, "holds no StyleGAN2 network under .* 'g_ema'")])
 def test_bad_rosinality_files(write, stylekd, change, message):
@@ -453,18 +415,16 @@ def test_bad_rosinality_files(write, stylekd, change, message):
 
 
 @torch.no_grad()
-def test_a_clamp_that_nothing_reaches_is_left_out(tmp_path, nvidia, write, capsys):
+def test_a_clamp_is_left_out_where_nothing_reaches_it(tmp_path, nvidia, write, capsys):
     """NVIDIA's trainings clamp at 256, and students inherit it."""
     file = write(nvidia_pickle(under("G.", nvidia), attributes={"*": {"conv_clamp": 256}}))
     student = gapkd.make_student(load_generator(file), synthesis="pruned")
-    ours = str(gapkd.save_network(student, tmp_path / "s.safetensors"))
-    for source, z in ((str(file), nvidia["z"]), (ours, nvidia["z"])):
-        out = tmp_path / f"{Path(source).stem}.pt"
-        assert main(["convert", source, str(out)]) == 0
-        err = capsys.readouterr().err
-        assert re.fullmatch(r"gapkd: the clamp at 256, .* 200 latents is [\d.]+, \d% of it\n", err)
-        theirs, G = load_generator(out), load_generator(source)
-        assert theirs.clamp is None and torch.equal(theirs(z), G(z))
+    ours, out = gapkd.save_network(student, tmp_path / "s.safetensors"), tmp_path / "s.pt"
+    assert main(["convert", str(ours), str(out)]) == 0
+    err = capsys.readouterr().err
+    assert re.fullmatch(r"gapkd: the clamp at 256, .* 200 latents is [\d.]+, \d% of it\n", err)
+    theirs = load_generator(out)
+    assert theirs.clamp is None and torch.equal(theirs(nvidia["z"]), student(nvidia["z"]))
 
 
 @torch.no_grad()
@@ -477,11 +437,9 @@ def test_a_clamp_that_is_reached_is_left_out_when_asked(tmp_path, capsys):
     assert "near its clamp of 1 (the largest activation of 200 " in capsys.readouterr().err
     assert main(["convert", source, str(out), "--drop-clamp"]) == 0
     assert "is 1, 100% of it" in capsys.readouterr().err
-    assert load_generator(out).clamp is None
-    z, features = torch.randn(2, 4), []
-    for network in (G, load_generator(out)):
-        features.append(network.synthesis(network.mapping(z)).features[-1].abs().max())
-    assert features[0] == 1 < features[1]
+    loose = load_generator(out)
+    features = loose.synthesis(loose.mapping(torch.randn(2, 4))).features
+    assert loose.clamp is None and features[-1].abs().max() > 1
 
 
 def test_the_largest_activation_is_that_of_every_layer():

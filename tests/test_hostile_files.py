@@ -38,8 +38,8 @@ from gapkd.files.checkpoints import (
     CheckpointError,
     load_discriminator,
     load_generator,
+    network_bytes,
     read_metadata,
-    save_network,
 )
 from gapkd.files.foreign import PERSISTENT, ForeignError, find_network, to_rosinality
 from gapkd.files.pickles import Record, UnreadableError, read
@@ -124,25 +124,30 @@ ATTACKS = {
     "nn.Module": torch.nn.Linear(2, 2), "code": Call(compile, "1", "x", "eval")}
 
 
+class Colour(enum.Enum):
+    RED = 1
+
+
+BESIDE = ATTACKS | {"path": Path("/data"), "set": {1, (2, 3)}, "array": np.arange(5.0),
+                    "number": np.float32(3), "tuples": {(8, 8): 1, 7: 2}, "enum": Colour.RED}
+
+
 @pytest.mark.parametrize("name", ATTACKS)
-@pytest.mark.parametrize("protocol", [0, 1, 2, 4])
+@pytest.mark.parametrize("protocol", [2, 4])
 def test_calls_are_inert_and_named(tmp_path, name, protocol):
     content = pickle.dumps({"G_ema": ATTACKS[name]}, protocol=protocol)
     with nothing_executed():
         assert isinstance(read(content)["G_ema"], Record)
-        if protocol >= 2:
-            message = "(neither knows nor calls|holds whole modules .'torch.nn.*Linear')"
-            refused(tmp_path, content, f"cannot be read as a network: .*{message}")
+        message = "(neither knows nor calls|holds whole modules .'torch.nn.*Linear')"
+        refused(tmp_path, content, f"cannot be read as a network: .*{message}")
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_what_lies_beside_a_network_does_not_lose_it(tmp_path, protocol):
     G = small()
-    beside = ATTACKS | {"path": Path("/data"), "set": {1, (2, 3)}, "frozen": frozenset({4}),
-                        "date": datetime.date(2026, 1, 1), "enum": Colour.RED, "complex": 1j,
-                        "class": Colour, "array": np.arange(5.0), "number": np.float32(3),
-                        "tuples": {(8, 8): 1, 7: 2, 0.5: 3, None: 4}, "deque": deque([1]),
-                        "default": defaultdict(list, a=[1]), "bytes": bytearray(b"abc")}
+    beside = BESIDE | {"frozen": frozenset({4}), "date": datetime.date(2026, 1, 1), "complex": 1j,
+                       "class": Colour, "deque": deque([1]), "default": defaultdict(list, a=[1]),
+                       "keys": {0.5: 3, None: 4}, "bytes": bytearray(b"abc")}
     content = nvidia_pickle(named_like_nvidia(G), protocol=protocol, beside=beside)
     with nothing_executed("open"):
         read(content)
@@ -174,10 +179,6 @@ def test_what_the_network_itself_needs_is_named(tmp_path):
     for odd in (Colour.RED, torch.eye(4).to_sparse(), torch.ones(1, dtype=torch.float8_e5m2)):
         content = torch_bytes({"g_ema": layout | {"style.1.bias": odd}})
         refused(tmp_path, content, "style.1.bias is no tensor, but .* neither knows nor", "net.pt")
-
-
-class Colour(enum.Enum):
-    RED = 1
 
 
 def equal(one: Generator, other: Generator) -> bool:
@@ -218,7 +219,7 @@ PARAMETER = GLOBAL % (b"torch._utils", b"_rebuild_parameter")
 ENCODE = GLOBAL % (b"_codecs", b"encode")
 LOAD = GLOBAL % (b"torch.storage", b"_load_from_bytes")
 EMPTY = torch_bytes(torch.zeros(0).untyped_storage(), with_zip=False)
-TUPLES = b")" + b"2\x86" * 60  # of two tuples, which are one, and so on: hashing it never ends
+TUPLES = b")" + b"q\0h\0\x86" * 60  # of two tuples, which are one, and so on: hashing it never ends
 
 
 def as_bytes(content: bytes) -> bytes:
@@ -272,6 +273,7 @@ PROGRAMS = {
     "a state for a list": b"\x80\x03]}b.", "a number called": b"\x80\x03K\x01)R.",
     "attributes walked": b"\x80\x04\x8c\x0bcollections\x8c\x13OrderedDict.__init__\x93.",
     "a name made up": b"\x80\x04K\x01K\x02\x93.", "an extension": b"\x80\x03\x82\x01.",
+    "a buffer elsewhere": b"\x80\x05\x97\x98.",
     "outside": b"\x80\x03U\x01aQ.", "outside, as text": b"\x80\x03Pabc\n.",
     "memo from nowhere": b"\x80\x03j\xff\xff\xff\xff.",
     "empty stack": b"\x80\x03R.", "no mark": b"\x80\x03t.", "nothing": b"\x80\x03.",
@@ -280,7 +282,8 @@ PROGRAMS = {
     "claims all": b"\x80\x04\x8e" + struct.pack("<Q", 2**63 - 1) + b"abc.",
     "a frame of a terabyte": b"\x80\x04\x95" + struct.pack("<Q", 2**40) + b"N",
     "a long number": b"\x80\x03L" + b"9" * 100_000 + b"L\n.", "protocol 77": b"\x80\x4d\x99.",
-    "keywords": b"\x80\x04" + ORDERED + b")}\x8c\x01aK\x01s\x92.",
+    "old instances": b"\x80\x03(ios\nsystem\n.", "old objects": b"\x80\x03(" + ORDERED + b"o.",
+    "text of old protocols": pickle.dumps({"a": 1}, 0),
     "negative size": tensor(0, (-1,), (1,)),
     "a dict of no pairs": b"\x80\x03" + ORDERED + b"(]K\x01atR."}
 
@@ -288,13 +291,13 @@ PROGRAMS = {
 INERT = {
     "shown many times": tensor(0, (10**6, 10**6), (0, 0)),
     "a record called": b"\x80\x03" + GLOBAL % (b"torch", b"Size") + b")R)R.",
-    "old instances": b"\x80\x03(ios\nsystem\n.", "old objects": b"\x80\x03(" + ORDERED + b"o.",
+    "keywords": b"\x80\x04" + ORDERED + b")}\x8c\x01aK\x01s\x92.",
     "keys that hash for ever": b"\x80\x04}" + TUPLES + b"Ns.",
     "a set of tuples": b"\x80\x04\x8f(" + TUPLES + b"\x90.",
     "a frozen set of tuples": b"\x80\x04(" + TUPLES + b"\x91.",
     "a dict of tuples": b"\x80\x03" + ORDERED + b"]" + TUPLES + b"N\x86a\x85R.",
     "keys of one hash": keys(2**61 - 1, 8000), "numbers as keys": keys(1, 15_000),
-    "a buffer elsewhere": b"\x80\x05\x97\x98.", "bytes": b"\x80\x05\x96\3" + bytes(7) + b"abc.",
+    "bytes": b"\x80\x05\x96\3" + bytes(7) + b"abc.",
     "an encoding": b"\x80\x03" + ENCODE + b"X\x01\x00\x00\x00aX\x05\x00\x00\x00rot13\x86R.",
     "a parameter of nothing": b"\x80\x03" + PARAMETER + b"N\x85R.",
     "appended to an object": b"\x80\x03" + GLOBAL % (b"os", b"x") + b")R(K\1K\2e.",
@@ -322,24 +325,15 @@ def test_programs_that_cheat_are_refused_at_once(name):
 @pytest.mark.parametrize("content, message", [
     # C unpicklers make room for four billion entries
     (b"\x80\x03Nr\xfe\xff\xff\xff.", "not numbered as picklers do"),
-    (b"\x80\x03Np3000000\n.", "not numbered as picklers do"),
     (b"\x80\x03" + TENSOR + b"(" + b"N" * 300 + b"tR.", "with 300 arguments"),
-    (tensor(0, (-1,) * 5000, (1,) * 5000), "5000 sizes"),
+    (tensor(0, (-1,) * 5000, (1,) * 5000), "not a storage, sizes and strides"),
     (tensor(0, (2, 2), (100, 1)), "reaches beyond its storage of 16 numbers"),
-    (loading(legacy(loading(EMPTY))), "nested in what torch.save wrote"),  # each level doubles
-    (loading(legacy(b"N.", version=loading(EMPTY))), "nested in what torch.save wrote")])
-def test_what_would_be_slow_is_refused(content, message):
+    *[(content, "nested in what torch.save wrote") for within in (loading, bytes)  # each doubles
+      for content in (within(legacy(loading(EMPTY))),
+                      within(legacy(b"N.", version=loading(EMPTY))))],
+    *[(legacy(b"N.", keys=keys), "not those that it lists") for keys in (["0"], [((),)])]])
+def test_what_cheats_is_named(content, message):
     with memory_of_at_most(50 * 2**20), pytest.raises(UnreadableError, match=message):
-        read(content)
-
-
-@pytest.mark.parametrize("content, message", [
-    (legacy(loading(EMPTY)), "nested in what torch.save wrote"),
-    (legacy(b"N.", version=loading(EMPTY)), "nested in what torch.save wrote"),
-    (legacy(b"N.", keys=["0"]), "not those that it lists"),
-    (legacy(b"N.", keys=[((),)]), "storages have no names")])
-def test_torch_files_that_cheat_are_refused(content, message):
-    with pytest.raises(UnreadableError, match=message):
         read(content)
 
 
@@ -450,13 +444,6 @@ def test_other_files_are_named_for_what_they_are(tmp_path, content, message):
     refused(tmp_path, content, message)
 
 
-@pytest.mark.parametrize("entry", ["architecture", "provenance"])
-def test_metadata_nested_without_end(tmp_path, entry):
-    metadata = {"kind": "stylegan2-generator", "architecture": "{}", "provenance": "{}"}
-    content = safetensors_bytes({"a": torch.zeros(1)}, metadata | {entry: "[" * 100_000})
-    refused(tmp_path, content, "is a safetensors file, but not one of gapkd's")
-
-
 EVIL = "x\n\x1b[31mgapkd: all is well\x1b[0m\u202e"
 
 
@@ -470,6 +457,12 @@ def spoilt(**changes) -> bytes:
 
 def claimed(**architecture) -> bytes:
     return spoilt(architecture=json.dumps(small().architecture() | architecture))
+
+
+@pytest.mark.parametrize("change", [{"architecture": "[" * 100_000}, {"architecture": "5"},
+                                    {"provenance": "[" * 100_000}])
+def test_metadata_that_name_no_network(tmp_path, change):
+    refused(tmp_path, spoilt(**change), "is a safetensors file, but not one of gapkd's")
 
 
 @pytest.mark.parametrize("text", [EVIL, EVIL + "k" * 100_000, EVIL + " k" * 50_000])
@@ -494,27 +487,21 @@ def test_text_of_a_file_in_a_message_is_short_and_printable(tmp_path, text):
         assert str(caught.value).isprintable() and len(str(caught.value)) < 450
 
 
-@pytest.mark.parametrize("clamp", ["x", [1], -1.0, 0, True, {"a": 1}])
-def test_a_clamp_that_is_no_number(tmp_path, clamp, capsys):
-    file = tmp_path / "net.safetensors"
-    file.write_bytes(claimed(clamp=clamp))
-    assert main(["sample", "--generator", str(file), "--out", str(tmp_path / "a.png")]) == 2
-    assert "clamp must be a number above 0" in capsys.readouterr().err
-
-
-def test_long_paths_and_zips_without_checksums(tmp_path, capsys):
-    for path in ("a" * 300, "a\0b", f"{tmp_path}/{'b' * 300}/c"):
+def test_long_paths(tmp_path, capsys):
+    for path in ("a" * 300, "a" * 5000, "a\0b", f"{tmp_path}/{'b' * 300}/c"):
         for read_it in (load_generator, load_discriminator, read_metadata):
-            with pytest.raises(CheckpointError):
+            with pytest.raises(CheckpointError, match=r"cannot be looked for|no checkpoint"):
                 read_it(path)
     assert main(["convert", "toyfaces32", str(tmp_path / f"{'a' * 300}.pt")]) == 2
     assert "cannot be made (File name too long)" in capsys.readouterr().err
-    before = torch.serialization.get_crc32_options()
+
+
+def test_a_zip_without_checksums(tmp_path):
     torch.serialization.set_crc32_options(False)
     try:
         content = torch_bytes(to_rosinality(small()))
     finally:
-        torch.serialization.set_crc32_options(before)
+        torch.serialization.set_crc32_options(True)
     refused(tmp_path, content, "has another checksum than its content", "net.pt")
 
 
@@ -527,21 +514,16 @@ def networks() -> tuple[Generator, Discriminator]:
         return Generator(8, 4, 4, [3, 2], mapping_layers=2).eval(), Discriminator(8, [3, 2])
 
 
-def good_file(name: str, folder: Path) -> bytes:
-    G, D = networks()
-    if name == "own.safetensors":
-        return save_network(G, folder / name).read_bytes()
-    beside = ATTACKS | {"path": Path("/data"), "set": {1, (2, 3)}, "array": np.arange(5.0),
-                        "number": np.float32(3), "tuples": {(8, 8): 1, 7: 2}, "enum": Colour.RED}
-    if name.endswith(".pkl"):
-        protocol = {"nvidia3.pkl": 3, "nvidia.pkl": 4, "beside.pkl": 5}[name]
-        return nvidia_pickle(named_like_nvidia(G), named_like_nvidia(D), protocol,
-                             beside=beside if name == "beside.pkl" else {})
-    if name == "theirs.safetensors":
-        layout = to_rosinality(G)["g_ema"].items()
-        return safetensors_bytes({f"g_ema.{k}": v.contiguous() for k, v in layout})
-    more = beside if name == "beside.pt" else {}
-    return torch_bytes(to_rosinality(G) | more, with_zip=name == "zip.pt")
+FILES = {
+    "own.safetensors": lambda G, D: network_bytes(G),
+    "theirs.safetensors": lambda G, D: safetensors_bytes(
+        {f"g_ema.{k}": v.contiguous() for k, v in to_rosinality(G)["g_ema"].items()}),
+    "zip.pt": lambda G, D: torch_bytes(to_rosinality(G)),
+    "legacy.pt": lambda G, D: torch_bytes(to_rosinality(G), with_zip=False),
+    "beside.pt": lambda G, D: torch_bytes(to_rosinality(G) | BESIDE, with_zip=False),
+    "nvidia3.pkl": lambda G, D: nvidia_pickle(named_like_nvidia(G), named_like_nvidia(D), 3),
+    "beside.pkl": lambda G, D: nvidia_pickle(named_like_nvidia(G), named_like_nvidia(D), 5,
+                                             beside=BESIDE)}
 
 
 def mutate(content: bytes, dice: random.Random) -> bytes:
@@ -572,12 +554,10 @@ def mutate(content: bytes, dice: random.Random) -> bytes:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["nvidia.pkl", "nvidia3.pkl", "zip.pt", "legacy.pt",
-                                  "own.safetensors", "beside.pkl", "beside.pt",
-                                  "theirs.safetensors"])
+@pytest.mark.parametrize("name", FILES)
 def test_mutated_files_load_rightly_or_give_our_error(tmp_path, name, monkeypatch):
     monkeypatch.delenv(TRACE, raising=False)
-    file, content = tmp_path / name, good_file(name, tmp_path)
+    file, content = tmp_path / name, FILES[name](*networks())
     dice, outcomes = random.Random(name), {"loaded": 0, "refused": 0}
     shapes = {type(network): {k: v.shape for k, v in network.state_dict().items()}
               for network in networks()}

@@ -330,7 +330,7 @@ def test_a_run_that_dies_in_a_measurement_takes_it_up_again(tmp_path):
     assert without[:4] == without[4:] and [r["images"] for r in log] == [8, 16, 24, 32]
 
 
-def test_a_stopped_run_can_be_looked_at(half, tmp_path, capsys):
+def test_a_stopped_run_can_be_looked_at(half, tmp_path):
     """By its folder or its checkpoint; once it has its networks, those are taken."""
     final = load_generator(half / "generator.safetensors")
     for file in half.glob("*.safetensors"):
@@ -345,9 +345,6 @@ def test_a_stopped_run_can_be_looked_at(half, tmp_path, capsys):
         assert main([str(argument) for argument in arguments]) == 0
     assert_same(load_generator(tmp_path / "g.safetensors").state_dict(), final.state_dict())
     assert load_discriminator(tmp_path / "discriminator.safetensors").resolution == 8
-    state(half, {"G_ema": {}, "D": {}, "opt_g": {}})
-    assert main(["sample", "--generator", str(half), "--out", str(tmp_path / "t.png")]) == 2
-    assert "the state of a training by an older gapkd: finish that" in capsys.readouterr().err
     shutil.rmtree(half / "checkpoints")
     with pytest.raises(CheckpointError, match="half is a training that has not saved its networks"):
         load_generator(half)

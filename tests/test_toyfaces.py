@@ -87,9 +87,3 @@ def test_mask_covers_the_face_and_not_the_corners():
     assert mask.shape == (50, 1, 32, 32) and mask.min() >= 0 and mask.max() <= 1
     assert (mask[:, 0, 16, 16] > 0.99).all()
     assert mask[:, 0, 0, [0, -1]].max() < 0.01
-
-
-@pytest.mark.parametrize("resolution", [4, 48, 0, -32])
-def test_bad_resolution(resolution):
-    with pytest.raises(ValueError, match="power of two"):
-        toy_faces(1, resolution)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeVar
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import torch
@@ -31,20 +31,16 @@ from torch import Tensor
 
 from gapkd.data.decoding import (
     DEPTHS,
-    SIGNED,
-    USUAL,
     SmallCopies,
     formats,
-    is_furniture,
     is_put_away,
     needed_depth,
     same_name,
     shown,
     stated_depth,
-    suffix,
-    suffixes,
     to_8_bits,
     turn_of,
+    why_left_out,
     without_metadata,
 )
 from gapkd.data.toyfaces import check_resolution, toy_faces
@@ -54,8 +50,6 @@ CACHE_BYTES = 2**30
 ENTRY_BYTES = 2**28  # a zip entry that unpacks to more is no image that anybody trains on
 CHECK_SECONDS = 20  # so long images are looked at before a training begins
 AT_ONCE_PIXELS = 10**8  # so much is decoded within seconds: when a dataset is opened
-T = TypeVar("T")
-U = TypeVar("U")
 NAMED = 100  # broken files in one message
 
 
@@ -76,9 +70,8 @@ class Dataset(Protocol):
 class ToyFaces:
     """Rendered faces, endless: index i is the same face for the same seed, at any resolution.
 
-    Args:
-        device: where they are rendered; a GPU draws some thousand at once, ahead of their being
-            asked for, since it takes as long over one batch.
+    On a GPU some thousand are rendered at once, ahead of their being asked for, since it takes as
+    long over one batch.
     """
 
     name = "toyfaces"
@@ -87,6 +80,7 @@ class ToyFaces:
     def __init__(self, resolution: int = 32, seed: int = 0, device: torch.device | str = "cpu"):
         check_resolution(resolution)
         self.resolution, self.seed, self.device = resolution, seed, torch.device(device)
+        self._at_once = max(1, 2**24 // resolution**2)
         self._block = lru_cache(maxsize=2)(self._render_block)
 
     def load(self, indices: Tensor) -> Tensor:
@@ -102,10 +96,6 @@ class ToyFaces:
             images.append(self._block(int(number))[places % self._at_once])
         return torch.cat(images)
 
-    @property
-    def _at_once(self) -> int:
-        return max(1, 2**24 // self.resolution**2)
-
     def _render_block(self, number: int) -> Tensor:
         first = number * self._at_once
         numbers = torch.arange(first, first + self._at_once, device=self.device)
@@ -118,8 +108,7 @@ class ImageFiles:
     Every header is read at once, so that what is too small or damaged is named before training
     starts; what is no picture is left out, which one line says. Pixels are kept as uint8 if the
     whole set fits into `cache_bytes`; if not, small copies of larger pictures are kept on the disk.
-    They are decoded when asked for; where all of that takes seconds, here, so that a damaged file
-    is named here, too.
+    They are decoded when asked for; where all of that takes seconds, here.
 
     Args:
         path: of the folder or zip.
@@ -131,6 +120,9 @@ class ImageFiles:
         labels: from a dataset.json in StyleGAN's format: int64 (size,), float32 (size, c_dim) or
             None.
     Raises ValueError for no image, a broken, huge or too small image, an unusable dataset.json.
+
+    A kind of files has a `_list` of all names (what cannot be a file is counted in `_left_out`), a
+    way to `_open` one, and its `_identity`, which changes when the file does.
     """
 
     def __init__(self, path: str | Path, resolution: int, cache_bytes: int = CACHE_BYTES,
@@ -143,7 +135,9 @@ class ImageFiles:
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
         self._left_out: Counter[str] = Counter()
         everything = [only] if only else self._list()
-        self.names = [only] if only else sorted(filter(self._is_taken, everything))
+        reasons = {name: None if only else why_left_out(name) for name in everything}
+        self._left_out += Counter(filter(None, reasons.values()))
+        self.names = sorted(name for name, reason in reasons.items() if reason is None)
         self.size = len(self.names)
         self._say_what_is_left_out()
         self.labels = None if only else self._read_labels(self._label_files(everything))
@@ -165,11 +159,8 @@ class ImageFiles:
     def check(self, seconds: float = math.inf) -> None:
         """Decode one image after the other until the time is up; where one is broken, ten times as
         long. ValueError names the broken ones."""
-        _try_all(self._is_whole, range(self.size), self.names, seconds)
-
-    def _is_whole(self, i: int) -> bool:
-        """Decode an image; it is kept only where there is room for all."""
-        return len(self._pixels(i)) > 0
+        # the pixels are kept by `_pixels`, if there is room for all of them
+        _try_all(lambda i: self._pixels(i) is None, range(self.size), self.names, seconds)
 
     def load(self, indices: Tensor) -> Tensor:
         """Indices, int64 (N,) -> images, float32 (N, 3, R, R) in [-1, 1]. ValueError names the
@@ -181,64 +172,36 @@ class ImageFiles:
             raise
         return pixels.float().div_(127.5).sub_(1.0)
 
-    def _list(self) -> list[str]:
-        """All files; what cannot be one is counted in `_left_out` at once."""
-        raise NotImplementedError
-
-    def _open(self, name: str) -> BinaryIO:
-        raise NotImplementedError
-
-    def _is_taken(self, name: str) -> bool:
-        """Whether a file is a picture of the set; if not, it is counted by the reason."""
-        kind = suffix(name)
-        if is_furniture(name) or is_put_away(name) and kind not in suffixes():
-            return False
-        if is_put_away(name):
-            self._left_out["hidden, deleted or thumbnails"] += 1
-        elif kind in suffixes() or not kind and self._begins_like_an_image(name):
-            return True
-        else:  # a long or odd end is no suffix
-            self._left_out[kind if kind[1:].isalnum() and len(kind) < 9 else "of other kinds"] += 1
-        return False
-
-    def _begins_like_an_image(self, name: str) -> bool:
-        try:
-            with self._open(name) as file, Image.open(file, formats=SIGNED):
-                return True
-        except Exception:  # decoders raise what they like
-            return False
-
     def _say_what_is_left_out(self) -> None:
         ordered = sorted(self._left_out.items(), key=lambda item: (-item[1], item[0]))
-        parts = [f"{count:,} {reason}" for reason, count in ordered[:8]]
-        if len(self._left_out) > len(parts):
-            parts.append("...")
-        left, listed = self._left_out.total(), ", ".join(parts)
+        listed = ", ".join(f"{count:,} {reason}" for reason, count in ordered[:8])
+        left = self._left_out.total()
         if not self.size:
             raise ValueError(f"there is no image in {shown(self.path)}"
                              f"{f' (left out: {listed})' if left else ''}: it should hold files "
-                             f"that end in {USUAL}")
+                             "that end in .png, .jpg, .webp, .gif, .tif...")
         if left:
-            warnings.warn(f"{left:,} of the {left + self.size:,} files in {shown(self.path.name)} "
-                          f"are left out, since they are no images that can be read: {listed}",
-                          stacklevel=4)
+            self._warn(f"{left:,} of the {left + self.size:,} files",
+                       "are left out, since they are no images that can be read: "
+                       f"{listed}{', ...' if ordered[8:] else ''}")
 
     def _say_what_is_resized(self, count: int) -> None:
         if not count:
             return
-        warnings.warn(f"{count:,} of the {self.size:,} images in {shown(self.path.name)} are not "
-                      f"{self.resolution}x{self.resolution}: they are cut to their central square "
-                      "and resized", stacklevel=4)
+        self._warn(f"{count:,} of the {self.size:,} images", f"are not {self.resolution}x"
+                   f"{self.resolution}: they are cut to their central square and resized")
         if self._copies:
             gigabytes = count * 3 * self.resolution**2 / 1e9
-            warnings.warn(f"decoded, all {self.size:,} images are too many for the memory: small "
-                          f"copies (at most {gigabytes:.1f} GB) are kept in "
-                          f"{shown(self._copies.folder)}, which may be removed at any time",
-                          stacklevel=4)
+            self._warn("decoded, all images", "are too many for the memory: small copies (at most "
+                       f"{gigabytes:.1f} GB) are kept in {shown(self._copies.folder)}, which may "
+                       "be removed at any time")
 
-    def _read(self, name: str, take: Callable[[Image.Image], T]) -> T:
+    def _warn(self, which: str, what: str) -> None:
+        warnings.warn(f"{which} in {shown(self.path.name)} {what}", stacklevel=5)
+
+    def _read(self, name: str, take: Callable[[Image.Image], object]) -> object:
         """What `take` makes of the opened image; whatever goes wrong with it names it."""
-        bombs = Image.DecompressionBombError, Image.DecompressionBombWarning, _TooMuchError
+        bombs = Image.DecompressionBombError, Image.DecompressionBombWarning
         try:
             try:
                 with self._open(name) as file, Image.open(file, formats=formats(name)) as image:
@@ -277,8 +240,7 @@ class ImageFiles:
         """Image i, uint8 (3, R, R)."""
         if i in self._kept:
             return self._kept[i]
-        square = self._square(i)
-        pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1)
+        pixels = torch.from_numpy(np.array(self._square(i))).permute(2, 0, 1)
         if self._cached:
             self._kept[i] = pixels
         return pixels
@@ -299,10 +261,6 @@ class ImageFiles:
 
     def _decoded(self, i: int) -> Image.Image:
         return self._cut(self._read(self.names[i], self._decode))
-
-    def _identity(self, name: str) -> tuple:
-        """What changes when the file does."""
-        raise NotImplementedError
 
     def _cut(self, picture: Image.Image) -> Image.Image:
         """The central square, RxR."""
@@ -329,10 +287,9 @@ class ImageFiles:
             if depth < DEPTHS[-1]:
                 depth = max(depth, self._read(name, needed_depth))
         if names and depth < DEPTHS[-1]:
-            warnings.warn(f"{len(names):,} of the {self.size:,} images in {shown(self.path.name)} "
-                          "store more than 8 bits a value and do not say how many count: their "
-                          f"largest value needs {depth}, so white is {2**depth - 1:,}",
-                          stacklevel=4)
+            self._warn(f"{len(names):,} of the {self.size:,} images", "store more than 8 bits a "
+                       "value and do not say how many count: their largest value needs "
+                       f"{depth}, so white is {2**depth - 1:,}")
         return depth
 
     def _label_files(self, everything: list[str]) -> list[str]:
@@ -364,11 +321,12 @@ class ImageFiles:
                 zipfile.BadZipFile) as error:
             raise ValueError(f"{listed} in {shown(self.path)} is not in StyleGAN's format, "
                              '{"labels": [["name.png", 3], ...]}: mend or remove it') from error
-        for name, finite in zip(self.names, labels.isfinite().view(self.size, -1), strict=True):
-            if not finite.all():
-                raise ValueError(f"the label of {self._named(name)} holds what is no finite number "
-                                 f"(NaN?): mend it in {listed}, or remove {listed} to train "
-                                 "without labels")
+        finite = labels.isfinite().view(self.size, -1).all(dim=1)
+        if not finite.all():
+            name = self.names[finite.long().argmin()]
+            raise ValueError(f"the label of {self._named(name)} holds what is no finite number "
+                             f"(NaN?): mend it in {listed}, or remove {listed} to train without "
+                             "labels")
         return labels.float() if labels.ndim == 2 else labels.long()
 
     def _entries(self, file: str) -> dict[str, object]:
@@ -380,23 +338,21 @@ class ImageFiles:
 
 
 class ImageFolder(ImageFiles):
-    """Images in a folder and the folders below it, linked ones too. Arguments and errors as for
-    ImageFiles."""
+    """Images in a folder and the folders below it, linked ones too."""
 
     def _list(self) -> list[str]:
-        above, seen = {*self.path.resolve().parents}, set()
-        found, queue = [], [str(self.path)]
-        for start in queue:  # what is linked comes after what lies here, and nothing comes twice
-            for folder, below, names in os.walk(start, onerror=self._count_unreadable):
-                if not _is_new(folder, seen):
-                    below.clear()
-                    continue
+        around = {_place(folder) for folder in self.path.resolve().parents}
+        found, seen = [], set()
+        for folder, below, names in os.walk(self.path, onerror=self._count_unreadable,
+                                            followlinks=True):
+            place = _place(folder)
+            self._left_out["that lead to a folder around it"] += place in around
+            if place in around or place in seen:
+                below.clear()
+            else:
+                seen.add(place)
+                below.sort(key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
                 found += [os.path.join(folder, name) for name in names]
-                paths = [os.path.join(folder, name) for name in sorted(below)]
-                links = [path for path in paths if os.path.islink(path)]
-                onward = [link for link in links if Path(link).resolve() not in above]
-                self._left_out["that lead to a folder around it"] += len(links) - len(onward)
-                queue += onward
         files = [file for file in found if os.path.isfile(file)]
         self._left_out["that are no files or lead to none"] += len(found) - len(files)
         self._left_out += Counter()  # drops what was counted as 0
@@ -415,7 +371,7 @@ class ImageFolder(ImageFiles):
 
 
 class ImageZip(ImageFiles):
-    """Images in a zip, as one made for StyleGAN. Arguments and errors as for ImageFiles."""
+    """Images in a zip, as one made for StyleGAN."""
 
     def _list(self) -> list[str]:
         try:
@@ -428,7 +384,7 @@ class ImageZip(ImageFiles):
     def _open(self, name: str) -> BinaryIO:
         entry = self._zip.getinfo(name)
         if entry.file_size > ENTRY_BYTES:
-            raise _TooMuchError(f"{entry.file_size:,} bytes")
+            raise Image.DecompressionBombError(f"{entry.file_size:,} bytes")
         return self._zip.open(entry)
 
     def _identity(self, name: str) -> tuple:
@@ -436,20 +392,14 @@ class ImageZip(ImageFiles):
         return name, entry.CRC, entry.file_size, entry.compress_size
 
 
-class _TooMuchError(ValueError):
-    """A zip entry that is far larger than any image."""
-
-
-def _is_new(folder: str, seen: set[tuple[int, int]]) -> bool:
-    """Whether a folder is met for the first time, under whatever name. It is then in `seen`."""
+def _place(folder: str | Path) -> tuple[int, int]:
+    """What tells a folder from all others, under whatever name."""
     there = os.stat(folder)
-    new = (there.st_dev, there.st_ino) not in seen
-    seen.add((there.st_dev, there.st_ino))
-    return new
+    return there.st_dev, there.st_ino
 
 
-def _try_all(read: Callable[[T], U], items: Iterable[T], names: Sequence[str],
-             seconds: float = math.inf) -> list[U]:
+def _try_all(read: Callable, items: Iterable, names: Sequence[str],
+             seconds: float = math.inf) -> list:
     """`read` of every item, or of as many as there is time for. Nobody wants to mend fifty files in
     fifty runs: from the first problem on there is ten times as much, and all names are raised."""
     found, problems, begun = [], {}, time.monotonic()
@@ -489,21 +439,17 @@ def load_image(path: str | Path, resolution: int) -> Tensor:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no image {path}: give the path of a picture")
-    if suffix(path.name) not in ("", *suffixes()):
-        raise ValueError(f"{path} is no image by its name: it should end in {USUAL}")
     one = ImageFolder(path.parent, resolution, only=path.name)
     return one.load(torch.zeros(1, dtype=torch.int64))
 
 
 def open_dataset(source: str | Path, resolution: int, seed: int = 0,
                  device: torch.device | str = "cpu") -> Dataset:
-    """The dataset that `source` names.
+    """The dataset that `source` names: "toyfaces", or the path of a folder or zip of images.
 
     Args:
-        source: "toyfaces", or the path of a folder or zip of images.
         resolution: R, a power of two.
-        seed: of the toy faces; real images are what they are.
-        device: where toy faces are rendered; real images come from the disk to the CPU.
+        seed, device: of the toy faces; real images come as they are, from the disk to the CPU.
     Raises ValueError when nothing is there, when it is neither folder nor zip, and as ImageFiles.
     """
     if str(source) == "toyfaces":

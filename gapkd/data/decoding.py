@@ -25,9 +25,6 @@ from PIL import ExifTags, Image
 
 UNFIT = {"EPS", "WMF", "IPTC", "MPEG", "BUFR", "GRIB", "HDF5"}
 """EPS calls Ghostscript, WMF draws with Windows, IPTC may hold either; the others are stubs."""
-SIGNED = ("PNG", "JPEG", "WEBP", "GIF", "AVIF")
-"""Formats that are believed without a suffix: their first bytes leave no doubt."""
-USUAL = ".png, .jpg, .webp, .gif, .tif..."
 PUT_AWAY = {"__macosx", "@eadir", "@__thumb", "@recycle", "#recycle", "$recycle.bin", "#snapshot",
             "~snapshot", "@recently-snapshot", "lost+found", "system volume information"}
 """Folders that systems and network drives make: thumbnails, what was deleted, earlier versions."""
@@ -67,11 +64,18 @@ def is_put_away(name: str) -> bool:
                for part in PurePosixPath(same_name(name)).parts)
 
 
-def is_furniture(name: str) -> bool:
-    """Whether it goes without saying that this file is no picture."""
-    path = PurePosixPath(same_name(name))
+def why_left_out(name: str) -> str | None:
+    """Why a file is no picture of a set, "" where that goes without saying; None: it is one."""
+    path, kind = PurePosixPath(same_name(name)), suffix(name)
     # macOS puts "._photo.jpg", which is no image, beside photo.jpg, and "__MACOSX" into its zips.
-    return path.name.lower() in FURNITURE or path.name.startswith("._") or "__MACOSX" in path.parts
+    if path.name.lower() in FURNITURE or path.name.startswith("._") or "__MACOSX" in path.parts:
+        return ""
+    if is_put_away(name):
+        return "hidden, deleted or thumbnails" if kind in suffixes() else ""
+    if kind in suffixes():
+        return None
+    is_suffix = kind[1:].isalnum() and len(kind) < 9
+    return kind if is_suffix else "of other kinds"
 
 
 def shown(name: object) -> str:

@@ -65,13 +65,8 @@ def _hash(indices: np.ndarray, seed: int, stream: int) -> np.ndarray:
 
 
 def draw_factors(indices: Tensor, seed: int = 0) -> dict[str, Tensor]:
-    """Factors of the faces with these numbers.
-
-    Args:
-        indices: (N,) int64, any non-negative numbers.
-    Returns: one (N,) tensor per factor: int64 class numbers for those in CATEGORICAL, float32 for
-        those in CONTINUOUS.
-    """
+    """Factors of the faces with these numbers, (N,) int64 of at least 0: one (N,) tensor each,
+    int64 class numbers for those in CATEGORICAL, float32 for those in CONTINUOUS."""
     numbers = indices.cpu().numpy()
     factors: dict[str, Tensor] = {}
     for stream, name in enumerate([*CATEGORICAL, *CONTINUOUS]):
@@ -88,13 +83,7 @@ def draw_factors(indices: Tensor, seed: int = 0) -> dict[str, Tensor]:
 
 
 def render(factors: dict[str, Tensor], resolution: int = 32) -> Tensor:
-    """Draw faces.
-
-    Args:
-        factors: as `draw_factors` returns them.
-        resolution: pixels, a power of two, at least 8.
-    Returns: (N, 3, R, R) float32 in [-1, 1].
-    """
+    """Faces of these factors, as `draw_factors` returns them: (N, 3, R, R) float32 in [-1, 1]."""
     return _draw(factors, resolution)[0].mul_(2).sub_(1).clamp_(-1, 1)
 
 

@@ -26,21 +26,22 @@ from gapkd.networks.stylegan2 import Discriminator
 FORMAT = "1"
 DTYPES = torch.float16, torch.bfloat16, torch.float32, torch.float64  # of weights
 LONGEST_MESSAGE = 800
-FOLDER_FORMAT = "2"  # of config.json: the architecture lies flat in it; in "1" it was a part
+FOLDER_FORMAT = "2"  # of config.json
 ENDINGS = ".safetensors", ".pkl", ".pt", ".pth", ".bin", ".ckpt"  # of networks' files
 HUB_NAMES = "pytorch_model.bin", "pytorch_model.pt"  # other projects' weights in a folder
-UNPACK = "unpack it, and give the network's file in it"
-SAVE_WEIGHTS = "give the .pkl or .pt that it was made from"
 KNOWN_HEADS = {
-    b"\x89PNG": ("a PNG picture", ""), b"\xff\xd8\xff": ("a JPEG picture", ""),
-    b"\x89HDF": ("an HDF5 file", SAVE_WEIGHTS), b"GGUF": ("a GGUF file", SAVE_WEIGHTS),
-    b"\x93NUMPY": ("a numpy array (.npy)", SAVE_WEIGHTS),
-    b"\x1f\x8b": ("a gzip archive", UNPACK), b"7z\xbc\xaf": ("a 7z archive", UNPACK),
-    b"BZh": ("a bzip2 archive", UNPACK), b"\xfd7zXZ": ("an xz archive", UNPACK),
-    b"\x28\xb5\x2f\xfd": ("a Zstandard archive", UNPACK), b"Rar!": ("a RAR archive", UNPACK),
-    b"\x04\x22\x4d\x18": ("an LZ4 archive", UNPACK), b"%PDF": ("a PDF document", ""),
-    b"version https://git-lfs": ("a Git LFS pointer, not the file itself", "run git lfs pull")}
-"""How other files begin -> what they are, and what to do."""
+    b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture", b"%PDF": "a PDF document",
+    b"\x89HDF": "an HDF5 file", b"GGUF": "a GGUF file", b"\x93NUMPY": "a numpy array (.npy)",
+    b"\x1f\x8b": "a gzip archive", b"7z\xbc\xaf": "a 7z archive", b"BZh": "a bzip2 archive",
+    b"\xfd7zXZ": "an xz archive", b"\x28\xb5\x2f\xfd": "a Zstandard archive",
+    b"Rar!": "a RAR archive", b"\x04\x22\x4d\x18": "an LZ4 archive",
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself"}
+"""How other files begin -> what they are."""
+MENDS = {
+    "archive": "unpack it, and give the network's file in it; ", "LFS": "run git lfs pull; ",
+    "web page": "fetch the file itself; ", "empty": "fetch it again; ",
+    **dict.fromkeys(("HDF5", "GGUF", "numpy", "ONNX"), "give the .pkl or .pt it was made from; ")}
+"""A word of what a file is -> what to do about it."""
 
 
 class CheckpointError(ValueError):
@@ -68,11 +69,8 @@ def network_bytes(network: nn.Module, provenance: dict | None = None) -> bytes:
 
 
 def save_network(network: nn.Module, path: str | Path, provenance: dict | None = None) -> Path:
-    """Save a generator of any family, or a discriminator, as safetensors.
-
-    Args:
-        provenance: settings, seed, commit, metrics...; anything JSON can hold, for the metadata.
-    """
+    """Save a generator of any family, or a discriminator, as safetensors. Its provenance (settings,
+    seed, commit, metrics...) is anything that JSON can hold."""
     return storage.write_atomically(path, network_bytes(network, provenance))
 
 
@@ -91,16 +89,8 @@ def address_of(path: str | Path) -> str:
 
 
 def find_checkpoint(path: str | Path, **hub: object) -> Path:
-    """The file of a network.
-
-    Args:
-        path: the file itself, an address, the name of an embedded network, a folder that
-            gapkd.sharing.hub wrote, whose config.json must agree with its weights, another
-            folder with one network's file in it, or a hub's repository, user/name.
-        hub: how that is fetched, see `load_generator`.
-
-    Raises CheckpointError when there is none.
-    """
+    """The file of a network, which is named as for `load_generator`. Raises CheckpointError when
+    there is none."""
     if address := address_of(path):
         try:
             path = fetch(address, **hub)
@@ -139,31 +129,25 @@ def _shared_weights(folder: Path) -> Path:
     weights, config = folder / WEIGHTS, folder / CONFIG
     if not weights.is_file():
         return _only_network(folder)
-    if not config.is_file() or recognise(weights) == "safetensors" and not _is_ours(weights):
+    found = _own_metadata(weights)
+    if found is None or not config.is_file():
         return weights
     mend = f"fetch the folder again, or remove {CONFIG} if the weights are the right ones"
     try:
         with open(config, "rb") as file:
             said = json.loads(file.read(2**20))  # the largest architecture is a thousandth of that
         written = said["gapkd_format"]
-        architecture = said["architecture"] if written == "1" else said
-        described = {"kind": said["kind"], **architecture}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{config} cannot be read as the description of a network "
                               f"({type(error).__name__}): {mend}") from error
-    if written not in ("1", FOLDER_FORMAT):
+    if written != FOLDER_FORMAT:
         raise CheckpointError(f"{config} is of the format {repr(written)[:20]}, this gapkd reads "
                               f"{FOLDER_FORMAT!r}: install a newer gapkd")
-    found = _metadata(weights)
-    known = {"kind": found["kind"]}
-    if isinstance(found["architecture"], dict):
-        known |= found["architecture"]
-    wrong = [name for name, value in known.items() if described.get(name, ...) != value]
+    known = {"kind": found["kind"], **found["architecture"]}
+    wrong = [name for name, value in known.items() if said.get(name, ...) != value]
     if wrong:
-        names = [name for name in wrong[:5] if name.isidentifier() and len(name) < 40]
-        names = ", ".join(names) or "the architecture"
-        raise CheckpointError(f"{config} and {WEIGHTS} beside it disagree about {names}: one of "
-                              f"the two was changed; {mend}")
+        raise CheckpointError(f"{config} and {WEIGHTS} beside it disagree about "
+                              f"{', '.join(wrong[:5])}: one of the two was changed; {mend}")
     return weights
 
 
@@ -186,9 +170,6 @@ def _network_of_state(content: object, role: str | None) -> tuple[dict, dict] | 
     """Metadata and weights of a network in a checkpoint of a training; None if it is none."""
     if not isinstance(content, dict) or not {"G_ema", "D", "opt_g"} <= content.keys():
         return None
-    if not isinstance(content.get("about"), str):
-        raise UnreadableError("it is the state of a training by an older gapkd: finish that with "
-                              "`gapkd resume`, and take its generator.safetensors")
     about, D = json.loads(content["about"]), role == "discriminator"
     return (about["networks"]["D" if D else "G"] | {"provenance": about["provenance"]},
             content["D" if D else "G_ema"])
@@ -204,15 +185,12 @@ def _only_network(folder: Path) -> Path:
     known = [file for file in files if file.name in HUB_NAMES]
     if len(files) == 1 or known:
         return (known or files)[0]
-    if files:
-        names = ", ".join(file.name[:60] for file in files[:5])
-        raise CheckpointError(f"{folder} is a folder: name the file in it that you mean ({names}"
-                              f"{', ...' if len(files) > 5 else ''})")
-    if (folder / CONFIG).is_file():
+    if (folder / CONFIG).is_file() and not files:
         raise CheckpointError(f"{folder} holds {CONFIG}, but no {WEIGHTS}: fetch the folder again, "
                               "whole")
-    raise CheckpointError(f"{folder} is a folder: name the file in it, for example "
-                          f"{folder / 'generator.safetensors'}")
+    names = ", ".join(file.name[:60] for file in files[:5])
+    listed = f"one of {names}" if files else "for example generator.safetensors"
+    raise CheckpointError(f"{folder} is a folder: name the file in it, {listed}")
 
 
 def sha256(path: str | Path) -> str:
@@ -234,29 +212,29 @@ def recognise(path: Path) -> str:
         return "safetensors"
     if head.startswith((b"PK\x03\x04", b"\x80")):
         return "pickle"
-    what, mend = _other_kind(head, path.suffix)
-    expected = ("expected a network as .safetensors (gapkd), .pkl (NVIDIA's StyleGAN2 and 3) or "
-                ".pt (rosinality's layout)")
-    raise CheckpointError(f"{_title(path)} is {what}: {f'{mend}; ' if mend else ''}{expected}")
+    kind = _other_kind(head, path.suffix)
+    mend = next((mend for word, mend in MENDS.items() if word in kind), "")
+    raise CheckpointError(f"{_title(path)} is {kind}: {mend}expected a network as .safetensors "
+                          "(gapkd), .pkl (NVIDIA's StyleGAN2 and 3) or .pt (rosinality's layout)")
 
 
-def _other_kind(head: bytes, suffix: str) -> tuple[str, str]:
-    """What a file is by its first 512 bytes, and what to do about it."""
+def _other_kind(head: bytes, suffix: str) -> str:
+    """What a file is by its first 512 bytes."""
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if not head:
-        return "empty", "fetch it again"
+        return "empty"
     for start, kind in KNOWN_HEADS.items():
         if head.startswith(start):
             return kind
     if head[257:262] == b"ustar":
-        return "a tar archive", UNPACK
+        return "a tar archive"
     if suffix == ".onnx" or re.match(rb"\x08[\x01-\x20]\x12[\x01-\x20]\w", head):
-        return "an ONNX program", SAVE_WEIGHTS
+        return "an ONNX program"
     if text[:1] == b"<" and (text[1:2] in b"!?" or text[1:2].isalpha()):
-        return "a web page (did the download want a login?)", "fetch the file itself"
+        return "a web page (did the download want a login?)"
     if all(byte >= 32 or byte in b"\t\r\n" for byte in head) and head.isascii():
-        return "text", ""
-    return "of an unknown kind", ""
+        return "text"
+    return "of an unknown kind"
 
 
 # ---------------------------------------------------------------------------------------- reading
@@ -293,18 +271,15 @@ def load_discriminator(path: str | Path) -> Discriminator:
 def read_metadata(path: str | Path) -> dict:
     """{"kind", "architecture", "provenance"} of a network's file; of a foreign one, of its
     generator if it has one."""
-    return _metadata(find_checkpoint(path))
-
-
-def _metadata(path: Path) -> dict:
-    return (_read(path) if _is_ours(path) else _read_foreign(path))[0]
+    file = find_checkpoint(path)
+    return _own_metadata(file) or _read_foreign(file)[0]
 
 
 def _load(path: str | Path, role: str, **hub: object) -> nn.Module:
     path = find_checkpoint(path, **hub)
-    name = _title(path)
-    if _is_ours(path):
-        metadata, tensors = _read(path, weights=True)
+    name, metadata = _title(path), _own_metadata(path)
+    if metadata:
+        tensors = _open(path, weights=True)[1]
     else:
         metadata, tensors = _read_foreign(path, role)
     kind, architecture = metadata["kind"], metadata["architecture"]
@@ -331,9 +306,17 @@ def _load(path: str | Path, role: str, **hub: object) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether a file claims to be gapkd's own."""
-    return recognise(path) == "safetensors" and not {"gapkd", "kind"}.isdisjoint(_open(path)[0])
+def _own_metadata(path: Path) -> dict | None:
+    """What a file of our own says of its network; None: it does not claim to be one."""
+    raw = _open(path)[0] if recognise(path) == "safetensors" else {}
+    if {"gapkd", "kind"}.isdisjoint(raw):
+        return None
+    try:
+        return {"kind": raw["kind"], "architecture": dict(json.loads(raw["architecture"])),
+                "provenance": json.loads(raw["provenance"])}
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{_title(path)} is a safetensors file, but not one of gapkd's: its "
+                              "metadata names no network") from error
 
 
 def _open(path: Path, weights: bool = False) -> tuple[dict, dict[str, torch.Tensor]]:
@@ -351,33 +334,22 @@ def _open(path: Path, weights: bool = False) -> tuple[dict, dict[str, torch.Tens
     return raw, tensors
 
 
-def _read(path: Path, weights: bool = False) -> tuple[dict, dict[str, torch.Tensor]]:
-    """Metadata and, if asked for, weights of a file of our own."""
-    raw, tensors = _open(path, weights)
-    try:
-        metadata = {"kind": raw["kind"], "architecture": json.loads(raw["architecture"]),
-                    "provenance": json.loads(raw["provenance"])}
-    except (KeyError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{_title(path)} is a safetensors file, but not one of gapkd's: its "
-                              "metadata names no network") from error
-    return metadata, tensors
-
-
 def _read_foreign(path: Path, role: str | None = None) -> tuple[dict, dict[str, torch.Tensor]]:
     """Metadata and weights of the generator or discriminator (None: either) in another
     repository's file."""
-    kept, name = recognise(path) == "safetensors", _title(path)
-    what = "is a safetensors file, but not one of gapkd's" if kept else (
-        "cannot be read as a network")
+    name = _title(path)
     try:
-        content = _open(path, weights=True)[1] if kept else read(path.read_bytes())
+        if recognise(path) == "safetensors":
+            content = _open(path, weights=True)[1]
+        else:
+            content = read(path.read_bytes())
         if own := _network_of_state(content, role):
             return own
         found = find_network(content, role)
     except CheckpointError:
         raise
     except (UnreadableError, ForeignError) as error:
-        raise CheckpointError(f"{name} {what}: {error}") from error
+        raise CheckpointError(f"{name} cannot be read as a network: {error}") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
     except Exception as error:  # whatever a hostile file brings about

@@ -7,13 +7,10 @@ the address says how, verified.
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
 import re
 import string
 import urllib.parse
-import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,14 +35,13 @@ def is_address(name: str | Path) -> bool:
     return bool(SCHEME.match(str(name)))
 
 
-def fetch(address: str, progress: bool = True, **hub: object) -> Path:
+def fetch(address: str, **hub: object) -> Path:
     """The file behind an address; from the cache if it has been fetched before.
 
     Args:
-        address: file:// or https://, with an optional #sha256=<64 hex digits>; http:// needs one.
-            Or a repository of a model hub, hf://user/name, with an optional @revision and an
-            optional /file: without one, the folder of its weights and its config.json.
-        progress: whether a bar is shown meanwhile.
+        address: https://, with an optional #sha256=<64 hex digits>; http:// needs one. Or a
+            repository of a model hub, hf://user/name, with an optional @revision and an optional
+            /file: without one, the folder of its weights and its config.json.
         hub: revision, token, cache_dir, force_download, local_files_only, for the hub's client.
 
     Raises AddressError, in one sentence.
@@ -54,8 +50,6 @@ def fetch(address: str, progress: bool = True, **hub: object) -> Path:
         return _from_hub(str(address), {k: v for k, v in hub.items() if v is not None})
     parts = _parts(address)
     digest = _digest(parts.fragment, address)
-    if parts.scheme == "file":
-        return _own_file(parts.path, digest, address)
     if parts.scheme == "http" and not digest:
         raise AddressError(f"{address} could be altered on its way: give https://, or append "
                            "#sha256= and its check sum")
@@ -66,24 +60,18 @@ def fetch(address: str, progress: bool = True, **hub: object) -> Path:
     target = cache_folder() / f"{digits}-{name or 'file'}"
     try:
         # before the lock, which a cache that is only read cannot have
-        if target.is_file() and digest in ("", sha256(target)):
-            return target
-        _retrieve(url, target, digest, progress)
+        if not (target.is_file() and digest in ("", sha256(target))):
+            _retrieve(url, target, digest)
     except AddressError:
         raise
     except OSError as error:  # those of the network have no number
-        unfit = ""
-        if os.access(target, os.R_OK):  # if it fitted, it would have been used
-            unfit = ", and the file in the cache does not fit the check sum"
         if error.errno is None:
-            raise AddressError(f"{bare} could not be fetched ({reason(error)}){unfit}: check the "
-                               "address and the connection, or bring the file from elsewhere and "
-                               "give its path") from error
-        mend = "free some space, or set GAPKD_CACHE to another folder"
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            mend = "it is not writable, so set GAPKD_CACHE to a folder of your own"
-        raise AddressError(f"{bare} could not be stored in {target.parent} ({error.strerror})"
-                           f"{unfit}: {mend}") from error
+            raise AddressError(f"{bare} could not be fetched ({reason(error)}): check the address "
+                               "and the connection, or bring the file from elsewhere and give its "
+                               "path") from error
+        raise AddressError(f"{bare} could not be stored in {target.parent} ({error.strerror}): "
+                           "free some space there, or set GAPKD_CACHE to another folder, where you "
+                           "may write") from error
     except ValueError as error:  # pooch found another sum
         raise AddressError(f"{address} has another check sum: it is damaged or not what was meant, "
                            "so compare the digits after #sha256= with its publisher's; what was "
@@ -114,26 +102,24 @@ def _from_hub(address: str, how: dict) -> Path:
         if not file:
             with suppress(errors.EntryNotFoundError):  # the weights know it all themselves
                 client.hf_hub_download(name, CONFIG, **how | {"revision": fetched.parent.name})
-    except errors.GatedRepoError as error:
-        raise AddressError(f"{address} is open to those alone who asked for it: ask on its page, "
-                           "then log in with `hf auth login`") from error
-    except errors.RepositoryNotFoundError as error:
-        raise AddressError(f"the hub shows no repository {name}, it may be private: {login}"
-                           ) from error
-    except errors.RevisionNotFoundError as error:
-        raise AddressError(f"{address} has no revision {how['revision']}: {login}") from error
     except Exception as error:  # the network's own share no base class
-        missing = errors.EntryNotFoundError, errors.LocalEntryNotFoundError
-        if isinstance(error, missing[0]) and not isinstance(error, missing[1]):
-            raise AddressError(f"{address} holds no {wanted}: name a file of it, as in "
-                               f"hf://{name}/FILE") from error
-        raise AddressError(f"{address} could not be fetched ({reason(error)}) and is not in the "
-                           "cache: check the connection, or bring its folder from elsewhere and "
-                           "give the path") from error
+        unreached = (f"{address} could not be fetched ({reason(error)}) and is not in the cache: "
+                     "check the connection, or bring its folder from elsewhere and give the path")
+        told = [
+            (errors.GatedRepoError, f"{address} is open to those alone who asked for it: ask on "
+                                    "its page, then log in with `hf auth login`"),
+            (errors.RepositoryNotFoundError, f"the hub shows no repository {name}, it may be "
+                                             f"private: {login}"),
+            (errors.RevisionNotFoundError, f"{address} has no revision {how['revision']}: {login}"),
+            (errors.LocalEntryNotFoundError, unreached),
+            (errors.EntryNotFoundError, f"{address} holds no {wanted}: name a file of it, as in "
+                                        f"hf://{name}/FILE")]
+        mine = (text for kind, text in told if isinstance(error, kind))
+        raise AddressError(next(mine, unreached)) from error
     return fetched if file else fetched.parent
 
 
-def _retrieve(url: str, target: Path, digest: str, progress: bool) -> None:
+def _retrieve(url: str, target: Path, digest: str) -> None:
     """Download aside, verify, rename: once, even if two processes want the same file."""
     import pooch
     from tqdm.auto import tqdm
@@ -148,8 +134,7 @@ def _retrieve(url: str, target: Path, digest: str, progress: bool) -> None:
     pooch.get_logger().setLevel("WARNING")
     target.parent.mkdir(parents=True, exist_ok=True)
     # pooch corrects the total, but takes a bar without one for no bar
-    bar = tqdm(total=1, unit="B", unit_scale=True, desc=target.name[17:], leave=False,
-               disable=not progress)
+    bar = tqdm(total=1, unit="B", unit_scale=True, desc=target.name[17:], leave=False)
     with FileLock(target.with_name(f"{target.name}.lock")), bar:
         download = pooch.HTTPDownloader(
             progressbar=bar, chunk_size=CHUNK, timeout=SECONDS, hooks={"response": check_redirect},
@@ -173,12 +158,11 @@ def _parts(address: str, origin: str = "") -> urllib.parse.SplitResult:
     """An address taken apart; of a redirect, seen from its origin."""
     try:
         parts = urllib.parse.urlsplit(urllib.parse.urljoin(origin, address))
-        if parts.scheme != "file":
-            if parts.scheme not in ("https", "http"):
-                raise ValueError("give https://, hf:// or file://, or a path")
-            if not parts.hostname or parts.port == 0 or re.search(r"[\s@]", parts.netloc):
-                raise ValueError("mend its host or port")
-            parts.hostname.encode("idna")
+        if parts.scheme not in ("https", "http"):
+            raise ValueError("give https:// or hf://, or a path")
+        if not parts.hostname or parts.port == 0 or re.search(r"[\s@]", parts.netloc):
+            raise ValueError("mend its host or port")
+        parts.hostname.encode("idna")
     except ValueError as error:  # also a bracket that is not closed, a port that is no number
         raise AddressError(f"{address} is not an address that can be fetched: {error}") from error
     return parts
@@ -188,20 +172,3 @@ def _digest(fragment: str, address: str) -> str:
     if fragment and not re.fullmatch("sha256=[0-9a-fA-F]{64}", fragment):
         raise AddressError(f"what follows # in {address} must be sha256= and 64 hexadecimal digits")
     return fragment.removeprefix("sha256=").lower()
-
-
-def _own_file(path: str, digest: str, address: str) -> Path:
-    """A file of the user's own, which is never removed."""
-    try:
-        file = Path(urllib.request.url2pathname(path))
-        if not file.is_file():
-            raise AddressError(f"there is no file at {address}: check its path, which begins with "
-                               "the third /")
-        if digest and (found := sha256(file)) != digest:
-            raise AddressError(f"{address} has another check sum ({found}): it is damaged or not "
-                               "what was meant, so compare the digits after #sha256= with its "
-                               "publisher's")
-    except OSError as error:
-        raise AddressError(f"{address} could not be read ({error.strerror or error}): check its "
-                           "path, and who may read it") from error
-    return file

@@ -14,11 +14,9 @@ import math
 import re
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import count, islice
+from itertools import count
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +38,7 @@ LONGEST = 300  # characters of a tensor's name
 DEFAULTS = {"w_avg": 0.0, "noise_const": 0.0, "noise_strength": 0.0, "magnitude_ema": 1.0}
 """What may be missing, and is then as if it were not there."""
 FIXED = "filter", "kernel", "noise_const"  # what no training changes
+OUR_NAMES = re.compile(r"synthesis\.(blocks\.\d+\.conv1|layers\.\d+)\.")
 LIMITS = {"resolution": 4096, "mapping_layers": 64, "z_dim": 2**16, "w_dim": 2**16, "c_dim": 2**20,
           "mbstd_group": 2**10, "critical": 1000, "margin": 1000, "output_scale": 1000}
 
@@ -56,13 +55,12 @@ ROSINALITY: Rules = [
     (r"^mapping\.layers\.(\d+)", lambda m: f"style.{int(m[1]) + 1}"),  # 0 normalises z
     (r"^mapping\.w_avg$", "latent_avg"),
     (r"^synthesis\.const$", "input.input"),
-    (r"^synthesis\.blocks\.0\.torgb\.", "to_rgb1."),
     (r"^synthesis\.blocks\.(\d+)\.torgb\.", lambda m: f"to_rgbs.{int(m[1]) - 1}."),
-    (r"^synthesis\.blocks\.0\.conv1\.noise_const$", "noises.noise_0"),
-    (r"^synthesis\.blocks\.0\.conv1\.", "conv1."),
     (r"^synthesis\.blocks\.(\d+)\.conv(\d)\.noise_const$",
      lambda m: f"noises.noise_{2 * int(m[1]) - 1 + int(m[2])}"),
     (r"^synthesis\.blocks\.(\d+)\.conv(\d)\.", lambda m: f"convs.{2 * int(m[1]) - 2 + int(m[2])}."),
+    (r"^to_rgbs\.-1\.", "to_rgb1."),
+    (r"^convs\.-1\.", "conv1."),
     (r"\.affine\.", ".conv.modulation."),
     (r"\.noise_strength$", ".noise.weight"),
     (r"^(conv1|convs\.\d+)\.bias$", r"\1.activate.bias"),
@@ -105,41 +103,36 @@ class Place:
     path: str
     role: str
     modules: Modules
+    prefix: str
     translate: Callable[[Modules], Found]
 
     @property
     def averaged(self) -> bool:
-        return not AVERAGED.isdisjoint(re.split(r"[^a-z0-9]+", self.path.lower()))
+        words = re.split(r"[^a-z0-9]+", self.path.lower())
+        return not AVERAGED.isdisjoint(words)
 
 
 def find_network(content: object, role: str | None) -> Found:
-    """The network that a file's content holds, the averaged one where there are several.
+    """The network that a file's content holds, of the role "generator" or "discriminator" if there
+    is one (None: generator), the averaged one where there are several.
 
-    Only the network asked for is translated: a generator loads whatever lies beside it.
-
-    Args:
-        role: "generator" or "discriminator", which is looked for first; None: the generator.
-
-    Raises ForeignError when it is not there, or cannot be translated.
+    Only that one is translated: a generator loads whatever lies beside it. Raises ForeignError when
+    it is not there, or cannot be translated.
     """
     places, problems = _places(content)
-    wanted = role or "generator"
-    chosen = [place for place in places if place.role == wanted]
+    chosen = [place for place in places if place.role == (role or "generator")]
     if not chosen and problems:
         raise problems[0]
     chosen = chosen or places
     if not chosen:
         raise ForeignError(_what_instead(content))
     best = next((place for place in chosen if place.averaged), chosen[0])
-    try:
-        found = best.translate(best.modules)
-    except ForeignError as error:
-        raise ForeignError(_family([*best.modules.state]) or str(error)) from error
+    found = best.translate(best.modules.under(best.prefix))
     if len(chosen) == 1:
         return found
     which = "the averaged one" if best.averaged else "the first, since none is called averaged"
-    names = ", ".join(_shown(place.path) for place in chosen[:8])
-    return replace(found, note=f"it holds {len(chosen)} {best.role}s ({names}): taken is "
+    listed = ", ".join(_shown(place.path) for place in chosen[:8])
+    return replace(found, note=f"it holds {len(chosen)} {best.role}s ({listed}): taken is "
                                f"{_shown(best.path)}, {which}")
 
 
@@ -147,91 +140,70 @@ def _places(content: object) -> tuple[list[Place], list[ForeignError]]:
     """Everything in a file that looks like a network, outer things first, and what is wrong with
     modules that cannot be followed."""
     places, problems, parts = [], [], Budget(4 * MOST_PARTS)
-    for way, value, latent_avg in _contents(content):
-        modules = Modules.of(value) if isinstance(value, dict) else Modules()
-        if isinstance(value, Record) and value.name == PERSISTENT:
-            try:
-                modules.add(value, "", parts)
-            except ForeignError as error:
-                problems.append(error)
-                continue
+    for path, value, latent_avg in _contents(content):
+        try:
+            modules = Modules.of(value, parts)
+        except ForeignError as error:
+            problems.append(error)
+            continue
         for prefix, role, translate in modules.marks():
-            path = ".".join(part for part in (_path(way), prefix.rstrip(".")) if part)
-            places.append(Place(path, role, modules, partial(translate, prefix, latent_avg)))
+            if isinstance(latent_avg, Tensor):
+                modules.state.setdefault(f"{prefix}latent_avg", latent_avg)
+            places.append(Place(_joined(path, prefix), role, modules, prefix, translate))
     return places, problems
 
 
-def _contents(content: object) -> Iterator[tuple[tuple, object, object]]:
-    """(way, value, latent_avg beside or above it) of every dict and Record in a file, each once,
-    outer ones first; what NVIDIA's modules hold is left to `Modules`.
-
-    A way is (the way to what holds it, the key there).
-    """
-    waiting, seen = deque([((), content, None)]), set()
+def _contents(content: object) -> Iterator[tuple[str, object, object]]:
+    """(path, value, latent_avg beside or above it) of every dict and Record in a file, each once,
+    outer ones first; what NVIDIA's modules hold is left to `Modules`."""
+    waiting, seen = deque([("", content, None)]), set()
     while waiting:
-        way, value, latent_avg = waiting.popleft()
+        path, value, latent_avg = waiting.popleft()
         if id(value) in seen:
             continue
         seen.add(id(value))
-        if isinstance(value, Record):
-            yield way, value, latent_avg
-            parts = [] if value.name == PERSISTENT else [(way, value.state), (way, value.items)]
-        elif isinstance(value, dict):
+        if isinstance(value, dict):
             latent_avg = value.get("latent_avg", latent_avg)
-            yield way, value, latent_avg
-            parts = (((way, key), part) for key, part in value.items())
-        elif isinstance(value, (list, tuple)):
-            parts = (((way, str(n)), part) for n, part in enumerate(value))
-        else:
-            continue
-        for further, part in parts:
-            if isinstance(part, Record) or isinstance(part, (dict, list, tuple)) and part:
-                waiting.append((further, part, latent_avg))
+        if isinstance(value, (dict, Record)):
+            yield path, value, latent_avg
+        for key, part in _parts(value):
+            if isinstance(part, (Record, dict, list, tuple)) and part:
+                waiting.append((_joined(path, key), part, latent_avg))
 
 
-def _path(way: tuple) -> str:
-    """The last keys of a way, as text."""
-    keys = []
-    while way and len(keys) < 8:
-        way, key = way
-        keys.append(key[:LONGEST] if isinstance(key, str) else "...")
-    return ".".join(reversed(keys))
+def _parts(value: object) -> Iterable[tuple[object, object]]:
+    if isinstance(value, Record):
+        return [] if value.name == PERSISTENT else [("", value.state), ("", value.items)]
+    if isinstance(value, dict):
+        return value.items()
+    return enumerate(value) if isinstance(value, (list, tuple)) else ()
+
+
+def _joined(path: str, key: object) -> str:
+    """The end of a longer path."""
+    key = str(key) if isinstance(key, (str, int)) else "..."  # a Record's text may have no end
+    return f"{path}.{key[:LONGEST]}".strip(".")[-LONGEST:]
 
 
 def _what_instead(content: object) -> str:
     """What a file holds in which no network was found, and what to do."""
-    records, names, parts = [], [], Budget(4 * MOST_PARTS)
-    for _, value, _ in islice(_contents(content), MOST_PARTS):
-        if isinstance(value, Record) and value.name == PERSISTENT:
-            modules = Modules()
-            with suppress(ForeignError):
-                modules.add(value, "", parts)
-            names += modules.state
-        elif isinstance(value, Record):
-            records.append(value)
-            names.append(value.name)
-        else:
-            names += [key for key in islice(value, MOST_PARTS) if isinstance(key, str)]
-    if family := _family(names[:MOST_PARTS]):
-        return family
-    whole = [record for record in records if isinstance(record.state, dict)
-             and "_modules" in record.state]
-    if whole:
-        return (f"it holds whole modules ({_shown(whole[0].name)}), which only their own code can "
-                "read: save the network's state_dict() instead, where that code is at hand")
-    entries = content if isinstance(content, dict) else {"": content}
-    held = ", ".join(f"{_shown(key)}: {_shown(value)}" for key, value in islice(entries.items(), 5))
+    for _, value, _ in _contents(content):
+        if isinstance(value, dict) and any(
+                isinstance(key, str) and OUR_NAMES.match(key) for key in value):
+            return ("it holds the weights of a gapkd network without its architecture: write the "
+                    "network with gapkd.save_network")
+        if isinstance(value, Record) and value.name.startswith("dnnlib.tflib."):
+            return ("it is a TensorFlow network (dnnlib.tflib): convert it first, with legacy.py "
+                    "of NVIDIA's stylegan2-ada-pytorch")
+        if isinstance(value, Record) and isinstance(value.state, dict) and (
+                "_modules" in value.state):
+            return (f"it holds whole modules ({_shown(value.name)}), which only their own code can "
+                    "read: save the network's state_dict() instead, where that code is at hand")
+    entries = [*content.items()][:5] if isinstance(content, dict) else [("", content)]
+    held = ", ".join(f"{_shown(key)}: {_shown(value)}" for key, value in entries)
     return ("it holds no StyleGAN2 network under any name, and no StyleGAN3 (it holds "
-            f"{held or 'nothing'}): {LAYOUT}")
-
-
-def _family(names: list[str]) -> str | None:
-    """Of another family, told by the names of its tensors and classes: what it is, and what to
-    do."""
-    for mark, what in FAMILIES.items():
-        if any(re.search(mark, name[:LONGEST]) for name in names):
-            return what
-    return None
+            f"{held or 'nothing'}): gapkd reads both in NVIDIA's layout, and StyleGAN2 in "
+            "rosinality's; other families cannot be the teacher")
 
 
 def _shown(value: object) -> str:
@@ -259,8 +231,9 @@ def outline(kind: str, architecture: dict) -> nn.Module:
     Raises ValueError for sizes that no network has, whatever the constructor raises for others.
     """
     for name, most in LIMITS.items():
-        if not 0 <= (architecture.get(name) or 0) <= most:
-            raise ValueError(f"{name} is {_shown(architecture[name])}")
+        value = architecture.get(name) or 0
+        if type(value) not in (int, float) or not 0 <= value <= most:
+            raise ValueError(f"{name} is {_shown(value)}")
     with torch.device("meta"):
         return build(kind, architecture)
 
@@ -271,6 +244,9 @@ def _collect(kind: str, architecture: dict, theirs: State, rules: Rules, source:
         network = outline(kind, architecture)
     except ValueError as error:
         raise ForeignError(f"its sizes make no network: {error}") from error
+    for name, value in theirs.items():
+        if name.endswith(("resample_filter", "kernel")) and not _is_low_pass(value):
+            raise ForeignError(f"{_named(name)} is another filter than [1, 3, 3, 1]")
     taken, storages, used = {}, {}, set()
     for name, wanted in network.state_dict().items():
         their_name, default = _renamed(name, rules), DEFAULTS.get(name.rsplit(".", 1)[-1])
@@ -360,6 +336,11 @@ PLANNED = {"in_sampling_rate": "in_rate", "out_sampling_rate": "out_rate",
            "out_half_width": "out_half_width", "is_critically_sampled": "critical",
            "is_torgb": "torgb"}
 """Fields of StyleGAN3's layers -> what they are called in our `LayerPlan`."""
+SYNTHESIS = {"critical": ("num_critical", 2), "margin": ("margin_size", 10),
+             "output_scale": ("output_scale", 0.25)}
+"""Our arguments -> fields of StyleGAN3's synthesis network, and what they usually are."""
+NOT_PERSISTENT = ("it holds a module that is not laid out as NVIDIA's torch_utils.persistence lays "
+                  "out its own")
 OF_NO_MATTER = frozenset("""
     block_resolutions c_dim channels channels_last cmap_dim conv_clamp conv_kernel down_factor
     down_radial down_taps dtype first_layer_idx fp16_channels_last fused_modconv_default
@@ -382,25 +363,32 @@ class Modules:
     attributes: dict[str, dict] = field(default_factory=dict)
     state: State = field(default_factory=dict)
 
-    def add(self, record: object, path: str, budget: Budget) -> None:
-        """The module that a record stands for, with all below it.
+    @classmethod
+    def of(cls, value: object, budget: Budget) -> Modules:
+        """Of a pickled module, or of a state dict, whose attributes are then the usual ones."""
+        modules = cls()
+        if isinstance(value, dict):
+            modules.state = {name.replace("_orig_mod.", ""): part for name, part in value.items()
+                             if isinstance(name, str) and len(name) <= LONGEST
+                             and isinstance(part, (Tensor, Record))}
+            modules.attributes = {name.rpartition(".")[0]: {} for name in modules.state}
+        elif value.name == PERSISTENT:
+            modules.add(value, "", budget)
+        return modules
 
-        Args:
-            budget: parts that there may be: shared children are met once per parent.
-        """
+    def add(self, record: object, path: str, budget: Budget) -> None:
+        """The module that a record stands for, with all below it: shared ones once per parent."""
         meta = record.arguments[0] if isinstance(record, Record) and record.arguments else None
         own = meta.get("state") if isinstance(meta, dict) else None
         if path.count(".") > DEEPEST or not isinstance(own, dict):
-            raise ForeignError("it holds a module that is not laid out as NVIDIA's "
-                               "torch_utils.persistence does")
+            raise ForeignError(NOT_PERSISTENT)
         parts = [own.get(key) or {} for key in ("_parameters", "_buffers", "_modules")]
         if not all(isinstance(part, dict) for part in parts):
-            raise ForeignError("it holds a module whose parameters or children are no dict")
+            raise ForeignError(NOT_PERSISTENT)
         names = [name for part in parts for name in part]
         budget.spend(1 + len(names))
         if not all(isinstance(name, str) and len(name) <= 100 for name in names):
-            raise ForeignError("it holds a module whose parameters or children have no names, or "
-                               "endless ones")
+            raise ForeignError(NOT_PERSISTENT)
         self.attributes[path] = own
         prefix = f"{path}." if path else ""
         for name, value in (parts[0] | parts[1]).items():
@@ -410,23 +398,13 @@ class Modules:
             if child is not None:
                 self.add(child, prefix + name, budget)
 
-    @classmethod
-    def of(cls, tensors: dict) -> Modules:
-        """Of a state dict: without attributes, which are then the usual ones."""
-        state = {name.replace("_orig_mod.", ""): value for name, value in tensors.items()
-                 if isinstance(name, str) and len(name) <= LONGEST
-                 and isinstance(value, (Tensor, Record))}
-        paths = {name.rpartition(".")[0] for name in state}
-        return cls({path: {} for path in paths}, state)
-
-    def marks(self) -> list[tuple[str, str, Translate]]:
+    def marks(self) -> list[tuple[str, str, Callable[[Modules], Found]]]:
         """(prefix, role, how it is translated) of every network among the tensors' names."""
         found = {}
         for name in self.state:
             if match := MARKS.match(name):
                 role, translate = KINDS[match.lastgroup]
-                alias_free = match.lastgroup == "alias_free"
-                if alias_free or (match[1], role) not in found:
+                if match.lastgroup == "alias_free" or (match[1], role) not in found:
                     found[match[1], role] = translate
         return [(*key, translate) for key, translate in found.items()]
 
@@ -445,27 +423,9 @@ class Modules:
         no published version has."""
         for path, attributes in self.attributes.items():
             for name, value in attributes.items():
-                self.check_field(path, name, value)
+                _check_field(path, name, value)
             if attributes.get("use_noise", True) is False:
                 self.state.pop(f"{path}.noise_strength", None)  # missing: none
-        for name, value in self.state.items():
-            if name.endswith("resample_filter") and not _is_low_pass(value):
-                raise ForeignError(f"{_named(name)} is another resampling filter than "
-                                   "[1, 3, 3, 1]")
-
-    def check_field(self, path: str, name: str, value: object) -> None:
-        if name.startswith("_"):  # torch's own; the source's arguments, which the fields repeat
-            return
-        if value is None and name not in FIELDS:  # a layer or parameter that is not there
-            return
-        if name not in FIELDS and name not in OF_NO_MATTER:
-            raise ForeignError(f"{_named(path)} has the field {_shown(name)} ({_shown(value)}), "
-                               "which the published versions do not have: it may draw otherwise "
-                               "than they do")
-        for where, right in FIELDS.get(name, ()):
-            if re.search(where, path) and not any(_same(value, one) for one in right):
-                raise ForeignError(f"{_named(path)} has the {name.replace('bias_gain', LR)} "
-                                   f"{_shown(value)}: only {' or '.join(map(str, right))} is known")
 
     def sizes(self, pattern: str) -> list[int]:
         """4, 8, ... as the blocks are named; raises ForeignError for gaps."""
@@ -475,20 +435,30 @@ class Modules:
         return found
 
     def clamp(self, pattern: str = CLAMPED) -> dict:
-        """{"clamp": value} if every convolution of that name clamps its output there, {} if none
-        does."""
-        clamps = []
-        for path in self.attributes:
-            if re.search(pattern, path):
-                clamps.append(self.get(path, "conv_clamp", None))
+        """{"clamp": value} if every convolution of that name clamps there, {} if none does."""
+        clamps = [self.get(path, "conv_clamp", None) for path in self.attributes
+                  if re.search(pattern, path)]
         for clamp in clamps:
-            known = clamp is None or type(clamp) in (int, float) and 0 < clamp < math.inf
-            if not known:
+            if clamp is not None and not (type(clamp) in (int, float) and 0 < clamp < math.inf):
                 raise ForeignError(f"a convolution's conv_clamp is {_shown(clamp)}, not a number "
                                    "above 0")
         if len(set(clamps)) > 1:
             raise ForeignError("its convolutions clamp their outputs at different values")
         return {"clamp": float(clamps[0])} if clamps and clamps[0] is not None else {}
+
+
+def _check_field(path: str, name: str, value: object) -> None:
+    if name.startswith("_"):  # torch's own; the source's arguments, which the fields repeat
+        return
+    if value is None and name not in FIELDS:  # a layer or parameter that is not there
+        return
+    if name not in FIELDS and name not in OF_NO_MATTER:
+        raise ForeignError(f"{_named(path)} has the field {_shown(name)} ({_shown(value)}), which "
+                           "the published versions do not have: it may draw otherwise than they do")
+    for where, right in FIELDS.get(name, ()):
+        if re.search(where, path) and not any(_same(value, one) for one in right):
+            raise ForeignError(f"{_named(path)} has the {name.replace('bias_gain', LR)} "
+                               f"{_shown(value)}: only {' or '.join(map(str, right))} is known")
 
 
 def _same(value: object, right: object) -> bool:
@@ -524,17 +494,11 @@ def nvidia_alias_free(modules: Modules) -> Found:
                            "not 0, 1, ...")
     paths, resolutions, widths = zip(*(layers[n] for n in range(len(layers))), strict=True)
     down = state.get(f"{paths[0]}.down_filter")
-    down = down if isinstance(down, Tensor) else None
-    numbers = {}
-    for name, attribute, default in (("critical", "num_critical", 2), ("margin", "margin_size", 10),
-                                     ("output_scale", "output_scale", 0.25)):
-        numbers[name] = modules.get("synthesis", attribute, default)
-        if type(numbers[name]) not in (int, float):
-            raise ForeignError(f"{attribute} of its synthesis network is {_shown(numbers[name])}")
+    numbers = {ours: modules.get("synthesis", *theirs) for ours, theirs in SYNTHESIS.items()}
     architecture = {"resolution": resolutions[-1], "channels": list(widths[:-1]), **numbers,
                     "img_channels": widths[-1],
                     "kernel": _need(state, f"{paths[0]}.weight", 4).shape[-1],
-                    "radial": down is not None and down.ndim == 2, **modules.clamp(),
+                    "radial": isinstance(down, Tensor) and down.ndim == 2, **modules.clamp(),
                     **_mapping_sizes(state, "mapping.fc", 0)}
     names: Rules = [(r"^synthesis\.layers\.(\d+)", lambda m: paths[int(m[1])])]
     found = _collect("stylegan3-generator", architecture, state, NVIDIA + names,
@@ -584,36 +548,21 @@ def nvidia_discriminator(modules: Modules) -> Found:
 # ------------------------------------------------------------------------------------ rosinality
 
 
-def rosinality_generator(state: State, latent_avg: object) -> Found:
-    """`style.1...`, `conv1...`, `convs.0...`, `to_rgbs.0...` -> ours.
-
-    Args:
-        latent_avg: what stands beside or above the state dict under that name.
-    """
-    for name, kernel in state.items():
-        if name.endswith("kernel") and not _is_low_pass(kernel):
-            raise ForeignError(f"{_named(name)} is another filter than [1, 3, 3, 1]")
-    sizes = _mapping_sizes(state, "style.", 1)
-    number = sum(re.fullmatch(r"convs\.\d+\.conv\.weight", name) is not None for name in state)
+def rosinality_generator(modules: Modules) -> Found:
+    """`style.1...`, `conv1...`, `convs.0...`, `to_rgbs.0...` -> ours."""
+    state = modules.state
+    number = next(n for n in count() if f"convs.{n}.conv.weight" not in state)
     if number % 2 or not 2 <= number <= 18:
         raise ForeignError(f"it has {number + 1} styled convolutions, not an odd number of at "
                            "least 3")
-    channels = [_need(state, "input.input", 4).shape[1]]
-    kernels = set()
-    for name in ("conv1", *(f"convs.{n}" for n in range(number))):
-        weight = _need(state, f"{name}.conv.weight", 5)  # (1, O, I, k, k)
-        _need(state, f"{name}.noise.weight")
-        channels.append(weight.shape[1])
-        if name.startswith("convs") and int(name[6:]) % 2:
-            kernels.add(weight.shape[-1])
-    if len(kernels) != 1:
-        raise ForeignError("the blocks' second convolutions have kernels of different sizes")
+    weights = [_need(state, f"{name}.conv.weight", 5)  # (1, O, I, k, k)
+               for name in ("conv1", *(f"convs.{n}" for n in range(number)))]
+    channels = [_need(state, "input.input", 4).shape[1], *(weight.shape[1] for weight in weights)]
     pairs = [channels[i:i + 2] for i in range(0, len(channels), 2)]
-    architecture = {"resolution": 2 << len(pairs), "channels": pairs, "kernel": kernels.pop(),
-                    "img_channels": _need(state, "to_rgb1.bias").numel(), **sizes}
-    if isinstance(latent_avg, Tensor) and latent_avg.numel() == sizes["w_dim"] and (
-            "latent_avg" not in state):
-        state = state | {"latent_avg": latent_avg}
+    architecture = {"resolution": 2 << len(pairs), "channels": pairs,
+                    "kernel": weights[-1].shape[-1],
+                    "img_channels": _need(state, "to_rgb1.bias").numel(),
+                    **_mapping_sizes(state, "style.", 1)}
     found = _collect("stylegan2-generator", architecture, state, ROSINALITY,
                      "rosinality's StyleGAN2")
     if "latent_avg" not in state:
@@ -634,8 +583,9 @@ def _mean_w(found: Found) -> Tensor:
     return torch.stack([mapping(part).mean(dim=0) for part in z]).mean(dim=0)
 
 
-def rosinality_discriminator(state: State) -> Found:
+def rosinality_discriminator(modules: Modules) -> Found:
     """`convs.0.0.weight`, `convs.1.conv1...`, `final_conv...` -> ours."""
+    state = modules.state
     blocks = next(n for n in count() if f"convs.{n + 1}.conv1.0.weight" not in state)
     widths = [len(_need(state, f"convs.{n}.conv2.1.weight", 4)) for n in range(blocks, 0, -1)]
     top = _need(state, "convs.0.0.weight", 4)
@@ -650,52 +600,24 @@ MARKS = re.compile(r"""((?:.*?\.)?)(?:
     (?P<alias_free>synthesis\.(?:input|L\d+_\d+_\d+)\.) | (?P<nvidia>synthesis\.b\d+\.)
     | (?P<nvidia_d>b4\.(?:conv|fc|out)\.) | (?P<rosinality>input\.input$)
     | (?P<rosinality_d>final_conv\.0\.weight$))""", re.VERBOSE)
-Translate = Callable[[str, object, Modules], Found]  # prefix, latent_avg, everything around it
-KINDS: dict[str, tuple[str, Translate]] = {
-    "alias_free": ("generator", lambda prefix, _, m: nvidia_alias_free(m.under(prefix))),
-    "nvidia": ("generator", lambda prefix, _, m: nvidia_generator(m.under(prefix))),
-    "nvidia_d": ("discriminator", lambda prefix, _, m: nvidia_discriminator(m.under(prefix))),
-    "rosinality": ("generator",
-                   lambda prefix, w, m: rosinality_generator(m.under(prefix).state, w)),
-    "rosinality_d": ("discriminator",
-                     lambda prefix, _, m: rosinality_discriminator(m.under(prefix).state))}
-LAYOUT = "gapkd reads StyleGAN2 and 3 in NVIDIA's layout, and StyleGAN2 in rosinality's"
-FAMILIES = {
-    r"^dnnlib\.tflib\.": "it is a TensorFlow network (dnnlib.tflib): convert it first, with "
-                         "legacy.py of NVIDIA's stylegan2-ada-pytorch",
-    r"\bembed_proj\.": f"it is StyleGAN-XL, which has other layers: {LAYOUT}; take one of these "
-                       "as the teacher",
-    r"\b(scaleLayers|toRGBLayers|prog_blocks|rgb_converters)\b":
-        f"it is a progressive GAN (ProGAN), which has no W: {LAYOUT}; take one of these as the "
-        "teacher",
-    r"\bMainLayers\.": f"it is R3GAN, which has other layers: {LAYOUT}; take one of these as the "
-                       "teacher",
-    r"\bprogression\.\d|\b(epi1|adain\d?|style_mod)\b":
-        f"it is the first StyleGAN: {LAYOUT}; take one of these as the teacher",
-    r"\bblocks\.\d+\.to_(style1|noise1)\b":
-        f"it is a StyleGAN2 of lucidrains' stylegan2-pytorch, which computes otherwise: {LAYOUT}; "
-        "train or fetch the teacher with one of these",
-    r"\bmapping\.dense\d|\bsynthesis\.(early_layer|layer\d+|output\d+)\.":
-        f"it is in genforce's layout: {LAYOUT}; fetch the original file that it was converted from",
-    r"\bstyle_mapping\.\d|\bconstant_input\b|\bstyle_modulation\b":
-        f"it is in the layout of mmgen (MMGeneration, MMagic): {LAYOUT}; fetch the original file "
-        "that it was converted from",
-    r"^synthesis\.(blocks\.\d+\.conv1|layers\.\d+)\.":
-        "it holds the weights of a gapkd network without its architecture: write the network with "
-        "gapkd.save_network"}
-"""What the tensors or classes of other families are called -> what to say of such a file."""
+KINDS: dict[str, tuple[str, Callable[[Modules], Found]]] = {
+    "alias_free": ("generator", nvidia_alias_free),
+    "nvidia": ("generator", nvidia_generator),
+    "nvidia_d": ("discriminator", nvidia_discriminator),
+    "rosinality": ("generator", rosinality_generator),
+    "rosinality_d": ("discriminator", rosinality_discriminator)}
 
 
 @torch.no_grad()
-def largest_activation(G: Generator, latents: int = 200) -> float:
-    """The largest magnitude that any layer which clamps puts out, toRGB included, with truncation 1
-    and the stored noise."""
+def largest_activation(G: Generator) -> float:
+    """The largest magnitude that any layer which clamps puts out, toRGB included, for 200 latents,
+    with truncation 1 and the stored noise."""
     found, dice = [0.0], torch.Generator().manual_seed(0)
     layers = [layer for layer in G.modules() if isinstance(layer, (StyledConv, ToRGB))]
     hooks = [layer.register_forward_hook(lambda *call: found.append(call[2].abs().max().item()))
              for layer in layers]
     try:
-        for z in torch.randn(latents, G.z_dim, generator=dice).split(max(1, 1024 // G.resolution)):
+        for z in torch.randn(200, G.z_dim, generator=dice).split(max(1, 1024 // G.resolution)):
             G(z.to(G.mapping.w_avg))
     finally:
         for hook in hooks:
@@ -704,14 +626,12 @@ def largest_activation(G: Generator, latents: int = 200) -> float:
 
 
 def to_rosinality(G: Generator, drop_clamp: bool = False) -> dict:
-    """A generator as rosinality's, StyleKD's and CAGAN's tools read it.
+    """A generator as rosinality's, StyleKD's and CAGAN's tools read it: {"g_ema": state dict,
+    "latent_avg": (w_dim,)}.
 
     That layout knows no clamp. Of a generator that clamps it is left out, with a warning that says
-    how far the activations stay below it, where they reach less than half of it.
-
-    Args:
-        drop_clamp: leave it out in any case.
-    Returns: {"g_ema": state dict, "latent_avg": (w_dim,)}.
+    how far the activations stay below it, where they reach less than half of it; with `drop_clamp`
+    in any case.
 
     Raises ForeignError for what that layout cannot hold: another family, a conditional generator,
     or one whose activations come near its clamp.
@@ -720,15 +640,15 @@ def to_rosinality(G: Generator, drop_clamp: bool = False) -> dict:
         raise ForeignError(f"rosinality's layout is one of StyleGAN2: a {G.kind} cannot be written "
                            "in it")
     if G.c_dim:
-        raise ForeignError("rosinality's layout has neither classes nor clamped convolutions: this "
-                           "conditional generator cannot be written in it")
+        raise ForeignError("rosinality's layout has no classes: this conditional generator cannot "
+                           "be written in it")
     if G.clamp:
         largest = largest_activation(G)
         reach = f"the largest activation of 200 latents is {largest:.3g}"
         if largest > G.clamp / 2 and not drop_clamp:
-            raise ForeignError("rosinality's layout has neither classes nor clamped convolutions, "
-                               f"and this generator comes near its clamp of {G.clamp:g} ({reach}): "
-                               "the file would draw otherwise; --drop-clamp writes it all the same")
+            raise ForeignError("rosinality's layout knows no clamped convolutions, and this "
+                               f"generator comes near its clamp of {G.clamp:g} ({reach}): the file "
+                               "would draw otherwise; --drop-clamp writes it all the same")
         warnings.warn(f"the clamp at {G.clamp:g}, which rosinality's layout does not know, is left "
                       f"out: {reach}, {largest / G.clamp:.0%} of it", stacklevel=2)
     out = {}

@@ -54,10 +54,6 @@ class Budget:
 
     left: int
 
-    @classmethod
-    def of(cls, content: bytes) -> Budget:
-        return cls(3 * len(content) + 2**26)
-
     def spend(self, size: int) -> None:
         self.left -= size
         if self.left < 0:
@@ -105,10 +101,10 @@ class Machine:
         if number is None:
             items, self.stack = self.stack, self.marks.pop()
             return items
-        if len(self.stack) < number:
+        items = self.stack[-number:]
+        if len(items) < number:
             raise UnreadableError("its stack is empty")
-        items = self.stack[len(self.stack) - number:]
-        del self.stack[len(self.stack) - number:]
+        del self.stack[-number:]
         return items
 
     def name(self, module: object, name: object) -> Record:
@@ -164,12 +160,10 @@ def _tensor(machine: Machine, storage: object, offset: object, size: object, str
     """A view of a storage, within its bounds; None for a storage of an unknown kind."""
     if isinstance(storage, Record):
         return None
-    if not (isinstance(storage, Storage) and isinstance(size, tuple) and isinstance(stride, tuple)):
-        raise UnreadableError("a tensor is built from what are not a storage and sizes")
-    if len(size) != len(stride) or len(size) > 16:
-        raise UnreadableError(f"a tensor has {len(size)} sizes and {len(stride)} strides")
-    if not all(type(n) is int and 0 <= n < 2**48 for n in (offset, *size, *stride)):
-        raise UnreadableError("a tensor is built from what are not a storage and sizes")
+    if not (isinstance(storage, Storage) and isinstance(size, tuple) and isinstance(stride, tuple)
+            and len(size) == len(stride) <= 16
+            and all(type(n) is int and 0 <= n < 2**48 for n in (offset, *size, *stride))):
+        raise UnreadableError("a tensor is built from what are not a storage, sizes and strides")
     count, there = math.prod(size), storage.values.numel()
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
     # an expanded tensor shows a number many times: who copies it must look at its size
@@ -232,12 +226,8 @@ CALLS: dict[str, Callable] = {
 
 
 def run(file: io.BytesIO, budget: Budget, find_storage: FindStorage | None = None) -> object:
-    """The value that one pickle in the file stands for; the file is then behind its end.
-
-    Args:
-        budget: one for all pickles of a file.
-        find_storage: as for `Machine`.
-    """
+    """The value that one pickle in the file stands for; the file is then behind its end. One budget
+    is for all pickles of a file."""
     m = Machine(find_storage, budget)
     for opcode, argument, _ in pickletools.genops(file):
         budget.spend(STEP + sys.getsizeof(argument))
@@ -247,9 +237,13 @@ def run(file: io.BytesIO, budget: Budget, find_storage: FindStorage | None = Non
         elif name in FRESH:
             budget.spend(CONTAINER)
             m.stack.append(FRESH[name]())
-        elif name in CONTAINERS:
-            number, gather = CONTAINERS[name]
-            gather(m, m.take(number))
+        elif name in MADE:
+            number, make = MADE[name]
+            made = make(m, *m.take(number))  # which may put another stack in the place of this
+            m.stack.append(made)
+        elif name in DONE:
+            number, do = DONE[name]
+            do(m, m.take(number))
         elif name in OPERATIONS:
             OPERATIONS[name](m, argument)
         elif name == "STOP":
@@ -259,20 +253,20 @@ def run(file: io.BytesIO, budget: Budget, find_storage: FindStorage | None = Non
     raise UnreadableError("it ends in the middle")
 
 
+# The text of protocols 0 and 1 is not among these: no network is kept in it.
 VALUES = {
-    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "STRING", "BINSTRING",
-    "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "UNICODE", "SHORT_BINUNICODE",
-    "BINUNICODE", "BINUNICODE8", "FLOAT", "BINFLOAT", "BYTEARRAY8"}
+    "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINSTRING", "SHORT_BINSTRING", "BINBYTES",
+    "SHORT_BINBYTES", "BINBYTES8", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "BINFLOAT",
+    "BYTEARRAY8"}
 FRESH: dict[str, Callable[[], object]] = {
     "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False, "EMPTY_LIST": list,
     "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple,
-    "EMPTY_SET": list,  # nothing is hashed
-    "NEXT_BUFFER": lambda: Record("a buffer outside the file", ())}
+    "EMPTY_SET": list}  # nothing is hashed
 
 
-def _tuple(m: Machine, items: list) -> None:
+def _tuple(m: Machine, *items: object) -> tuple:
     m.budget.spend(CONTAINER + ITEM * len(items))
-    m.stack.append(tuple(items))
+    return items
 
 
 def _target(m: Machine, kind: type) -> object:
@@ -302,19 +296,36 @@ def _set_items(m: Machine, items: list) -> None:
         target[m.key(key)] = value
 
 
-def _dict(m: Machine, items: list) -> None:
-    m.stack.append({})
-    _set_items(m, items)
+def _build(m: Machine, items: list) -> None:
+    target, (state,) = m.stack[-1], items
+    if isinstance(target, Record) and target.arguments is not None:
+        target.state = state
+    elif not isinstance(target, (dict, Tensor)):  # an EasyDict's state repeats its items
+        raise UnreadableError(f"it gives a state to a {type(target).__name__}")
 
 
-# What gathers values from the stack: how many, None being all down to a mark, and into what.
-CONTAINERS: dict[str, tuple[int | None, Callable[[Machine, list], None]]] = {
+def _persistent(m: Machine, identity: object) -> object:
+    if m.find_storage is None or not isinstance(identity, tuple):
+        raise UnreadableError("it refers to something outside itself")
+    is_class = len(identity) == 4 and identity[0] == "module"  # with its source text
+    return identity[1] if is_class else m.find_storage(identity)
+
+
+def _with_keywords(m: Machine, *_: object) -> Record:
+    m.budget.spend(OBJECT)
+    return Record("an object made with keywords", ())
+
+
+# What takes values off the stack: how many, None being all down to a mark; what is made of them,
+# to lie there instead, or done with them.
+MADE: dict[str, tuple[int | None, Callable[..., object]]] = {
     "TUPLE": (None, _tuple), "TUPLE1": (1, _tuple), "TUPLE2": (2, _tuple), "TUPLE3": (3, _tuple),
+    "FROZENSET": (None, _tuple), "STACK_GLOBAL": (2, Machine.name), "REDUCE": (2, Machine.call),
+    "NEWOBJ": (2, Machine.call), "NEWOBJ_EX": (3, _with_keywords), "BINPERSID": (1, _persistent)}
+DONE: dict[str, tuple[int | None, Callable[[Machine, list], None]]] = {
     "APPEND": (1, _extend), "APPENDS": (None, _extend), "ADDITEMS": (None, _extend),
-    "SETITEM": (2, _set_items), "SETITEMS": (None, _set_items), "DICT": (None, _dict),
-    "FROZENSET": (None, _tuple), "LIST": (None, lambda m, items: m.stack.append(items)),
-    "OBJ": (None, lambda m, items: m.stack.append(m.call(items[0], tuple(items[1:])))),
-    "POP_MARK": (None, lambda m, items: None)}
+    "SETITEM": (2, _set_items), "SETITEMS": (None, _set_items), "BUILD": (1, _build),
+    "POP": (1, lambda m, items: None), "POP_MARK": (None, lambda m, items: None)}
 
 
 def _mark(m: Machine, _: object) -> None:
@@ -323,16 +334,7 @@ def _mark(m: Machine, _: object) -> None:
     m.stack = []
 
 
-def _pop(m: Machine, _: object) -> None:
-    if m.stack:
-        m.stack.pop()
-    else:
-        m.stack = m.marks.pop()
-
-
 def _recall(m: Machine, place: int) -> None:
-    if place < 0:
-        raise UnreadableError("its memo is not numbered as picklers do")
     m.stack.append(m.memo[place])
 
 
@@ -340,7 +342,7 @@ def _memoise(m: Machine, place: int | None) -> None:
     """Picklers number one by one, and leave out a few at most."""
     place = len(m.memo) if place is None else place
     missing = place + 1 - len(m.memo)
-    if not (place >= 0 and missing <= len(m.memo) + 1000):
+    if missing > len(m.memo) + 1000:
         raise UnreadableError("its memo is not numbered as picklers do")
     if missing > 0:
         m.budget.spend(ITEM * missing)
@@ -348,49 +350,10 @@ def _memoise(m: Machine, place: int | None) -> None:
     m.memo[place] = m.stack[-1]
 
 
-def _reduce(m: Machine, _: object) -> None:
-    m.stack.append(m.call(*m.take(2)))
-
-
-def _new_with_keywords(m: Machine, _: object) -> None:
-    target, arguments, keywords = m.take(3)
-    if keywords and isinstance(target, Record) and target.name in (*DICTS, *CALLS):
-        raise UnreadableError(f"it makes a {target.name} with keywords")
-    m.stack.append(m.call(target, arguments))
-
-
-def _instance(m: Machine, full: str) -> None:
-    """How Python 2 wrote objects."""
-    made = m.call(m.name(*full.split(" ", 1)), tuple(m.take(None)))
-    m.stack.append(made)
-
-
-def _build(m: Machine, _: object) -> None:
-    target, state = m.stack[-2], m.stack.pop()
-    if isinstance(target, Record) and target.arguments is not None:
-        target.state = state
-    elif not isinstance(target, (dict, Tensor)):  # an EasyDict's state repeats its items
-        raise UnreadableError(f"it gives a state to a {type(target).__name__}")
-
-
-def _persistent(m: Machine, _: object) -> None:
-    identity = m.stack.pop()
-    if m.find_storage is None or not isinstance(identity, tuple):
-        raise UnreadableError("it refers to something outside itself")
-    if len(identity) == 4 and identity[0] == "module":  # a class, with its source text
-        m.stack.append(identity[1])
-    else:
-        m.stack.append(m.find_storage(identity))
-
-
 OPERATIONS: dict[str, Callable[[Machine, object], None]] = {
-    "MARK": _mark, "POP": _pop, "DUP": lambda m, _: m.stack.append(m.stack[-1]),
-    "GET": _recall, "BINGET": _recall, "LONG_BINGET": _recall,
-    "PUT": _memoise, "BINPUT": _memoise, "LONG_BINPUT": _memoise, "MEMOIZE": _memoise,
-    "GLOBAL": lambda m, full: m.stack.append(m.name(*full.split(" ", 1))),
-    "STACK_GLOBAL": lambda m, _: m.stack.append(m.name(*m.take(2))),
-    "REDUCE": _reduce, "NEWOBJ": _reduce, "NEWOBJ_EX": _new_with_keywords, "INST": _instance,
-    "BUILD": _build, "BINPERSID": _persistent, "READONLY_BUFFER": lambda m, _: None}
+    "MARK": _mark, "BINPUT": _memoise, "LONG_BINPUT": _memoise, "MEMOIZE": _memoise,
+    "BINGET": _recall, "LONG_BINGET": _recall,
+    "GLOBAL": lambda m, full: m.stack.append(m.name(*full.split(" ", 1)))}
 
 
 # ---------------------------------------------------------------------------------- kinds of file
@@ -399,7 +362,7 @@ OPERATIONS: dict[str, Callable[[Machine, object], None]] = {
 def read(content: bytes) -> object:
     """What a file holds that is one pickle, as NVIDIA's networks are, or that torch.save wrote,
     with zip or without. Raises UnreadableError."""
-    budget = Budget.of(content)
+    budget = Budget(3 * len(content) + 2**26)
     try:
         if content.startswith(b"PK"):
             return _read_zip(content, budget)
@@ -418,22 +381,18 @@ def _read_legacy(content: bytes, budget: Budget) -> object:
     file, storages = io.BytesIO(content), {}
 
     def promise(identity: tuple) -> Storage:
-        if len(identity) > 5 and identity[5] is not None:
-            raise UnreadableError("a storage is a view of another: save the file with a newer "
-                                  "torch")
         dtype, key, numel = _described(identity)
-        if dtype is None:  # what follows it could not be found
-            raise UnreadableError("a storage is of an unknown kind: save the file with a newer "
-                                  "torch")
+        if dtype is None or any(part is not None for part in identity[5:]):
+            raise UnreadableError("a storage is of an unknown kind, or a view of another: save the "
+                                  "file with a newer torch")
         if key not in storages:
             budget.spend(VIEW + numel * dtype.itemsize)
             storages[key] = Storage(torch.empty(numel, dtype=dtype))
         return storages[key]
 
     *_, value, keys = [run(file, budget, promise) for _ in range(5)]
-    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-        raise UnreadableError("its storages have no names")
-    if sorted(keys) != sorted(storages):
+    listed = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    if not listed or sorted(keys) != sorted(storages):
         raise UnreadableError("its storages are not those that it lists")
     for key in keys:
         values = storages[key].values
@@ -451,7 +410,9 @@ def _read_zip(content: bytes, budget: Budget) -> object:
                  if entry.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)}
         programs = [name for name in sizes if name.endswith("/data.pkl")]
         if len(programs) != 1:
-            raise UnreadableError(f"it is {_other_zip(sizes)}")
+            raise UnreadableError("it is a zip, but not one of torch.save: if it is an archive, "
+                                  "unpack it and give the network's file in it, else the .pkl or "
+                                  ".pt that it was made from")
         folder = programs[0].removesuffix("data.pkl")
         if f"{folder}constants.pkl" in sizes:
             raise UnreadableError("it is a TorchScript program: save the state_dict() of the "
@@ -481,16 +442,6 @@ def _read_zip(content: bytes, budget: Budget) -> object:
             raise UnreadableError("its numbers are big-endian: save it again on a little-endian "
                                   "machine")
         return run(io.BytesIO(entry(programs[0])), budget, find)
-
-
-def _other_zip(names: dict) -> str:
-    """What a zip is that torch.save did not write, and what to do."""
-    if names and all(name.endswith(".npy") for name in names):
-        return "a numpy archive (.npz): give the .pkl or .pt that it was made from"
-    if any(name.endswith((".pt2", "archive_format", "models/model.json")) for name in names):
-        return "a torch.export program: give the network that it was made from"
-    return ("a zip, but not one of torch.save: if it is an archive, unpack it and give the "
-            "network's file in it")
 
 
 def _described(identity: tuple) -> tuple[torch.dtype | None, str, int]:

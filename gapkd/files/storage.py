@@ -120,10 +120,7 @@ def new_folder(folder: str | Path) -> Path:
 
 
 def write_folder(folder: str | Path, contents: Mapping[str, bytes]) -> Path:
-    """Write a new folder of files so that it is there whole or not at all: as `write_atomically`.
-
-    Args:
-        contents: the files by their paths within the folder.
+    """Write a new folder, of files by their paths in it, so that it is there whole or not at all.
 
     Raises ValueError when something of that name is there, OSError with one sentence; nothing is
     then left behind.
