@@ -122,8 +122,6 @@ class EmbedConfig:
     """Name of the embedded network."""
     samples: int = 5000
     """Images a set in the evaluation."""
-    seed: int = 0
-    """Of the evaluation's latents and real images."""
     discriminator: bool = True
     """Take a teacher's discriminator over, too."""
     shown: int = 64
@@ -142,9 +140,9 @@ def embed(config: EmbedConfig, folder: Path = DATA) -> None:
         provenance = read_metadata(run / "generator.safetensors")["provenance"]
         teacher = provenance["settings"].get("teacher")
         provenance = public(provenance)
-        provenance["metrics"] = measure(G, teacher, config.samples, config.seed)
+        provenance["metrics"] = measure(G, teacher, config.samples)
         if not teacher:
-            provenance["coverage"] = coverage(G, config.samples, config.seed)
+            provenance["coverage"] = coverage(G, config.samples)
         file = folder / f"{config.name}.safetensors"
         save_network(G.half() if config.half else G, file, provenance)
         G = load_generator(file)
@@ -157,11 +155,11 @@ def embed(config: EmbedConfig, folder: Path = DATA) -> None:
     write_card(folder)
 
 
-def measure(G: torch.nn.Module, teacher: str | None, samples: int, seed: int) -> dict[str, dict]:
+def measure(G: torch.nn.Module, teacher: str | None, samples: int) -> dict[str, dict]:
     """{"real", "teacher" and, of a student, "student": figures for the card}."""
     dataset = open_dataset("toyfaces", G.resolution, seed=12_345)
     students, reference = ({"student": G}, load_generator(teacher)) if teacher else ({}, G)
-    rows = evaluation_table(students, load_attribute_network(), dataset, reference, samples, seed)
+    rows = evaluation_table(students, load_attribute_network(), dataset, reference, samples)
     left_out = ("chance",) if teacher else ("chance", "to_teacher", "agree")
     found = {}
     for row in rows:
@@ -171,12 +169,12 @@ def measure(G: torch.nn.Module, teacher: str | None, samples: int, seed: int) ->
     return found
 
 
-def coverage(G: torch.nn.Module, samples: int, seed: int) -> dict:
+def coverage(G: torch.nn.Module, samples: int) -> dict:
     """How far a teacher's faces show every class and the whole range of every factor, beside
     rendered faces that are read in the same way."""
     net = load_attribute_network()
     with torch.no_grad():
-        drawn = read_factors(net, sample_images(G, samples, seed))
+        drawn = read_factors(net, sample_images(G, samples, seed=0))
         faces = open_dataset("toyfaces", G.resolution, seed=12_345)
         real = read_factors(net, (faces.load(part) for part in torch.arange(samples).split(100)))
     found = factor_coverage(drawn, real)

@@ -42,8 +42,6 @@ class ResumeConfig:
     """Images between two sample grids; 0: none."""
     checkpoint_every: int | None = None
     """Images between two checkpoints; 0: only at the end or when interrupted."""
-    probe_every: int | None = None
-    """Images between two calls of a probe."""
     precision: Literal["auto", "bf16", "fp16", "tf32", "float32"] | None = None
     """Of the computation."""
     cuda_graphs: bool | None = None

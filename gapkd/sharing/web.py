@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import json
 import re
 import shutil
@@ -28,7 +27,13 @@ import yaml
 from PIL import Image
 
 from gapkd.data.images import png, to_uint8
-from gapkd.files.storage import cache_folder, new_folder, write_atomically, write_folder
+from gapkd.files.storage import (
+    cache_folder,
+    new_folder,
+    sha256,
+    write_atomically,
+    write_folder,
+)
 from gapkd.sharing.export import ExportConfig, export, read_onnx_facts, session
 from gapkd.sharing.origins import as_dict, named, numbers, runs_of
 
@@ -196,11 +201,9 @@ def fetched_runtime() -> dict[str, bytes]:
     run."""
     cached = cache_folder() / f"onnxruntime-web-{VERSION}.tgz"
     try:
-        content = cached.read_bytes() if cached.is_file() else b""
-        if hashlib.sha256(content).hexdigest() != PACKAGE_SHA256:
-            content = packed()
-            write_atomically(cached, content)
-        with tarfile.open(fileobj=io.BytesIO(content)) as package:
+        if not cached.is_file() or sha256(cached) != PACKAGE_SHA256:
+            write_atomically(cached, packed())
+        with tarfile.open(cached) as package:
             return {name: package.extractfile(f"package/dist/{name}").read() for name in NEEDED}
     except (DemoError, OSError, KeyError, tarfile.TarError) as error:
         raise DemoError(f"onnxruntime-web {VERSION} is not to be had ({error}): give --runtime a "
@@ -223,10 +226,9 @@ def packed() -> bytes:
         if done.returncode or len(archives) != 1:
             said = done.stderr.strip().splitlines() or ["nothing"]
             raise DemoError(f"npm said: {said[0].strip()[:200]}")
-        content = archives[0].read_bytes()
-    if hashlib.sha256(content).hexdigest() != PACKAGE_SHA256:
-        raise DemoError("what npm fetched has another check sum, it was altered")
-    return content
+        if sha256(archives[0]) != PACKAGE_SHA256:
+            raise DemoError("what npm fetched has another check sum, it was altered")
+        return archives[0].read_bytes()
 
 
 # ------------------------------------------------------------------------------- networks
