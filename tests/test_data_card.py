@@ -6,7 +6,9 @@ import shlex
 import shutil
 
 import pytest
+import torch
 import tyro
+from safetensors import safe_open
 from tiny import config, distill_config
 
 from gapkd.files.checkpoints import load_discriminator, load_generator, read_metadata
@@ -58,7 +60,9 @@ def test_a_teacher_and_its_student_are_taken_over(tmp_path):
     train_gan(config(second, resolution=32, images=8, start_from=str(first)))
     embed(EmbedConfig(str(second), "small", samples=12), data)
     distill(distill_config(third, data / "small.safetensors", images=8))
-    embed(EmbedConfig(str(third), "smaller", samples=12), data)
+    embed(EmbedConfig(str(third), "smaller", samples=12, half=True), data)
+    with safe_open(data / "smaller.safetensors", "pt") as stored:
+        assert stored.get_tensor("synthesis.const").dtype == torch.float16
     assert (data / "small_discriminator.safetensors").exists() and (data / "small.png").exists()
     assert not (data / "smaller_discriminator.safetensors").exists()
     small, smaller = (read_metadata(data / f"{name}.safetensors")["provenance"]
