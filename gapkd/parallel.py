@@ -52,10 +52,8 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device {name!r} is not usable here: use auto, cpu, or, where there is a GPU, cuda or "
-            "cuda:1"
-        ) from error
+        raise ValueError(f"device {name!r} is not usable here: use auto, cpu, or, where there is a "
+                         "GPU, cuda or cuda:1") from error
     return device
 
 
@@ -125,20 +123,14 @@ def join() -> None:
     if local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(local_rank())
     with _peers("find the other processes"):
-        store, number, size = _meeting_point()
+        _board, number, size = _meeting_point()
+        _questions = 0
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=TIMEOUT)
-        _board, _questions = store, 0
-        atexit.register(leave)
-        heads = torch.ones(())
-        dist.all_reduce(heads)
-    if (found := int(heads)) != expected():
-        raise ProcessLostError(
-            f"torchrun started {expected()} processes, but {found} found each other: start it again"
-        )
-    cores = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
+        dist.init_process_group(backend, store=_board, rank=number, world_size=size,
+                                timeout=TIMEOUT)
+    atexit.register(leave)
+    known = hasattr(os, "sched_getaffinity")  # not on macOS
+    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
     torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
@@ -195,19 +187,17 @@ def rows(batch: int, group: int = 1) -> Tensor | slice:
 
     Args:
         batch: images of all processes together.
-        group: images of a batch of which the discriminator's minibatch statistic takes the spread.
-            Image n belongs to group n mod (batch / group), so that whole groups are dealt out: the
-            statistic then stays what it was.
+        group: images of which the discriminator's minibatch statistic takes the spread. Image n
+            belongs to group n mod (batch / group): whole groups are dealt out, which leaves the
+            statistic what it was.
 
     Raises ValueError when the batch cannot be dealt out evenly.
     """
     if count() == 1:
         return slice(None)
     if batch % (count() * group):
-        raise ValueError(
-            f"batch={batch} cannot be shared by {count()} processes in whole groups of {group}: "
-            f"choose a multiple of {count() * group}"
-        )
+        raise ValueError(f"batch={batch} cannot be shared by {count()} processes in whole groups "
+                         f"of {group}: choose a multiple of {count() * group}")
     return torch.arange(batch).reshape(group, count(), -1)[:, rank()].flatten()
 
 
@@ -225,9 +215,7 @@ def average_(tensors: Sequence[Tensor]) -> None:
 
 def mean(x: Tensor) -> Tensor:
     """Mean over all processes, without gradient."""
-    if count() == 1:
-        return x.detach()
-    x = x.detach().clone()
+    x = x.detach() if count() == 1 else x.detach().clone()
     average_([x])
     return x
 
@@ -292,29 +280,22 @@ def from_first(find: Callable[[], T]) -> T:
 
 def anyone(flag: bool) -> bool:
     """Whether the flag is up in any process. Travels between processors: no GPU is waited for."""
-    if count() == 1:
-        return flag
-    flags = torch.tensor(float(flag))
-    with _peers():
-        dist.all_reduce(flags)
-    return bool(flags > 0)
+    return mean(torch.tensor(float(flag))).item() > 0
 
 
 def check_equal(what: str, value: str) -> None:
     """Raise ValueError unless all processes hold the same value."""
     for number, other in enumerate(gather_objects(value)):
         if other != value:
-            raise ValueError(
-                f"process {number} has other {what} than process {rank()}: "
-                "start all of them with one command from one version"
-            )
+            raise ValueError(f"process {number} has other {what} than process {rank()}: start all "
+                             "of them with one command from one version")
 
 
 def keep_memory() -> None:
     """Let the C library keep what is freed for the next step: for a process that trains.
 
-    By default it hands every large tensor back to the system, which clears the pages before they
-    are used again: a tenth to a third of a training step on a CPU.
+    By default it hands every large tensor back to the system, which clears the pages: a tenth to a
+    third of a training step on a CPU.
     """
     if platform.libc_ver()[0] == "glibc":
         trim_threshold, mmap_max = -1, -4  # names of malloc.h

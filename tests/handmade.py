@@ -32,20 +32,18 @@ def write(path: Path, seed: int = 0, names: tuple[str, ...] = ("smile", "hair_st
                             "reach": [3.0] * len(names), "given": given}}
     to_w = np.random.default_rng(mapping + 99).normal(size=(z_dim + c_dim, w_dim)) / z_dim**0.5
     to_image = dice.normal(size=(num_ws * w_dim, 3 * r * r)) / (num_ws * w_dim)**0.5
-    weights = {"to_w": to_w, "to_image": to_image, "noise_0": np.zeros((1, 1, r, r)),
-               "truncation": np.ones(1), "offset": np.zeros((1, num_ws, w_dim))}
+    weights = {"to_w": to_w, "to_image": to_image, "truncation": np.ones(1),
+               "offset": np.zeros((1, num_ws, w_dim))}
     shapes = {"one": [1], "flat": [-1, num_ws * w_dim], "planes": [-1, 3, r, r]}
     first = ("Concat", "z c", "zc", {"axis": 1}) if c_dim else ("Identity", "z", "zc", {})
     steps = [first, ("MatMul", "zc to_w", "w", {}), ("Mul", "w truncation", "near", {}),
              ("Unsqueeze", "near one", "rows", {}), ("Add", "rows offset", "ws", {}),
              ("Reshape", "ws flat", "flat_ws", {}), ("MatMul", "flat_ws to_image", "values", {}),
-             ("Reshape", "values planes", "plain", {}), ("Add", "plain noise_0", "noisy", {}),
-             ("Tanh", "noisy", "image", {})]
+             ("Reshape", "values planes", "plain", {}), ("Tanh", "plain", "image", {})]
     nodes = [helper.make_node(kind, inputs.split(), [output], **more)
              for kind, inputs, output, more in steps]
     inputs = {"z": ["batch", z_dim]} | ({"c": ["batch", c_dim]} if c_dim else {}) | {
-        "truncation": [1], "offset": ["offset_batch", num_ws, w_dim],
-        "noise_0": ["noise_batch", 1, r, r]}  # as earlier versions wrote it
+        "truncation": [1], "offset": ["offset_batch", num_ws, w_dim]}
     outputs = {"image": ["batch", 3, r, r], "ws": ["batch", num_ws, w_dim]}
     described = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
                   for name, shape in values.items()] for values in (inputs, outputs)]

@@ -29,19 +29,22 @@ def small(tmp_path, monkeypatch):
         return {"generator": (G, None, 2), "layer": (layer, x, 2)}
 
     torch.manual_seed(0)
+    monkeypatch.setattr(benchmark, "LARGEST_STEP", 32)
     monkeypatch.setattr(benchmark, "networks", lambda r, channels: (
         Generator(r, 8, 8, 8, mapping_layers=2).eval(), Discriminator(r, 8)))
     monkeypatch.setattr(benchmark, "peak_memory", lambda make, device:
                         2**20 * (2 if make.keywords["by_the_book"] else 1))
     monkeypatch.setattr(benchmark, "alias_free_cases", alias_free_cases)
-    return save_network(Generator(32, 8, 8, 8, mapping_layers=2), tmp_path / "teacher.safetensors")
+    teacher = Generator(32, 8, 8, 8, mapping_layers=2)
+    file = save_network(teacher, tmp_path / "teacher.safetensors")
+    monkeypatch.setattr(benchmark, "TEACHER", str(file))
 
 
 def test_every_row_is_measured_and_recorded(tmp_path, small):
     file = tmp_path / "speed.json"
-    record = run_benchmark(BenchmarkConfig(teacher=str(small), steps=1, resolutions=(32, 64),
-                                           largest_step=32, repeats=1, out=str(file),
-                                           parts=("chapters", "comparison", "stylegan3")))
+    record = run_benchmark(BenchmarkConfig(
+        ("chapters", "comparison", "stylegan3"), steps=1, resolutions=(32, 64), repeats=1,
+        out=str(file)))
     stored = json.loads(file.read_text())
     assert stored == json.loads(json.dumps(record)) and stored["hardware"] and stored["commit"]
     for name, figure in record["chapters"]:
@@ -62,11 +65,10 @@ def test_every_row_is_measured_and_recorded(tmp_path, small):
         assert row["memory"] == 1 / row["batch"] and row["memory_textbook"] == 2 / row["batch"]
         assert ("of_peak" in row) == (row["case"] in ("teacher", "student"))
         assert 0 < row.get("of_peak", 0.5) < 1
-    chapters, comparison, alias_free = show_benchmark(stored)
-    assert len(chapters.splitlines()) == len(record["chapters"]) + 2
-    assert len(comparison.splitlines()) == len(rows) + 4
-    assert "| distillation step, 32 px | 16 |" in comparison
-    assert "| layer | 2 | forward and backward |" in alias_free
+    tables = show_benchmark(stored).splitlines()
+    assert len(tables) == len(record["chapters"]) + len(rows) + len(record["stylegan3"]) + 10
+    assert any(line.startswith("| distillation step, 32 px | 16 |") for line in tables)
+    assert any(line.startswith("| layer | 2 | forward and backward |") for line in tables)
 
 
 @pytest.mark.slow
@@ -78,16 +80,15 @@ def test_exported_networks_are_compared_by_turns(small, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", no_compiler)  # which takes a minute a network
     monkeypatch.setattr(benchmark, "LIMITS", ("float32",))
-    record = run_benchmark(BenchmarkConfig(parts=("exports",), resolutions=(32,), repeats=2,
-                                           batches=(1, 2)))
+    monkeypatch.setattr(benchmark, "BATCHES", (1, 2))
+    record = run_benchmark(BenchmarkConfig(parts=("exports",), resolutions=(32,), repeats=2))
     found = record["exports"]
-    assert found["left_out"] == {"torch.compile": "no compiler"}
     assert [(row["batch"], row["form"]) for row in found["rows"]] == [
         (batch, form) for batch in (1, 2) for form in ("PyTorch", "ONNX, float32")]
     for row in found["rows"]:
         assert row["teacher"] > 0 and row["student"] > 0 and row["times"] > 0
         assert 0 < row["student_of_peak"] < 1 and 0 < row["teacher_of_peak"] < 1
-    table, = show_benchmark(json.loads(json.dumps(record)))
+    table = show_benchmark(json.loads(json.dumps(record)))
     assert "| ONNX, float32 | 32 | 2 | " in table
     assert table.endswith("Not measured: torch.compile (no compiler).")
 
@@ -102,15 +103,6 @@ def test_memory_is_that_of_a_process_of_its_own():
                  for batch in (4, 32))
     assert 2**20 < few < many
     assert many - few > 28 * 32 * 32 * 64 * 4  # 28 images more: at least one full map each
-
-
-@pytest.mark.parametrize("changes, message", [
-    ({"batches": (0,)}, "batches must be at least 1"),
-    ({"steps": 0}, "steps must be at least 1"), ({"repeats": 0}, "repeats must be at least 1"),
-    ({"resolutions": (48,)}, "powers of two from 32 on")])
-def test_bad_settings(changes, message):
-    with pytest.raises(ValueError, match=message):
-        BenchmarkConfig(**changes)
 
 
 def test_a_line_is_found():

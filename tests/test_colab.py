@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -14,7 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from packaging.requirements import Requirement
-from test_wheel import PURELIB, clean, kept, run
+from test_wheel import PURELIB, clean, copied, run
 
 from tools import readme
 
@@ -80,10 +79,7 @@ def versions(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     """The address of a repository with what git keeps of this clone."""
-    folder = tmp_path_factory.mktemp("published") / "gapkd"
-    for name in kept():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(readme.ROOT / name, folder / name)
+    folder = copied(tmp_path_factory.mktemp("published") / "gapkd")
     who = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
     for command in (["init", "-q"], ["add", "-A"], [*who, "commit", "-qm", "All"]):
         subprocess.run(["git", *command], cwd=folder, check=True)

@@ -314,7 +314,7 @@ def test_a_restart_takes_up_its_own_run_only(monkeypatch, tmp_path, begun_by, re
 
 
 def test_a_mistake_that_one_process_alone_meets_is_heard():
-    command = [sys.executable, "-m", "gapkd", "sample", "--generator", "nowhere.safetensors"]
+    command = [sys.executable, "-m", "gapkd", "sample", "nowhere.safetensors"]
     second = os.environ | {"RANK": "1", "WORLD_SIZE": "1"}
     job = subprocess.run(command, text=True, capture_output=True, env=second, timeout=120)
     assert job.returncode == 2 and "gapkd (process 1): there is no checkpoint" in job.stderr

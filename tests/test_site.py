@@ -7,6 +7,7 @@ import importlib
 import json
 import re
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -78,16 +79,31 @@ def clone(tmp_path, monkeypatch):
     return root
 
 
-def test_pages_mirror_the_clone(clone, tmp_path):
-    pages = tmp_path / "pages"
-    pages.mkdir()
-    site.write_pages(clone, pages)
-    assert (pages / "tools" / "sweeps" / "table.yml").exists()
-    assert (pages / "data" / "story.png").exists()
-    assert not (pages / "data" / "big.safetensors").exists()
-    front = (pages / "README.md").read_text()
+@pytest.fixture
+def pages(clone, tmp_path):
+    """Writes the pages' sources, with frames for those demos; returns their folder."""
+    def write(*demos: str) -> Path:
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        site.write_pages(clone, folder, demos)
+        return folder
+
+    return write
+
+
+def test_pages_mirror_the_clone(clone, pages):
+    (clone / "tools" / "guide.md").write_text("# Guide\n")
+    folder = pages()
+    assert (folder / "tools" / "sweeps" / "table.yml").exists()
+    assert (folder / "data" / "story.png").exists()
+    assert not (folder / "data" / "big.safetensors").exists()
+    front = (folder / "README.md").read_text()
     assert "badge" not in front and "\n:caption: Chapters\n\nnotebooks/*\n```" in front
-    assert "x.svg" not in (pages / "notebooks" / "07_new.ipynb").read_text()
+    assert "\n:caption: Results and guide\n\ntools/guide\n```" in front  # what is there
+    assert "\n:caption: Reference\n\ncommand_line\ndata/README\napi/gapkd\n```" in front
+    chapter = (folder / "notebooks" / "07_new.ipynb").read_text()
+    assert "x.svg" not in chapter
+    folded = [cell["metadata"].get("tags") for cell in json.loads(chapter)["cells"]]
+    assert folded == [None, ["hide-input"], ["hide-input"]]  # the last one has it from its author
 
 
 @pytest.mark.slow
@@ -147,17 +163,15 @@ def frames_of(folder, chapter):
     return found
 
 
-def test_pages_that_draw_are_framed_where_they_are_there(clone, tmp_path):
+def test_pages_that_draw_are_framed_where_they_are_there(clone, pages):
     chapter = clone / "notebooks" / "07_new.ipynb"
     shutil.copy(chapter, clone / "notebooks" / "01_new.ipynb")
     stored = chapter.read_bytes()
     for demos, framed in ((("demo", "demo-strangers"), (["demo-strangers", "demo"], ["demo"])),
                           ((), ([], []))):
-        pages = tmp_path / f"pages{len(demos)}"
-        pages.mkdir()
-        site.write_pages(clone, pages, demos)
-        assert (frames_of(pages, "01_new"), frames_of(pages, "07_new")) == framed
-        assert not frames_of(pages, "solutions/07_solutions")
+        folder = pages(*demos)
+        assert (frames_of(folder, "01_new"), frames_of(folder, "07_new")) == framed
+        assert not frames_of(folder, "solutions/07_solutions")
     assert chapter.read_bytes() == stored
     assert {name for frames in site.FRAMES.values() for name, *_ in frames} == set(site.DEMOS)
 
@@ -178,18 +192,9 @@ def test_without_what_the_demo_needs_the_site_says_so(error, tmp_path, monkeypat
         f"site: without the pages that draw in the browser: {error}\n")
 
 
-def test_a_caption_has_the_pages_that_are_there(clone, tmp_path):
-    (clone / "tools" / "guide.md").write_text("# Guide\n")
-    (tmp_path / "pages").mkdir()
-    site.write_pages(clone, tmp_path / "pages")
-    front = (tmp_path / "pages" / "README.md").read_text()
-    assert "\n:caption: Results and guide\n\ntools/guide\n```" in front
-    assert "\n:caption: Reference\n\ncommand_line\ndata/README\napi/gapkd\n```" in front
-
-
 def test_the_page_of_the_command_line_has_every_command():
     page = site.command_line()
-    for command in cli.names():
+    for command in cli.ALL:
         assert f"## gapkd {command}\n\n```text\nusage: gapkd {command} " in page
     assert "--keep FLOAT" in page and "\x1b" not in page
 
@@ -204,39 +209,25 @@ def test_every_module_has_its_page_and_its_place(tmp_path):
     assert sorted(listed) == sorted(set(pages) - {"gapkd"})
 
 
-def test_docstrings_mean_themselves():
+def test_docstrings_mean_themselves_and_a_bar_stands_above_its_letter():
     sphinx_is_here()
     conf = importlib.import_module("tools.site.conf")
     line = "*all* |x_i|, `a*b`, kid_..., **more, file://x: y = a * b_"
     escaped = r"*all* \|x_i\|, `a*b`, kid\_..., \*\*more, file\://x: y = a \* b\_"
     assert conf.escaped(line) == escaped
-
-
-def test_a_bar_stands_above_its_letter():
-    sphinx_is_here()
-    drawn = importlib.import_module("tools.site.conf").mathml(r"\bar w")
-    assert re.sub(r"\s", "", drawn).endswith(
+    assert re.sub(r"\s", "", conf.mathml(r"\bar w")).endswith(
         '<mover><mi>w</mi><mostretchy="false">\N{MACRON}</mo></mover></math>')
 
 
-def test_the_first_cell_is_folded(clone, tmp_path):
-    (tmp_path / "pages").mkdir()
-    site.write_pages(clone, tmp_path / "pages")
-    notebook = json.loads((tmp_path / "pages" / "notebooks" / "07_new.ipynb").read_text())
-    folded = [cell["metadata"].get("tags") for cell in notebook["cells"]]
-    assert folded == [None, ["hide-input"], ["hide-input"]]  # the last one has it from its author
-
-
 def test_what_is_no_site_is_left_alone(tmp_path, capsys):
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    (mine / "thesis.txt").write_text("all of it")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("all of it")
     (tmp_path / "new-build").mkdir()
     for name in ("mine", "new"):
         assert site.main(["--out", str(tmp_path / name)]) == 2
         said = capsys.readouterr().err
         assert "is not from an earlier build: remove it or choose another out" in said
-    assert (mine / "thesis.txt").read_text() == "all of it"
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "all of it"
 
 
 def test_a_missing_extra_is_one_sentence(tmp_path, monkeypatch, capsys):

@@ -34,10 +34,7 @@ def built(tmp_path_factory):
     """The sdist of this clone, and the wheel that is built from what it unpacks to."""
     pytest.importorskip("setuptools", minversion="77", reason="builds packages")
     folder = tmp_path_factory.mktemp("built")
-    clone = folder / "clone"
-    for name in kept():  # built elsewhere, so that nothing is left behind here
-        (clone / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, clone / name)
+    clone = copied(folder / "clone")  # built elsewhere, so that nothing is left behind here
     sdist = build("sdist", clone, folder)
     shutil.unpack_archive(sdist, folder / "unpacked")
     wheel = build("wheel", next((folder / "unpacked").iterdir()), folder)
@@ -48,6 +45,14 @@ def kept() -> set[str]:
     """What git keeps of this clone, as paths within it."""
     names = {file.relative_to(ROOT).as_posix() for file in own_files()} - {".git"}
     return names | {".ci/run"}
+
+
+def copied(folder: Path) -> Path:
+    """That folder, with a copy of what git keeps."""
+    for name in kept():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    return folder
 
 
 def build(kind: str, source: Path, folder: Path) -> Path:

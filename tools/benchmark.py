@@ -2,14 +2,13 @@
 
     python -m tools.benchmark --parts chapters comparison --out data/results/benchmark.json
     python -m tools.benchmark --parts stylegan3 --out data/results/stylegan3_speed.json
+    python -m tools.benchmark --parts exports --out data/results/exports.json
 
 Absolute figures depend on the machine and on what else it does; compare ratios within one table.
-Three questions: what a reader waits for (`chapter_rows`), how networks and training steps compare
+Three questions: what a reader waits for (`chapter_rows`), and how networks and training steps compare
 with the textbook's arithmetic (tools.textbook) and with what the machine can do at best (`compare`;
 `compare_alias_free` for StyleGAN3), and what a network gains where it is exported to
-(`compare_exports`):
-
-    python -m tools.benchmark --parts exports --out data/results/exports.json
+(`compare_exports`).
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +54,9 @@ from tools.textbook import textbook
 Runs = dict[str, Callable[[], object]]
 """What is timed: "run", a forward pass or a training step, and "r1", a regularisation step."""
 Part = Literal["chapters", "comparison", "stylegan3", "exports"]
-PARTS: tuple[Part, ...] = ("chapters", "comparison", "stylegan3", "exports")
+TEACHER = "toyfaces32"
+BATCHES = (1, 16)  # images a call of the exports
+LARGEST_STEP = 64  # px up to which training steps are compared: of 256 px, one takes minutes
 CASES = {"teacher": "forward, teacher", "student": "forward, 30 % student",
          "training": "GAN training step", "distillation": "distillation step"}
 """What is compared, and its name in the table."""
@@ -66,59 +67,36 @@ NETWORKS = ("teacher", "student")
 class BenchmarkConfig:
     """Time what a chapter waits for; compare networks and steps with the textbook's arithmetic."""
 
-    parts: tuple[Part, ...] = PARTS
-    """What a reader waits for; StyleGAN2 against the textbook; StyleGAN3 against the textbook;
-    PyTorch, compiled or not, against ONNX files, on the CPU."""
-    teacher: str = "toyfaces32"
-    """The teacher's file, or the name of an embedded one."""
+    parts: tuple[Part, ...] = get_args(Part)
+    """What a reader waits for; StyleGAN2 and StyleGAN3 against the textbook; PyTorch, compiled or
+    not, against ONNX files."""
     steps: int = 48
     """Timed training steps of each kind: three R1 periods."""
     resolutions: tuple[int, ...] = (32, 64, 256)
     """Sizes of the comparison: toy networks of 64 channels, from 256 px on config f's widths."""
-    largest_step: int = 64
-    """Largest of them at which training steps are compared too: of 256 px, one takes minutes."""
     repeats: int = 5
     """Timed runs of each form of a comparison, in turn."""
-    batches: tuple[int, ...] = (1, 16)
-    """Images a call of the exports."""
     device: str = "auto"
     """"auto", "cpu", "cuda", "cuda:1"..."""
-    threads: int = 0
-    """CPU threads; 0: as they are."""
     out: str = ""
     """JSON file to write the tables to, with commit and hardware; empty: none."""
-
-    def __post_init__(self):
-        for name in ("steps", "repeats"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not all(batch >= 1 for batch in self.batches):
-            raise ValueError(f"batches must be at least 1, not {list(self.batches)}")
-        if not all(r >= 32 and r & (r - 1) == 0 for r in self.resolutions):
-            raise ValueError("resolutions must be powers of two from 32 on, not "
-                             f"{list(self.resolutions)}")
 
 
 def run_benchmark(config: BenchmarkConfig) -> dict:
     """{part: what was measured} for the parts asked for, and where; written to `out` too."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
     if choose_device(config.device).type == "cpu":
         parallel.keep_memory()  # as a training does
-    measure = {"chapters": chapter_rows, "comparison": compare, "stylegan3": compare_alias_free,
-               "exports": compare_exports}
-    record = {part: measure[part](config) for part in config.parts}
-    record |= {"teacher": config.teacher, "settings": shareable(asdict(config)), **provenance()}
+    record = {part: PARTS[part][0](config) for part in config.parts}
+    record |= {"teacher": TEACHER, "settings": shareable(asdict(config)), **provenance()}
     if config.out:
         write_atomically(config.out, json.dumps(record, indent=1).encode())
     return record
 
 
-def show_benchmark(record: dict) -> list[str]:
+def show_benchmark(record: dict) -> str:
     """Its tables as Markdown."""
-    show = {"chapters": show_rows, "comparison": show_comparison, "stylegan3": show_alias_free,
-            "exports": show_exports}
-    return [show[part](record[part]) for part in PARTS if part in record]
+    shown = [show(record[part]) for part, (_, show) in PARTS.items() if part in record]
+    return "\n\n".join(shown)
 
 
 # ----------------------------------------------------------------------- what a reader waits for
@@ -127,10 +105,7 @@ def show_benchmark(record: dict) -> list[str]:
 def chapter_rows(config: BenchmarkConfig) -> list[tuple[str, str]]:
     """(what, figure) of the embedded teacher, its training and its students."""
     device = choose_device(config.device)
-    teacher = load_generator(config.teacher).to(device)
-    if not isinstance(teacher, Generator) or teacher.c_dim:
-        raise ValueError(f"{config.teacher} is not a StyleGAN2 without classes, and only those are "
-                         "timed: name one")
+    teacher = load_generator(TEACHER).to(device)
     student = make_student(teacher).eval().to(device)
     r = teacher.resolution
     faces = _rate(lambda: toy_faces(256, r), 256, 10, device)
@@ -150,17 +125,17 @@ def chapter_rows(config: BenchmarkConfig) -> list[tuple[str, str]]:
 def _trainers(config: BenchmarkConfig, teacher: Generator, folder: str
               ) -> Iterator[tuple[str, Trainer]]:
     """Of a GAN training, and of distillation with and without parts of its loss."""
-    r, common = teacher.resolution, {"out": folder, "device": config.device, "progress": False}
+    r, device = teacher.resolution, choose_device(config.device)
+    common = {"out": folder, "device": config.device, "progress": False}
     train = TrainConfig(resolution=r, **common)
     D = Discriminator(r, widths(train.d_channels, r))
     yield f"GAN training, {r} px teacher", Trainer(train, Generator(**teacher.architecture()), D)
     for name, changes in {"distillation, total loss": {},
                           "distillation without L_ld": {"ld_weight": 0.0},
                           "distillation without L_gan": {"gan_weight": 0.0}}.items():
-        settings = DistillConfig(teacher=config.teacher, **common, **changes)
-        device = choose_device(config.device)
+        settings = DistillConfig(teacher=TEACHER, **common, **changes)
         distance = distance_for(settings.perceptual, device)
-        distiller = Distiller(load_generator(config.teacher).to(device), distance, settings)
+        distiller = Distiller(load_generator(TEACHER).to(device), distance, settings)
         D = Discriminator(r, widths(settings.d_channels, r))
         yield name, Trainer(settings, make_student(teacher), D, distiller)
 
@@ -185,7 +160,7 @@ def compare(config: BenchmarkConfig) -> dict:
     rows = []
     for resolution in config.resolutions:
         batch = 4 if resolution >= 256 and device.type == "cpu" else 16
-        for case in CASES if resolution <= config.largest_step else NETWORKS:
+        for case in CASES if resolution <= LARGEST_STEP else NETWORKS:
             make = partial(prepare, case, resolution, batch, device)
             row = {"case": case, "resolution": resolution, "batch": batch}
             row |= against_textbook(make, batch, device, config.repeats)
@@ -329,7 +304,7 @@ def compare_exports(config: BenchmarkConfig) -> dict:
         pair = {case: network_of(case, resolution).requires_grad_(False) for case in NETWORKS}
         forms = {case: forms_of(G, left_out) for case, G in pair.items()}
         names = [name for name in forms["teacher"] if name in forms["student"]]
-        for batch in config.batches:
+        for batch in BATCHES:
             z = torch.randn(batch, pair["teacher"].z_dim,
                             generator=torch.Generator().manual_seed(0))
             runs = [{case: partial(forms[case][name], z) for case in NETWORKS} for name in names]
@@ -479,6 +454,15 @@ def show_exports(found: dict) -> str:
     return "\n".join([*lines, *[""] * bool(left_out), *left_out])
 
 
+PARTS: dict[Part, tuple[Callable, Callable]] = {
+    "chapters": (chapter_rows, show_rows),
+    "comparison": (compare, show_comparison),
+    "stylegan3": (compare_alias_free, show_alias_free),
+    "exports": (compare_exports, show_exports),
+}
+"""What measures a part, and what makes a table of it."""
+
+
 if __name__ == "__main__":
     asked = tyro.cli(BenchmarkConfig, prog="python -m tools.benchmark")
-    print("\n\n".join(show_benchmark(run_benchmark(asked))))
+    print(show_benchmark(run_benchmark(asked)))

@@ -29,8 +29,7 @@ from gapkd.metrics.agreement import factor_coverage, read_factors
 from gapkd.metrics.attributes import load_attribute_network
 from gapkd.metrics.evaluation import evaluation_table
 from gapkd.metrics.sampling import sample_images
-from gapkd.settings import shareable
-from tools.history import stage_lines, stages
+from gapkd.sharing.origins import command_of, public, runs_of
 from tools.readme import ROOT
 
 DATA = ROOT / "data"
@@ -123,8 +122,6 @@ class EmbedConfig:
     """Name of the embedded network."""
     samples: int = 5000
     """Images a set in the evaluation."""
-    seed: int = 0
-    """Of the evaluation's latents and real images."""
     discriminator: bool = True
     """Take a teacher's discriminator over, too."""
     shown: int = 64
@@ -137,37 +134,32 @@ def embed(config: EmbedConfig, folder: Path = DATA) -> None:
     """Measure and copy a teacher and its discriminator, or a student; write card and checksums."""
     if config.run:
         run = Path(config.run)
-        G = rounded(load_generator(run / "generator.safetensors"), config.half)
+        G = load_generator(run / "generator.safetensors")
+        if config.half:
+            G = G.half().float()  # measured is what is stored
         provenance = read_metadata(run / "generator.safetensors")["provenance"]
         teacher = provenance["settings"].get("teacher")
-        provenance["metrics"] = measure(G, teacher, config.samples, config.seed)
+        provenance = public(provenance)
+        provenance["metrics"] = measure(G, teacher, config.samples)
         if not teacher:
-            provenance["coverage"] = coverage(G, config.samples, config.seed)
-        for stage in stages(provenance):
-            stage["settings"] = shareable(stage["settings"])
+            provenance["coverage"] = coverage(G, config.samples)
         file = folder / f"{config.name}.safetensors"
         save_network(G.half() if config.half else G, file, provenance)
         G = load_generator(file)
         if config.discriminator and not teacher:
             D = load_discriminator(run / "discriminator.safetensors")
-            origin = {"trained with": config.name}
             stored = folder / f"{config.name}_discriminator.safetensors"
-            save_network(D.half() if config.half else D, stored, origin)
+            save_network(D.half() if config.half else D, stored, {"trained with": config.name})
         sheet = torch.cat(list(sample_images(G, config.shown, seed=1)))
         save_png(sheet, folder / f"{config.name}.png", columns=16)
     write_card(folder)
 
 
-def rounded(G: torch.nn.Module, half: bool) -> torch.nn.Module:
-    """The network as it comes back from its file: measured is what is stored."""
-    return G.half().float() if half else G
-
-
-def measure(G: torch.nn.Module, teacher: str | None, samples: int, seed: int) -> dict[str, dict]:
+def measure(G: torch.nn.Module, teacher: str | None, samples: int) -> dict[str, dict]:
     """{"real", "teacher" and, of a student, "student": figures for the card}."""
     dataset = open_dataset("toyfaces", G.resolution, seed=12_345)
     students, reference = ({"student": G}, load_generator(teacher)) if teacher else ({}, G)
-    rows = evaluation_table(students, load_attribute_network(), dataset, reference, samples, seed)
+    rows = evaluation_table(students, load_attribute_network(), dataset, reference, samples)
     left_out = ("chance",) if teacher else ("chance", "to_teacher", "agree")
     found = {}
     for row in rows:
@@ -177,12 +169,12 @@ def measure(G: torch.nn.Module, teacher: str | None, samples: int, seed: int) ->
     return found
 
 
-def coverage(G: torch.nn.Module, samples: int, seed: int) -> dict:
+def coverage(G: torch.nn.Module, samples: int) -> dict:
     """How far a teacher's faces show every class and the whole range of every factor, beside
     rendered faces that are read in the same way."""
     net = load_attribute_network()
     with torch.no_grad():
-        drawn = read_factors(net, sample_images(G, samples, seed))
+        drawn = read_factors(net, sample_images(G, samples, seed=0))
         faces = open_dataset("toyfaces", G.resolution, seed=12_345)
         real = read_factors(net, (faces.load(part) for part in torch.arange(samples).split(100)))
     found = factor_coverage(drawn, real)
@@ -221,6 +213,12 @@ def write_card(folder: Path = DATA) -> None:
     write_atomically(folder / "README.md", "\n".join(parts).encode())
 
 
+def stage_lines(runs: list[dict]) -> list[str]:
+    """A line a run, in the order in which to run them."""
+    return [f"- stage {n}: `{command_of(run, n)}`, {run['seconds'] / 3600:.1f} hours, "
+            f"commit {run['commit']}, {run['hardware']}" for n, run in enumerate(runs, 1)]
+
+
 def describe(file: Path) -> list[str]:
     """Lines of the card about a file."""
     metadata = read_metadata(file)
@@ -240,28 +238,18 @@ def describe(file: Path) -> list[str]:
                       for name, value in held_out[f"scores_{size}"].items()]
             lines.append(f"- {held_out['faces']} held-out faces at {size}: {', '.join(scores)}")
         return lines
-    runs, teacher = stages(card), card["settings"].get("teacher")
+    runs, teacher = runs_of(card)[0], card["settings"].get("teacher")
     hours = sum(run["seconds"] for run in runs) / 3600
     made = f"distilled from {teacher}, " if teacher else ""
     made += f"{sum(run['images'] for run in runs):,} images in {hours:.1f} hours"
     made += f", in {len(runs)} stages" if len(runs) > 1 else ""
-    lines = [f"A {FAMILIES[kind]} generator, {made}.", "", *stage_lines(card),
+    lines = [f"A {FAMILIES[kind]} generator, {made}.", "", *stage_lines(runs),
              f"- origin: seed {card['settings']['seed']}, {origin}"]
     for name, figures in card["metrics"].items():
         lines.append(f"- {name}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()))
     if "coverage" in card:
         lines += coverage_lines(card["coverage"])
     return [*lines, "", f"![Samples without truncation]({file.stem}.png)"]
-
-
-def check_sums(folder: Path = DATA) -> list[str]:
-    """Names of files in SHA256SUMS that are missing or differ; empty when all is well."""
-    wrong = []
-    for line in (folder / "SHA256SUMS").read_text().splitlines():
-        digest, name = line.split("  ", 1)
-        if not (folder / name).is_file() or sha256(folder / name) != digest:
-            wrong.append(name)
-    return wrong
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -189,16 +189,12 @@ def summary() -> str:
     return "\n".join([*lines, "", legend])
 
 
-def stored(name: str) -> dict:
-    """A record of data/results."""
-    return json.loads((ROOT / "data" / "results" / f"{name}.json").read_text())
-
-
-def measured_with(command: str, cls: type, record: dict) -> str:
-    """How a record came about: command, machine, day, version."""
-    return (f"Measured with `{command_line(command, cls, record['settings'])}` on "
-            f"{record['hardware']}, {record['threads']} threads, {record['date']}, "
-            f"commit {record['commit']}.")
+def measured(name: str, tool: str, cls: type, show: Callable[[dict], str]) -> list[str]:
+    """The tables of a stored record, and how it came about: command, machine, day, version."""
+    record = json.loads((ROOT / "data" / "results" / f"{name}.json").read_text())
+    command = command_line(f"python -m {tool}", cls, record["settings"])
+    return [show(record), f"Measured with `{command}` on {record['hardware']}, {record['threads']} "
+                          f"threads, {record['date']}, commit {record['commit']}."]
 
 
 def sweep_section(name: str, beside: Sequence[dict] = ()) -> list[str]:
@@ -208,9 +204,8 @@ def sweep_section(name: str, beside: Sequence[dict] = ()) -> list[str]:
     records = read_results(ROOT / table.results)
     references = [record for record in records if record["arm"] in REFERENCES]
     runs = [record for record in records if record["arm"] in table.arms]
-    measured = {record["arm"] for record in runs}
     arms = list(dict.fromkeys(record["arm"] for record in beside))
-    arms += [arm for arm in table.arms if arm in measured]
+    arms += [arm for arm in table.arms if arm in {record["arm"] for record in runs}]
     shown = results_table([*beside, *runs], references, arms=arms)
     return [shown, sweep_note(file, runs, references)]
 
@@ -220,19 +215,6 @@ def whole_models() -> list[dict]:
     records = read_results(ROOT / "data" / "results" / "table.jsonl")
     return [record | {"arm": f"{arm}, 30 %"} for arm in ("paper", "gapkd")
             for record in records if record["arm"] == arm]
-
-
-def speed_section(name: str) -> list[str]:
-    """Tables of a stored benchmark."""
-    record = stored(name)
-    made = measured_with("python -m tools.benchmark", BenchmarkConfig, record)
-    return [*show_benchmark(record), made]
-
-
-def growth_section() -> list[str]:
-    """How time and memory grow."""
-    record = stored("growth")
-    return [show_growth(record), measured_with("python -m tools.growth", GrowthConfig, record)]
 
 
 def filled(text: str, mark: str, content: str) -> str:
@@ -250,15 +232,16 @@ def readme(text: str) -> str:
 
 def results_page(text: str) -> str:
     """The page of results with its tables written anew."""
+    speed = "tools.benchmark", BenchmarkConfig, show_benchmark
     sections = {
         "table": sweep_section("table"),
         "students": sweep_section("students"),
         "sizes": sweep_section("sizes", beside=whole_models()),
         "stylegan3": sweep_section("stylegan3"),
         "photographs": sweep_section("photographs"),
-        "speed": speed_section("benchmark"),
-        "stylegan3-speed": speed_section("stylegan3_speed"),
-        "growth": growth_section(),
+        "speed": measured("benchmark", *speed),
+        "stylegan3-speed": measured("stylegan3_speed", *speed),
+        "growth": measured("growth", "tools.growth", GrowthConfig, show_growth),
     }
     for mark, parts in sections.items():
         text = filled(text, mark, "\n" + "\n\n".join(parts) + "\n")
@@ -282,20 +265,17 @@ def execute(name: str) -> float:
     file = solutions if solutions.exists() else find_notebook(name)
     notebook = nbformat.read(file, as_version=4)
     start = time.perf_counter()
-    NotebookClient(
-        notebook, timeout=None, kernel_name="python3", record_timing=False,
-        resources={"metadata": {"path": str(NOTEBOOKS)}},
-    ).execute()
+    NotebookClient(notebook, timeout=None, kernel_name="python3", record_timing=False,
+                   resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
     seconds = time.perf_counter() - start
-    minutes = "{} min {:02} s".format(*divmod(round(seconds), 60))
-    place = f"{torch.get_num_threads()} threads on {hardware()}"
+    taken = "{} min {:02} s".format(*divmod(round(seconds), 60))
+    taken += f", measured with {torch.get_num_threads()} threads on {hardware()}."
     notebook.metadata.pop("widgets", None)  # the widgets' state is of no use without their kernel
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = TIME.sub(f"**Time:** {minutes}, measured with {place}.", cell.source)
+            cell.source = TIME.sub(f"**Time:** {taken}", cell.source)
         for output in cell.get("outputs", []):
-            if "image/png" in output.get("data", {}):
-                # the picture of a widget is what readers without a kernel get
+            if "image/png" in output.get("data", {}):  # a widget's picture is for all readers
                 output["data"].pop("application/vnd.jupyter.widget-view+json", None)
     nbformat.write(notebook, file)
     return seconds

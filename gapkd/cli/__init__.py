@@ -17,64 +17,54 @@ from typing import Any, get_type_hints
 
 from gapkd.cli.options import parsed
 
-COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
+COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
     "Start here": {
-        "distill": ("train", "distil a teacher into a small student"),
-        "chapter": ("course", "run a chapter's notebook, with other parameters if you like"),
+        "distill": ("train", "distil a teacher into a small student",
+                    "--recipe gapkd --teacher toyfaces64 --images 20000 --out runs/first"),
+        "chapter": ("course", "run a chapter's notebook, with other parameters if you like",
+                    "02 --parameters images=20000 seed=1"),
     },
     "Train": {
-        "teacher": ("train", "train a StyleGAN2 or StyleGAN3 from scratch"),
-        "resume": ("train", "go on with a run that was stopped"),
-        "judge": ("measure", "train a feature network on the labels of your own data"),
-        "plan": ("measure", "count what distilling a teacher costs, before it is started"),
+        "teacher": ("train", "train a StyleGAN2 or StyleGAN3 from scratch",
+                    "--resolution 32 --images 300000 --out runs/my-teacher"),
+        "resume": ("train", "go on with a run that was stopped",
+                   "runs/my-teacher --images 600000"),
+        "judge": ("measure", "train a feature network on the labels of your own data",
+                  "--data photos.zip --out judge.safetensors"),
+        "plan": ("measure", "count what distilling a teacher costs, before it is started",
+                 "--teacher toyfaces64 --keep 0.3"),
     },
     "Measure": {
-        "evaluate": ("measure", "compare a generator with real images and with its teacher"),
-        "sweep": ("measure", "train and measure all methods of a table with all seeds"),
+        "evaluate": ("measure", "compare a generator with real images and with its teacher",
+                     "runs/first --teacher toyfaces64"),
+        "sweep": ("measure", "train and measure all methods of a table with all seeds",
+                  "table --arms dcp --seeds 0 --results runs/mine.jsonl"),
     },
     "Use a generator": {
-        "sample": ("files", "draw a sheet of images"),
-        "directions": ("files", "find directions in W with a name: smile, glasses..."),
-        "convert": ("files", "write it in another format"),
-        "export": ("share", "write it as an ONNX file or a torch.export program"),
-        "demo": ("share", "make a page that draws with it in any browser"),
-        "share": ("share", "make a folder that a model hub takes as it is"),
+        "sample": ("files", "draw a sheet of images",
+                   "toyfaces64 --truncation 0.7 --out runs/faces.png"),
+        "directions": ("files", "find directions in W with a name: smile, glasses...",
+                       "toyfaces64 --out runs/directions.safetensors"),
+        "convert": ("files", "write it in another format", "toyfaces64 runs/teacher.pt"),
+        "export": ("share", "write it as an ONNX file or a torch.export program",
+                   "toyfaces64_recipe --onnx runs/student.onnx"),
+        "demo": ("share", "make a page that draws with it in any browser",
+                 "runs/student.onnx --out runs/page"),
+        "share": ("share", "make a folder that a model hub takes as it is",
+                  "runs/first --out runs/my-student"),
     },
 }
-"""Group -> command -> (module that holds it, what it does)."""
-EXAMPLES = {
-    "distill": "--recipe gapkd --teacher toyfaces64 --images 20000 --out runs/first",
-    "chapter": "02 --parameters images=20000 seed=1",
-    "teacher": "--resolution 32 --images 300000 --out runs/my-teacher",
-    "resume": "runs/my-teacher --images 600000",
-    "judge": "--data photos.zip --out judge.safetensors",
-    "plan": "--teacher toyfaces64 --keep 0.3",
-    "evaluate": "runs/first --teacher toyfaces64",
-    "sweep": "table --arms dcp --seeds 0 --results runs/mine.jsonl",
-    "sample": "toyfaces64 --truncation 0.7 --out runs/faces.png",
-    "directions": "toyfaces64 --out runs/directions.safetensors",
-    "convert": "toyfaces64 runs/teacher.pt",
-    "export": "toyfaces64_recipe --onnx runs/student.onnx",
-    "demo": "runs/student.onnx --out runs/page",
-    "share": "runs/first --out runs/my-student",
-}
-"""What each command may be given, for its --help."""
+"""Group -> command -> (module that holds it, what it does, what it may be given)."""
+ALL = {name: facts for group in COMMANDS.values() for name, facts in group.items()}
 TOGETHER = ("teacher", "distill", "resume", "evaluate")
 """What several processes can do as one."""
 
 
-def names() -> list[str]:
-    """All commands."""
-    return [name for group in COMMANDS.values() for name in group]
-
-
 def find(command: str) -> Callable[[Any], None]:
     """The function of a command. Raises ValueError when there is none of that name."""
-    for group in COMMANDS.values():
-        if command in group:
-            module, _ = group[command]
-            return getattr(import_module(f"gapkd.cli.{module}"), command)
-    near = difflib.get_close_matches(command, names(), n=1)
+    if command in ALL:
+        return getattr(import_module(f"gapkd.cli.{ALL[command][0]}"), command)
+    near = difflib.get_close_matches(command, ALL, n=1)
     hint = f"did you mean {near[0]}?" if near else "see gapkd --help"
     raise ValueError(f"there is no command {command}: {hint}")
 
@@ -90,7 +80,7 @@ def overview() -> str:
              "Distil a big StyleGAN into a small one."]
     for title, group in COMMANDS.items():
         lines += ["", f"{title}:"]
-        lines += [f"  {name:<12}{text}" for name, (_, text) in group.items()]
+        lines += [f"  {name:<12}{text}" for name, (_, text, _) in group.items()]
     return "\n".join([*lines, "", "gapkd COMMAND --help describes the options of a command."])
 
 
@@ -125,11 +115,9 @@ def main(arguments: list[str] | None = None) -> int:
 def run(command: str, options: list[str]) -> None:
     """Parse a command's options and run it."""
     function = find(command)
-    config = parsed(command, settings_of(command), options, EXAMPLES[command])
+    config = parsed(command, settings_of(command), options, ALL[command][2])
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and command not in TOGETHER:
-        raise ValueError(
-            "torchrun is for teacher, distill, resume and evaluate: start this command without it"
-        )
+        raise ValueError(f"torchrun is for {', '.join(TOGETHER)}: start this command without it")
     with warnings.catch_warnings():
         warnings.showwarning = _note
         function(config)

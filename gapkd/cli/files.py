@@ -77,9 +77,8 @@ def sample(config: SampleConfig) -> None:
     if not 0 <= config.seed < 2**63:
         raise ValueError(f"seed must lie between 0 and 2^63 - 1, not {config.seed}")
     if config.count < 1 or config.columns < 1:
-        raise ValueError(
-            f"count and columns must be at least 1, not {config.count} and {config.columns}"
-        )
+        raise ValueError("count and columns must be at least 1, not "
+                         f"{config.count} and {config.columns}")
     if not math.isfinite(config.truncation):
         raise ValueError(f"truncation must be a number, 1 for none, not {config.truncation}")
     new_file(config.out, ".png", ".PNG")
@@ -100,19 +99,15 @@ def directions(config: DirectionsConfig) -> None:
 
     out = new_file(config.out, ".safetensors")
     if config.samples < 100 or config.seed < 0:
-        raise ValueError(
-            "samples must be at least 100 and seed at least 0, "
-            f"not {config.samples} and {config.seed}"
-        )
+        raise ValueError("samples must be at least 100 and seed at least 0, "
+                         f"not {config.samples} and {config.seed}")
     G = load_generator(config.generator)
     if config.attributes == "none":
         found = sefa(G)
         found = found.pick(config.names) if config.names else found
     else:
-        found = factor_directions(
-            G, reader(config.attributes), config.names or None, config.alone, config.samples,
-            config.seed,
-        )
+        found = factor_directions(G, reader(config.attributes), config.names or None, config.alone,
+                                  config.samples, config.seed)
     written = save_directions(found, out)
     print(f"{len(found)} directions written to {written}: {', '.join(found.names)}")
 
@@ -125,20 +120,18 @@ def convert(config: ConvertConfig) -> None:
     from gapkd.files.storage import new_file, write_atomically
 
     out = new_file(config.out, ".safetensors", ".pt")
-    named_so = "discriminator" in out.stem.lower() or out.stem == "D"
-    role = "discriminator" if named_so else "generator"
-    if role == "discriminator" and out.suffix != ".safetensors":
+    is_discriminator = "discriminator" in out.stem.lower() or out.stem == "D"
+    role = "discriminator" if is_discriminator else "generator"
+    if is_discriminator and out.suffix != ".safetensors":
         raise ValueError(f"{out}: discriminators are written as .safetensors, for `gapkd distill "
                          "--discriminator`; choose that ending, or another name for a generator")
-    load = getattr(checkpoints, f"load_{role}")
-    network = load(config.source)
+    network = getattr(checkpoints, f"load_{role}")(config.source)
     if out.suffix == ".pt":
         content = io.BytesIO()
         torch.save(to_rosinality(network, config.drop_clamp), content)
         write_atomically(out, content.getvalue())
     else:
-        origin = dict(checkpoints.read_metadata(config.source)["provenance"])
-        origin["file"] = Path(config.source).name
-        origin["sha256"] = checkpoints.sha256(config.source)
+        origin = checkpoints.read_metadata(config.source)["provenance"] | {
+            "file": Path(config.source).name, "sha256": checkpoints.sha256(config.source)}
         checkpoints.save_network(network, out, {"converted_from": origin})
     print(f"{role} written to {out}")

@@ -15,12 +15,8 @@ from gapkd.experiments.sweep import SweepConfig, run_sweep
 from gapkd.files.checkpoints import load_generator
 from gapkd.files.provenance import provenance
 from gapkd.files.storage import check_place, write_atomically
-from gapkd.metrics.attributes import (
-    AttributeConfig,
-    AttributeNetwork,
-    reader,
-    train_attribute_network,
-)
+from gapkd.metrics.attributes import AttributeConfig, AttributeNetwork, reader
+from gapkd.metrics.attributes import train_attribute_network as train_judge
 from gapkd.metrics.evaluation import evaluation_table, format_table
 from gapkd.metrics.features import feature_network
 from gapkd.parallel import choose_device
@@ -65,10 +61,8 @@ def evaluate(config: EvaluateConfig) -> None:
 def measure(config: EvaluateConfig) -> dict:
     """The table's rows, and what they were measured with, where and when."""
     if config.samples < 2 or config.seed < 0:
-        raise ValueError(
-            "samples must be at least 2 and seed at least 0, "
-            f"not {config.samples} and {config.seed}"
-        )
+        raise ValueError("samples must be at least 2 and seed at least 0, "
+                         f"not {config.samples} and {config.seed}")
     parallel.join()
     device = choose_device(config.device)
     G = load_generator(config.generator).to(device)
@@ -78,9 +72,8 @@ def measure(config: EvaluateConfig) -> dict:
     if not isinstance(net, AttributeNetwork):  # it cannot say what a face shows
         net, space = reader("toyfaces", device), net
     generators = {Path(config.generator).absolute().name: G}
-    rows = evaluation_table(
-        generators, net, dataset, teacher, config.samples, config.seed, space=space
-    )
+    rows = evaluation_table(generators, net, dataset, teacher, config.samples, config.seed,
+                            space=space)
     asked = ("generator", "teacher", "data", "features", "samples", "seed")
     return {"rows": rows} | {name: getattr(config, name) for name in asked} | provenance()
 
@@ -91,10 +84,9 @@ def sweep(config: SweepConfig) -> None:
 
 
 def judge(config: AttributeConfig) -> None:
-    scores = train_attribute_network(config)
+    scores = train_judge(config)
     listed = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
-    print(f"on images held out: {listed}")
-    print(f"judge written to {config.out}")
+    print(f"on images held out: {listed}\njudge written to {config.out}")
 
 
 def plan(config: PlanConfig) -> None:

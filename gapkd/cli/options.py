@@ -6,7 +6,7 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Sequence
-from dataclasses import field, fields, is_dataclass, make_dataclass
+from dataclasses import field, is_dataclass, make_dataclass
 from typing import Annotated, Any, get_type_hints
 
 import tyro
@@ -29,14 +29,12 @@ GROUPS = {
             "fid_features", "tensorboard", "probe_every"),
 }
 """Group -> options of the commands that train."""
-BY_NAME = {"sample", "evaluate"}
-"""Commands whose generator was once an option, and may be given so still."""
 
 
 def parsed(command: str, cls: type, options: Sequence[str], example: str) -> Any:
     """The settings that options say; of --help or bad ones, tyro ends the program."""
-    if command in BY_NAME:
-        options = _without_name(options)
+    # the generator was an option once, and may still be given as one
+    options = [word.removeprefix("--generator=") for word in options if word != "--generator"]
     shown = _grouped(cls) if issubclass(cls, RunConfig) else cls
     about = f"{inspect.cleandoc(cls.__doc__)}\n\nexample: gapkd {command} {example}"
     found = tyro.cli(tyro.conf.OmitArgPrefixes[shown], prog=f"gapkd {command}", args=options,
@@ -47,28 +45,16 @@ def parsed(command: str, cls: type, options: Sequence[str], example: str) -> Any
                   vars(group).items()})
 
 
-def _without_name(options: Sequence[str]) -> list[str]:
-    """`--generator X` or `--generator=X` as X, before all else."""
-    rest = list(options)
-    for place, word in enumerate(rest):
-        if word == "--generator":
-            return rest[place + 1:place + 2] + rest[:place] + rest[place + 2:]
-        if word.startswith("--generator="):
-            return [word.partition("=")[2]] + rest[:place] + rest[place + 1:]
-    return rest
-
-
 def _grouped(cls: type) -> type:
     """A dataclass that holds one for each group of the options of `cls`."""
     hints, words = get_type_hints(cls, include_extras=True), _descriptions(cls)
-    defaults = {entry.name: entry.default for entry in fields(cls)}
     groups = []
     for title, names in GROUPS.items():
         entries = [(name, Annotated[hints[name], tyro.conf.arg(help=words[name])],
-                    field(default=defaults[name])) for name in names if name in defaults]
-        group = make_dataclass(title, entries, frozen=True)
-        group.__doc__ = ""
+                    getattr(cls, name)) for name in names if name in hints]
         if entries:
+            group = make_dataclass(title, entries, frozen=True)
+            group.__doc__ = ""
             groups.append((title, group, field(default=group())))
     return make_dataclass(cls.__name__, groups, frozen=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Literal
 
 import tyro
@@ -41,8 +42,6 @@ class ResumeConfig:
     """Images between two sample grids; 0: none."""
     checkpoint_every: int | None = None
     """Images between two checkpoints; 0: only at the end or when interrupted."""
-    probe_every: int | None = None
-    """Images between two calls of a probe."""
     precision: Literal["auto", "bf16", "fp16", "tf32", "float32"] | None = None
     """Of the computation."""
     cuda_graphs: bool | None = None
@@ -52,26 +51,23 @@ class ResumeConfig:
 
 
 def distill(config: DistillConfig) -> None:
-    from gapkd import parallel
-    from gapkd.training import loop
-
-    parallel.keep_memory()
-    say(f"student written to {loop.distill(config).checkpoint}")
+    say(f"student written to {_loop().distill(config).checkpoint}")
 
 
 def teacher(config: TrainConfig) -> None:
-    from gapkd import parallel
-    from gapkd.training import loop
-
-    parallel.keep_memory()
-    say(f"teacher written to {loop.train_gan(config).checkpoint}")
+    say(f"teacher written to {_loop().train_gan(config).checkpoint}")
 
 
 def resume(config: ResumeConfig) -> None:
+    given = {name: value for name, value in vars(config).items() if value is not None}
+    result = _loop().resume_run(given.pop("run"), **given)
+    say(f"written to {result.checkpoint}")
+
+
+def _loop() -> ModuleType:
+    """The loop of training, in a process that is ready for it."""
     from gapkd import parallel
     from gapkd.training import loop
 
     parallel.keep_memory()
-    given = {name: value for name, value in vars(config).items() if value is not None}
-    result = loop.resume_run(given.pop("run"), **given)
-    say(f"written to {result.checkpoint}")
+    return loop

@@ -12,6 +12,7 @@ import io
 import itertools
 import json
 import logging
+import os
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -24,11 +25,12 @@ import torch
 import tyro
 from torch import Tensor, nn
 
+from gapkd import __version__
 from gapkd.files.checkpoints import load_generator, sha256
 from gapkd.files.storage import check_place, write_atomically
 from gapkd.metrics.editing import Directions, load_directions, sefa
 from gapkd.networks.base import StyleGenerator
-from gapkd.sharing.origins import named, provenance_of, public, version
+from gapkd.sharing.origins import named, provenance_of, public
 
 if TYPE_CHECKING:
     import onnx
@@ -48,7 +50,7 @@ TENSORS = {
 """What goes into an ONNX file and comes out of it; the noise maps are constants in it."""
 
 Draw = Callable[[dict[str, Tensor]], Tensor]
-"""Inputs by name -> images (N, 3, R, R)."""
+"""Inputs of `Drawing` by name, in order -> images (N, 3, R, R)."""
 
 
 class ExportError(ValueError):
@@ -74,8 +76,6 @@ class ExportConfig:
     SeFa directions."""
     latents: int = 100
     """How many latents the check draws."""
-    seed: int = 0
-    """Of those latents."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,6 @@ class Export:
 def export(config: ExportConfig) -> list[Export]:
     """Write what `config` asks for, once all of it has passed its check.
 
-    Returns: what was written.
     Raises: ExportError for bad settings, and when a file does not draw what it should.
     """
     _check(config)
@@ -114,35 +113,29 @@ def export(config: ExportConfig) -> list[Export]:
     if config.program:
         file = io.BytesIO()
         torch.export.save(to_program(G), file)
-        content = file.getvalue()
-        found = _judge(config, G, drawn_by_program(content, Drawing(G)))
-        contents[config.program] = content, found
-    done = []
-    for path, (content, found) in contents.items():
-        write_atomically(path, content)
-        done.append(Export(Path(path), len(content), *found, config.latents))
-    return done
+        found = _judge(config, G, drawn_by_program(file.getvalue()))
+        contents[config.program] = file.getvalue(), found
+    return [Export(write_atomically(path, content), len(content), *found, config.latents)
+            for path, (content, found) in contents.items()]
 
 
 def _check(config: ExportConfig) -> None:
     if not (config.onnx or config.program):
         raise ExportError("say what to write: --onnx FILE.onnx, --program FILE.pt2, or both")
-    for field, ending in (("onnx", ".onnx"), ("program", ".pt2")):
-        path = Path(getattr(config, field))
-        if path.name and path.suffix != ending:
-            raise ExportError(f"{field}={path} must end in {ending}")
-        if path.name and path.exists():
-            raise ExportError(f"{path} exists already: remove it or choose another {field}")
-        if path.name:
-            check_place(path)
-    if config.latents < 1 or config.seed < 0:
-        raise ExportError(f"latents must be at least 1 and seed at least 0, not {config.latents} "
-                          f"and {config.seed}")
-    if config.onnx:
-        require("onnx", "onnxscript", "onnxruntime")
+    if config.latents < 1:
+        raise ExportError(f"latents must be at least 1, not {config.latents}")
     if config.program and config.precision != "float32":
         raise ExportError(f"precision={config.precision} is for ONNX files: export the program "
                           "without it")
+    for field, ending in (("onnx", ".onnx"), ("program", ".pt2")):
+        if path := getattr(config, field):
+            if Path(path).suffix != ending:
+                raise ExportError(f"{field}={path} must end in {ending}")
+            if os.path.lexists(path):
+                raise ExportError(f"{path} exists already: remove it or choose another {field}")
+            check_place(path)
+    if config.onnx:
+        require()
 
 
 def _directions(config: ExportConfig, G: StyleGenerator) -> Directions:
@@ -161,7 +154,7 @@ def _directions(config: ExportConfig, G: StyleGenerator) -> Directions:
 
 def _judge(config: ExportConfig, G: StyleGenerator, draw: Draw) -> tuple[float, float]:
     """The largest and the mean difference, where they are small enough."""
-    largest, mean = compare(draw, Drawing(G), config.latents, config.seed)
+    largest, mean = compare(draw, Drawing(G), config.latents)
     most, most_on_average = LIMITS[config.precision]
     if not (largest <= most and mean <= most_on_average):
         anywhere = f", anywhere {most:.0e}" if np.isfinite(most) else ""
@@ -189,69 +182,57 @@ class Drawing(nn.Module):
 
     Args:
         half: run the synthesis network's convolutions in float16.
-    Shape: z (N, z_dim), labels c (N, c_dim) for a conditional network, truncation (1,), offset
-        (N, num_ws, w_dim), which is added to ws after truncation -> image (N, 3, R, R), about
+    Shape: z (N, z_dim), truncation (1,), offset (N, num_ws, w_dim), which is added to ws after
+        truncation, labels c (N, c_dim) for a conditional network -> image (N, 3, R, R), about
         [-1, 1], not clamped, and the ws (N, num_ws, w_dim) that drew it, with the stored noise.
     """
 
     def __init__(self, G: StyleGenerator, half: bool = False):
         super().__init__()
         self.G, self.half = G, half
-        self.defaults = {"truncation": torch.ones(1), "offset": torch.zeros(1, G.num_ws, G.w_dim)}
-        self.names = ["z", *["c"] * bool(G.c_dim), *self.defaults]
 
-    def example(self, n: int, seed: int = 0, optional: bool = True) -> dict[str, Tensor]:
-        """Inputs for n images; with `optional`, also a truncation and an offset."""
+    def example(self, n: int, seed: int = 0) -> dict[str, Tensor]:
+        """Inputs for n images by name, in order."""
         G, dice = self.G, torch.Generator().manual_seed(seed)
-        found = {"z": torch.randn(n, G.z_dim, generator=dice)}
+        found = {"z": torch.randn(n, G.z_dim, generator=dice),
+                 "truncation": 0.5 + 0.5 * torch.rand(1, generator=dice),
+                 "offset": 0.3 * torch.randn(n, G.num_ws, G.w_dim, generator=dice)}
         if G.c_dim:
             found["c"] = torch.eye(G.c_dim)[torch.arange(n) % G.c_dim]
-        if optional:
-            found["truncation"] = torch.tensor([0.7])
-            found["offset"] = 0.3 * torch.randn(n, G.num_ws, G.w_dim, generator=dice)
         return found
 
-    def complete(self, given: dict[str, Tensor]) -> list[Tensor]:
-        """All inputs, in order, the missing ones as they are by default."""
-        whole = self.defaults | given
-        whole["offset"] = whole["offset"].expand(len(given["z"]), -1, -1)
-        return [whole[name] for name in self.names]
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        given = dict(zip(self.names, inputs, strict=True))
+    def forward(self, z: Tensor, truncation: Tensor, offset: Tensor, c: Tensor | None = None
+                ) -> tuple[Tensor, Tensor]:
         w_avg = self.G.mapping.w_avg
-        w = self.G.mapping(given["z"], given.get("c"))  # (N, w_dim)
-        w = w_avg + given["truncation"] * (w - w_avg)
-        ws = w[:, None] + given["offset"]  # (N, num_ws, w_dim)
+        w = w_avg + truncation * (self.G.mapping(z, c) - w_avg)  # (N, w_dim)
+        ws = w[:, None] + offset  # (N, num_ws, w_dim)
         with torch.autocast("cpu", torch.float16, enabled=self.half):
             return self.G.synthesis(ws).image, ws
 
 
 def to_program(G: StyleGenerator, half: bool = False) -> torch.export.ExportedProgram:
-    """The generator as a torch.export program with a free batch size; inputs and outputs of
-    `Drawing`, by place: program(z, truncation, offset), with c after z for a conditional network.
-    The noise maps are constants in it."""
+    """The generator as a torch.export program of any batch, called as `Drawing` is. The noise maps
+    are constants in it."""
     drawing = Drawing(G, half).eval()
-    example = drawing.example(3)
-    batch = torch.export.Dim("batch", min=1, max=4096)
-    free = tuple(None if name == "truncation" else {0: batch} for name in drawing.names)
+    example, batch = drawing.example(3), torch.export.Dim("batch", min=1, max=4096)
+    free = {name: None if name == "truncation" else {0: batch} for name in example}
     with torch.no_grad():
-        return torch.export.export(drawing, tuple(example[name] for name in drawing.names),
-                                   dynamic_shapes=(free,), strict=False)
+        return torch.export.export(drawing, tuple(example.values()), dynamic_shapes=free,
+                                   strict=False)
 
 
 def to_onnx(G: StyleGenerator, precision: str = "float32") -> bytes:
     """The generator as the content of an ONNX file: inputs and outputs of `Drawing`, by name."""
-    require("onnx", "onnxscript")
+    require()
     import onnx
 
-    drawing = Drawing(G)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # silent about torchvision
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         program = to_program(G, half=precision == "float16")
-        model = torch.onnx.export(program, input_names=drawing.names, output_names=["image", "ws"],
-                                  dynamo=True, external_data=False, verbose=False).model_proto
+        model = torch.onnx.export(program, input_names=list(Drawing(G).example(1)),
+                                  output_names=["image", "ws"], dynamo=True, external_data=False,
+                                  verbose=False).model_proto
     for part in (model.graph, *model.graph.node):  # where in PyTorch's code each came from
         del part.metadata_props[:]
         part.doc_string = ""
@@ -261,8 +242,15 @@ def to_onnx(G: StyleGenerator, precision: str = "float32") -> bytes:
             value.type.tensor_type.shape.dim[0].dim_param = "batch"
     if precision != "float32":
         keep_small(model, precision)
-    make_optional(model, {name: value.numpy() for name, value in drawing.defaults.items()})
-    model.producer_name, model.producer_version = "gapkd", version()
+    for value in model.graph.input:
+        if value.name == "offset":  # one for all, or one an image
+            value.type.tensor_type.shape.dim[0].dim_param = "offset_batch"
+    del model.graph.value_info[:]  # shapes within, which held as long as all batches were one
+    defaults = {"truncation": np.ones(1, np.float32),
+                "offset": np.zeros((1, G.num_ws, G.w_dim), np.float32)}
+    for name, value in defaults.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    model.producer_name, model.producer_version = "gapkd", __version__
     model.graph.name = G.kind
     model.doc_string = (f"A generator of {G.resolution} x {G.resolution} px, {precision}: image of "
                         "the latents z. Its metadata `gapkd` holds directions and origin, as JSON.")
@@ -278,18 +266,6 @@ def with_facts(content: bytes, facts: dict) -> bytes:
     model = onnx.load_from_string(content)
     onnx.helper.set_model_props(model, {"gapkd": json.dumps(facts)})
     return model.SerializeToString()
-
-
-def make_optional(model: onnx.ModelProto, defaults: dict[str, np.ndarray]) -> None:
-    """Give inputs of an ONNX model a default value, whose batch is 1, in place."""
-    from onnx import numpy_helper
-
-    for value in model.graph.input:
-        if value.name == "offset":  # one for all, or one an image
-            value.type.tensor_type.shape.dim[0].dim_param = "offset_batch"
-    del model.graph.value_info[:]  # shapes within, which held as long as all batches were one
-    for name, default in defaults.items():
-        model.graph.initializer.append(numpy_helper.from_array(default, name))
 
 
 def keep_small(model: onnx.ModelProto, precision: str) -> None:
@@ -344,7 +320,7 @@ def output_axis(reader: onnx.NodeProto, ndim: int) -> int:
 def read_onnx_facts(path: str | Path) -> dict:
     """What `gapkd export` has noted in an ONNX file: sizes, precision, directions, check,
     provenance. Raises ExportError when the file is none, or none of ours."""
-    require("onnx")
+    require()
     import onnx
 
     path = Path(path)
@@ -359,19 +335,19 @@ def read_onnx_facts(path: str | Path) -> dict:
                           "command") from error
 
 
-def require(*packages: str) -> None:
-    """Raise ExportError unless those packages of the extra `export` are installed."""
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+def require() -> None:
+    """Raise ExportError unless the packages of the extra `export` are installed."""
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime")
+               if importlib.util.find_spec(name) is None]
     if missing:
-        raise ExportError(f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing: "
-                          "pip install 'gapkd[export]' (in a clone: pip install -e '.[export]')")
+        raise ExportError(f"missing: {', '.join(missing)}; pip install 'gapkd[export]' (in a "
+                          "clone: pip install -e '.[export]')")
 
 
 def session(content: bytes | str | Path, threads: int | None = None
             ) -> onnxruntime.InferenceSession:
-    """An ONNX file, opened by onnxruntime on the CPU, with torch's number of threads unless another
-    is given."""
-    require("onnxruntime")
+    """An ONNX file, opened by onnxruntime on the CPU; threads: as many as torch has."""
+    require()
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -393,26 +369,21 @@ def drawn_by(content: bytes) -> Draw:
     return draw
 
 
-def drawn_by_program(content: bytes, drawing: Drawing) -> Draw:
-    """A function that draws images with a torch.export program, which wants all its inputs."""
+def drawn_by_program(content: bytes) -> Draw:
+    """A function that draws images with a torch.export program."""
     module = torch.export.load(io.BytesIO(content)).module()
-
-    def draw(given: dict[str, Tensor]) -> Tensor:
-        return module(*drawing.complete(given))[0]
-
-    return draw
+    return lambda given: module(*given.values())[0]
 
 
 @torch.no_grad()
-def compare(draw: Draw, drawing: Drawing, latents: int, seed: int) -> tuple[float, float]:
-    """Largest and mean difference of images from the generator's own: batches of 1 to 16, with the
-    optional inputs and without."""
+def compare(draw: Draw, drawing: Drawing, latents: int) -> tuple[float, float]:
+    """Largest and mean difference of images from the generator's own, in batches of 1 to 16."""
     largest, total, count = 0.0, 0.0, 0
-    for number, n in enumerate(itertools.chain((1, 2, 7), itertools.repeat(16))):
+    for n in itertools.chain((1, 2, 7), itertools.repeat(16)):
         n = min(n, latents - count)
-        if n <= 0:
+        if not n:
             return largest, total / count
-        given = drawing.example(n, seed + number, optional=number % 2 == 1)
-        difference = (drawing(*drawing.complete(given))[0] - draw(given)).abs()
+        given = drawing.example(n, seed=count)
+        difference = (drawing(**given)[0] - draw(given)).abs()
         largest = max(largest, difference.max().item())
         total, count = total + n * difference.mean().item(), count + n

@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 import importlib.metadata
 import json
-import math
 import re
 import tempfile
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from gapkd import __version__
 from gapkd.data.images import png, tile
 from gapkd.files.checkpoints import CONFIG, FOLDER_FORMAT, WEIGHTS, network_bytes
 from gapkd.files.download import reason
@@ -30,8 +30,8 @@ from gapkd.files.storage import data_folder, new_folder, write_folder
 from gapkd.metrics.cost import macs, parameters
 from gapkd.metrics.sampling import draw_sheet
 from gapkd.networks.base import StyleGenerator
-from gapkd.settings import FEATURE_SPACES, DistillConfig, TrainConfig, command_line
-from gapkd.sharing.origins import as_dict, named, numbers, public, runs_of, version
+from gapkd.settings import FEATURE_SPACES, DistillConfig
+from gapkd.sharing.origins import as_dict, command_of, named, numbers, public, runs_of
 
 LICENCES = frozenset(
     "afl-3.0 agpl-3.0 apache-2.0 bsd-2-clause bsd-3-clause cc-by-4.0 cc-by-nc-4.0 cc-by-nc-nd-4.0 "
@@ -43,24 +43,22 @@ LESSONS = ("rgb_weight", "perceptual_weight", "feature_weight", "ld_weight")
 
 
 def save_pretrained(G: StyleGenerator, folder: str | Path, provenance: Mapping | None = None, *,
-                    name: str = "", license: str = "", evaluation: Mapping | None = None,
-                    teacher: StyleGenerator | None = None, truncation: float = 1.0) -> Path:
+                    license: str = "", evaluation: Mapping | None = None,
+                    teacher: StyleGenerator | None = None) -> Path:
     """Write a generator as a new folder: model.safetensors, config.json, README.md, samples.png.
 
     Args:
         folder: is there whole afterwards, or not at all; nothing is overwritten.
         provenance: where the weights come from; `gapkd.sharing.origins.provenance_of` reads it from
             a network's file. What belongs to one machine (folders, device) is left out.
-        name: the card's title; empty: the folder's name.
         license: "mit", "cc-by-nc-4.0"...; empty: that of the provenance, and if it has none, the
             card says so.
         evaluation: the record that `gapkd evaluate --out` writes, about this generator.
         teacher: whose cost the card compares with.
-        truncation: of the sheet of samples; 1: none.
     Returns: the folder.
     Raises: ValueError for what cannot be written so, OSError when the disk fails.
     """
-    folder, name = ready(folder, name, license, truncation)
+    folder = ready(folder, license)
     if not isinstance(G, StyleGenerator):
         raise ValueError(f"a generator is what can be shared, not a {type(G).__name__}")
     if not all(bool(t.isfinite().all()) for t in G.state_dict().values() if t.is_floating_point()):
@@ -79,10 +77,10 @@ def save_pretrained(G: StyleGenerator, folder: str | Path, provenance: Mapping |
     G = _still(G)
     weights = network_bytes(G, provenance)
     cost = _cost(G) | {"size of model.safetensors (float32)": f"{len(weights) / 1e6:.2f} MB"}
-    sheet, description = _samples(G, truncation)
-    card = model_card(G, provenance, name, folder.absolute().name, sheet=description, cost=cost,
-                      teacher_cost=_cost(_still(teacher)) if teacher else None)
-    config = {"library_name": "gapkd", "gapkd_format": FOLDER_FORMAT, "gapkd_version": version(),
+    sheet, description = _samples(G)
+    card = _card(G, provenance, folder.absolute().name, sheet=description, cost=cost,
+                 teacher_cost=_cost(_still(teacher)) if teacher else None)
+    config = {"library_name": "gapkd", "gapkd_format": FOLDER_FORMAT, "gapkd_version": __version__,
               "kind": G.kind, **G.architecture()}
     return write_folder(folder, {
         WEIGHTS: weights, CONFIG: f"{json.dumps(config, indent=2)}\n".encode(),
@@ -90,14 +88,13 @@ def save_pretrained(G: StyleGenerator, folder: str | Path, provenance: Mapping |
 
 
 def push_to_hub(shared: StyleGenerator | str | Path, repo_id: str, *, private: bool | None = None,
-                token: str | None = None, revision: str | None = None,
-                commit_message: str = "Upload by gapkd", **card: object) -> str:
+                token: str | None = None, **card: object) -> str:
     """Upload a generator, or a folder of `save_pretrained`, to a hub's repository, which is made if
     it is not there.
 
     Args:
         repo_id: "user/name"; "name": of the user who is logged in.
-        private, token, revision, commit_message: as huggingface_hub has them.
+        private, token: as huggingface_hub has them.
         card: of a generator, what `save_pretrained` takes beside the folder.
     Returns: the commit's address.
     Raises: ValueError, in one sentence.
@@ -111,25 +108,18 @@ def push_to_hub(shared: StyleGenerator | str | Path, repo_id: str, *, private: b
         try:
             api = HfApi(token=token)
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-            return api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision,
-                                     commit_message=commit_message)
+            return api.upload_folder(repo_id=repo_id, folder_path=folder,
+                                     commit_message="Upload by gapkd")
         except Exception as error:  # the network's own share no base class
             raise ValueError(f"nothing was uploaded to {repo_id} ({reason(error)}): check the name "
                              "and the connection, and log in with `hf auth login`") from error
 
 
-def ready(folder: str | Path, name: str, license: str, truncation: float) -> tuple[Path, str]:
-    """The folder and the title. Raises ValueError where `save_pretrained` would refuse."""
-    folder = new_folder(folder)
-    name = (name or folder.absolute().name).strip()
-    if not name.isprintable() or not 0 < len(name) <= 96:
-        raise ValueError(f"{name[:100]!r} cannot be the name of a network: give one line of at "
-                         "most 96 characters")
+def ready(folder: str | Path, license: str) -> Path:
+    """The folder. Raises ValueError where `save_pretrained` would refuse it or the licence."""
     if license:
         licence_fields(license)
-    if not math.isfinite(truncation):
-        raise ValueError(f"truncation must be a number, 1 for none, not {truncation}")
-    return folder, name
+    return new_folder(folder)
 
 
 def licence_fields(licence: str) -> dict[str, str]:
@@ -151,26 +141,19 @@ def _cost(G: StyleGenerator) -> dict[str, str]:
             "multiply-accumulates an image, as executed": f"{macs(G):,}"}
 
 
-def _samples(G: StyleGenerator, truncation: float) -> tuple[Image.Image, dict]:
+def _samples(G: StyleGenerator) -> tuple[Image.Image, dict]:
     """The sheet of samples, small images enlarged, and what the card says of it."""
     count, larger = 32 if G.resolution <= 256 else 8, max(1, 96 // G.resolution)
-    sheet = tile(draw_sheet(G, count, 0, truncation), columns=min(8, count // 2))
+    sheet = tile(draw_sheet(G, count, seed=0), columns=min(8, count // 2))
     sheet = sheet.resize((sheet.width * larger, sheet.height * larger), Image.Resampling.NEAREST)
-    how = "no truncation" if truncation == 1 else f"truncation {truncation:g}"
-    return sheet, {"count": count, "seed": 0, "enlarged": larger, "how": how}
+    return sheet, {"count": count, "enlarged": larger}
 
 
 # ------------------------------------------------------------------------------- the card
 
 
-def model_card(G: StyleGenerator, provenance: dict, name: str, folder: str, **more: object) -> str:
-    """README.md of a shared folder.
-
-    Args:
-        provenance: fit to be shown (`gapkd.sharing.origins.public`).
-        name, folder: the title, and what the folder is called.
-        more: sheet, cost and teacher_cost, for the template.
-    """
+def _card(G: StyleGenerator, provenance: dict, name: str, **more: object) -> str:
+    """README.md of a folder of that name; more: sheet, cost and teacher_cost, for the template."""
     from huggingface_hub import ModelCard, ModelCardData
 
     runs, source = runs_of(provenance)
@@ -185,22 +168,18 @@ def model_card(G: StyleGenerator, provenance: dict, name: str, folder: str, **mo
     rendered = seen == {"toyfaces"} and (embedded or not teacher)
     trained_on = code(settings["data"]) if settings.get("data") else ""
     measured = _measured(provenance, made)
-    results = _results(measured, "conditional" if G.c_dim else "unconditional")
-    conditional = ["class-conditional"] if G.c_dim else []
-    student = ["knowledge-distillation"] if teacher else []
     at_hub = re.fullmatch(r"hf://([^/]+/[^/@]+).*", teacher)
-    base = at_hub[1] if at_hub else teacher if embedded else None
     data = ModelCardData(
-        **licence_fields(licence) if licence else {}, library_name="gapkd", base_model=base,
+        **licence_fields(licence) if licence else {}, library_name="gapkd",
+        base_model=at_hub[1] if at_hub else teacher if embedded else None,
         datasets=sorted(_slug(name) for name in seen - {"None"}) or None,
-        metrics=sorted({result.metric_type for result in results}) or None,
         pipeline_tag=None if G.c_dim else "unconditional-image-generation",
-        tags=["gapkd", G.kind.removesuffix("-generator"), "gan", "image-generation", *conditional,
-              *student], eval_results=results or None, model_name=name if results else None)
+        tags=["gapkd", G.kind.removesuffix("-generator"), "gan", "image-generation",
+              *["class-conditional"] * bool(G.c_dim), *["knowledge-distillation"] * bool(teacher)])
     card = ModelCard.from_template(
         data, template_str=(files("gapkd.sharing") / "card.md").read_text("utf-8"), code=code,
-        title=re.sub(r"([<*`[])", r"\\\1", name), folder=folder, kind=G.kind, a=G.architecture(),
-        version=version(), home=_home(), licence=licence, stages=_stages(runs),
+        title=re.sub(r"([<*`[])", r"\\\1", name), folder=name, kind=G.kind, a=G.architecture(),
+        version=__version__, home=_home(), licence=licence, stages=_stages(runs),
         source=source if "file" in source else {}, teacher=code(teacher) if teacher else "",
         embedded=embedded, rendered=rendered, **measured, **more,
         taught=any(settings.get(name, getattr(DistillConfig, name)) for name in LESSONS),
@@ -215,27 +194,18 @@ def _stages(runs: list[dict]) -> list[str]:
     """A line a run: the command that repeats it, and what else is known about it."""
     lines = []
     for n, run in enumerate(runs, 1):
-        cls = {"distill": DistillConfig, "teacher": TrainConfig}.get(str(run.get("command")))
-        if cls is None:
-            continue
-        known, settings = numbers(run), run["settings"]
-        if "images" in known:  # it may have been stopped early
-            settings = settings | {"images": known["images"]}
-        if n > 1:
-            settings = settings | {"start_from": f"runs/stage{n - 1}"}
-        command = f"gapkd {run['command']}"
-        try:
-            command = f"{command_line(command, cls, settings)} --out runs/stage{n}"
-        except (TypeError, AttributeError):  # settings that no run had
-            pass
-        words = [code(command)]
-        if "images" in known:
-            words.append(f"{known['images']:,.0f} images")
-        if "seconds" in known:
-            words.append(f"{known['seconds'] / 3600:.2f} hours")
-        facts = ("hardware", "torch", "commit", "date")
-        lines.append(", ".join(words + [f"{key} {code(run[key])}" for key in facts if key in run]))
+        if command := command_of(run, n):
+            known, words = numbers(run), [code(command)]
+            if "images" in known:
+                words.append(f"{known['images']:,.0f} images")
+            if "seconds" in known:
+                words.append(f"{known['seconds'] / 3600:.2f} hours")
+            lines.append(", ".join(words) + _facts(run, "hardware", "torch", "commit", "date"))
     return lines
+
+
+def _facts(record: Mapping, *names: str) -> str:
+    return "".join(f", {name} {code(record[name])}" for name in names if name in record)
 
 
 def _rows(record: Mapping) -> list[dict]:
@@ -247,27 +217,27 @@ def _rows(record: Mapping) -> list[dict]:
 
 def _measured(provenance: dict, made: dict) -> dict:
     """What the card says of an evaluation: `scores`, number's name -> one cell a column, `columns`,
-    `how`, `dataset`, and which network was the `judge`; empty: not known."""
+    `how`, and which network was the `judge`; empty: not known."""
     record = as_dict(provenance.get("evaluation")) or as_dict(made.get("evaluation"))
     rows, metrics = _rows(record), as_dict(made.get("metrics"))
-    dataset, judge = str(record.get("data", "")), str(record.get("features", ""))
+    judge = str(record.get("features", ""))
     if rows:
-        samples, seed = (code(record.get(key, "unknown")) for key in ("samples", "seed"))
+        samples, seed, data = (code(record.get(key, "unknown"))
+                               for key in ("samples", "seed", "data"))
         how = (f"{samples} images a set, from latents of seed {seed}, without truncation and with "
-               f"the noise maps as stored, against as many of {code(dataset)}, by `gapkd evaluate`")
-        facts = ("commit", "hardware", "date")
-        how += "".join(f", {key} {code(record[key])}" for key in facts if key in record) + "."
+               f"the noise maps as stored, against as many of {data}, by `gapkd evaluate`"
+               f"{_facts(record, 'commit', 'hardware', 'date')}.")
     elif "real" in metrics:  # as tools/data_card.py writes them
         rows = [{"name": name, **as_dict(row)} for name, row in metrics.items()]
-        dataset = judge = "toyfaces"
+        judge = "toyfaces"
         how = "By the maintainers of gapkd, against rendered toy faces."
     else:
-        return {"scores": {}, "columns": [], "how": "", "dataset": "", "judge": ""}
+        return {"scores": {}, "columns": [], "how": "", "judge": ""}
     names = {"real": "real images, against other real ones"}
     if record.get("teacher"):
         names["teacher"] = f"the teacher, {code(record['teacher'])}"
     columns = [names.get(str(row["name"]), code(row["name"])) for row in rows[:-1]]
-    return {"scores": _scores([numbers(row) for row in rows]), "how": how, "dataset": dataset,
+    return {"scores": _scores([numbers(row) for row in rows]), "how": how,
             "columns": [*columns, "this network"],
             "judge": "toyfaces" if judge in FEATURE_SPACES else judge}
 
@@ -284,22 +254,6 @@ def _scores(rows: list[dict[str, float]]) -> dict[str, list[str]]:
         if f"{name}_chance" in own:
             scores[name][-1] += f" ({_short(own[f'{name}_chance'])})"
     return scores
-
-
-def _results(measured: dict, task: str) -> list:
-    """The scores as hubs read them; none where nobody knows on which data."""
-    from huggingface_hub import EvalResult
-
-    results, dataset = [], measured["dataset"]
-    for name, cells in measured["scores"].items() if dataset else ():
-        kind = re.sub(r"_\d+k?$", "", name)  # fid_toyfaces_5k is a fid_toyfaces, and no fid
-        if kind == "perceptual" or kind.startswith("agree_"):
-            kind = f"{kind}_{_slug(measured['judge'])}"
-        results.append(EvalResult(
-            task_type=f"{task}-image-generation", dataset_name=dataset,
-            dataset_type=_slug(dataset), metric_name=name, metric_type=kind,
-            metric_value=float(cells[-1].split()[0])))
-    return results
 
 
 def _slug(name: str) -> str:

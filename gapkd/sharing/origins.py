@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from gapkd.files.checkpoints import WEIGHTS, find_checkpoint, read_metadata, recognise, sha256
 from gapkd.files.download import is_address
 from gapkd.files.storage import data_folder
-from gapkd.settings import FILES, shareable
+from gapkd.settings import FILES, DistillConfig, TrainConfig, command_line, shareable
 
 COMMON = ("generator.safetensors", "best.safetensors", "discriminator.safetensors", WEIGHTS)
 """Names that the files of all runs have."""
@@ -66,11 +66,19 @@ def runs_of(provenance: Mapping) -> tuple[list[dict], dict]:
     return runs, source
 
 
-def version() -> str:
-    """That of gapkd."""
-    from gapkd import __version__
-
-    return __version__
+def command_of(run: dict, n: int) -> str:
+    """The command that repeats the n-th of `runs_of`, as far as it is known; "": not at all."""
+    cls = {"distill": DistillConfig, "teacher": TrainConfig}.get(str(run.get("command")))
+    if cls is None:
+        return ""
+    changes = {"images": run["images"]} if "images" in numbers(run) else {}  # it may have stopped
+    if n > 1:
+        changes["start_from"] = f"runs/stage{n - 1}"
+    command = f"gapkd {run['command']}"
+    try:
+        return f"{command_line(command, cls, run['settings'] | changes)} --out runs/stage{n}"
+    except (TypeError, AttributeError):  # settings that no run had
+        return command
 
 
 def as_dict(value: object) -> dict:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import json
-import math
 import re
 import shutil
 import subprocess
@@ -29,19 +27,25 @@ import yaml
 from PIL import Image
 
 from gapkd.data.images import png, to_uint8
-from gapkd.files.storage import cache_folder, new_folder, write_atomically, write_folder
+from gapkd.files.storage import (
+    cache_folder,
+    new_folder,
+    sha256,
+    write_atomically,
+    write_folder,
+)
 from gapkd.sharing.export import ExportConfig, export, read_onnx_facts, session
 from gapkd.sharing.origins import as_dict, named, numbers, runs_of
 
 PAGE = (".html", ".css", ".js")  # endings of the files in gapkd/sharing/page
 SIZES = ("resolution", "z_dim", "w_dim", "num_ws", "c_dim")
 LARGEST = 2**16  # of those sizes
-ICON = 64  # px, at least
 VERSION = "1.30.0"  # of onnxruntime-web
 PACKAGE_SHA256 = "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71"
 MOST_SECONDS = 900  # for npm
-SCRIPT, WASM = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"  # what the page needs of it
-GPU = "ort.webgpu.bundle.min.mjs", "ort-wasm-simd-threaded.asyncify.wasm"  # and with WebGPU
+RUNTIME = {"wasm": ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"),
+           "webgpu": ("ort.webgpu.bundle.min.mjs", "ort-wasm-simd-threaded.asyncify.wasm")}
+NEEDED = [*RUNTIME["wasm"], *RUNTIME["webgpu"]]  # what the page takes of that package
 PAIR = "toyfaces64_recipe", "toyfaces64"  # what is drawn with unless another network is named
 CARD = (1200, 630)  # px of the picture that stands for the page elsewhere
 PAPER = (246, 245, 241)
@@ -95,9 +99,10 @@ def write_demo(config: DemoConfig) -> Path:
     runtime = given_runtime(config.runtime) if config.runtime else fetched_runtime()
     page = files("gapkd.sharing") / "page"
     content = {file.name: file.read_bytes() for file in page.iterdir() if file.name.endswith(PAGE)}
-    for name, data in runtime.items():  # servers may not compress
-        wasm = name.endswith(".wasm")
-        content[f"{name}.gz" if wasm else name] = gzip.compress(data, mtime=0) if wasm else data
+    for name, data in runtime.items():
+        if name.endswith(".wasm"):  # servers may not compress
+            name, data = f"{name}.gz", gzip.compress(data, mtime=0)
+        content[name] = data
     pictures = []
     for network in networks:
         z = latent(config.seed, network.facts["z_dim"])[None]
@@ -105,9 +110,7 @@ def write_demo(config: DemoConfig) -> Path:
         content[network.facts["file"]] = network.model
         content[network.facts["picture"]] = png(Image.fromarray(picture))
         pictures.append(Image.fromarray(picture))
-        times = math.ceil(ICON / len(picture))
-        icon = Image.fromarray(picture.repeat(times, axis=0).repeat(times, axis=1))
-        content.setdefault("icon.png", png(icon))
+    content["icon.png"] = content[networks[0].facts["picture"]]
     content["preview.png"] = png(preview(pictures))
     if config.address:
         home = config.address.rstrip("/")
@@ -116,7 +119,6 @@ def write_demo(config: DemoConfig) -> Path:
             b'content="preview.png">', absolute.encode())
     record = {"start": {"seed": config.seed, "truncation": config.truncation},
               "runtime": f"onnxruntime-web {'as given' if config.runtime else VERSION}",
-              "devices": ["wasm", *["webgpu"] * (GPU[0] in runtime)],
               "networks": [network.facts for network in networks]}
     content["networks.json"] = json.dumps(record, allow_nan=False).encode()
     content["sw.js"] = list_of(content).encode() + content["sw.js"]
@@ -128,27 +130,24 @@ def write_demo(config: DemoConfig) -> Path:
 
 def networks_of(config: DemoConfig) -> list[Network]:
     """The networks of the page, exported where they are none of ONNX yet."""
-    named = (config.network, config.teacher) if config.network else PAIR
-    names, roles = [name for name in named if name], ["student", "teacher"]
-    if config.names:
-        roles = ["first", "second"]
-        if len(config.names) != len(names) or not all(name.strip() for name in config.names):
-            raise DemoError(f"names must name every network of the page, of which there are "
-                            f"{len(names)}: not {', '.join(config.names)[:80]}")
+    names = [name for name in (config.network, config.teacher) if name] or PAIR
+    roles = ["first", "second"] if config.names else ["student", "teacher"]
+    if config.names and (len(config.names) != len(names)
+                         or not all(name.strip() for name in config.names)):
+        raise DemoError(f"names must name every network of the page, of which there are "
+                        f"{len(names)}: not {', '.join(config.names)[:80]}")
+    networks = []
     with tempfile.TemporaryDirectory() as aside:
-        paths = []
-        for role, name in zip(roles, names, strict=False):
-            path = name
-            if Path(name).suffix != ".onnx":
-                path = str(Path(aside) / f"{role}.onnx")
-                export(ExportConfig(name, path, latents=16))
-            paths.append(path)
-        roles = roles if len(paths) > 1 else ["network"]
-        networks = [open_network(*both) for both in zip(paths, roles, strict=True)]
-        for network, name in zip(networks, config.names, strict=False):
-            network.facts["name"] = name
-        if len(networks) > 1:
-            check_pair(networks, names)
+        for role, path in zip(roles if len(names) > 1 else ["network"], names, strict=True):
+            if Path(path).suffix != ".onnx":
+                made = str(Path(aside) / f"{role}.onnx")
+                export(ExportConfig(path, made, latents=16))
+                path = made
+            networks.append(open_network(path, role))
+    for network, name in zip(networks, config.names, strict=False):
+        network.facts["name"] = name
+    if len(networks) > 1:
+        check_pair(networks, names)
     return networks
 
 
@@ -169,10 +168,9 @@ def preview(pictures: Sequence[Image.Image]) -> Image.Image:
 def list_of(content: dict[str, bytes]) -> str:
     """What page/sw.js keeps: the files' names, and a number that changes with any of them."""
     digest = hashlib.sha256(b"".join(name.encode() + content[name] for name in sorted(content)))
-    listed = {"wasm": [SCRIPT, f"{WASM}.gz"], "webgpu": [GPU[0], f"{GPU[1]}.gz"]}
-    listed = {device: [n for n in names if n in content] for device, names in listed.items()}
-    runtimes = sum(listed.values(), [])
-    listed["page"] = sorted(content.keys() - {*runtimes, "sw.js", "preview.png"})
+    listed = {device: [script, f"{wasm}.gz"] for device, (script, wasm) in RUNTIME.items()}
+    others = {*listed["wasm"], *listed["webgpu"], "sw.js", "preview.png"}
+    listed["page"] = sorted(content.keys() - others)
     return f'const NUMBER = "{digest.hexdigest()[:16]}";\nconst FILES = {json.dumps(listed)};\n'
 
 
@@ -190,35 +188,26 @@ def space_card(title: str, called: Sequence[str]) -> str:
 
 
 def given_runtime(folder: str | Path) -> dict[str, bytes]:
-    """onnxruntime-web's two files, from a folder or dist in it, and those for WebGPU, where both
-    are there."""
+    """What is needed of onnxruntime-web, from a folder or dist in it."""
     for place in (Path(folder), Path(folder) / "dist"):
-        if (place / SCRIPT).is_file() and (place / WASM).is_file():
-            more = GPU if all((place / name).is_file() for name in GPU) else ()
-            found = {name: (place / name).read_bytes() for name in (SCRIPT, WASM, *more)}
-            for name, content in found.items():
-                if name.endswith(".wasm") and content[:4] != b"\0asm":
-                    raise DemoError(f"{place / name} is damaged: install onnxruntime-web again")
-            return found
-    raise DemoError(f"{folder} holds no onnxruntime-web: give --runtime a folder with {SCRIPT} and "
-                    f"{WASM}")
+        if all((place / name).is_file() for name in NEEDED):
+            return {name: (place / name).read_bytes() for name in NEEDED}
+    raise DemoError(f"{folder} holds no onnxruntime-web: give --runtime a folder with "
+                    f"{', '.join(NEEDED)}")
 
 
 def fetched_runtime() -> dict[str, bytes]:
     """The same, from the package: npm fetches it once, it is verified and cached, nothing of it is
     run."""
-    mend = f"give --runtime a folder with {SCRIPT} and {WASM}"
     cached = cache_folder() / f"onnxruntime-web-{VERSION}.tgz"
     try:
-        content = cached.read_bytes() if cached.is_file() else b""
-        if hashlib.sha256(content).hexdigest() != PACKAGE_SHA256:
-            content = packed()
-            write_atomically(cached, content)
-        with tarfile.open(fileobj=io.BytesIO(content)) as package:
-            return {name: package.extractfile(f"package/dist/{name}").read()
-                    for name in (SCRIPT, WASM, *GPU)}
+        if not cached.is_file() or sha256(cached) != PACKAGE_SHA256:
+            write_atomically(cached, packed())
+        with tarfile.open(cached) as package:
+            return {name: package.extractfile(f"package/dist/{name}").read() for name in NEEDED}
     except (DemoError, OSError, KeyError, tarfile.TarError) as error:
-        raise DemoError(f"onnxruntime-web {VERSION} is not to be had ({error}): {mend}") from error
+        raise DemoError(f"onnxruntime-web {VERSION} is not to be had ({error}): give --runtime a "
+                        f"folder with {', '.join(NEEDED)}") from error
 
 
 def packed() -> bytes:
@@ -237,10 +226,9 @@ def packed() -> bytes:
         if done.returncode or len(archives) != 1:
             said = done.stderr.strip().splitlines() or ["nothing"]
             raise DemoError(f"npm said: {said[0].strip()[:200]}")
-        content = archives[0].read_bytes()
-    if hashlib.sha256(content).hexdigest() != PACKAGE_SHA256:
-        raise DemoError("what npm fetched has another check sum, it was altered")
-    return content
+        if sha256(archives[0]) != PACKAGE_SHA256:
+            raise DemoError("what npm fetched has another check sum, it was altered")
+        return archives[0].read_bytes()
 
 
 # ------------------------------------------------------------------------------- networks
@@ -262,25 +250,20 @@ def open_network(path: str | Path, role: str) -> Network:
     known = read_onnx_facts(path)
     try:
         sizes = {name: int(known[name]) for name in SIZES}
+        given = known["directions"]
+        names = [str(name) for name in given["names"]]
+        vectors = np.array(given["vectors"], float).reshape(len(names), sizes["w_dim"])
+        reach = np.array(given["reach"], float).reshape(len(names))
         if not all(0 <= size <= LARGEST for size in sizes.values()):
             raise ValueError(f"sizes are {sizes}")
-        given = known["directions"]
-        directions = {"names": [str(name) for name in given["names"]],
-                      "vectors": [[round(float(x), 6) for x in row] for row in given["vectors"]],
-                      "reach": [round(float(x), 3) for x in given["reach"]],
-                      "given": bool(given.get("given"))}
+        if not (np.isfinite(vectors).all() and np.isfinite(reach).all() and (reach > 0).all()):
+            raise ValueError("directions are not finite or reach nowhere")
         name, precision = str(known["name"]), str(known["precision"])
     except (KeyError, TypeError, ValueError) as error:
         raise DemoError(f"{path} lacks what `gapkd export` notes in its files ({error}): export it "
                         "again") from error
-    names, vectors, reach = directions["names"], directions["vectors"], directions["reach"]
-    widths = {len(row) for row in vectors} - {sizes["w_dim"]}
-    if widths:
-        raise DemoError(f"{path} holds directions of width {widths.pop()}, but its w_dim is "
-                        f"{sizes['w_dim']}: export it again, with directions of its own W")
-    finite = np.isfinite(reach).all() and np.isfinite(vectors).all() and all(x > 0 for x in reach)
-    if not len(names) == len(vectors) == len(reach) or not finite:
-        raise DemoError(f"the directions in {path} are damaged: export it again")
+    directions = {"names": names, "vectors": vectors.round(6).tolist(),
+                  "reach": reach.round(3).tolist(), "given": bool(given.get("given"))}
     model = for_the_page(path)
     facts = {"role": role, "name": name, "file": f"{role}.onnx", "picture": f"{role}.png",
              "bytes": len(model), "precision": precision, **sizes, "directions": directions,
@@ -301,8 +284,7 @@ def check_pair(networks: Sequence[Network], paths: Sequence[str]) -> None:
     if share_w(networks):
         # Directions that somebody chose come before SeFa's, which every export has.
         take_theirs = theirs["names"] and (theirs["given"] or not ours["given"])
-        student["directions"] = theirs if take_theirs else ours
-        teacher["directions"] = None
+        student["directions"], teacher["directions"] = theirs if take_theirs else ours, None
     elif ours["names"] != theirs["names"]:
         raise DemoError(f"{paths[0]} and {paths[1]} do not share W, and hold directions of other "
                         "names: export both with directions of the same names, each found in its "
@@ -322,17 +304,14 @@ def share_w(networks: Sequence[Network], samples: int = 32, least: float = 0.9) 
 
 
 def for_the_page(path: str | Path) -> bytes:
-    """The ONNX file as the browser's runtime wants it, without optional inputs: truncation and
-    offset become required, others constants."""
+    """The ONNX file as the browser's runtime wants it, without optional inputs."""
     import onnx
 
     model = onnx.load(path, load_external_data=False)
-    graph, required = model.graph, ("z", "c", "truncation", "offset")
-    wanted = [value for value in graph.input if value.name in required]
-    kept = [tensor for tensor in graph.initializer if tensor.name not in required]
-    del graph.input[:], graph.initializer[:]
-    graph.input.extend(wanted)
-    graph.initializer.extend(kept)
+    kept = [tensor for tensor in model.graph.initializer
+            if tensor.name not in ("truncation", "offset")]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
     del model.metadata_props[:]  # networks.json has them
     return model.SerializeToString()
 
@@ -340,10 +319,9 @@ def for_the_page(path: str | Path) -> bytes:
 def about(known: dict, sizes: dict[str, int], size: int) -> list[tuple[str, str]]:
     """(term, text) pairs on what a network is and where it comes from, for the page."""
     classes = f", {sizes['c_dim']} classes" if sizes["c_dim"] else ""
-    rows = [("picture", f"{sizes['resolution']} x {sizes['resolution']} px"),
-            ("file", f"{size / 1e6:.2f} MB, {known['precision']}"),
-            ("latents", f"z {sizes['z_dim']}, w {sizes['w_dim']}, in {sizes['num_ws']} layers"
-                        f"{classes}")]
+    r, latents = sizes["resolution"], f"z {sizes['z_dim']}, w {sizes['w_dim']}"
+    rows = [("picture", f"{r} x {r} px"), ("file", f"{size / 1e6:.2f} MB, {known['precision']}"),
+            ("latents", f"{latents}, in {sizes['num_ws']} layers{classes}")]
     check = numbers(known.get("check"))
     if {"latents", "largest"} <= check.keys():
         rows.append(("checked", f"{check['latents']:.0f} latents, at most {check['largest']:.1e} "

@@ -12,7 +12,6 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -69,13 +68,8 @@ class SiteConfig:
 
 
 def build(config: SiteConfig, root: Path = ROOT) -> Path:
-    """The site of a clone.
-
-    Returns: its folder.
-
-    Raises:
-        ValueError: the extra is missing, something is in the way, a page or a link is at fault.
-    """
+    """The site of a clone; returns its folder. Raises ValueError when the extra is missing, when
+    something is in the way, or when a page or a link is at fault."""
     out = Path(config.out).resolve()
     work = out.with_name(f"{out.name}-build")
     for folder in (out, work):
@@ -159,20 +153,19 @@ def write_pages(root: Path, folder: Path, demos: Sequence[str] = ()) -> None:
 
 def fold_first_cell(notebook: dict) -> None:
     """Fold away what brings the package to Colab: nobody reads a page for it."""
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "code":
-            tags = cell["metadata"].get("tags", [])
-            cell["metadata"]["tags"] = [*tags, "hide-input"]
-            break
+    first = next((cell for cell in notebook["cells"] if cell["cell_type"] == "code"), None)
+    if first:
+        first["metadata"]["tags"] = [*first["metadata"].get("tags", []), "hide-input"]
 
 
 def add_frames(notebook: dict, frames: Sequence[tuple[str, str, str]]) -> None:
-    """End a chapter's page with frames."""
-    parts = [f"{text}\n\n{FRAME.format(name=name, title=title)}" for name, title, text in frames]
-    if parts:
-        text = "\n\n".join(["## Try it here", *parts])
+    """End a chapter's page with frames, if there are any."""
+    parts = ["## Try it here"]
+    for name, title, text in frames:
+        parts += [text, FRAME.format(name=name, title=title)]
+    if frames:
         notebook["cells"].append({"cell_type": "markdown", "id": "try", "metadata": {},
-                                  "source": text})
+                                  "source": "\n\n".join(parts)})
 
 
 def command_line() -> str:
@@ -181,7 +174,7 @@ def command_line() -> str:
              "Every option is a field of a dataclass in `gapkd`; this help and the settings that "
              "are stored in every network come from there."]
     os.environ["COLUMNS"] = "100"
-    for command in cli.names():
+    for command in cli.ALL:
         said = io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
             cli.main([command, "--help"])
@@ -193,10 +186,10 @@ def write_reference(folder: Path) -> None:
     """A page a module, from its docstrings; that of a room lists its modules."""
     folder.mkdir()
     names = ["gapkd", *(found.name for found in pkgutil.walk_packages(gapkd.__path__, "gapkd."))]
-    for name in (name for name in names if not name.endswith("__main__")):
+    names = [name for name in names if not name.endswith("__main__")]
+    for name in names:
         text = f"{name}\n{'=' * len(name)}\n\n.. automodule:: {name}\n"
-        if hasattr(import_module(name), "__path__"):
-            below = [other for other in names if re.fullmatch(rf"{name}\.(?!__main__)\w+", other)]
+        if below := [other for other in names if other.rpartition(".")[0] == name]:
             text += "\n.. toctree::\n   :maxdepth: 1\n\n" + "".join(f"   {one}\n" for one in below)
         (folder / f"{name}.rst").write_text(text, encoding="utf-8")
 

@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 from docutils import nodes
@@ -99,17 +100,8 @@ def mathml(tex: str, block: bool = False) -> str:
         raise ValueError(f"the formula {tex!r} cannot be drawn: {reason}") from error
 
 
-def draw_inline(writer, node: nodes.Element) -> None:
-    """A formula in a line of text."""
-    _draw(writer, node, "span")
-
-
-def draw_block(writer, node: nodes.Element) -> None:
-    """A formula in a paragraph of its own."""
-    _draw(writer, node, "div")
-
-
-def _draw(writer, node: nodes.Element, tag: str) -> None:
+def draw(writer, node: nodes.Element, tag: str) -> None:
+    """A formula on its page: in a line of text (span), or as a paragraph of its own (div)."""
     try:
         formula = mathml(node.astext(), tag == "div")
     except ValueError as error:
@@ -121,6 +113,7 @@ def _draw(writer, node: nodes.Element, tag: str) -> None:
 
 def setup(app) -> None:
     """Entry point of sphinx."""
-    app.add_html_math_renderer("mathml", (draw_inline, None), (draw_block, None))
+    app.add_html_math_renderer("mathml", (partial(draw, tag="span"), None),
+                               (partial(draw, tag="div"), None))
     app.connect("autodoc-process-docstring", escape, priority=400)
     app.connect("doctree-read", describe)

@@ -23,7 +23,7 @@ const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 export async function main(say) {
   const reply = await fetch("networks.json").catch(() => null);
   if (!reply?.ok) throw new Error("networks.json is missing: write the page again with gapkd demo.");
-  const { networks, start, runtime, devices } = await reply.json();
+  const { networks, start, runtime } = await reply.json();
   for (const network of networks) network.directions ??= networks[0].directions;
   const [student, teacher] = networks; // the first draws the small pictures too; without a teacher it is just a network
   const { names, reach } = student.directions;
@@ -49,7 +49,7 @@ export async function main(say) {
   let why = ""; // not the GPU
 
   async function onGpu() {
-    if (!devices.includes("webgpu") || location.search === "?wasm") return null;
+    if (location.search === "?wasm") return null;
     const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
     if (!adapter || (adapter.info?.isFallbackAdapter && location.search !== "?webgpu")) return null; // none, or the CPU
     const gpu = begin("webgpu");
@@ -234,15 +234,9 @@ export async function main(say) {
   showAll();
   go(state.face);
 
-  // for tests, and for the curious: pictures of a z of your own, in the browser's console
+  // for tests
   window.gapkd = {
-    networks,
     latent: (seed) => normals(seed, student.z_dim),
-    /** z (z_dim), truncation, offset (num_ws w_dim), label, network: its number -> {pixels: RGBA, ws, ms}. */
-    async draw({ z, truncation = 1, offset, label = 0, network = 0 }) {
-      const { file, num_ws, w_dim } = networks[network];
-      return engine.ask("draw", { file, z, truncation, label, offset: offset ?? new Float32Array(num_ws * w_dim) });
-    },
     /** Whether all pictures show the newest wish. */
     get resting() {
       return !drawing && pictures.views.every(({ shown }) => shown === wish) && (playing || small.shown === wish);
