@@ -179,7 +179,7 @@ def test_broken_answers_are_sentences(server, answer, message):
 @pytest.mark.parametrize("address", [
     "https://[bad", "https://localhost:port/a.pkl", "https://localhost:99999/a.pkl", "https:///a.pkl",
     "https://localhost:0/a.pkl", "https://local host/a.pkl", "https://a..b/a.pkl",
-    "https://me:word@host/a.pkl", "ftp://example.org/a.pkl", "file:///a/b.pkl",
+    "https://me:word@host/a.pkl", "ftp://example.org/a.pkl",
     "doi://10.5281/zenodo.1/a.pkl"])
 def test_addresses_that_nothing_can_be_fetched_from(server, address):
     assert address in refused(address, "is not an address that can be fetched", "")
@@ -189,6 +189,8 @@ def test_failures_are_sentences(server, tmp_path, monkeypatch):
     refused(server.address, "could be altered on its way", "")
     refused(f"{server.address}#md5=1", "must be sha256= and 64", "")
     refused("http://localhost:1/a.pkl", r"\(Connection refused\).* bring the file from elsewhere")
+    for name in ("missing.pkl", f"{'a' * 300}.pkl"):
+        refused(f"{tmp_path.as_uri()}/{name}", "check its path")
     assert server.paths == []
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("GAPKD_CACHE", str(tmp_path / "file" / "below"))
@@ -198,9 +200,14 @@ def test_failures_are_sentences(server, tmp_path, monkeypatch):
 def test_networks_load_from_addresses(server, tmp_path):
     torch.manual_seed(0)
     G = Generator(8, 4, 4, 4, mapping_layers=1).eval()
-    server.content = save_network(G, tmp_path / "g.safetensors").read_bytes()
-    digest, z = hashlib.sha256(server.content).hexdigest(), torch.randn(2, 4)
-    assert torch.equal(load_generator(f"{server.address}#sha256={digest}")(z), G(z))
+    file = save_network(G, tmp_path / "a network.safetensors")
+    server.content, z = file.read_bytes(), torch.randn(2, 4)
+    digest = hashlib.sha256(server.content).hexdigest()
+    for address in (file.as_uri(), f"{file.as_uri()}#sha256={digest.upper()}",
+                    f"{server.address}#sha256={digest}"):
+        assert is_address(address) and torch.equal(load_generator(address)(z), G(z))
+    refused(file.as_uri(), "another check sum has the file", WRONG)
+    assert file.exists()  # a file of the user's own is never removed
     with pytest.raises(CheckpointError, match="another check sum: it is damaged"):
         load_generator(f"{server.address}#sha256={WRONG}")
 

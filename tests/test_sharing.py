@@ -273,7 +273,7 @@ def test_data_and_origin_of_a_student(tmp_path):
                     "base_model": "toyfaces32", "datasets": ["toyfaces"],
                     "pipeline_tag": "unconditional-image-generation",
                     "tags": ["gapkd", "stylegan2", "gan", "image-generation",
-                             "knowledge-distillation"]}
+                             "knowledge-distillation"]}  # nothing was measured: no model-index
     assert text.strip().startswith("# Faces: a \\*small\\* {{ one }}\n")
     origin = section(text, "Where it comes from")
     assert "`gapkd distill --seed 5 --out runs/stage1`, 100,000 images, 0.35 hours" in origin
@@ -324,8 +324,10 @@ def test_an_embedded_network_has_its_licence_its_history_and_its_numbers(tmp_pat
     data, text = card(tmp_path / "net")
     metrics = read_metadata("toyfaces32")["provenance"]["metrics"]
     assert data["license"] == "mit"
+    results = data["model-index"][0]["results"][0]
+    assert results["dataset"] == {"type": "toyfaces", "name": "toyfaces"}
     table = section(text, "How good it is")
-    assert table.count("| `") == len(metrics["teacher"])
+    assert table.count("| `") == len(metrics["teacher"]) == len(results["metrics"])
     for name, value in metrics["teacher"].items():
         assert f"| `{name}` | {metrics['real'].get(name, 0):.4g} | {value:.4g} |" in table
     assert section(text, "Where it comes from").count("- stage ") == 3
@@ -340,11 +342,18 @@ def test_the_numbers_on_the_card_are_those_of_evaluate(tmp_path, teacher_file, c
     assert capsys.readouterr().out.splitlines()[-1].endswith(f"hf upload YOUR-NAME/shared {out}")
     assert main(["evaluate", student, "--out", record, *measuring]) == 0
     rows = json.loads(Path(record).read_text())["rows"]
-    text = card(out)[1]
+    data, text = card(out)
     table = section(text, "How good it is")
     wanted = {name for name in rows[2] if not re.match("name$|agree_(?!mean_)|.*_chance$", name)}
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == wanted
+    scores = {m["name"]: m for m in data["model-index"][0]["results"][0]["metrics"]}
+    assert scores.keys() == wanted
+    assert scores["fid_toyfaces_40"]["type"] == "fid_toyfaces"  # which is no fid
+    assert scores["perceptual"]["type"] == "perceptual_toyfaces"
+    assert data["metrics"] == sorted({score["type"] for score in scores.values()})
+    assert not {"fid", "kid", "precision"} & set(data["metrics"])
     for name in wanted:
+        assert scores[name]["value"] == pytest.approx(rows[2][name], rel=1e-3, abs=1e-9)
         cells = re.search(rf"`{name}` \| (.+) \|", table)[1].split(" | ")
         known = [float(cell.split(" (")[0]) for cell in cells if cell != "-"]
         in_rows = [row[name] for row in rows if name in row]

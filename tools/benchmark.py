@@ -5,7 +5,7 @@
     python -m tools.benchmark --parts exports --out data/results/exports.json
 
 Absolute figures depend on the machine and on what else it does; compare ratios within one table.
-Three questions: what a reader waits for (`chapter_rows`), and how networks and training steps compare
+Three questions: what a reader waits for (`chapter_rows`), how networks and training steps compare
 with the textbook's arithmetic (tools.textbook) and with what the machine can do at best (`compare`;
 `compare_alias_free` for StyleGAN3), and what a network gains where it is exported to
 (`compare_exports`).

@@ -11,6 +11,7 @@ import hashlib
 import re
 import string
 import urllib.parse
+import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
@@ -39,9 +40,9 @@ def fetch(address: str, **hub: object) -> Path:
     """The file behind an address; from the cache if it has been fetched before.
 
     Args:
-        address: https://, with an optional #sha256=<64 hex digits>; http:// needs one. Or a
-            repository of a model hub, hf://user/name, with an optional @revision and an optional
-            /file: without one, the folder of its weights and its config.json.
+        address: file:// or https://, with an optional #sha256=<64 hex digits>; http:// needs one.
+            Or a repository of a model hub, hf://user/name, with an optional @revision and an
+            optional /file: without one, the folder of its weights and its config.json.
         hub: revision, token, cache_dir, force_download, local_files_only, for the hub's client.
 
     Raises AddressError, in one sentence.
@@ -50,6 +51,8 @@ def fetch(address: str, **hub: object) -> Path:
         return _from_hub(str(address), {k: v for k, v in hub.items() if v is not None})
     parts = _parts(address)
     digest = _digest(parts.fragment, address)
+    if parts.scheme == "file":
+        return _own_file(parts.path, digest, address)
     if parts.scheme == "http" and not digest:
         raise AddressError(f"{address} could be altered on its way: give https://, or append "
                            "#sha256= and its check sum")
@@ -158,8 +161,10 @@ def _parts(address: str, origin: str = "") -> urllib.parse.SplitResult:
     """An address taken apart; of a redirect, seen from its origin."""
     try:
         parts = urllib.parse.urlsplit(urllib.parse.urljoin(origin, address))
+        if parts.scheme == "file":
+            return parts
         if parts.scheme not in ("https", "http"):
-            raise ValueError("give https:// or hf://, or a path")
+            raise ValueError("give https://, hf:// or file://, or a path")
         if not parts.hostname or parts.port == 0 or re.search(r"[\s@]", parts.netloc):
             raise ValueError("mend its host or port")
         parts.hostname.encode("idna")
@@ -172,3 +177,16 @@ def _digest(fragment: str, address: str) -> str:
     if fragment and not re.fullmatch("sha256=[0-9a-fA-F]{64}", fragment):
         raise AddressError(f"what follows # in {address} must be sha256= and 64 hexadecimal digits")
     return fragment.removeprefix("sha256=").lower()
+
+
+def _own_file(path: str, digest: str, address: str) -> Path:
+    """A file of the user's own, which is never removed."""
+    try:
+        file = Path(urllib.request.url2pathname(path))
+        if file.is_file() and digest in ("", sha256(file)):
+            return file
+        fault = "there is no file" if not file.is_file() else "another check sum has the file"
+    except OSError as error:  # a name that is too long
+        fault = f"{error.strerror or error} for the file"
+    raise AddressError(f"{fault} at {address}: check its path, which begins with the third /, and "
+                       "what follows #sha256=, if anything does")

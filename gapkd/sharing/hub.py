@@ -88,13 +88,14 @@ def save_pretrained(G: StyleGenerator, folder: str | Path, provenance: Mapping |
 
 
 def push_to_hub(shared: StyleGenerator | str | Path, repo_id: str, *, private: bool | None = None,
-                token: str | None = None, **card: object) -> str:
+                token: str | None = None, revision: str | None = None,
+                commit_message: str = "Upload by gapkd", **card: object) -> str:
     """Upload a generator, or a folder of `save_pretrained`, to a hub's repository, which is made if
     it is not there.
 
     Args:
         repo_id: "user/name"; "name": of the user who is logged in.
-        private, token: as huggingface_hub has them.
+        private, token, revision, commit_message: as huggingface_hub has them.
         card: of a generator, what `save_pretrained` takes beside the folder.
     Returns: the commit's address.
     Raises: ValueError, in one sentence.
@@ -108,8 +109,8 @@ def push_to_hub(shared: StyleGenerator | str | Path, repo_id: str, *, private: b
         try:
             api = HfApi(token=token)
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-            return api.upload_folder(repo_id=repo_id, folder_path=folder,
-                                     commit_message="Upload by gapkd")
+            return api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision,
+                                     commit_message=commit_message)
         except Exception as error:  # the network's own share no base class
             raise ValueError(f"nothing was uploaded to {repo_id} ({reason(error)}): check the name "
                              "and the connection, and log in with `hf auth login`") from error
@@ -168,14 +169,17 @@ def _card(G: StyleGenerator, provenance: dict, name: str, **more: object) -> str
     rendered = seen == {"toyfaces"} and (embedded or not teacher)
     trained_on = code(settings["data"]) if settings.get("data") else ""
     measured = _measured(provenance, made)
+    results = _results(measured, "conditional" if G.c_dim else "unconditional")
     at_hub = re.fullmatch(r"hf://([^/]+/[^/@]+).*", teacher)
     data = ModelCardData(
         **licence_fields(licence) if licence else {}, library_name="gapkd",
         base_model=at_hub[1] if at_hub else teacher if embedded else None,
         datasets=sorted(_slug(name) for name in seen - {"None"}) or None,
+        metrics=sorted({result.metric_type for result in results}) or None,
         pipeline_tag=None if G.c_dim else "unconditional-image-generation",
         tags=["gapkd", G.kind.removesuffix("-generator"), "gan", "image-generation",
-              *["class-conditional"] * bool(G.c_dim), *["knowledge-distillation"] * bool(teacher)])
+              *["class-conditional"] * bool(G.c_dim), *["knowledge-distillation"] * bool(teacher)],
+        eval_results=results or None, model_name=name if results else None)
     card = ModelCard.from_template(
         data, template_str=(files("gapkd.sharing") / "card.md").read_text("utf-8"), code=code,
         title=re.sub(r"([<*`[])", r"\\\1", name), folder=name, kind=G.kind, a=G.architecture(),
@@ -217,27 +221,26 @@ def _rows(record: Mapping) -> list[dict]:
 
 def _measured(provenance: dict, made: dict) -> dict:
     """What the card says of an evaluation: `scores`, number's name -> one cell a column, `columns`,
-    `how`, and which network was the `judge`; empty: not known."""
+    `how`, `dataset`, and which network was the `judge`; empty: not known."""
     record = as_dict(provenance.get("evaluation")) or as_dict(made.get("evaluation"))
     rows, metrics = _rows(record), as_dict(made.get("metrics"))
-    judge = str(record.get("features", ""))
+    dataset, judge = str(record.get("data", "")), str(record.get("features", ""))
     if rows:
-        samples, seed, data = (code(record.get(key, "unknown"))
-                               for key in ("samples", "seed", "data"))
+        samples, seed = (code(record.get(key, "unknown")) for key in ("samples", "seed"))
         how = (f"{samples} images a set, from latents of seed {seed}, without truncation and with "
-               f"the noise maps as stored, against as many of {data}, by `gapkd evaluate`"
+               f"the noise maps as stored, against as many of {code(dataset)}, by `gapkd evaluate`"
                f"{_facts(record, 'commit', 'hardware', 'date')}.")
     elif "real" in metrics:  # as tools/data_card.py writes them
         rows = [{"name": name, **as_dict(row)} for name, row in metrics.items()]
-        judge = "toyfaces"
+        dataset = judge = "toyfaces"
         how = "By the maintainers of gapkd, against rendered toy faces."
     else:
-        return {"scores": {}, "columns": [], "how": "", "judge": ""}
+        return {"scores": {}, "columns": [], "how": "", "dataset": "", "judge": ""}
     names = {"real": "real images, against other real ones"}
     if record.get("teacher"):
         names["teacher"] = f"the teacher, {code(record['teacher'])}"
     columns = [names.get(str(row["name"]), code(row["name"])) for row in rows[:-1]]
-    return {"scores": _scores([numbers(row) for row in rows]), "how": how,
+    return {"scores": _scores([numbers(row) for row in rows]), "how": how, "dataset": dataset,
             "columns": [*columns, "this network"],
             "judge": "toyfaces" if judge in FEATURE_SPACES else judge}
 
@@ -254,6 +257,22 @@ def _scores(rows: list[dict[str, float]]) -> dict[str, list[str]]:
         if f"{name}_chance" in own:
             scores[name][-1] += f" ({_short(own[f'{name}_chance'])})"
     return scores
+
+
+def _results(measured: dict, task: str) -> list:
+    """The scores as hubs read them; none where nobody knows on which data."""
+    from huggingface_hub import EvalResult
+
+    results, dataset = [], measured["dataset"]
+    for name, cells in measured["scores"].items() if dataset else ():
+        kind = re.sub(r"_\d+k?$", "", name)  # fid_toyfaces_5k is a fid_toyfaces, and no fid
+        if kind == "perceptual" or kind.startswith("agree_"):
+            kind = f"{kind}_{_slug(measured['judge'])}"
+        results.append(EvalResult(
+            task_type=f"{task}-image-generation", dataset_name=dataset,
+            dataset_type=_slug(dataset), metric_name=name, metric_type=kind,
+            metric_value=float(cells[-1].split()[0])))
+    return results
 
 
 def _slug(name: str) -> str:
