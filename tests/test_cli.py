@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import subprocess
 import sys
+import tempfile
 from dataclasses import fields
 from pathlib import Path
 from unittest.mock import Mock
@@ -285,7 +287,14 @@ def test_outputs_are_checked_before_the_work(tmp_path, monkeypatch, capsys, comm
     (tmp_path / "locked").mkdir()
     (tmp_path / "table.yml").write_text("arms: {paper: }\nresults: r.jsonl")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("os.access", lambda path, mode: "locked" not in str(path))
+    temporary = tempfile.TemporaryFile
+
+    def unless_locked(dir):
+        if "locked" in str(dir):
+            raise OSError(errno.EROFS, "Read-only file system")
+        return temporary(dir=dir)
+
+    monkeypatch.setattr("tempfile.TemporaryFile", unless_locked)
     worked = Mock(side_effect=AssertionError)
     monkeypatch.setattr("papermill.execute_notebook", worked)
     for name in ("files.checkpoints._load", "metrics.attributes.fit_network",

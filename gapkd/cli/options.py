@@ -6,7 +6,7 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Sequence
-from dataclasses import field, is_dataclass, make_dataclass
+from dataclasses import field, fields, is_dataclass, make_dataclass
 from typing import Annotated, Any, get_type_hints
 
 import tyro
@@ -48,10 +48,11 @@ def parsed(command: str, cls: type, options: Sequence[str], example: str) -> Any
 def _grouped(cls: type) -> type:
     """A dataclass that holds one for each group of the options of `cls`."""
     hints, words = get_type_hints(cls, include_extras=True), _descriptions(cls)
+    defaults = {entry.name: entry.default for entry in fields(cls)}
     groups = []
     for title, names in GROUPS.items():
-        entries = [(name, Annotated[hints[name], tyro.conf.arg(help=words[name])],
-                    getattr(cls, name)) for name in names if name in hints]
+        entries = [(name, Annotated[hints[name], tyro.conf.arg(help=words[name])], defaults[name])
+                   for name in names if name in defaults]
         if entries:
             group = make_dataclass(title, entries, frozen=True)
             group.__doc__ = ""

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
@@ -97,9 +98,12 @@ def check_place(path: str | Path, kind: str = "file") -> Path:
     if kind == "file" and path.is_dir():
         raise ValueError(f"{path} is a folder: name a file in it")
     above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+    try:
+        tempfile.TemporaryFile(dir=above).close()  # permissions do not say that a disk is read-only
+    except OSError as error:
         fault = "not writable" if above.is_dir() else "a file"
-        raise ValueError(f"{path} cannot be made, since {above} is {fault}: choose another {kind}")
+        raise ValueError(f"{path} cannot be made, since {above} is {fault}: choose another {kind}"
+                         ) from error
     return path
 
 
