@@ -246,7 +246,7 @@ def check_parameters(scope: dict, **allowed: object) -> None:
             near = difflib.get_close_matches(str(value), _words(rule), n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
             raise ValueError(f"{name} must be {_in_words(rule)}, not {value!r}{hint}: change it "
-                             "in the cell of parameters, or where you gave it to papermill")
+                             "in the cell of parameters, or where you gave it")
         scope[name] = value
 
 

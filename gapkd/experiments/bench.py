@@ -62,9 +62,8 @@ class Bench:
         result = distill(settings, agreement_probe(self.teacher, self.net))
         curve = []
         for line in result.log:
-            point = {name: value for name, value in line.items() if name.startswith("fid_")}
-            if "l1" in line:  # "perceptual" alone is a loss
-                point |= {name: line[name] for name in PROBED if name in line}
+            point = {name: value for name, value in line.items()
+                     if name in PROBED or name.startswith("fid_")}
             if point:
                 curve.append({"images": line["images"], **point})
         return {"seed": settings.seed, "settings": shareable(to_dict(settings)),

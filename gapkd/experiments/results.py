@@ -33,11 +33,6 @@ COLUMNS = {
     "agree_mean_correlation": "correlation ↑", "agree_edits": "edits ↑",
     FID: "FID to real ↓", "fid_to_teacher_.+": "FID to teacher ↓",
     "eq_t": "EQ-T, dB ↑", "eq_r": "EQ-R, dB ↑"}
-SET_COLUMNS = {
-    FID: "FID ↓", "kid_.+": "KID × 10³ ↓", "precision_.+": "precision",
-    "recall_.+": "recall", "density_.+": "density", "coverage_.+": "coverage ↑",
-    "ppl_.+": "PPL ↓", "projection_psnr": "projection, PSNR dB ↑",
-    "projection_perceptual": "projection, perceptual ↓"}
 SECOND_COLUMNS = {
     f"second_{FID}": "FID to real ↓", "second_fid_to_teacher_.+": "FID to teacher ↓",
     "second_agree_mean_correlation": "correlation ↑", "second_agree_mean_accuracy": "same class ↑",
@@ -45,9 +40,8 @@ SECOND_COLUMNS = {
     "projection_psnr": "projection, PSNR dB ↑", "agree_edits": "edits* ↑", "ppl_.+": "PPL* ↓",
     "coverage_.+": "coverage* ↑"}
 """Figures of a results table, as patterns of their names in a record, and their titles. "FID to
-teacher" compares images of the same z. Precision, recall and density have no better side: they
-ought to be as high as those of other real images. SECOND_COLUMNS is the table by the judge that no
-student was trained with; it did not read those with a star, and two others need no judge."""
+teacher" compares images of the same z. SECOND_COLUMNS is the table by the judge that no student was
+trained with; it did not read those with a star, and two others need no judge."""
 
 
 # -------------------------------------------------------------------------------------- reading
@@ -202,7 +196,7 @@ def results_table(records: Sequence[dict], references: Sequence[dict] = (),
         runs = [record for record in records if record["arm"] == arm]
         rows.append((arm, f"{len(runs)} ", runs))
     for title, seeds, runs in rows:
-        cells = [_cell(runs, *column) for column in names.items()]
+        cells = [_cell(runs, name) for name in names.values()]
         lines.append(f"| {title} | {seeds}| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -294,15 +288,14 @@ def _p(p: float) -> str:
     return ", p < 0.001" if p < 0.001 else f", p {p:.3f}"
 
 
-def _cell(runs: Sequence[dict], title: str, name: str) -> str:
+def _cell(runs: Sequence[dict], name: str) -> str:
     """A figure of an arm's runs: mean ± deviation, how many have it if not all, chance level."""
     if not any(name in run["final"] for run in runs):
         return "-"
-    unit = 1e3 if "× 10³" in title else 1.0
     mean, spread, measured = _summary(runs, name)
-    text = f"{unit * mean:.3f}"
+    text = f"{mean:.3f}"
     if measured > 1:
-        text += f" ± {unit * spread:.3f}"
+        text += f" ± {spread:.3f}"
     if measured < len(runs):
         text += f", of {measured}"
     level = f"{name}_chance"

@@ -161,8 +161,6 @@ class StyleGenerator(Network):
     """The family's name in files."""
     mixes_styles: ClassVar[bool] = True
     """Whether two latents may rule one image in training."""
-    grows: ClassVar[bool] = False
-    """Whether it can be trained on at twice the resolution, with one more block."""
     movable: ClassVar[bool] = False
     """Whether `synthesis.input.transform` shifts and turns the image (StyleGAN3)."""
 

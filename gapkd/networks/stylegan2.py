@@ -225,7 +225,6 @@ class Generator(StyleGenerator):
     """
 
     kind = "stylegan2-generator"
-    grows = True
 
     def __init__(self, resolution: int, z_dim: int = 512, w_dim: int = 512, channels: Channels = 64,
                  kernel: int = 3, mapping_layers: int = 8, c_dim: int = 0,
