@@ -141,7 +141,8 @@ def _place(name: str, value: str, default: object, words: str) -> str:
     if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
         value = value[1:-1]
     a_file = set(re.findall(r"\w+", words)) & {"file", "folder", "path"}
-    if not a_file and default not in embedded_networks():
+    a_text = default is None or isinstance(default, str)
+    if not a_text or not a_file and default not in embedded_networks():
         return value
     if value in ("", default) or is_address(value):
         return value
@@ -294,7 +295,7 @@ def _in_words(rule: object) -> str:
     """What a rule of `check_parameters` allows, for a sentence."""
     kind = _kind(rule)
     if isinstance(rule, type):
-        return KINDS[rule]
+        return KINDS.get(rule, f"of type {rule.__name__}")
     if kind is list:
         return f"a list, each entry {_in_words(tuple(rule))}"
     if kind is str:

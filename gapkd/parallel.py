@@ -128,7 +128,12 @@ def join() -> None:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=_board, rank=number, world_size=size,
                                 timeout=TIMEOUT)
-    atexit.register(leave)
+        atexit.register(leave)
+        heads = torch.ones(())
+        dist.all_reduce(heads)
+    if (found := int(heads)) != expected():
+        raise ProcessLostError(f"torchrun started {expected()} processes, but {found} found each "
+                               "other: start it again")
     known = hasattr(os, "sched_getaffinity")  # not on macOS
     cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
     torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))

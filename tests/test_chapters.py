@@ -114,6 +114,13 @@ def test_settings_that_are_no_parameters_join_the_text_of_settings(pairs, text):
         chapters.parse_parameters(["kernel=1"], {"images": (4, "")})
 
 
+def test_a_number_is_no_file_whatever_the_words_beside_it_say():
+    known = {"pictures": (60, "drawn into a folder"), "pair": ((1, 2), "in the file")}
+    assert chapters.parse_parameters(["pictures=30"], known) == {"pictures": 30}
+    with pytest.raises(ValueError, match="pair must be of type tuple, not 'x'"):
+        chapters.parse_parameters(["pair=x"], known)
+
+
 @pytest.mark.parametrize("pair, message", [
     ("kernal=1", "no parameter kernal: did you mean kernel"),
     ("kernel=2", "kernel must be one of 3, 1, not 2"),

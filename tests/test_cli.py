@@ -268,6 +268,12 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path):
     assert done.returncode == 141
 
 
+def test_a_generator_was_an_option_of_two_commands_only(capsys):
+    with pytest.raises(SystemExit):
+        main(["distill", "--generator"])
+    assert "Unrecognized options: --generator" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", [
     "sample toyfaces32 --out OUT.png", "directions toyfaces32 --out OUT.safetensors",
     "convert toyfaces32 OUT.pt", "export toyfaces32 --onnx OUT.onnx",

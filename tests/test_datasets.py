@@ -217,6 +217,8 @@ def test_linked_folders_are_followed_once(six, tmp_path):
     (outer / "loop").symlink_to(outer)
     (inner / "c.png").symlink_to(outer / "b.png")
     (inner / "0").symlink_to(inner / "00001")  # what is linked comes after what lies here
+    (inner / ".hidden").mkdir()
+    (inner / ".hidden" / "also").symlink_to(inner / "00001")  # from deeper down, too
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         dataset = open_dataset(inner, 16)
@@ -224,6 +226,14 @@ def test_linked_folders_are_followed_once(six, tmp_path):
     (inner / "up").symlink_to(folder_of(tmp_path, {"around.png": gradient()}))
     with pytest.warns(UserWarning, match="1 that lead to a folder around it"):
         assert open_dataset(inner, 16).size == 9
+
+
+def test_a_picture_without_a_suffix_is_known_by_its_content(tmp_path):
+    folder = folder_of(tmp_path / "hashes", {"a.png": gradient(), "b.jpg": gradient()})
+    (folder / "a.png").rename(folder / "d41d8cd9")
+    (folder / "notes").write_text("no picture")
+    with pytest.warns(UserWarning, match="1 of the 3 files .* left out.* 1 of other kinds"):
+        assert open_dataset(folder, 16).names == ["b.jpg", "d41d8cd9"]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")

@@ -283,7 +283,9 @@ def test_a_missing_latent_avg_is_estimated(write, stylekd):
     error = w.std(dim=0) * (1 / 5000 + 1 / 10_000)**0.5  # of the difference of the two means
     assert ((G.mapping.w_avg - w.mean(dim=0)).abs() < 5 * error + 1e-6).all()
     assert G.mapping.w_avg.abs().max() > 0
-    assert torch.equal(load_generator(file).mapping.w_avg, G.mapping.w_avg)
+    for a_layer in ({}, {"latent_avg": torch.ones(6, 48)}):  # as projections into W+ keep it
+        again = write(torch_bytes({"g_ema": under("student.state.", stylekd), **a_layer}))
+        assert torch.equal(load_generator(again).mapping.w_avg, G.mapping.w_avg)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -404,6 +406,7 @@ def test_rosinality_discriminator(write):
     (without("convs.3."), "has 4 styled convolutions"),
     (without("style.1.w"), "no mapping network"),
     (without("convs.2.conv.mod"), "lacks convs.2.conv.modulation.weight"),
+    (without("convs.2.noise.weight"), "lacks convs.2.noise.weight"),
     (having("style.1.weight", 47, 48), r"style.1.weight has the shape \(47, 48\), not \(48, 48\)"),
     (having("style.1.weight", 1, 70_000), "z_dim is 70000"),
     (having("to_rgbs.0.upsample.kernel", 4, 4), "is another filter"),

@@ -226,7 +226,7 @@ def test_two_processes_measure_like_one():
 
 OPTIONS = (
     "--resolution 8 --channels 8 --d-channels 8 --z-dim 8 --w-dim 8 --mapping-layers 2 --batch 16 "
-    "--log-every 16 --grid-every 0 --checkpoint-every 16 --path-weight 2 --r1-every 4 "
+    "--log-every 16 --grid-every 0 --checkpoint-every 16 --path-weight 2 "
     "--precision float32 --no-progress").split()
 
 

@@ -29,6 +29,7 @@ from gapkd.files.checkpoints import (
 from gapkd.networks.stylegan2 import Generator
 from gapkd.training import lessons
 from gapkd.training.loop import best_record, distill, resume_run, train_gan
+from gapkd.training.runs import begun_by_this_job
 from gapkd.training.trainer import Trainer
 
 
@@ -502,3 +503,13 @@ def test_other_files_among_the_checkpoints_are_left_alone(half):
     (half / "checkpoints" / "mine.pt").write_bytes(b"x")
     assert resume_run(half, images=32, progress=False).log[-1]["images"] == 32
     assert (half / "checkpoints" / "mine.pt").read_bytes() == b"x"
+
+
+def test_a_state_that_was_being_written_is_none_yet(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "J")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "settings.json").write_text('{"job": "J"}')
+    (tmp_path / "checkpoints" / ".000000032.pt.partial").touch()
+    assert not begun_by_this_job(tmp_path)
+    (tmp_path / "checkpoints" / "000000032.pt").touch()
+    assert begun_by_this_job(tmp_path)

@@ -27,6 +27,7 @@ from gapkd.data.images import save_png
 from gapkd.distillation.distiller import Distiller
 from gapkd.distillation.students import make_student
 from gapkd.files.checkpoints import (
+    CheckpointError,
     load_discriminator,
     load_generator,
     read_metadata,
@@ -305,6 +306,14 @@ def test_bad_starts(tmp_path, small, changes, message):
     changes["start_from"] = str(small.folder / changes["start_from"])
     with pytest.raises(ValueError, match=message):
         train_gan(config(tmp_path / "x", **changes))
+
+
+def test_a_damaged_discriminator_is_not_replaced(tmp_path, small):
+    run = shutil.copytree(small.folder, tmp_path / "run")
+    file = run / "discriminator.safetensors"
+    file.write_bytes(file.read_bytes()[:300])
+    with pytest.raises(CheckpointError, match="discriminator.safetensors"):
+        train_gan(config(tmp_path / "x", start_from=str(run)))
 
 
 @pytest.fixture

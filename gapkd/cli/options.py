@@ -33,8 +33,8 @@ GROUPS = {
 
 def parsed(command: str, cls: type, options: Sequence[str], example: str) -> Any:
     """The settings that options say; of --help or bad ones, tyro ends the program."""
-    # the generator was an option once, and may still be given as one
-    options = [word.removeprefix("--generator=") for word in options if word != "--generator"]
+    if command in ("sample", "evaluate"):  # whose generator was an option once, and may be one
+        options = [word.removeprefix("--generator=") for word in options if word != "--generator"]
     shown = _grouped(cls) if issubclass(cls, RunConfig) else cls
     about = f"{inspect.cleandoc(cls.__doc__)}\n\nexample: gapkd {command} {example}"
     found = tyro.cli(tyro.conf.OmitArgPrefixes[shown], prog=f"gapkd {command}", args=options,

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from gapkd.data.decoding import (
     DEPTHS,
+    SIGNED,
     SmallCopies,
     formats,
     is_put_away,
@@ -38,6 +39,7 @@ from gapkd.data.decoding import (
     same_name,
     shown,
     stated_depth,
+    suffix,
     to_8_bits,
     turn_of,
     why_left_out,
@@ -135,7 +137,7 @@ class ImageFiles:
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
         self._left_out: Counter[str] = Counter()
         everything = [only] if only else self._list()
-        reasons = {name: None if only else why_left_out(name) for name in everything}
+        reasons = {name: None if only else self._why_left_out(name) for name in everything}
         self._left_out += Counter(filter(None, reasons.values()))
         self.names = sorted(name for name, reason in reasons.items() if reason is None)
         self.size = len(self.names)
@@ -171,6 +173,17 @@ class ImageFiles:
             self.check(CHECK_SECONDS)
             raise
         return pixels.float().div_(127.5).sub_(1.0)
+
+    def _why_left_out(self, name: str) -> str | None:
+        """As decoding.why_left_out; a file without a suffix is asked what it is."""
+        reason = why_left_out(name)
+        if not reason or suffix(name):
+            return reason
+        try:
+            with self._open(name) as file, Image.open(file, formats=SIGNED):
+                return None
+        except Exception:  # decoders raise what they like
+            return reason
 
     def _say_what_is_left_out(self) -> None:
         ordered = sorted(self._left_out.items(), key=lambda item: (-item[1], item[0]))
@@ -342,17 +355,18 @@ class ImageFolder(ImageFiles):
 
     def _list(self) -> list[str]:
         around = {_place(folder) for folder in self.path.resolve().parents}
-        found, seen = [], set()
-        for folder, below, names in os.walk(self.path, onerror=self._count_unreadable,
-                                            followlinks=True):
-            place = _place(folder)
-            self._left_out["that lead to a folder around it"] += place in around
-            if place in around or place in seen:
-                below.clear()
-            else:
+        found, seen, starts = [], set(), [str(self.path)]
+        for start in starts:  # what is linked comes after what lies here, and nothing comes twice
+            for folder, below, names in os.walk(start, onerror=self._count_unreadable):
+                place = _place(folder)
+                self._left_out["that lead to a folder around it"] += place in around
+                if place in around or place in seen:
+                    below.clear()
+                    continue
                 seen.add(place)
-                below.sort(key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
                 found += [os.path.join(folder, name) for name in names]
+                folders = [os.path.join(folder, name) for name in sorted(below)]
+                starts += filter(os.path.islink, folders)
         files = [file for file in found if os.path.isfile(file)]
         self._left_out["that are no files or lead to none"] += len(found) - len(files)
         self._left_out += Counter()  # drops what was counted as 0

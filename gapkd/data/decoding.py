@@ -25,6 +25,8 @@ from PIL import ExifTags, Image
 
 UNFIT = {"EPS", "WMF", "IPTC", "MPEG", "BUFR", "GRIB", "HDF5"}
 """EPS calls Ghostscript, WMF draws with Windows, IPTC may hold either; the others are stubs."""
+SIGNED = ("PNG", "JPEG", "WEBP", "GIF", "AVIF")
+"""Formats that are believed without a suffix: their first bytes leave no doubt."""
 PUT_AWAY = {"__macosx", "@eadir", "@__thumb", "@recycle", "#recycle", "$recycle.bin", "#snapshot",
             "~snapshot", "@recently-snapshot", "lost+found", "system volume information"}
 """Folders that systems and network drives make: thumbnails, what was deleted, earlier versions."""

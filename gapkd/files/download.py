@@ -183,10 +183,13 @@ def _own_file(path: str, digest: str, address: str) -> Path:
     """A file of the user's own, which is never removed."""
     try:
         file = Path(urllib.request.url2pathname(path))
-        if file.is_file() and digest in ("", sha256(file)):
-            return file
-        fault = "there is no file" if not file.is_file() else "another check sum has the file"
-    except OSError as error:  # a name that is too long
-        fault = f"{error.strerror or error} for the file"
-    raise AddressError(f"{fault} at {address}: check its path, which begins with the third /, and "
-                       "what follows #sha256=, if anything does")
+        if not file.is_file():
+            raise AddressError(f"there is no file at {address}: check its path, which begins with "
+                               "the third /")
+        if digest and (found := sha256(file)) != digest:
+            raise AddressError(f"{address} has another check sum ({found}): it is damaged or not "
+                               "what was meant")
+    except OSError as error:
+        raise AddressError(f"{address} could not be read ({error.strerror or error}): check its "
+                           "path, and who may read it") from error
+    return file

@@ -557,12 +557,17 @@ def rosinality_generator(modules: Modules) -> Found:
                            "least 3")
     weights = [_need(state, f"{name}.conv.weight", 5)  # (1, O, I, k, k)
                for name in ("conv1", *(f"convs.{n}" for n in range(number)))]
+    for name in ("conv1", *(f"convs.{n}" for n in range(number))):
+        _need(state, f"{name}.noise.weight")
+    sizes = _mapping_sizes(state, "style.", 1)
+    if "latent_avg" in state and state["latent_avg"].numel() != sizes["w_dim"]:  # one a layer
+        state = {name: value for name, value in state.items() if name != "latent_avg"}
     channels = [_need(state, "input.input", 4).shape[1], *(weight.shape[1] for weight in weights)]
     pairs = [channels[i:i + 2] for i in range(0, len(channels), 2)]
     architecture = {"resolution": 2 << len(pairs), "channels": pairs,
                     "kernel": weights[-1].shape[-1],
                     "img_channels": _need(state, "to_rgb1.bias").numel(),
-                    **_mapping_sizes(state, "style.", 1)}
+                    **sizes}
     found = _collect("stylegan2-generator", architecture, state, ROSINALITY,
                      "rosinality's StyleGAN2")
     if "latent_avg" not in state:

@@ -146,7 +146,8 @@ def _known_networks(config: RunConfig) -> dict:
     """Kind and architecture of the networks of a run that is resumed; {} for any other."""
     if not config.resume:
         return {}
-    return parallel.from_first(lambda: read_about(config.out).get("networks", {}))
+    known = parallel.from_first(lambda: read_about(config.out).get("networks"))
+    return known if isinstance(known, dict) else {}
 
 
 def fresh_generator(config: TrainConfig) -> StyleGenerator:

@@ -392,7 +392,7 @@ def job() -> str:
 def begun_by_this_job(folder: str | Path) -> bool:
     """Whether this very torchrun job began the run in a folder, before a restart, and saved a
     state."""
-    states = any(Path(folder).glob("checkpoints/*"))
+    states = any(Path(folder).glob("checkpoints/[0-9]*.pt"))
     return states and read_about(folder).get("job") == job()
 
 

@@ -65,6 +65,8 @@ def networks_of_start(config: TrainConfig
     try:
         D = load_discriminator(files[1])
     except CheckpointError as error:
+        if files[0] != files[1] and files[1].exists():  # it is there, but damaged
+            raise
         warnings.warn(f"a fresh discriminator begins, since there is none in {start} ({error})",
                       stacklevel=4)
         D = fresh_discriminator(config, G)
