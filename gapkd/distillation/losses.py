@@ -1,8 +1,6 @@
-"""The terms that compare student and teacher (section 4 of the paper). Each is a function from
-tensors to a scalar; the teacher's side is detached, so that no gradient reaches it.
-
-Source: Xu et al., *Mind the Gap in Distilling StyleGANs* (ECCV 2022).
-"""
+"""The terms that compare student and teacher (section 4 of Xu et al., *Mind the Gap in Distilling
+StyleGANs*, ECCV 2022). Each is a function from tensors to a scalar; the teacher's side is detached,
+so that no gradient reaches it."""
 
 from __future__ import annotations
 
