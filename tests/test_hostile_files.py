@@ -460,7 +460,7 @@ def claimed(**architecture) -> bytes:
 
 
 @pytest.mark.parametrize("change", [{"architecture": "[" * 100_000}, {"architecture": "5"},
-                                    {"provenance": "[" * 100_000}])
+                                    {"provenance": "[" * 100_000}, {"provenance": "[5]"}])
 def test_metadata_that_name_no_network(tmp_path, change):
     refused(tmp_path, spoilt(**change), "is a safetensors file, but not one of gapkd's")
 

@@ -313,7 +313,7 @@ def _own_metadata(path: Path) -> dict | None:
         return None
     try:
         return {"kind": raw["kind"], "architecture": dict(json.loads(raw["architecture"])),
-                "provenance": json.loads(raw["provenance"])}
+                "provenance": dict(json.loads(raw["provenance"]) or {})}
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{_title(path)} is a safetensors file, but not one of gapkd's: its "
                               "metadata names no network") from error
