@@ -217,9 +217,13 @@ class RunFolder:
                        for name, value in to_dict(self.config).items()
                        if name not in free and settings.get(name) != value]
         if differences:
+            why = ""
+            if any(text.startswith("images=") for text in differences):
+                why = (" (the falling rate and the discriminator's beginning depend on the length: "
+                       "a longer run is another one)")
             raise ValueError(f"cannot resume {self.path}: it was started with "
-                             f"{'; '.join(differences)}; give the old values, or choose another "
-                             "out (a longer run is another one where rates fall along its length)")
+                             f"{'; '.join(differences)}{why}; give the old values, or choose "
+                             "another out")
         reached = int(self.checkpoints()[-1].stem)
         if self.config.images <= reached - self.config.batch:
             raise ValueError(f"the run in {self.path} is already at image {reached}: give images "
