@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import warnings
+from types import SimpleNamespace
 from unittest.mock import MagicMock, Mock
 
 import pytest
@@ -39,6 +40,7 @@ from gapkd.metrics.features import distance_for
 from gapkd.networks.stylegan2 import Discriminator, Generator
 from gapkd.settings import TrainConfig
 from gapkd.training import lessons, loop, runs
+from gapkd.training.graphs import StepGraphs
 from gapkd.training.lessons import Lessons
 from gapkd.training.loop import distill, fresh_generator, train_gan
 from gapkd.training.trainer import Trainer, TrainingDiverged
@@ -248,13 +250,27 @@ def test_a_resumed_run_on_a_gpu_goes_on_at_its_falling_rate(tmp_path):
     c = config(tmp_path, **settings, resume=True)
     trainer = Trainer(c, fresh_generator(c), Discriminator(8, 8))
     trainer.load_state(torch.load(newest(tmp_path)))
+    places = set()
     for _ in range(6):
         trainer.train_step()
         rates = [group["lr"] for group in trainer.groups()]
         assert all(rate.is_cuda for rate in rates)
+        places.add(tuple(rate.data_ptr() for rate in rates))
         done = (trainer.images - c.batch) / c.images  # before the last step
         now = trainer.rates[-1] * (0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2)
         assert rates[-1].item() == pytest.approx(now, rel=1e-4)
+    assert len(places) == 1  # where the graphs read them
+
+
+def test_a_rate_changes_in_the_place_where_a_graph_reads_it():
+    """A generator that names no device number ("cuda") and a tensor on "cuda:0" are at one
+    place."""
+    graphs = StepGraphs(SimpleNamespace(device=torch.device("cpu", 0)))  # tensors say "cpu"
+    group = {"lr": 0.5}
+    graphs.set_rate(group, 0.25)
+    place = group["lr"]
+    graphs.set_rate(group, 0.125)
+    assert group["lr"] is place and place.item() == 0.125
 
 
 @on_gpu

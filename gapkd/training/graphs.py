@@ -65,7 +65,7 @@ class StepGraphs:
         """Set an optimiser group's learning rate, in place where a graph reads it."""
         if self.rng is None:
             group["lr"] = rate
-        elif isinstance(group["lr"], Tensor) and group["lr"].device == self.rng.device:
+        elif isinstance(group["lr"], Tensor) and group["lr"].device.type == self.rng.device.type:
             group["lr"].fill_(rate)
         else:
             group["lr"] = torch.tensor(rate, device=self.rng.device)
