@@ -270,7 +270,7 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path):
 
 def test_a_generator_was_an_option_of_two_commands_only(capsys):
     with pytest.raises(SystemExit):
-        main(["distill", "--generator"])
+        main(["distill", "--teacher", "no-such", "--generator"])
     assert "Unrecognized options: --generator" in capsys.readouterr().err
 
 
