@@ -95,8 +95,6 @@ that fall, and the strength of R1; then those of some minutes on a GPU. The last
 teachers below, in two stages each: the first ends at an FID of 0.36 and 0.39, the second at 0.14
 and 0.15, where the last 400,000 images changed little.
 
-`schedule` was run with the 64 px teacher of the first stage, all else with the one below.
-
 ## The networks
 
 The figures below were read from other samples than those in `results/`. The two 64 px teachers
