@@ -167,8 +167,10 @@ def _meeting_point() -> tuple[dist.Store, int, int]:
 
 def leave() -> None:
     """Undo `join`."""
+    global _board
     if dist.is_initialized():
         dist.destroy_process_group()
+    _board = None  # its threads end now, not while the interpreter is taken down
 
 
 @contextmanager
