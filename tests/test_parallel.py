@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from tiny import config, distill_config
 
 from gapkd import parallel
@@ -222,6 +223,16 @@ def test_two_processes_measure_like_one():
 
 
 # --------------------------------------------------------------------------- torchrun itself
+
+
+def test_processes_that_do_not_find_one_another_are_counted(monkeypatch):
+    monkeypatch.setattr(parallel, "expected", lambda: 2)
+    monkeypatch.setattr(parallel, "_meeting_point", lambda: (dist.HashStore(), 0, 1))
+    try:
+        with pytest.raises(parallel.ProcessLostError, match="started 2 processes, but 1 found"):
+            parallel.join()
+    finally:
+        parallel.leave()
 
 
 OPTIONS = (
