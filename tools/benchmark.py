@@ -302,6 +302,7 @@ def compare_exports(config: BenchmarkConfig) -> dict:
     peaks = machine_peaks(device)
     for resolution in config.resolutions:
         pair = {case: network_of(case, resolution).requires_grad_(False) for case in NETWORKS}
+        torch.compiler.reset()  # it runs what it has compiled eight times as it is written
         forms = {case: forms_of(G, left_out) for case, G in pair.items()}
         names = [name for name in forms["teacher"] if name in forms["student"]]
         for batch in BATCHES:
