@@ -161,6 +161,22 @@ def test_what_another_worker_is_at_is_left_to_it(table, tmp_path):
     assert names(run_sweep(SweepConfig(table(**ONE)))) == [("paper", 0)]
 
 
+def test_nobody_waits_for_the_rows_of_teacher_and_real_images(table, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    claim, train = FileLock(tmp_path / "runs" / ".references.claim"), sweep.Bench.train
+
+    def train_while_they_are_measured(self, settings):
+        assert claim.is_locked
+        record = train(self, settings)
+        claim.release()  # whoever was at them has died
+        return record
+
+    monkeypatch.setattr(sweep.Bench, "train", train_while_they_are_measured)
+    with claim:
+        records = run_sweep(SweepConfig(table(**ONE)))
+    assert [record["arm"] for record in records] == ["paper", "real", "teacher"]
+
+
 def test_an_interrupted_run_is_resumed(table, tmp_path, quick_workers):
     command = [sys.executable, "-m", "gapkd", "sweep", table(**ONE, settings={"images": 40_000})]
     worker = subprocess.Popen(command, stderr=subprocess.PIPE, text=True,

@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -343,6 +344,7 @@ def _spread(config: SweepConfig, jobs: int, gpus: int) -> None:
 def _work(config: SweepConfig, table: Table, todo: Sequence[tuple[str, int]]) -> None:
     """Train and measure, in this process, what nobody else is at."""
     bench, failed = _bench(table, config.device), []
+    _add_references(table, bench, wait=False)
     for arm, seed in _claims(table, todo):
         out = table.run_folder(arm, seed)
         settings = replace(table.config(arm, seed), out=str(out), device=config.device,
@@ -358,6 +360,7 @@ def _work(config: SweepConfig, table: Table, todo: Sequence[tuple[str, int]]) ->
         figures = [f"{name} {value:.3f}" for name, value in record["final"].items()
                    if name in PROBED or name.startswith("fid_")]
         print(f"{arm} seed {seed}: {', '.join(figures)}, {record['seconds']:.0f} s", flush=True)
+    _add_references(table, bench, wait=True)  # whoever was at them may have died
     if failed:
         raise ChildFailed(f"{len(failed)} run(s) failed: {', '.join(failed)}; the others are in "
                           f"{table.results}")
@@ -387,19 +390,24 @@ def _draw_faces(table: Table, arm: str, seed: int, G: StyleGenerator, count: int
 
 
 def _bench(table: Table, device: str) -> Bench:
-    """Where all runs are measured; the results then hold the rows of real images and teacher."""
+    """Where all runs are measured."""
     common = table.common()
-    bench = Bench(common.teacher, table.judge, common.data, table.samples, table.second_judge,
-                  choose_device(device))
+    return Bench(common.teacher, table.judge, common.data, table.samples, table.second_judge,
+                 choose_device(device))
+
+
+def _add_references(table: Table, bench: Bench, wait: bool) -> None:
+    """Give the results the rows of real images and teacher, unless they have them or, where we do
+    not wait for it, another worker is at them."""
     Path(table.folder).mkdir(parents=True, exist_ok=True)
-    with FileLock(Path(table.folder) / ".references.claim"):  # the first worker measures them
+    claim = FileLock(Path(table.folder) / ".references.claim")
+    with suppress(Timeout), claim.acquire(blocking=wait):
         there = {record["arm"] for record in read_results(table.results)}
         if not there & set(REFERENCES):
             origin = {**provenance(), **table.bench_marks(), **_origins(table)}
             rows = bench.references().items()
             _write(table.results, [{"arm": arm, "final": final, **origin} for arm, final in rows])
             _draw_faces(table, "teacher", table.seeds[0], bench.teacher)
-    return bench
 
 
 def _origins(table: Table) -> dict[str, dict]:
