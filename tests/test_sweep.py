@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from gapkd.cli import main
 from gapkd.experiments import sweep
 from gapkd.experiments.results import REFERENCES, read_faces, read_results
-from gapkd.experiments.sweep import SweepConfig, read_table, run_sweep
+from gapkd.experiments.sweep import ChildFailed, SweepConfig, read_table, run_sweep
 from gapkd.files.checkpoints import load_generator, save_network
 from gapkd.metrics.attributes import AttributeNetwork
 from gapkd.metrics.equivariance import equivariance
@@ -159,6 +159,24 @@ def test_what_another_worker_is_at_is_left_to_it(table, tmp_path):
     with FileLock(tmp_path / "runs" / ".paper-0.claim"):
         assert names(run_sweep(SweepConfig(table(**ONE)))) == []
     assert names(run_sweep(SweepConfig(table(**ONE)))) == [("paper", 0)]
+
+
+def test_a_run_that_failed_is_not_begun_by_the_next_worker(table, tmp_path, monkeypatch):
+    claims = []
+
+    def diverge(self, settings):
+        claims.append(FileLock(tmp_path / "runs" / f".{Path(settings.out).name}.claim"))
+        for claim in claims:
+            with pytest.raises(Timeout):
+                claim.acquire(blocking=False)
+        raise TrainingDiverged("loss_g = nan")
+
+    monkeypatch.setattr(sweep.Bench, "train", diverge)
+    with pytest.raises(ChildFailed, match="alone, paper"):
+        run_sweep(SweepConfig(table(), seeds=(0,)))
+    assert len(claims) == 2
+    for claim in claims:
+        claim.acquire(blocking=False)
 
 
 def test_nobody_waits_for_the_rows_of_teacher_and_real_images(table, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -367,19 +367,20 @@ def _work(config: SweepConfig, table: Table, todo: Sequence[tuple[str, int]]) ->
 
 
 def _claims(table: Table, runs: Sequence[tuple[str, int]]) -> Iterator[tuple[str, int]]:
-    """The runs that nobody else is at, one by one, each ours until the next is asked for."""
-    for arm, seed in runs:
-        lock = FileLock(Path(table.folder) / f".{arm}-{seed}.claim")
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            continue
-        try:
-            done = [(record["arm"], record.get("seed")) for record in read_results(table.results)]
-            if (arm, seed) not in done:
+    """The runs that nobody else is at, one by one, each ours until the next is asked for; one that
+    failed until the last, since other workers would only see it fail again."""
+    def recorded() -> list[tuple[str, int | None]]:
+        return [(record["arm"], record.get("seed")) for record in read_results(table.results)]
+
+    with ExitStack() as failed:
+        for arm, seed in runs:
+            lock = FileLock(Path(table.folder) / f".{arm}-{seed}.claim")
+            with suppress(Timeout), lock.acquire(blocking=False):
+                if (arm, seed) in recorded():
+                    continue
                 yield arm, seed
-        finally:
-            lock.release()
+                if (arm, seed) not in recorded():
+                    failed.enter_context(lock)
 
 
 def _draw_faces(table: Table, arm: str, seed: int, G: StyleGenerator, count: int = 16) -> None:
