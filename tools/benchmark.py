@@ -448,7 +448,8 @@ def show_exports(found: dict) -> str:
     lines = ["| on the CPU | px | batch | teacher, images/s | of the peak | student, images/s "
              "| of the peak | times as quick |", "|---|--:|--:|--:|--:|--:|--:|--:|"]
     for row in found["rows"]:
-        rates = [f"{row[case]:.3g} | {row[f'{case}_of_peak']:.0%}" for case in NETWORKS]
+        rates = [f"{row[case]:.{0 if row[case] >= 10 else 2}f} | {row[f'{case}_of_peak']:.0%}"
+                 for case in NETWORKS]
         lines.append(f"| {row['form']} | {row['resolution']} | {row['batch']} | "
                      f"{' | '.join(rates)} | {row['times']:.1f} |")
     left_out = [f"Not measured: {form} ({why})." for form, why in found["left_out"].items()]

@@ -241,6 +241,7 @@ def results_page(text: str) -> str:
         "photographs": sweep_section("photographs"),
         "speed": measured("benchmark", *speed),
         "stylegan3-speed": measured("stylegan3_speed", *speed),
+        "exports-speed": measured("exports", *speed),
         "growth": measured("growth", "tools.growth", GrowthConfig, show_growth),
     }
     for mark, parts in sections.items():
