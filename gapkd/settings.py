@@ -20,7 +20,8 @@ FEATURE_SPACES = ("toyfaces", "inception", "imagenet")
 """Names of feature spaces that are no files."""
 DISTANCES = ("toyfaces", "lpips", "imagenet")
 """Names of perceptual distances that are no files."""
-WEIGHTS = ("gan_weight", "rgb_weight", "perceptual_weight", "feature_weight", "ld_weight")
+WEIGHTS = ("gan_weight", "rgb_weight", "perceptual_weight", "feature_weight", "moment_weight",
+           "ld_weight")
 """Of the losses of a distillation."""
 LEAST = {
     **dict.fromkeys(("images", "batch", "log_every", "probe_every", "layers", "z_dim", "w_dim",
@@ -252,6 +253,10 @@ class DistillConfig(RunConfig):
     features are compared (DCD)."""
     feature_weight: float = 0.0
     """Weight of the feature regression (FitNets), which is no part of the paper's loss."""
+    moment_weight: float = 0.0
+    """Weight of distribution matching (DiME, whose authors take 20): the means and spreads of a
+    batch's features are compared with the teacher's, as the network sees them that `perceptual`
+    names."""
     ld_weight: Annotated[float | None, _by_recipe("ld_weight", "FLOAT")] = None
     """Weight of the latent-direction loss."""
     ld_blocks: tuple[int, ...] = (2, 3)
@@ -265,7 +270,7 @@ class DistillConfig(RunConfig):
 
     @property
     def least_batch(self) -> int:
-        return 2 if self.ld_weight else 1
+        return 2 if self.ld_weight or self.moment_weight else 1
 
     @property
     def slimming_images(self) -> int:
@@ -292,8 +297,12 @@ class DistillConfig(RunConfig):
                  f"{', '.join(WEIGHTS[:-1])} and {WEIGHTS[-1]} are all 0: give one of them a "
                  "weight")
         _require(self.batch >= self.least_batch,
-                 "the latent-direction loss relates the images of a batch to one another, and of "
-                 "one image it is always 0: choose a batch of at least 2, or set ld_weight to 0")
+                 "the latent-direction loss relates the images of a batch to one another, the "
+                 "distribution matching counts on their spread, and one image has neither: choose "
+                 "a batch of at least 2, or set ld_weight and moment_weight to 0")
+        _require(not self.moment_weight or self.perceptual != "lpips",
+                 'moment_weight compares features, which perceptual="lpips" does not give: choose '
+                 'another network, such as "imagenet", or set moment_weight to 0')
         _require(not self.gan_from or any(getattr(self, name) for name in WEIGHTS[1:]),
                  f"gan_from={self.gan_from} leaves nothing to learn from until the discriminator "
                  f"begins: set it to 0, or give one of {', '.join(WEIGHTS[1:])} a weight")

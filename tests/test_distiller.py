@@ -10,7 +10,7 @@ import torch
 from tiny import distill_config
 
 from gapkd.distillation import losses
-from gapkd.distillation.distiller import Distiller, make_regressors
+from gapkd.distillation.distiller import Distiller, Moments, make_regressors
 from gapkd.distillation.students import make_student
 from gapkd.networks.base import SynthesisOutput
 from gapkd.networks.stylegan2 import Discriminator
@@ -66,6 +66,22 @@ def test_features_are_regressed_from_the_first_view(networks, kind):
     guesses = [regressors[b - 1](ours.features[b][:3]) for b in (1, 2)]
     expected = losses.feature_loss(guesses, [theirs.features[b][:3] for b in (1, 2)])
     torch.testing.assert_close(found["feature"], expected)
+
+
+def test_the_first_view_is_matched_with_very_many_images_of_the_teacher(networks):
+    teacher = networks["stylegan2"]
+    ours, theirs = drawn(teacher, make_student(teacher, 0.5), views=2)
+    batches = torch.randn(50, 3, 32, 32).split(20)
+    moments = Moments(lambda images: images.mean(dim=(2, 3)), batches)
+    features = torch.cat(batches).mean(dim=(2, 3))
+    torch.testing.assert_close(moments.mean, features.mean(dim=0))
+    torch.testing.assert_close(moments.std, features.std(dim=0))
+    settings = DistillConfig(moment_weight=20.0, rgb_weight=0.0, ld_blocks=(1, 2))
+    distiller = Distiller(teacher, None, settings, moments=moments)
+    found = distiller(ours, theirs)
+    expected = losses.moment_loss(ours.image[:3].mean(dim=(2, 3)), moments.mean, moments.std)
+    torch.testing.assert_close(found["moment"], expected)
+    torch.testing.assert_close(distiller.total(found), 20 * expected + 30 * found["ld"])
 
 
 def test_regressors_learn_with_the_student(networks, tmp_path):

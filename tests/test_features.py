@@ -14,14 +14,17 @@ from tiny import attribute_network, distill_config, pictures
 from gapkd.cli import main
 from gapkd.data.datasets import load_image
 from gapkd.data.toyfaces import toy_faces
+from gapkd.metrics.attributes import load_attribute_network
 from gapkd.metrics.features import (
     ImageNetNetwork,
     InceptionNetwork,
     MissingExtraError,
     distance_for,
+    embedding_for,
     lpips_distance,
     perceptual_distance,
 )
+from gapkd.settings import WEIGHTS
 from gapkd.training.loop import distill, resume_run
 
 
@@ -93,6 +96,18 @@ def test_the_imagenet_distance_is_0_for_equal_images_and_grows_with_noise(imagen
     assert (torch.stack(distances).diff(dim=0) > 0.02).all()
 
 
+def test_an_embedding_is_the_means_of_all_blocks_and_leads_back_to_the_image():
+    images = toy_faces(3, 32)[0].requires_grad_()
+    embed = embedding_for("toyfaces")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = embed(images)
+    torch.testing.assert_close(found, load_attribute_network().embed(images))
+    found.sum().backward()
+    assert images.grad.any()
+    judged = embedding_for("toyfaces32_discriminator")(images)
+    assert judged.shape[0] == 3 and judged.dtype == torch.float32
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_imagenet_distance_teaches_the_image_and_nothing_else(imagenet, channels):
     a, b = (pictures(2, seed)[:, :channels].requires_grad_() for seed in (0, 1))
@@ -102,6 +117,15 @@ def test_the_imagenet_distance_teaches_the_image_and_nothing_else(imagenet, chan
     distance.sum().backward()
     assert (a.grad != 0).float().mean() > 0.99
     assert not imagenet.training and not any(p.requires_grad for p in imagenet.parameters())
+
+
+def test_a_student_learns_from_moments_alone(tmp_path):
+    alone = {name: 0.0 for name in WEIGHTS} | {"moment_weight": 20.0}
+    config = distill_config(tmp_path / "run", "toyfaces32", images=480, batch=24, log_every=24,
+                            lr=0.01, path_weight=0.0, **alone)
+    log = distill(config).log
+    assert log[0]["loss_g"] == pytest.approx(20 * log[0]["loss_moment"])
+    assert log[-1]["loss_moment"] < 0.7 * log[0]["loss_moment"]
 
 
 def test_the_imagenet_network_looks_at_images_of_every_size_as_it_was_trained(imagenet):

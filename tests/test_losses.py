@@ -73,6 +73,20 @@ def test_feature_loss_is_the_share_that_is_not_explained():
     assert losses.feature_loss(guesses, truth).item() == pytest.approx(0.25 + 1)
 
 
+def test_moment_loss_counts_standard_deviations():
+    mean, std = torch.tensor([1.0, -2.0]), torch.tensor([2.0, 0.5])
+    one = torch.tensor([[1.0], [-1.0]])
+    assert losses.moment_loss(mean + std * one, mean, std) == 0
+    # 1 std too high: mean 1, mean square 1 + 1; twice as wide: mean 0, mean square 4
+    assert losses.moment_loss(mean + std * (one + 1), mean, std).item() == pytest.approx(1 + 1)
+    assert losses.moment_loss(mean + std * 2 * one, mean, std).item() == pytest.approx(3)
+    half = torch.cat([one, 2 * one], dim=1)  # one of two features
+    assert losses.moment_loss(mean + std * half, mean, std).item() == pytest.approx(1.5)
+    same = torch.zeros(4, 2, requires_grad=True)
+    losses.moment_loss(same, torch.zeros(2), torch.zeros(2)).backward()
+    assert same.grad.isfinite().all()
+
+
 def test_sefa_equals_the_recorded_directions_up_to_sign(stylekd):
     teacher = stylekd_network(stylekd, "teacher")
     ours = sefa_directions(teacher, [1, 2, 3]).reshape(3, 5, 48)

@@ -23,7 +23,7 @@ NO_LOSS = {"gan_weight": 0.0, "rgb_weight": 0, "perceptual_weight": 0, "ld_weigh
     (DistillConfig, {"recipe": "papper"}, "recipe must be one of 'paper', 'gapkd', not 'papper'"),
     (DistillConfig, {"lr": "fast"}, "lr must be of type float, not 'fast'"),
     (DistillConfig, {"synthesis": "best"}, "synthesis must be one of 'random', .* not 'best'"),
-    (DistillConfig, {"batch": 1}, "always 0: choose a batch of at least 2, or set ld_weight to 0"),
+    (DistillConfig, {"batch": 1}, "batch of at least 2, or set ld_weight and moment_weight to 0"),
     (TrainConfig, {"bach": 4}, "no setting bach; did you mean batch"),
     (TrainConfig, {"batch": 0}, "batch must be at least 1"),
     (TrainConfig, {"batch": "x"}, "batch must be of type int"),
@@ -47,7 +47,9 @@ NO_LOSS = {"gan_weight": 0.0, "rgb_weight": 0, "perceptual_weight": 0, "ld_weigh
     (DistillConfig, {"ld_blocks": ["2"]}, "ld_blocks must be a tuple of int"),
     (DistillConfig, {"ld_blocks": ()}, "ld_blocks must name at least one"),
     (DistillConfig, {"feature_weight": -1.0}, "feature_weight must not be negative"),
-    (DistillConfig, NO_LOSS, "feature_weight and ld_weight are all 0: give one of them a weight")])
+    (DistillConfig, {"moment_weight": 20, "perceptual": "lpips"},
+     "moment_weight compares features, which perceptual=\"lpips\" does not give"),
+    (DistillConfig, NO_LOSS, "moment_weight and ld_weight are all 0: give one of them a weight")])
 def test_bad_settings(cls, values, message):
     with pytest.raises(ValueError, match=message):
         from_dict(cls, values)

@@ -89,11 +89,11 @@ loss, the feature space of FID and the agreement. The set's licence is not state
 images nor weights trained on them are here.
 
 By `python -m tools.benchmark`: `benchmark.json`, `stylegan3_speed.json` and `exports.json`. By
-`python -m tools.growth`: `growth.json`, and `growth.png`. `objective.json` holds trainings of teachers, one
-seed each: at 32 px and 50,000 or 100,000 images StyleGAN2's objective, the relativistic one, rates
-that fall, and the strength of R1; then those of some minutes on a GPU. The last four are the 64 px
-teachers below, in two stages each: the first ends at an FID of 0.36 and 0.39, the second at 0.14
-and 0.15, where the last 400,000 images changed little.
+`python -m tools.growth`: `growth.json`, and `growth.png`. `objective.json` holds trainings of
+teachers, one seed each: at 32 px and 50,000 or 100,000 images StyleGAN2's objective, the
+relativistic one, rates that fall, and the strength of R1; then those of some minutes on a GPU. The
+last four are the 64 px teachers below, in two stages each: the first ends at an FID of 0.36 and
+0.39, the second at 0.14 and 0.15, where the last 400,000 images changed little.
 
 ## The networks
 

@@ -21,7 +21,7 @@ GROUPS = {
     "network": ("z_dim", "w_dim", "mapping_layers", "channels", "layers", "margin", "d_channels"),
     "loss": ("rgb_weight", "rgb_levels", "perceptual_weight", "perceptual", "gan_weight",
              "gan_from", "adversarial", "ld_weight", "ld_blocks", "ld_offsets", "ld_strength",
-             "feature_weight"),
+             "feature_weight", "moment_weight"),
     "optimisation": ("lr", "lr_end", "mapping_lr", "r1_gamma", "r1_end", "path_weight",
                      "style_mixing", "ema_half_life", "ema_rampup", "flip"),
     "machine": ("device", "precision", "cuda_graphs"),

@@ -2,12 +2,13 @@
 
     total = L_gan + 3 L_rgb + 3 L_lpips + 30 L_ld
 
-L_gan is the training's (training/adversarial.py); here are the other three, and feature regression.
+L_gan is the training's (training/adversarial.py); here are the other three, and those of two
+baselines: feature regression, and distribution matching.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ class Distiller:
         content_mask: maps teacher images to masks (N, 1, R, R) in [0, 1], in which the rgb and
             perceptual losses look.
         regressors: for the feature regression, see `make_regressors`.
+        moments: for the distribution matching.
     Raises ValueError for blocks that the teacher does not have.
     """
 
@@ -41,14 +43,15 @@ class Distiller:
                  perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
                  config: DistillConfig | None = None,
                  content_mask: Callable[[Tensor], Tensor] | None = None,
-                 regressors: nn.ModuleList | None = None):
+                 regressors: nn.ModuleList | None = None, moments: Moments | None = None):
         self.config = c = config or DistillConfig()
         self.teacher = teacher.eval().requires_grad_(False)
         if c.feature_weight and not regressors:
             raise ValueError("feature_weight needs regressors: give those of make_regressors")
         self.perceptual, self.content_mask = perceptual, content_mask
-        self.regressors = regressors or nn.ModuleList()
+        self.regressors, self.moments = regressors or nn.ModuleList(), moments
         self.weights = {"rgb": c.rgb_weight, "ld": c.ld_weight, "feature": c.feature_weight,
+                        "moment": c.moment_weight if moments else 0.0,
                         "perceptual": c.perceptual_weight if perceptual else 0.0}
         self.compares = any(self.weights.values())  # whether there is anything to ask the teacher
         if self.weights["ld"]:
@@ -91,6 +94,8 @@ class Distiller:
             guesses = [guess(f) for guess, f in zip(self.regressors, features, strict=True)]
             targets = [teacher.features[b][:n] for b in c.ld_blocks]
             found["feature"] = losses.feature_loss(guesses, targets, parallel.mean)
+        if self.weights["moment"]:
+            found["moment"] = self.moments.loss(image)
         if self.weights["ld"]:
             ours, theirs = self.gathered(student), self.gathered(teacher)
             found["ld"] = losses.latent_direction_loss(ours, theirs, views=self.views)
@@ -107,6 +112,25 @@ class Distiller:
     def total(self, found: dict[str, Tensor]) -> Tensor:
         """The weighted sum of named losses."""
         return sum(self.weights[name] * loss for name, loss in found.items())
+
+
+class Moments:
+    """What an embedding sees in very many images of the teacher, for the distribution matching.
+
+    Args:
+        embed: images (N, 3, R, R) -> features (N, F).
+        images: batches of the teacher's images.
+    """
+
+    def __init__(self, embed: Callable[[Tensor], Tensor], images: Iterable[Tensor]):
+        self.embed = embed
+        with torch.no_grad():
+            seen = torch.cat([embed(batch) for batch in images])
+        self.std, self.mean = torch.std_mean(seen, dim=0)  # (F,)
+
+    def loss(self, images: Tensor) -> Tensor:
+        """`moment_loss` of a batch that may be spread over processes."""
+        return losses.moment_loss(parallel.gather(self.embed(images)), self.mean, self.std)
 
 
 def two_views(ws: Tensor, offsets: Tensor | None) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gapkd.data.images import with_channels
 from gapkd.files.checkpoints import load_discriminator, read_metadata
 from gapkd.metrics.attributes import AttributeNetwork, reader
+from gapkd.networks.layers import full_precision
 
 Distance = Callable[[Tensor, Tensor], Tensor]  # images (N, 3, R, R) twice -> (N,)
 NO_WEIGHTS = ("the weights {0} are neither in torch's cache nor could they be downloaded: put that "
@@ -52,13 +53,29 @@ def distance_for(name: str, device: str | torch.device = "cpu") -> Distance:
     """The perceptual distance of that name, as of `DistillConfig.perceptual`."""
     if name == "lpips":
         return lpips_distance(device)
+    return partial(perceptual_distance, _block_network(name).to(device))
+
+
+def embedding_for(name: str, device: str | torch.device = "cpu") -> Callable[[Tensor], Tensor]:
+    """Images (N, 3, R, R) -> spatial means of all blocks of that network, side by side: (N, F),
+    float32. Any of `DistillConfig.perceptual` but LPIPS."""
+    network = _block_network(name).to(device)
+
+    def embed(images: Tensor) -> Tensor:
+        images = with_channels(images.float(), getattr(network, "img_channels", 3))
+        with full_precision(images):
+            return torch.cat([m.mean(dim=(2, 3)) for m in network.features(images)], dim=1)
+
+    return embed
+
+
+def _block_network(name: str) -> nn.Module:
+    """The network of that name whose `features` are the outputs of its blocks."""
     if name == "imagenet":
-        network = ImageNetNetwork()
-    elif name == "toyfaces" or read_metadata(name)["kind"] == AttributeNetwork.kind:
-        network = reader(name)
-    else:
-        network = load_discriminator(name)
-    return partial(perceptual_distance, network.to(device))
+        return ImageNetNetwork()
+    if name == "toyfaces" or read_metadata(name)["kind"] == AttributeNetwork.kind:
+        return reader(name)
+    return load_discriminator(name)
 
 
 def feature_network(name: str, device: str | torch.device = "cpu"

@@ -38,7 +38,7 @@ LICENCES = frozenset(
     "cc-by-nc-sa-4.0 cc-by-sa-4.0 cc0-1.0 gpl-2.0 gpl-3.0 isc lgpl-3.0 mit mpl-2.0 openrail "
     "unlicense zlib".split())
 """Hubs know these by their identifiers; any other goes into the card's data as "other", named."""
-LESSONS = ("rgb_weight", "perceptual_weight", "feature_weight", "ld_weight")
+LESSONS = ("rgb_weight", "perceptual_weight", "feature_weight", "moment_weight", "ld_weight")
 """Settings of a distillation; where all are 0, the teacher teaches nothing."""
 
 

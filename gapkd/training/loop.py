@@ -25,7 +25,7 @@ from torch import Tensor
 
 from gapkd import parallel
 from gapkd.data.datasets import CHECK_SECONDS, Dataset, ImageFiles, open_dataset
-from gapkd.distillation.distiller import Distiller, make_regressors
+from gapkd.distillation.distiller import Distiller, Moments, make_regressors
 from gapkd.distillation.students import make_student
 from gapkd.files.checkpoints import (
     address_of,
@@ -37,8 +37,8 @@ from gapkd.files.checkpoints import (
 from gapkd.files.provenance import provenance
 from gapkd.metrics.attributes import head_mask, reader
 from gapkd.metrics.evaluation import FidProbe
-from gapkd.metrics.features import distance_for
-from gapkd.metrics.sampling import draw_sheet
+from gapkd.metrics.features import distance_for, embedding_for
+from gapkd.metrics.sampling import draw_sheet, sample_images
 from gapkd.networks.base import StyleGenerator
 from gapkd.networks.families import build
 from gapkd.networks.stylegan2 import Discriminator, Generator
@@ -76,6 +76,8 @@ from gapkd.training.trainer import Trainer, TrainingDiverged, class_shares
 
 Probe = Callable[[StyleGenerator], dict]
 AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
+MANY = 4000
+"""Images of the teacher's that stand for all of them, in the distribution matching."""
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -183,7 +185,8 @@ def distill(config: DistillConfig, probe: Probe | None = None,
     check_student(config, teacher)
     if config.content and content_mask is None:
         content_mask = partial(head_mask, reader("toyfaces", device))
-    perceptual = distance_for(config.perceptual, device) if config.perceptual_weight else None
+    sees = config.perceptual_weight or config.moment_weight
+    perceptual = distance_for(config.perceptual, device) if sees else None
     if perceptual:
         check_distance(config, perceptual, teacher)
     D = first_discriminator(config, teacher)
@@ -198,12 +201,16 @@ def distill(config: DistillConfig, probe: Probe | None = None,
     regressors = None
     if config.feature_weight:
         regressors = make_regressors(student, teacher, config.ld_blocks, config.seed).to(device)
-    distiller = Distiller(teacher, perceptual, config, content_mask, regressors)
+    moments = None
+    if config.moment_weight:
+        embed = embedding_for(config.perceptual, device)
+        moments = Moments(embed, sample_images(teacher, MANY, config.seed))
+    distiller = Distiller(teacher, perceptual, config, content_mask, regressors, moments)
     trainer = Trainer(config, student, D, distiller, dataset)
     trainer.images = config.slimming_images
     trainer.seconds = time.perf_counter() - started
     inputs = {"teacher": sha256(config.teacher)}
-    if config.perceptual_weight and config.perceptual not in DISTANCES:
+    if sees and config.perceptual not in DISTANCES:
         inputs["perceptual"] = sha256(config.perceptual)
     return fit(trainer, "distill", probe, judge, inputs)
 

@@ -80,7 +80,7 @@ def find_files(settings: dict, started_in: str, given: Iterable[str]) -> dict[st
     Raises ValueError naming those that are not there any more.
     """
     used = {"data": settings["data"] != "toyfaces", "teacher": "teacher" in settings,
-            "perceptual": settings.get("perceptual_weight")
+            "perceptual": (settings.get("perceptual_weight") or settings.get("moment_weight"))
             and settings["perceptual"] not in DISTANCES,
             "fid_features": settings["fid_every"]
             and settings["fid_features"] not in FEATURE_SPACES}
