@@ -148,3 +148,11 @@ def test_the_path_length_of_a_linear_generator_is_that_of_its_matrix():
     assert path_length(G, squared, 100, seed=7, batch=40) == pytest.approx(expected, rel=1e-4)
     many = path_length(G, squared, 20_000, batch=5000)
     assert many == pytest.approx(2 * G.matrix.square().sum().item(), rel=0.05)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_finds_the_same():
+    real, fake = (torch.randn(300, 8, dtype=torch.float64) for _ in range(2))
+    there = distribution_metrics(real.cuda(), fake.cuda(), "x")
+    assert there == pytest.approx(distribution_metrics(real, fake, "x"), abs=1e-9)

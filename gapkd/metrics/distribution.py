@@ -122,7 +122,7 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> Coverage:
     al., 2020)."""
     real, fake = _check_pair(real, fake, least=k + 1)
     real_radius, fake_radius = _radii(real, k), _radii(fake, k)
-    balls = torch.zeros(len(fake))                                # real balls around every fake
+    balls = real.new_zeros(len(fake))                             # real balls around every fake
     recalled, covered = [], []
     for rows, radius in zip(real.split(1000), real_radius.split(1000), strict=True):
         distance = torch.cdist(rows, fake)                        # (1000, M) at a time

@@ -125,8 +125,9 @@ def evaluate_generator(G: StyleGenerator, net: AttributeNetwork, samples: int = 
             distances.add(parts[0], parts[-1])
     features = [torch.cat(_of_all(side)) for side in features]
     name, result = net.name if space is None else space.name, {}
-    if real is not None:
-        result |= distribution_metrics(real, features[0], name, seed)
+    if real is not None:  # every point with every other one: seconds on a CPU
+        place = net.device if net.device.type == "cuda" else "cpu"
+        result |= distribution_metrics(real.to(place), features[0].to(place), name, seed)
     if teacher is not None:
         readings = [agreement.join_readings(_of_all(side)) for side in readings]
         for factor, entry in agreement.compare_readings(readings[0], readings[-1]).items():
