@@ -235,6 +235,7 @@ def results_page(text: str) -> str:
     speed = "tools.benchmark", BenchmarkConfig, show_benchmark
     sections = {
         "table": sweep_section("table"),
+        "table64": sweep_section("table64"),
         "students": sweep_section("students"),
         "sizes": sweep_section("sizes", beside=whole_models()),
         "stylegan3": sweep_section("stylegan3"),
