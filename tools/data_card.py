@@ -54,7 +54,8 @@ arms are, what the columns mean and which differences count.
 | records | what |
 |---|---|
 | `table` | fifteen methods, three seeds each, 32 px, 100,000 images (chapter 6) |
-| `table64`, `rates` | the same and three more at 64 px and their own best learning rates, 50,000 images, one seed; and how the rates were found |
+| `table64` | methods at 64 px, each at its own best learning rate, one seed, 50,000 images |
+| `rates` | how those rates were found: 12,500 images |
 | `pairs` | with and without the latent-direction loss, eight seeds, 25,000 images |
 | `students` | the 64 px students below, one seed |
 | `sizes` | a tenth of the channels, and kernels of 1; two seeds |
