@@ -126,3 +126,11 @@ def test_the_fid_of_a_training_is_that_of_its_generator(monkeypatch):
     real = real_features(Colours(), Pictures(), 80)  # no more than there are
     result = evaluate_generator(G, attribute_network(), 80, 30_000, real=real, space=Colours())
     assert probe(G) == {"fid_colours_80": pytest.approx(result["fid_colours_80"], rel=1e-5)}
+
+
+def test_a_long_evaluation_says_how_far_it_is(capsys):
+    net, G = attribute_network(), generator(0)
+    evaluate_generator(G, net, samples=20, batch=10, progress="mine")
+    assert "mine: 0 of 2 batches" in capsys.readouterr().err
+    evaluate_generator(G, net, samples=20, batch=10)
+    assert not capsys.readouterr().err

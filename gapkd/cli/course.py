@@ -9,7 +9,10 @@ import tyro
 
 @dataclass(frozen=True)
 class ChapterConfig:
-    """Run a chapter's notebook with papermill, with other parameters if you like."""
+    """Run a chapter's notebook with papermill, with other parameters if you like.
+
+    Chapters: 00 meet the teacher, 01 discrepancy, 02 mapping, 03 latent-direction loss, 04 full
+    distillation, 05 StyleGAN3, 06 comparison of methods, 07 use the student, 08 bring your own."""
 
     notebook: tyro.conf.Positional[str] = "04_full_distillation"
     """Name of the chapter, or its number."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,6 +107,7 @@ def directions(config: DirectionsConfig) -> None:
         found = sefa(G)
         found = found.pick(config.names) if config.names else found
     else:
+        print(f"looking at {config.samples:,} images", file=sys.stderr, flush=True)
         found = factor_directions(G, reader(config.attributes), config.names or None, config.alone,
                                   config.samples, config.seed)
     written = save_directions(found, out)

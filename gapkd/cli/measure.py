@@ -45,6 +45,8 @@ class EvaluateConfig:
     """Of latents and real images."""
     out: str = ""
     """JSON file to write the numbers to; empty: none."""
+    progress: bool = True
+    """Show progress bars."""
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -73,7 +75,7 @@ def measure(config: EvaluateConfig) -> dict:
         net, space = reader("toyfaces", device), net
     generators = {Path(config.generator).absolute().name: G}
     rows = evaluation_table(generators, net, dataset, teacher, config.samples, config.seed,
-                            space=space)
+                            space=space, progress=config.progress and parallel.is_first())
     asked = ("generator", "teacher", "data", "features", "samples", "seed")
     return {"rows": rows} | {name: getattr(config, name) for name in asked} | provenance()
 

@@ -73,8 +73,8 @@ class SweepConfig:
     """"auto", "cpu", "cuda", "cuda:1"..."""
     dry_run: bool = False
     """Only say what is done and what is missing."""
-    progress: bool = False
-    """Show progress bars."""
+    progress: bool = True
+    """Show progress bars; of several runs at a time, none."""
 
     def __post_init__(self):
         if self.jobs < 0:
@@ -325,7 +325,7 @@ def _spread(config: SweepConfig, jobs: int, gpus: int) -> None:
         if values := getattr(config, name):
             command += [f"--{name}", *map(str, values)]
     command += ["--results", config.results] if config.results else []
-    command += ["--progress"] if config.progress else []
+    command += ["--no-progress"]  # several bars would write over each other
     threads = max(1, (os.cpu_count() or 1) // jobs)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     devices = [f"cuda:{n % gpus}" if gpus else config.device for n in range(jobs)]

@@ -6,6 +6,7 @@ all numbers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from functools import partial
 
@@ -28,6 +29,7 @@ from gapkd.metrics.features import feature_network, perceptual_distance
 from gapkd.metrics.projection import project
 from gapkd.metrics.sampling import Part, draw_latents, sample_images, share
 from gapkd.networks.base import StyleGenerator
+from gapkd.progress import bar
 
 Row = dict[str, float | str]
 
@@ -97,7 +99,8 @@ def _check_pair(G: StyleGenerator, teacher: StyleGenerator | None) -> None:
 @torch.no_grad()
 def evaluate_generator(G: StyleGenerator, net: AttributeNetwork, samples: int = 5000, seed: int = 0,
                        teacher: StyleGenerator | None = None, real: Tensor | None = None,
-                       batch: int = 100, space: FeatureNetwork | None = None) -> dict[str, float]:
+                       batch: int = 100, space: FeatureNetwork | None = None,
+                       progress: str = "") -> dict[str, float]:
     """Everything that is measured about a generator, as one flat dict.
 
     Args:
@@ -108,6 +111,7 @@ def evaluate_generator(G: StyleGenerator, net: AttributeNetwork, samples: int = 
             two finite samples); of conditional networks, agreement class by class, too.
         real: features of real images (`real_features`); gives fid_..., kid_..., precision_...
         space: the network whose features those are, as `InceptionNetwork()`; `net` by default.
+        progress: what a bar is called that is shown meanwhile; empty: none.
     """
     _check_pair(G, teacher)
     # the teacher's own row of a table costs one pass, not two
@@ -115,7 +119,9 @@ def evaluate_generator(G: StyleGenerator, net: AttributeNetwork, samples: int = 
     features, readings = [[] for _ in generators], [[] for _ in generators]
     distances = agreement.SameZ(net)
     streams = [sample_images(g, samples, seed, batch, _mine()) for g in generators]
-    for parts in zip(*streams, strict=True):
+    every = bar(zip(*streams, strict=True), desc=progress, unit="batches", disable=not progress,
+                total=len(share(range(math.ceil(samples / batch)), _mine())))
+    for parts in every:
         for n, images in enumerate(parts):
             maps = net.features(images)
             vectors = net.pool(maps) if space is None else space.embed(images)
@@ -170,7 +176,8 @@ def measure_latent_space(G: StyleGenerator, net: AttributeNetwork, targets: Tens
 
 def evaluation_table(students: Mapping[str, StyleGenerator], net: AttributeNetwork,
                      dataset: Dataset, teacher: StyleGenerator | None, samples: int = 5000,
-                     seed: int = 0, space: FeatureNetwork | None = None) -> list[Row]:
+                     seed: int = 0, space: FeatureNetwork | None = None, progress: bool = False
+                     ) -> list[Row]:
     """One row per generator, led by two that give the numbers their scale: real against other real
     images (the best that can be reached with so many samples) and the teacher, if there is one.
     Every row has "name"; metrics that mean nothing in a row are missing from it. `space` as in
@@ -186,7 +193,8 @@ def evaluation_table(students: Mapping[str, StyleGenerator], net: AttributeNetwo
     rows: list[Row] = [{"name": "real", **distribution_metrics(real, other, extractor.name, seed)}]
     measured = {"teacher": teacher} if teacher else {}
     for name, G in [*measured.items(), *students.items()]:
-        metrics = evaluate_generator(G, net, samples, seed, teacher, real, space=space)
+        metrics = evaluate_generator(G, net, samples, seed, teacher, real, space=space,
+                                     progress=name if progress else "")
         rows.append({"name": name, **metrics})
     return rows
 
