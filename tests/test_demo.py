@@ -282,7 +282,7 @@ def test_the_command_refuses_in_one_sentence(options, message, files, runtime, t
                                              monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.onnx").write_text("no network")
-    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").mkdir(parents=True)
     before = sorted(tmp_path.rglob("*"))
     own = [] if "--runtime" in options else ["--runtime", str(runtime)]
     assert main(["demo", *options, *own]) == 2

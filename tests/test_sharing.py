@@ -38,6 +38,7 @@ from gapkd.training.loop import distill
 from gapkd.training.plan import architecture_of
 
 hub = pytest.importorskip("huggingface_hub")
+errors = pytest.importorskip("huggingface_hub.errors")
 
 FILES = ["README.md", "config.json", "model.safetensors", "samples.png"]
 DISTILLED = {
@@ -111,28 +112,121 @@ def test_generators_have_the_methods_of_the_hub(tmp_path, kind):
         other.from_pretrained(tmp_path / "net")
 
 
-def test_uploading(tmp_path, monkeypatch):
-    sent = []
+OURS = {"private": True, "token": "hf_x"}
+THEIRS = {"commit_message": "m", "create_pr": True, "allow_patterns": "*",
+          "ignore_patterns": ["x"], "delete_patterns": ["y"]}
 
-    def upload_folder(self, **given):
-        there = Path(given["folder_path"])
-        sent.append((given["repo_id"], there.name, sorted(os.listdir(there))))
+
+@pytest.fixture
+def sent(monkeypatch):
+    """What a hub has been sent: the name, the folder's files, its card, how it was sent."""
+    found = []
+
+    def create_repo(self, repo_id, **given):
+        found.append({**given, "token": self.token})
+        return SimpleNamespace(repo_id=repo_id if "/" in repo_id else f"me/{repo_id}")
+
+    def upload_folder(self, *, repo_id, folder_path, **given):
+        folder = Path(folder_path)
+        given |= found.pop()
+        found.append((repo_id, folder.name, sorted(os.listdir(folder)), card(folder), given))
         return "https://a.commit"
 
-    monkeypatch.setattr(hub.HfApi, "create_repo",
-                        lambda self, repo_id, **_: SimpleNamespace(repo_id=f"me/{repo_id}"))
+    monkeypatch.setattr(hub.HfApi, "create_repo", create_repo)
     monkeypatch.setattr(hub.HfApi, "upload_folder", upload_folder)
-    G = stylegan2()
+    return found
+
+
+@network
+def test_uploading(tmp_path, sent, kind):
+    G = NETWORKS[kind]()
     assert G.push_to_hub("net", license="mit") == "https://a.commit"
     assert G.save_pretrained(tmp_path / "a", push_to_hub=True) == "https://a.commit"
-    assert sent == [("me/net", "net", FILES), ("me/a", "a", FILES)]
+    assert G.save_pretrained(tmp_path / "b", push_to_hub=True, repo_id="us/big") is not None
+    for (name, *files, (_, text), _), wanted in zip(sent, ("me/net", "me/a", "us/big"),
+                                                    strict=True):
+        assert [name, *files] == [wanted, wanted.split("/")[1], FILES]
+        loading = section(text, "Load it and draw")
+        assert f'\nG = gapkd.load_generator("{name}")\n' in loading
+        module, family = type(G).__module__, type(G).__name__
+        assert f'`{family}.from_pretrained("{name}")`, of `{module}`' in loading
+        assert "folder" not in loading.split("```")[0]
+    assert sent[0][3][0]["license"] == "mit"
+    assert 'gapkd.load_generator("a")' in card(tmp_path / "a")[1]
 
-    def unknown(self, repo_id, **_):
-        raise OSError("no token")
 
-    monkeypatch.setattr(hub.HfApi, "create_repo", unknown)
-    with pytest.raises(ValueError, match=r"uploaded to me/net \(no token\): .*`hf auth login`$"):
-        G.push_to_hub("me/net")
+def test_arguments_of_the_hub_arrive(tmp_path, sent):
+    G, more = stylegan2(), {"config": stylegan2().architecture(),
+                            "model_card_kwargs": {"license": "mit"}}
+    G.push_to_hub("me/net", branch="v2", **OURS, **THEIRS, **more)
+    G.save_pretrained(tmp_path / "net", repo_id="me/net", push_to_hub=True, branch="v2", **OURS,
+                      **THEIRS, **more)
+    gapkd.push_to_hub(tmp_path / "net", "me/net", revision="v2", **OURS, **THEIRS)
+    for name, _, _, (data, _), given in sent:
+        assert name == "me/net" and data["license"] == "mit"
+        assert given == {**OURS, **THEIRS, "revision": "v2", "exist_ok": True}
+
+
+@pytest.mark.parametrize("what, repository, more, error, message", [
+    ("G", "me/net", {"speed": 1}, TypeError, "argument 'speed'"),
+    ("net", "me/net", {"license": "mit"}, TypeError, "license: goes with a generator"),
+    ("away", "me/net", {}, ValueError, "'away' is no folder with model.safetensors in it"),
+    ("G", "../net", {}, ValueError, "'../net' names no repository: give user/name"),
+    ("G", "me/net", {"license": "?"}, ValueError, "names no licence")])
+def test_what_cannot_be_uploaded_never_reaches_the_hub(tmp_path, monkeypatch, sent, what,
+                                                       repository, more, error, message):
+    monkeypatch.chdir(tmp_path)
+    G = stylegan2()
+    save_pretrained(G, "net")
+    with pytest.raises(error, match=re.escape(message)):
+        gapkd.push_to_hub(G if what == "G" else what, repository, **more)
+    assert sent == []
+
+
+@pytest.mark.parametrize("error, caught", [
+    (OSError("no token"), ValueError), (errors.HTTPError("no token"), ValueError),
+    (KeyError("no token"), KeyError)])
+def test_only_the_network_is_blamed_on_the_network(monkeypatch, error, caught):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(hub.HfApi, "create_repo", fail)
+    monkeypatch.setattr(hub, "hf_hub_download", fail)
+    with pytest.raises(caught) as told:
+        stylegan2().push_to_hub("me/net", branch="v2")
+    sentence = ("nothing was uploaded to me/net (no token): check the name, the branch and the "
+                "connection, and log in with `hf auth login`")
+    assert caught is KeyError or str(told.value) == sentence
+    with pytest.raises(caught) as told:
+        load_generator("me/net", local_files_only=True)
+    assert caught is KeyError or "could not be fetched (no token) and is not" in str(told.value)
+
+
+@pytest.mark.parametrize("name", ["me/net", "here"])
+def test_arguments_that_nobody_knows_are_named(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    save_pretrained(stylegan2(), "here")
+    monkeypatch.setattr("gapkd.files.checkpoints.fetch", lambda address, **_: Path("here"))
+    known = {"force_download": True, "token": False, "cache_dir": "c", "local_files_only": False,
+             "revision": "v2", "map_location": "cpu", "strict": True}
+    assert equal(Generator.from_pretrained(name, **known), stylegan2())
+    for load in Generator.from_pretrained, load_generator:
+        with pytest.raises(TypeError, match="unexpected argument speed: what can be said of a hub"):
+            load(name, speed=1)
+    with pytest.raises(ValueError, match="strict=False is not possible: weights that do not fit"):
+        Generator.from_pretrained(name, strict=False)
+    with pytest.raises(TypeError, match="'speed'"):
+        stylegan2().save_pretrained("net", speed=1)
+    assert not Path("net").exists()
+
+
+def test_an_empty_folder_is_filled_and_a_full_one_left_alone(tmp_path):
+    G = stylegan2()
+    G.save_pretrained(tmp_path)
+    assert equal(load_generator(tmp_path), G)
+    with pytest.raises(ValueError, match="exists already: remove it or choose another folder"):
+        stylegan2(channels=4).save_pretrained(tmp_path)
+    assert equal(load_generator(tmp_path), G) and sorted(os.listdir(tmp_path)) == FILES
 
 
 COMMIT = "0123456789" * 4
@@ -168,7 +262,8 @@ ASK = """
 import json, sys, gapkd
 for name in json.load(sys.stdin):
     try:
-        print("found", type(gapkd.load_generator(name)).__name__)
+        name, more = name if isinstance(name, list) else (name, {})
+        print("found", type(gapkd.load_generator(name, **more)).__name__)
     except gapkd.CheckpointError as error:
         print(error)
 """
@@ -180,7 +275,7 @@ def ask(tmp_path):
     says, a line each."""
     at_home = partial(Hub, directory=str(tmp_path / "hub"))
 
-    def load(*names: str, offline: bool = False) -> list[str]:
+    def load(*names: str | tuple[str, dict], offline: bool = False) -> list[str]:
         with ThreadingHTTPServer(("127.0.0.1", 0), at_home) as server:
             address = f"http://127.0.0.1:{1 if offline else server.server_address[1]}"
             threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -205,8 +300,9 @@ def test_repositories_of_a_hub(tmp_path, ask):
     (me / "old" / "ffhq.pkl").write_bytes(nvidia_pickle(named_like_nvidia(stylegan2())))
     assert ask("me/net", "hf://me/net", "hf://me/net@main", "hf://me/old/ffhq.pkl") == (
         ["found Generator"] * 4)
-    *found, offline = ask("me/net", f"hf://me/net@{COMMIT}", "me/away", offline=True)
-    assert found == ["found Generator"] * 2
+    *found, again, offline = ask("me/net", f"hf://me/net@{COMMIT}",
+                                 ("me/net", {"force_download": True}), "me/away", offline=True)
+    assert found == ["found Generator"] * 2 and again.startswith("there is no checkpoint me/net")
     assert re.search(r"could not be fetched \(.*refused.*\) and is not in the cache: check the "
                      "connection", offline)
     away, *said = ask("me/away", "me/private", "hf://me/gated", "hf://me/net@v9", "hf://me/old",
@@ -220,6 +316,17 @@ def test_repositories_of_a_hub(tmp_path, ask):
             "server says 500", "hf://me names no repository: give", "hf://me/old/../x",
             "config.json and model.safetensors beside it disagree about w_dim"), strict=True):
         assert words in line
+    *found, absent, stranger, full, odd = ask(
+        ("me/net", {"revision": COMMIT, "force_download": True, "token": False}),
+        ("me/net", {"cache_dir": str(tmp_path / "c")}),
+        ("me/net", {"cache_dir": str(tmp_path / "c"), "local_files_only": True}),
+        ("me/net", {"cache_dir": str(tmp_path / "d"), "local_files_only": True}),
+        ("me/net", {"cache_dir": str(tmp_path / "e"), "token": True}),
+        ("me/net", {"cache_dir": str(me / "net" / "config.json")}), "me/a--b")
+    assert found == ["found Generator"] * 3 and "leave out local_files_only, or bring" in absent
+    assert "nobody is logged in: run `hf auth login`" in stranger
+    assert "could not be stored (Not a directory)" in full and "give cache_dir" in full
+    assert "a--b cannot be asked for so (Cannot have -- or" in odd
     # what is here comes first, and a folder of the user's name keeps the hub out
     save_pretrained(stylegan3(), tmp_path / "me" / "net")
     *found, typo = ask("me/net", "hf://me/net", "me/nut")
@@ -269,8 +376,7 @@ def test_data_and_origin_of_a_student(tmp_path):
     folder = save_pretrained(stylegan2(), tmp_path / "Faces: a *small* {{ one }}", DISTILLED,
                              license="CC-BY-NC-4.0")
     data, text = card(folder)
-    assert data == {"license": "cc-by-nc-4.0", "library_name": "gapkd",
-                    "base_model": "toyfaces32", "datasets": ["toyfaces"],
+    assert data == {"license": "cc-by-nc-4.0", "library_name": "gapkd", "datasets": ["toyfaces"],
                     "pipeline_tag": "unconditional-image-generation",
                     "tags": ["gapkd", "stylegan2", "gan", "image-generation",
                              "knowledge-distillation"]}  # nothing was measured: no model-index
@@ -293,7 +399,8 @@ def test_data_and_origin_of_a_student(tmp_path):
     ({name: 0.0 for name in LESSONS}, "trained with the adversarial loss alone")])
 def test_what_is_said_of_the_teacher(tmp_path, changes, words):
     provenance = DISTILLED | {"settings": DISTILLED["settings"] | changes}
-    text = card(save_pretrained(stylegan2(), tmp_path / "net", provenance))[1]
+    data, text = card(save_pretrained(stylegan2(), tmp_path / "net", provenance))
+    assert "base_model" not in data  # which is a repository of a hub
     assert words in text.split("\n## ")[0]
     known = "teacher" not in changes  # who knows what another one has seen
     assert ("rendered toy faces, not" in text) == known
@@ -471,6 +578,8 @@ def endless() -> Generator:
 @pytest.mark.parametrize("options, message", [
     ({"folder": "there"}, "there exists already: remove it or choose another folder"),
     ({"folder": "link"}, "link exists already"), ({"folder": ""}, "'' cannot name a folder"),
+    ({"folder": "."}, ". exists already"), ({"repo_id": "a/../b"}, "names no repository: give"),
+    ({"config": {"w_dim": 9}}, "leave it out, or give G.architecture()"),
     ({"folder": "a\nb"}, "cannot name a folder"),
     ({"folder": "file/net"}, "file is a file: choose another folder"),
     ({"license": "MIT\n---"}, "names no licence"), ({"license": "my: own"}, "names no licence"),
@@ -481,6 +590,7 @@ def test_what_cannot_be_shared_is_one_sentence_and_leaves_nothing(tmp_path, monk
                                                                   message):
     monkeypatch.chdir(tmp_path)
     Path("there").mkdir()
+    Path("there", "mine").write_text("")
     Path("file").write_text("")
     Path("link").symlink_to("nowhere")
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
@@ -530,7 +640,7 @@ def test_a_folder_that_appears_meanwhile_is_left_alone(tmp_path, monkeypatch):
 def test_share_complains_before_it_measures(tmp_path, monkeypatch, capsys, options, message):
     monkeypatch.chdir(tmp_path)
     save_network(stylegan2(), "student.safetensors")
-    Path("there").mkdir()
+    Path("there", "mine").mkdir(parents=True)
     monkeypatch.setattr("gapkd.metrics.evaluation.evaluation_table",
                         lambda *_, **__: pytest.fail("it measured"))
     out = [] if "--out" in options else ["--out", "net"]

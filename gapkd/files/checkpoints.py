@@ -16,7 +16,15 @@ from safetensors.torch import save as to_bytes
 from torch import nn
 
 from gapkd.files import storage
-from gapkd.files.download import CONFIG, REPOSITORY, WEIGHTS, AddressError, fetch, is_address
+from gapkd.files.download import (
+    CONFIG,
+    HUB_OPTIONS,
+    REPOSITORY,
+    WEIGHTS,
+    AddressError,
+    fetch,
+    is_address,
+)
 from gapkd.files.foreign import ForeignError, find_network, outline
 from gapkd.files.pickles import UnreadableError, read
 from gapkd.networks.base import StyleGenerator
@@ -90,7 +98,10 @@ def address_of(path: str | Path) -> str:
 
 def find_checkpoint(path: str | Path, **hub: object) -> Path:
     """The file of a network, which is named as for `load_generator`. Raises CheckpointError when
-    there is none."""
+    there is none, TypeError for an option that no hub's client has."""
+    if unknown := sorted(hub.keys() - HUB_OPTIONS):
+        raise TypeError(f"unexpected argument {', '.join(unknown)}: what can be said of a hub's "
+                        f"repository is {', '.join(HUB_OPTIONS)}")
     if address := address_of(path):
         try:
             path = fetch(address, **hub)
@@ -251,11 +262,11 @@ def load_generator(path: str | Path, **hub: object) -> StyleGenerator:
             .safetensors in which a network in NVIDIA's layout (StyleGAN2 or 3) or in rosinality's
             stands, under whatever name. Of several the averaged one is taken (G_ema, g_ema), and a
             warning says so.
-        hub: of a repository alone: revision, token, cache_dir, force_download, local_files_only,
-            as huggingface_hub has them.
+        hub: revision, token, cache_dir, force_download, local_files_only, as huggingface_hub has
+            them; they matter for a repository alone.
 
     Raises CheckpointError when the file is missing, truncated, not a checkpoint, hostile, or holds
-    something else.
+    something else; TypeError for any other argument.
     """
     return _load(path, "generator", **hub)
 

@@ -23,6 +23,8 @@ SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 ON_HUB = re.compile(rf"hf://({REPOSITORY.pattern})(?:@([\w.%-]+))?(?:/([^?#]+))?", re.ASCII)
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # in a folder of gapkd.sharing.hub
+HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
+"""What huggingface_hub's from_pretrained takes for its client, by the same names."""
 CHUNK = 2**20
 SECONDS = 30  # that a server may be silent
 
@@ -43,7 +45,7 @@ def fetch(address: str, **hub: object) -> Path:
         address: file:// or https://, with an optional #sha256=<64 hex digits>; http:// needs one.
             Or a repository of a model hub, hf://user/name, with an optional @revision and an
             optional /file: without one, the folder of its weights and its config.json.
-        hub: revision, token, cache_dir, force_download, local_files_only, for the hub's client.
+        hub: HUB_OPTIONS, for the hub's client.
 
     Raises AddressError, in one sentence.
     """
@@ -98,6 +100,7 @@ def _from_hub(address: str, how: dict) -> Path:
     login = "check it, or log in with `hf auth login`"
     try:
         known = isinstance(client.try_to_load_from_cache(name, wanted, **place), str)
+        known = known and not how.get("force_download")
         if not known and not how.get("local_files_only"):  # the client would try for half a minute
             url = client.hf_hub_url(name, wanted, revision=how["revision"])
             client.get_hf_file_metadata(url, token=how.get("token"))
@@ -105,21 +108,37 @@ def _from_hub(address: str, how: dict) -> Path:
         if not file:
             with suppress(errors.EntryNotFoundError):  # the weights know it all themselves
                 client.hf_hub_download(name, CONFIG, **how | {"revision": fetched.parent.name})
-    except Exception as error:  # the network's own share no base class
+    except (*network_errors(), ValueError) as error:
+        if getattr(error, "errno", None):  # which those of the network have not
+            raise AddressError(f"{address} could not be stored ({error.strerror}): free some space "
+                               "there, or give cache_dir, a folder where you may write") from error
+        mend = "leave out local_files_only" if how.get("local_files_only") else (
+            "check the connection")
         unreached = (f"{address} could not be fetched ({reason(error)}) and is not in the cache: "
-                     "check the connection, or bring its folder from elsewhere and give the path")
+                     f"{mend}, or bring its folder from elsewhere and give the path")
         told = [
             (errors.GatedRepoError, f"{address} is open to those alone who asked for it: ask on "
                                     "its page, then log in with `hf auth login`"),
+            (errors.LocalTokenNotFoundError, f"{address} was asked for with token=True, but nobody "
+                                             "is logged in: run `hf auth login`"),
             (errors.RepositoryNotFoundError, f"the hub shows no repository {name}, it may be "
                                              f"private: {login}"),
             (errors.RevisionNotFoundError, f"{address} has no revision {how['revision']}: {login}"),
             (errors.LocalEntryNotFoundError, unreached),
             (errors.EntryNotFoundError, f"{address} holds no {wanted}: name a file of it, as in "
-                                        f"hf://{name}/FILE")]
+                                        f"hf://{name}/FILE"),
+            (ValueError, f"{address} cannot be asked for so ({reason(error)}): mend the name, or "
+                         "the arguments")]
         mine = (text for kind, text in told if isinstance(error, kind))
         raise AddressError(next(mine, unreached)) from error
     return fetched if file else fetched.parent
+
+
+def network_errors() -> tuple[type[Exception], ...]:
+    """What the hub's client raises when the network or the hub fails: its own share no base."""
+    from huggingface_hub import errors
+
+    return OSError, RuntimeError, errors.HTTPError, errors.EntryNotFoundError  # 2nd: of hf_xet
 
 
 def _retrieve(url: str, target: Path, digest: str) -> None:

@@ -117,14 +117,23 @@ def new_file(path: str | Path, *endings: str) -> Path:
 
 
 def new_folder(folder: str | Path) -> Path:
-    """The path, if a folder can be made there. Raises ValueError, in one sentence, if not."""
-    if os.path.lexists(folder) and str(folder):
+    """The path, if a folder can be made there, or an empty one is. Raises ValueError, in one
+    sentence, if not."""
+    if os.path.lexists(folder) and str(folder) and not _is_empty(Path(folder)):
         raise ValueError(f"{folder} exists already: remove it or choose another folder")
     return check_place(folder, "folder")
 
 
+def _is_empty(folder: Path) -> bool:
+    """Whether it is a folder, no link and not the one where we stand, with nothing in it."""
+    with suppress(OSError):
+        return not (folder.is_symlink() or folder.samefile(".") or any(folder.iterdir()))
+    return False
+
+
 def write_folder(folder: str | Path, contents: Mapping[str, bytes]) -> Path:
-    """Write a new folder, of files by their paths in it, so that it is there whole or not at all.
+    """Write a new or empty folder, of files by their paths in it, so that they are there all or
+    none.
 
     Raises ValueError when something of that name is there, OSError with one sentence; nothing is
     then left behind.
@@ -135,6 +144,8 @@ def write_folder(folder: str | Path, contents: Mapping[str, bytes]) -> Path:
         aside.mkdir(parents=True)
         for name, content in contents.items():
             write_atomically(aside / name, content)
+        with suppress(FileNotFoundError):
+            folder.rmdir()  # an empty one
         os.rename(aside, folder)
         _sync_folder(folder.parent)
     except OSError as error:

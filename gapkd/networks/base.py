@@ -196,34 +196,46 @@ class StyleGenerator(Network):
 
     # ------------------------------------------------------------------------------- the hub
 
-    # As huggingface_hub.PyTorchModelHubMixin has them; the package's public names do the work.
+    # As huggingface_hub.PyTorchModelHubMixin has them, with its arguments; the package's public
+    # names do the work.
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *,
-                        map_location: str | torch.device = "cpu", **hub: object) -> StyleGenerator:
-        """`gapkd.load_generator`, of this family."""
+                        map_location: str | torch.device = "cpu", strict: bool = True,
+                        **hub: object) -> StyleGenerator:
+        """`gapkd.load_generator`, of this family; always strict."""
         import gapkd
 
+        if not strict:
+            raise ValueError("strict=False is not possible: weights that do not fit are always "
+                             "refused, so leave strict out")
         G = gapkd.load_generator(pretrained_model_name_or_path, **hub)
         if not isinstance(G, cls):
             raise ValueError(f"{pretrained_model_name_or_path} is a {type(G).__name__}, not a "
                              f"{cls.__name__}: load it with gapkd.load_generator")
         return G.to(map_location)
 
-    def save_pretrained(self, save_directory: str | Path, *, repo_id: str = "",
-                        push_to_hub: bool = False, **card: object) -> str | None:
-        """`gapkd.save_pretrained`; with `push_to_hub` the folder is uploaded too, to `repo_id` or
-        under its own name, and the commit's address returned."""
+    def save_pretrained(self, save_directory: str | Path, *, repo_id: str | None = None,
+                        push_to_hub: bool = False, model_card_kwargs: dict | None = None,
+                        **more: object) -> str | None:
+        """`gapkd.save_pretrained`; with `push_to_hub` also `push_to_hub`, to `repo_id` or under the
+        folder's name. more: arguments of both; model_card_kwargs: more of them, by another name."""
         import gapkd
 
-        folder = gapkd.save_pretrained(self, save_directory, **card)
-        return gapkd.push_to_hub(folder, repo_id or folder.name) if push_to_hub else None
+        card = more | (model_card_kwargs or {})
+        keywords = gapkd.push_to_hub.__kwdefaults__
+        upload = {name: card.pop(name) for name in keywords.keys() & card.keys()}
+        folder = gapkd.save_pretrained(self, save_directory, repo_id=repo_id, **card)
+        if push_to_hub:
+            return gapkd.push_to_hub(self, repo_id or folder.name, **upload, **card)
+        return None
 
-    def push_to_hub(self, repo_id: str, **more: object) -> str:
+    def push_to_hub(self, repo_id: str, *, model_card_kwargs: dict | None = None,
+                    **more: object) -> str:
         """`gapkd.push_to_hub`; returns the commit's address."""
         import gapkd
 
-        return gapkd.push_to_hub(self, repo_id, **more)
+        return gapkd.push_to_hub(self, repo_id, **more, **(model_card_kwargs or {}))
 
     # ------------------------------------------------------------------------------- the family
 

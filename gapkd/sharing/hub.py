@@ -25,7 +25,7 @@ from PIL import Image
 from gapkd import __version__
 from gapkd.data.images import png, tile
 from gapkd.files.checkpoints import CONFIG, FOLDER_FORMAT, WEIGHTS, network_bytes
-from gapkd.files.download import reason
+from gapkd.files.download import REPOSITORY, network_errors, reason
 from gapkd.files.storage import data_folder, new_folder, write_folder
 from gapkd.metrics.cost import macs, parameters
 from gapkd.metrics.sampling import draw_sheet
@@ -44,26 +44,34 @@ LESSONS = ("rgb_weight", "perceptual_weight", "feature_weight", "moment_weight",
 
 def save_pretrained(G: StyleGenerator, folder: str | Path, provenance: Mapping | None = None, *,
                     license: str = "", evaluation: Mapping | None = None,
-                    teacher: StyleGenerator | None = None) -> Path:
+                    teacher: StyleGenerator | None = None, config: Mapping | None = None,
+                    repo_id: str | None = None) -> Path:
     """Write a generator as a new folder: model.safetensors, config.json, README.md, samples.png.
 
     Args:
-        folder: is there whole afterwards, or not at all; nothing is overwritten.
+        folder: new or empty; is there whole afterwards, or not at all. Nothing is overwritten.
         provenance: where the weights come from; `gapkd.sharing.origins.provenance_of` reads it from
             a network's file. What belongs to one machine (folders, device) is left out.
         license: "mit", "cc-by-nc-4.0"...; empty: that of the provenance, and if it has none, the
             card says so.
         evaluation: the record that `gapkd evaluate --out` writes, about this generator.
         teacher: whose cost the card compares with.
+        config: what config.json is to say; it says G.architecture() anyway, and no other will do.
+        repo_id: "user/name", if that is where the folder will lie; the card then says so.
     Returns: the folder.
     Raises: ValueError for what cannot be written so, OSError when the disk fails.
     """
-    folder = ready(folder, license)
+    folder = ready(folder, license, repo_id)
     if not isinstance(G, StyleGenerator):
         raise ValueError(f"a generator is what can be shared, not a {type(G).__name__}")
     if not all(bool(t.isfinite().all()) for t in G.state_dict().values() if t.is_floating_point()):
         raise ValueError("the generator has weights that are not finite: its training diverged, "
                          "share an earlier one")
+    known = {"library_name": "gapkd", "gapkd_format": FOLDER_FORMAT, "gapkd_version": __version__,
+             "kind": G.kind, **G.architecture()}
+    if config is not None and not (isinstance(config, Mapping) and config.items() <= known.items()):
+        raise ValueError("config is not what this network is: leave it out, or give "
+                         "G.architecture()")
     provenance = public(provenance or {})
     if license:
         provenance["license"] = license
@@ -79,47 +87,72 @@ def save_pretrained(G: StyleGenerator, folder: str | Path, provenance: Mapping |
     cost = _cost(G) | {"size of model.safetensors (float32)": f"{len(weights) / 1e6:.2f} MB"}
     sheet, description = _samples(G)
     card = _card(G, provenance, folder.absolute().name, sheet=description, cost=cost,
+                 repo=repo_id if "/" in (repo_id or "") else "",
                  teacher_cost=_cost(_still(teacher)) if teacher else None)
-    config = {"library_name": "gapkd", "gapkd_format": FOLDER_FORMAT, "gapkd_version": __version__,
-              "kind": G.kind, **G.architecture()}
     return write_folder(folder, {
-        WEIGHTS: weights, CONFIG: f"{json.dumps(config, indent=2)}\n".encode(),
+        WEIGHTS: weights, CONFIG: f"{json.dumps(known, indent=2)}\n".encode(),
         "README.md": card.encode(), "samples.png": png(sheet)})
 
 
 def push_to_hub(shared: StyleGenerator | str | Path, repo_id: str, *, private: bool | None = None,
-                token: str | None = None, revision: str | None = None,
-                commit_message: str = "Upload by gapkd", **card: object) -> str:
-    """Upload a generator, or a folder of `save_pretrained`, to a hub's repository, which is made if
-    it is not there.
+                token: str | bool | None = None, branch: str | None = None,
+                revision: str | None = None, commit_message: str = "Upload by gapkd",
+                create_pr: bool | None = None, allow_patterns: list[str] | str | None = None,
+                ignore_patterns: list[str] | str | None = None,
+                delete_patterns: list[str] | str | None = None, **card: object) -> str:
+    """Upload a generator, or a folder of `save_pretrained` as it is, to a hub's repository, which
+    is made if it is not there.
 
     Args:
         repo_id: "user/name"; "name": of the user who is logged in.
-        private, token, revision, commit_message: as huggingface_hub has them.
+        private, token, commit_message...: as huggingface_hub's mixin has them; revision: branch.
         card: of a generator, what `save_pretrained` takes beside the folder.
     Returns: the commit's address.
     Raises: ValueError, in one sentence.
     """
     from huggingface_hub import HfApi
 
+    check_repository(repo_id)
+    is_network = isinstance(shared, StyleGenerator)
+    if card and not is_network:
+        raise TypeError(f"{', '.join(card)}: goes with a generator; the card of a folder is "
+                        "written already")
+    if not is_network and not (isinstance(shared, (str, Path)) and Path(shared, WEIGHTS).is_file()):
+        raise ValueError(f"{str(shared)[:80]!r} is no folder with {WEIGHTS} in it: give one that "
+                         "gapkd.save_pretrained wrote, or a generator")
+    branch = branch or revision
     with tempfile.TemporaryDirectory() as aside:
         folder = shared
-        if isinstance(shared, StyleGenerator):
-            folder = save_pretrained(shared, Path(aside) / repo_id.split("/")[-1], **card)
+        if is_network:
+            folder = save_pretrained(shared, Path(aside, repo_id), repo_id=repo_id, **card)
         try:
             api = HfApi(token=token)
-            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-            return api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision,
-                                     commit_message=commit_message)
-        except Exception as error:  # the network's own share no base class
-            raise ValueError(f"nothing was uploaded to {repo_id} ({reason(error)}): check the name "
-                             "and the connection, and log in with `hf auth login`") from error
+            full = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            if is_network and full != repo_id:  # the hub has told whose it is
+                folder = save_pretrained(shared, Path(aside, full), repo_id=full, **card)
+            return api.upload_folder(
+                repo_id=full, folder_path=folder, commit_message=commit_message, revision=branch,
+                create_pr=create_pr, allow_patterns=allow_patterns,
+                ignore_patterns=ignore_patterns, delete_patterns=delete_patterns)
+        except (*network_errors(), ValueError) as error:
+            raise ValueError(f"nothing was uploaded to {repo_id} ({reason(error)}): check the name"
+                             f"{', the branch' if branch else ''} and the connection, and "
+                             "log in with `hf auth login`") from error
 
 
-def ready(folder: str | Path, license: str) -> Path:
-    """The folder. Raises ValueError where `save_pretrained` would refuse it or the licence."""
+def check_repository(repo_id: str) -> None:
+    """Raise ValueError unless it is "user/name" or "name"."""
+    if not REPOSITORY.fullmatch(repo_id if "/" in repo_id else f"user/{repo_id}"):
+        raise ValueError(f"{repo_id[:80]!r} names no repository: give user/name, in letters, "
+                         "digits, -, _ and .")
+
+
+def ready(folder: str | Path, license: str, repo_id: str | None = None) -> Path:
+    """The folder. Raises ValueError where `save_pretrained` would refuse one of these."""
     if license:
         licence_fields(license)
+    if repo_id:
+        check_repository(repo_id)
     return new_folder(folder)
 
 
@@ -154,7 +187,8 @@ def _samples(G: StyleGenerator) -> tuple[Image.Image, dict]:
 
 
 def _card(G: StyleGenerator, provenance: dict, name: str, **more: object) -> str:
-    """README.md of a folder of that name; more: sheet, cost and teacher_cost, for the template."""
+    """README.md of a folder of that name; more: sheet, cost, teacher_cost and repo, for the
+    template."""
     from huggingface_hub import ModelCard, ModelCardData
 
     runs, source = runs_of(provenance)
@@ -173,7 +207,7 @@ def _card(G: StyleGenerator, provenance: dict, name: str, **more: object) -> str
     at_hub = re.fullmatch(r"hf://([^/]+/[^/@]+).*", teacher)
     data = ModelCardData(
         **licence_fields(licence) if licence else {}, library_name="gapkd",
-        base_model=at_hub[1] if at_hub else teacher if embedded else None,
+        base_model=at_hub[1] if at_hub else None,  # hubs know no file, and no embedded network
         datasets=sorted(_slug(name) for name in seen - {"None"}) or None,
         metrics=sorted({result.metric_type for result in results}) or None,
         pipeline_tag=None if G.c_dim else "unconditional-image-generation",
@@ -183,7 +217,8 @@ def _card(G: StyleGenerator, provenance: dict, name: str, **more: object) -> str
     card = ModelCard.from_template(
         data, template_str=(files("gapkd.sharing") / "card.md").read_text("utf-8"), code=code,
         title=re.sub(r"([<*`[])", r"\\\1", name), folder=name, kind=G.kind, a=G.architecture(),
-        version=__version__, home=_home(), licence=licence, stages=_stages(runs),
+        family=type(G).__name__, module=type(G).__module__, version=__version__, home=_home(),
+        licence=licence, stages=_stages(runs),
         source=source if "file" in source else {}, teacher=code(teacher) if teacher else "",
         embedded=embedded, rendered=rendered, **measured, **more,
         taught=any(settings.get(name, getattr(DistillConfig, name)) for name in LESSONS),
