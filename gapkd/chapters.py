@@ -25,8 +25,10 @@ from gapkd.settings import (
     DISTANCES,
     FEATURE_SPACES,
     FILES,
+    KINDS,
     DistillConfig,
     as_kind,
+    from_dict,
     read_settings,
     read_yaml,
 )
@@ -95,7 +97,8 @@ def parse_parameters(pairs: Sequence[str], known: dict, rules: dict | None = Non
         rules: what `check_parameters` is told of them; of others, the kind of the default counts.
 
     Where the notebook has a parameter `settings`, whose text goes to `read_settings`, the fields of
-    DistillConfig can be given by name, too: they are added to that text.
+    DistillConfig can be given by name, too: they are added to that text, and `check_settings` looks
+    at all of them.
 
     Raises ValueError naming a parameter that is unknown, malformed or not allowed, or a file that
     is not there (papermill itself only warns).
@@ -120,10 +123,8 @@ def parse_parameters(pairs: Sequence[str], known: dict, rules: dict | None = Non
     if more:
         first = values.get("settings", known["settings"][0])
         values["settings"] = ", ".join(filter(None, [first, *more]))
-    for name in read_settings(values.get("settings", "")):
-        if name in known:
-            raise ValueError(f"settings: {name} is a parameter of its own in this chapter: give "
-                             f"{name}=... instead")
+    if pairs and "settings" in known:
+        check_settings(**{name: default for name, (default, _) in known.items()} | values)
     return values
 
 
@@ -233,11 +234,12 @@ def check_parameters(scope: dict, **allowed: object) -> None:
         allowed: for each parameter `(least, most)` for a number (a whole one where both are whole),
             `("auto", "cpu")` for one of these words, the same in a list for several of them, `bool`
             for a switch, `str` for any text, "network" for an embedded network, a file or an
-            address.
+            address, "arm" for a row of chapter 6's table, ["direction"] for names of directions.
 
     Raises ValueError, one sentence: the parameter, its value and what it may be.
     """
     for name, rule in allowed.items():
+        rule = _spelt_out(rule)
         value, kind = scope[name], _kind(rule)
         if isinstance(value, str) and kind is not str:
             with suppress(yaml.YAMLError):
@@ -251,9 +253,62 @@ def check_parameters(scope: dict, **allowed: object) -> None:
         scope[name] = value
 
 
-KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text",
-         list: "a list", object: "a value"}
-"""Kinds of parameters, in words."""
+def check_settings(settings: str, **own: object) -> None:
+    """Check what is asked of a training, before it has a folder and before an image is drawn.
+
+    Args:
+        settings: a chapter's parameter of that name: "name: value, name: value".
+        own: its other parameters; those that are fields of DistillConfig count.
+
+    Raises ValueError, one sentence, for what `gapkd.distill` would refuse: of the settings, of
+    teacher and student, of the discriminator, of the device.
+    """
+    given, fields = read_settings(settings), get_type_hints(DistillConfig)
+    for name in given:
+        if name in own:
+            raise ValueError(f"settings: {name} is a parameter of its own in this chapter: give "
+                             f"{name}=... instead")
+    here = {name: own[name] for name in own if name in fields and name not in ("out", "resume")}
+    config = from_dict(DistillConfig, {name: locate(value) if name in FILES else value
+                                       for name, value in (here | given).items()})
+    # What takes seconds to import, only now.
+    from gapkd.distillation.directions import check_blocks
+    from gapkd.files.checkpoints import load_generator
+    from gapkd.parallel import choose_device
+    from gapkd.training.loop import first_discriminator
+    from gapkd.training.start import check_student
+
+    choose_device(config.device)
+    teacher = load_generator(config.teacher)
+    check_blocks("ld_blocks", config.ld_blocks, teacher)
+    check_student(config, teacher)
+    first_discriminator(config, teacher)
+
+
+def locate(value: str) -> str:
+    """A path counts from the repository, if something of that name is there."""
+    return str(ROOT / value) if value and (ROOT / value).exists() else value
+
+
+def _spelt_out(rule: object) -> object:
+    """A rule of `check_parameters`; for the name of what lies elsewhere, the words there."""
+    sources = {"arm": _arms, "direction": _directions}
+    if isinstance(rule, list) and rule[0] in sources:
+        return sources[rule[0]]()
+    return tuple(sources[rule]()) if isinstance(rule, str) and rule in sources else rule
+
+
+def _arms() -> list[str]:
+    """The methods of chapter 6's table."""
+    return list(read_yaml((ROOT / "tools/sweeps/table.yml").read_text(encoding="utf-8"))["arms"])
+
+
+def _directions() -> list[str]:
+    """The directions that the embedded attribute network gives a name."""
+    from gapkd.metrics.attributes import load_attribute_network
+    from gapkd.metrics.editing import direction_names
+
+    return direction_names(load_attribute_network())
 
 
 def _kind(rule: object) -> type:

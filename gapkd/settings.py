@@ -31,6 +31,9 @@ LEAST = {
     "fid_samples": 2,
 }
 """Setting -> the least that it may be."""
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text",
+         list: "a list", tuple: "a tuple", object: "a value"}
+"""Kinds of settings and of chapters' parameters, in words."""
 
 
 @dataclass(frozen=True)
@@ -331,7 +334,7 @@ def _check_type(name: str, value: object, hint: Any) -> None:
     right = isinstance(value, accepted) and (hint is bool or not isinstance(value, bool))
     if accepted is tuple and right:
         right = all(isinstance(v, int) and not isinstance(v, bool) for v in value)
-    kind = "a tuple of int" if accepted is tuple else f"of type {hint.__name__}"
+    kind = "a tuple of whole numbers" if accepted is tuple else KINDS[hint]
     _require(right, f"{name} must be {kind}, not {value!r}")
 
 
