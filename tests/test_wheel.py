@@ -136,7 +136,7 @@ def test_it_works_where_there_is_no_clone_and_leaves_its_folder_alone(place):
 
 def test_leftovers_of_an_earlier_build_go(tmp_path):
     clone, folder = tmp_path / "clone", tmp_path / "build"
-    for name in ("data/a.safetensors", "data/.a.lock", "data/results/x.jsonl", "data/README.md"):
+    for name in ("data/a.safetensors", "data/.a.lock", "data/results/x.jsonl", "data/sheet.png"):
         (clone / name).parent.mkdir(parents=True, exist_ok=True)
         (clone / name).touch()
     (folder / "data").mkdir(parents=True)

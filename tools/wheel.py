@@ -12,10 +12,10 @@ from pathlib import Path
 
 from setuptools.command.build_py import build_py
 
-CARRIED = ("data/SHA256SUMS", "data/*.safetensors", "data/results/**/*", "notebooks/**/*.ipynb",
-           "tools/sweeps/*.yml")
+CARRIED = ("data/SHA256SUMS", "data/README.md", "data/*.safetensors", "data/results/**/*",
+           "notebooks/**/*.ipynb", "tools/guide.md", "tools/sweeps/*.yml")
 """What lies in the wheel besides the package, seen from the clone: all that commands and chapters
-read."""
+read, or send their readers to."""
 
 
 def carried(clone: Path) -> list[Path]:

@@ -67,8 +67,8 @@ class ExportConfig:
     onnx: str = ""
     """ONNX file to write; an existing one is not overwritten."""
     program: str = ""
-    """torch.export program (.pt2) to write; an existing one is not overwritten. Loaded, its module()
-    draws: image, ws = draw(z, psi, offset), of shapes (N, z_dim), (1,) and (N, num_ws, w_dim)."""
+    """torch.export program (.pt2) to write; an existing one is not overwritten. Loaded, its
+    module() draws: image, ws = draw(z, psi, offset) of (N, z_dim), (1,), (N, num_ws, w_dim)."""
     precision: Literal["float32", "float16", "int8"] = "float32"
     """Of the ONNX file. float16: weights and convolutions; int8: weights alone, one scale an output
     channel."""
