@@ -53,7 +53,7 @@ arms are, what the columns mean and which differences count.
 
 | records | what |
 |---|---|
-| `table` | fifteen methods, three seeds each, 32 px, 100,000 images (chapter 6) |
+| `table` | sixteen methods, three seeds each, 32 px, 100,000 images (chapter 6) |
 | `table64` | methods at 64 px, each at its own best learning rate, one seed, 50,000 images |
 | `rates` | how those rates were found: 12,500 images |
 | `pairs` | with and without the latent-direction loss, eight seeds, 25,000 images |
