@@ -53,14 +53,14 @@ def evaluate(config: EvaluateConfig) -> None:
     parallel.join()
     if config.out and parallel.is_first():  # to complain before it measures, not after
         check_place(config.out)
-    record = measure(config)
+    record = measure(config, config.progress)
     say(format_table(record["rows"]))
     if config.out and parallel.is_first():
         written = write_atomically(config.out, json.dumps(record, indent=1).encode())
         print(f"written to {written}")
 
 
-def measure(config: EvaluateConfig) -> dict:
+def measure(config: EvaluateConfig, progress: bool = False) -> dict:
     """The table's rows, and what they were measured with, where and when."""
     if config.samples < 2 or config.seed < 0:
         raise ValueError("samples must be at least 2 and seed at least 0, "
@@ -75,7 +75,7 @@ def measure(config: EvaluateConfig) -> dict:
         net, space = reader("toyfaces", device), net
     generators = {Path(config.generator).absolute().name: G}
     rows = evaluation_table(generators, net, dataset, teacher, config.samples, config.seed,
-                            space=space, progress=config.progress and parallel.is_first())
+                            space=space, progress=progress and parallel.is_first())
     asked = ("generator", "teacher", "data", "features", "samples", "seed")
     return {"rows": rows} | {name: getattr(config, name) for name in asked} | provenance()
 
