@@ -184,8 +184,9 @@ def summary() -> str:
         same, chance = (final[f"agree_mean_accuracy{end}"] for end in ("", "_chance"))
         lines.append(f"| {words} | {final['agree_mean_correlation']:.2f} | {same:.2f} "
                      f"({chance:.2f}) | {final[fid]:.2f} |")
+    fast, slow = (records[arm]["settings"]["lr"] for arm in ("own", "paper"))
     legend = ("r: how well the factors of the two faces of one z correlate. FID: "
-              f"`{fid}`, of toy-face features.")
+              f"`{fid}`, of toy-face features. Last row: learns at {slow}; others: at {fast}.")
     return "\n".join([*lines, "", legend])
 
 
