@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from packaging.requirements import Requirement
-from test_wheel import PURELIB, clean, copied, run
+from test_wheel import PURELIB, ROOT, clean, copied, run
 
 from tools import readme
 
@@ -22,7 +22,7 @@ COLAB = ["huggingface_hub>=0.34,<1", "ipykernel==6.17.1", "ipython==7.34.0", "ip
          "jupyter-client==6.1.12", "matplotlib>=3.10", "nbconvert<8", "notebook==6.5.7",
          "numpy>=2.0,<2.1", "pillow>=11,<12", "scipy>=1.13", "setuptools", "tornado<6.5"]
 """Colab's versions, where they matter; torch is lent from the environment of the tests."""
-CHAPTER = """
+CHECK = """
 import base64, json
 import ipywidgets, torch
 import gapkd
@@ -86,6 +86,12 @@ def published(tmp_path_factory):
     return folder.as_uri()
 
 
+def chapter_00() -> list[str]:
+    """Its code cells without the first one."""
+    notebook = nbformat.read(ROOT / "notebooks" / "00_meet_the_teacher.ipynb", 4)
+    return [cell.source for cell in notebook.cells if cell.cell_type == "code"][1:]
+
+
 def execute(folder: Path, *sources: str) -> subprocess.CompletedProcess:
     """Run a notebook of these cells, in the environment, to ran.ipynb."""
     made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in sources])
@@ -97,12 +103,12 @@ def execute(folder: Path, *sources: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
 
 
-def test_the_first_cell_brings_gapkd_and_touches_nothing_that_is_there(colab, published,
-                                                                       monkeypatch):
+def test_the_first_cell_and_chapter_00_run_and_touch_nothing_that_is_there(colab, published,
+                                                                           monkeypatch):
     before = versions(colab)
     assert before["ipywidgets"] == "7.7.1" and before["torch"] == distribution("torch").version
     monkeypatch.setattr(readme, "address", lambda: published)
-    done = execute(colab, readme.first_cell(), CHAPTER, "sheet", EXPLORER)
+    done = execute(colab, readme.first_cell(), *chapter_00(), CHECK, "sheet", EXPLORER)
     if "No matching distribution found" in done.stderr:
         pytest.skip("what gapkd needs is not to be had here")
     assert done.returncode == 0, done.stderr
@@ -110,11 +116,12 @@ def test_the_first_cell_brings_gapkd_and_touches_nothing_that_is_there(colab, pu
     assert {name: after.get(name) for name in before} == before and "gapkd" in after
     outputs = [cell.outputs for cell in nbformat.read(colab / "ran.ipynb", 4).cells]
     assert outputs[0][-1].text.startswith("gapkd ") and "networks: found" in outputs[0][-1].text
-    place, widgets, shape = json.loads(outputs[1][0].text)
+    check, sheet, explorer = outputs[-3:]
+    place, widgets, shape = json.loads(check[0].text)
     assert Path(place).is_relative_to(colab) and widgets == "7.7.1" and shape == [4, 3, 32, 32]
-    assert "image/png" in outputs[2][0].data
-    view = outputs[3][0].data["application/vnd.jupyter.widget-view+json"]
-    assert view["version_major"] == 2 and "image/png" in outputs[3][0].data
+    assert "image/png" in sheet[0].data
+    view = explorer[0].data["application/vnd.jupyter.widget-view+json"]
+    assert view["version_major"] == 2 and "image/png" in explorer[0].data
 
 
 def test_without_an_address_the_first_cell_says_where_it_goes(tmp_path, monkeypatch, capsys):
