@@ -55,10 +55,10 @@ arms are, what the columns mean and which differences count.
 |---|---|
 | `table` | sixteen methods, three seeds each, 32 px, 100,000 images (chapter 6) |
 | `table64` | methods at 64 px, each at its own best learning rate, one seed, 50,000 images |
-| `rates` | how those rates were found: 12,500 images |
+| `rates` | how those rates were found: 12,500 images; its judge is not here |
 | `pairs` | with and without the latent-direction loss, eight seeds, 25,000 images |
 | `students` | the 64 px students below, one seed |
-| `sizes` | a tenth of the channels, and kernels of 1; two seeds |
+| `sizes` | a tenth of the channels, kernels of 1, MobileStyleGAN's painter; two seeds |
 | `screening` | what the recipe was chosen from |
 | `direction` | five forms of the latent-direction loss |
 | `schedule`, `short` | what the recipe should do with its time; some minutes at 32 px |
@@ -74,15 +74,16 @@ folder, shares the runs out:
 
     sbatch --array=1-8 --gres=gpu:1 --wrap "gapkd sweep my.yml --results runs/mine.jsonl"
 
-A run of the table takes 12 to 24 minutes on one core of the machine that its record names; a few
-that took longer ran beside other work. Two of them, seed 0 of `slimming` and seed 1 of
+A run of the table takes 12 to 24 minutes on one core of the machine that its record names; those
+that took longer, up to 96, ran beside other work. Two of them, seed 0 of `slimming` and seed 1 of
 `regression`, were begun at commit 23dc4aa0b72a and taken up again at the one in their record. The
 runs of one seed share latents and the order of the data; channel scores are the same for all seeds.
 `dcd` looked at a discriminator in float32 that is stored in float16 by now: its logits differ by at
 most 0.002.
 
 Everything but L1 and projection PSNR is read by a network that knows toy faces. `attributes` is
-also the perceptual loss of all arms except `alone` and `dcd`; figures that begin with `second_` are
+also the perceptual loss of all arms except `alone`, `dcd` and `dime` (which matches moments of its
+features); figures that begin with `second_` are
 read by `second_judge`, which no student was trained with. A record keeps the chance level of each
 arm beside its agreement: what its faces would score against the teacher's faces of other z.
 

@@ -164,7 +164,7 @@ BY_HAND = """On Colab: write the address of your copy of this repository into py
 install git+ADDRESS` above its first cell."""  # noqa: E501
 
 SUMMARY = {"own": "a mapping network of its own",
-           "own-fast": "the same, learning at the full rate",
+           "own-fast": "the same, and that network learns at the full rate",
            "inherited": "**the teacher's mapping network**",
            "recipe": "and the teacher's best channels: the recipe",
            "paper": "the paper's method at its own settings"}
