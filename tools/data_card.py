@@ -56,7 +56,7 @@ arms are, what the columns mean and which differences count.
 | `table` | sixteen methods, three seeds each, 32 px, 100,000 images (chapter 6) |
 | `table64` | methods at 64 px, each at its own best learning rate, one seed, 50,000 images |
 | `rates` | how those rates were found: 12,500 images; its judge is not here |
-| `pairs` | with and without the latent-direction loss, eight seeds, 25,000 images |
+| `pairs` | with and without the latent-direction loss, and with shorter offsets, eight seeds |
 | `students` | the 64 px students below, one seed |
 | `sizes` | a tenth of the channels, kernels of 1, MobileStyleGAN's painter; two seeds |
 | `screening` | what the recipe was chosen from |
