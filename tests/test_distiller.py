@@ -107,6 +107,8 @@ def test_what_the_teacher_does_not_have(networks, blocks):
         make_regressors(teacher, teacher, blocks, 0)
     with pytest.raises(ValueError, match="feature_weight needs regressors"):
         Distiller(teacher, None, DistillConfig(feature_weight=1.0, ld_weight=0.0))
+    with pytest.raises(ValueError, match="moment_weight needs moments"):
+        Distiller(teacher, None, DistillConfig(moment_weight=1.0, ld_weight=0.0))
     distiller = Distiller(teacher, None, DistillConfig(ld_weight=0.0))
     ours, theirs = drawn(teacher, networks["stylegan3"], views=1)
     with pytest.raises(ValueError, match="(3, 3, 32, 32).*make the student with make_student"):

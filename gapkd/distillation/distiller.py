@@ -48,10 +48,12 @@ class Distiller:
         self.teacher = teacher.eval().requires_grad_(False)
         if c.feature_weight and not regressors:
             raise ValueError("feature_weight needs regressors: give those of make_regressors")
+        if c.moment_weight and not moments:
+            raise ValueError("moment_weight needs moments: give those of the teacher's images")
         self.perceptual, self.content_mask = perceptual, content_mask
         self.regressors, self.moments = regressors or nn.ModuleList(), moments
         self.weights = {"rgb": c.rgb_weight, "ld": c.ld_weight, "feature": c.feature_weight,
-                        "moment": c.moment_weight if moments else 0.0,
+                        "moment": c.moment_weight,
                         "perceptual": c.perceptual_weight if perceptual else 0.0}
         self.compares = any(self.weights.values())  # whether there is anything to ask the teacher
         if self.weights["ld"]:

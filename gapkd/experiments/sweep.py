@@ -320,12 +320,12 @@ def row_command(config: DistillConfig) -> str:
 
 def _spread(config: SweepConfig, jobs: int, gpus: int) -> None:
     """Start workers, each this command with one job, and wait for them."""
-    command = [sys.executable, "-m", "gapkd", "sweep", config.table, "--jobs", "1"]
+    command = [sys.executable, "-m", "gapkd", "sweep", config.table, "--jobs", "1",
+               "--no-progress"]  # several bars would write over each other
     for name in ("arms", "seeds"):
         if values := getattr(config, name):
             command += [f"--{name}", *map(str, values)]
     command += ["--results", config.results] if config.results else []
-    command += ["--no-progress"]  # several bars would write over each other
     threads = max(1, (os.cpu_count() or 1) // jobs)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     devices = [f"cuda:{n % gpus}" if gpus else config.device for n in range(jobs)]
