@@ -78,14 +78,13 @@ A run of the table takes 12 to 24 minutes on one core of the machine that its re
 that took longer, up to 96, ran beside other work. Two of them, seed 0 of `slimming` and seed 1 of
 `regression`, were begun at commit 23dc4aa0b72a and taken up again at the one in their record. The
 runs of one seed share latents and the order of the data; channel scores are the same for all seeds.
-`dcd` looked at a discriminator in float32 that is stored in float16 by now: its logits differ by at
-most 0.002.
+`dcd` looked at a discriminator in float32, which is stored in float16 by now.
 
 Everything but L1 and projection PSNR is read by a network that knows toy faces. `attributes` is
 also the perceptual loss of all arms except `alone`, `dcd` and `dime` (which matches moments of its
-features); figures that begin with `second_` are
-read by `second_judge`, which no student was trained with. A record keeps the chance level of each
-arm beside its agreement: what its faces would score against the teacher's faces of other z.
+features); figures that begin with `second_` are read by `second_judge`, which no student was
+trained with. A record keeps the chance level of each arm beside its agreement: what its faces would
+score against the teacher's faces of other z.
 
 The photographs are 13,164 grey faces of 64 px, 28 % of them smiling (the SMILEs set of
 hromi/SMILEsmileD; one damaged file left out), read at 32 px and mirrored at random; the teacher saw

@@ -284,8 +284,9 @@ def execute(name: str) -> float:
     return seconds
 
 
-STORY = {"teacher": "the teacher", "own": "a student,\nown mapping",
-         "inherited": "the teacher's\nmapping", "recipe": "and its\nchannels"}
+STORY = {"teacher": "the teacher", "own": "a student with\nits own mapping",
+         "inherited": "one that inherits\nthe mapping",
+         "recipe": "one that inherits\nchannels, too"}
 """Arms in the picture at the top, and what it calls them."""
 
 
