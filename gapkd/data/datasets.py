@@ -45,8 +45,9 @@ from gapkd.data.decoding import (
     why_left_out,
     without_metadata,
 )
-from gapkd.data.toyfaces import check_resolution, toy_faces
+from gapkd.data.toyfaces import toy_faces
 from gapkd.files.storage import cache_folder
+from gapkd.networks.base import check_resolution
 
 CACHE_BYTES = 2**30
 ENTRY_BYTES = 2**28  # a zip entry that unpacks to more is no image that anybody trains on

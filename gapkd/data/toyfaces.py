@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gapkd.networks.base import check_resolution
+
 CATEGORICAL: dict[str, tuple[str, ...]] = {
     "hair_style": ("bald", "short", "long"),
     "hair_colour": ("black", "brown", "red", "blond", "grey"),
@@ -41,12 +43,6 @@ HAIR = torch.tensor([[0.10, 0.09, 0.11], [0.36, 0.21, 0.12], [0.66, 0.27, 0.12],
 IRIS = torch.tensor([[0.36, 0.20, 0.10], [0.20, 0.45, 0.80], [0.25, 0.55, 0.30]])
 SKIN = torch.tensor([[0.99, 0.86, 0.76], [0.94, 0.74, 0.58], [0.76, 0.53, 0.37],
                      [0.55, 0.35, 0.23], [0.36, 0.22, 0.15]])
-
-
-def check_resolution(resolution: int) -> None:
-    """Raise ValueError unless `resolution` is a power of two of at least 8."""
-    if resolution < 8 or resolution & (resolution - 1):
-        raise ValueError(f"resolution must be a power of two of at least 8, not {resolution}")
 
 
 def _hash(indices: np.ndarray, seed: int, stream: int) -> np.ndarray:
