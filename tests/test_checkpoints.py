@@ -1,17 +1,15 @@
-"""Networks on disk: round trip, and one clear sentence for everything that is not one; writing that
-leaves a file whole or not there; where things come from."""
+"""Networks on disk: round trip and missing files; writing that leaves a file whole or not there;
+where things come from."""
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import stat
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from gapkd.files import provenance, storage
 from gapkd.files.checkpoints import (
@@ -27,14 +25,8 @@ from gapkd.networks.stylegan2 import Discriminator, Generator
 from gapkd.networks.stylegan3 import AliasFreeGenerator
 
 
-@pytest.fixture(scope="module")
-def network():
-    torch.manual_seed(0)
-    return Generator(16, 8, 8, [(8, 6), (4, 5), (3, 2)], kernel=1, mapping_layers=2).eval()
-
-
 @pytest.mark.parametrize("other", [
-    lambda: Generator(8, 4, 4, 4, mapping_layers=1, c_dim=2, clamp=2.0),
+    lambda: Generator(8, 4, 4, [(5, 4), (3, 2)], mapping_layers=1, c_dim=2, clamp=2.0),
     lambda: Discriminator(16, 3),
     lambda: AliasFreeGenerator(16, 4, 4, [4, 3, 3], radial=True, kernel=1)])
 def test_round_trip_bit_for_bit(tmp_path, other):
@@ -64,61 +56,14 @@ def test_a_new_family_needs_no_change_here(tmp_path, monkeypatch):
     assert type(load_generator(file)) is Tiny
 
 
-def test_headers_of_any_length_are_recognised(tmp_path, network):
+def test_headers_of_any_length_are_recognised(tmp_path):
     """A file begins with its header's length: the first byte may be that of pickles."""
-    seen = set()
+    seen, network = set(), Generator(8, 4, 4, 4, mapping_layers=1)
     for n in range(0, 300, 8):
         file = save_network(network, tmp_path / "g.safetensors", {"note": "x" * n})
         seen.add(file.read_bytes()[0])
-        assert load_generator(file).resolution == 16
+        assert load_generator(file).resolution == 8
     assert 0x80 in seen
-
-
-def cut(file, network):
-    file.write_bytes(file.read_bytes()[:-100])
-
-
-def foreign(file, network):
-    save_file({"a": torch.zeros(2)}, file)
-
-
-def discriminator(file, network):
-    save_network(Discriminator(8, 2), file)
-
-
-def not_finite(file, network):
-    content = bytearray(file.read_bytes())
-    content[-200:-100] = b"\xff" * 100
-    file.write_bytes(content)
-
-
-def claiming(kind="stylegan2-generator", dtype=torch.float32, **architecture):
-    """The weights, of some kind of numbers, under another architecture."""
-    def claim(file, network):
-        claimed = json.dumps(network.architecture() | architecture)
-        metadata = {"kind": kind, "architecture": claimed, "provenance": "{}"}
-        save_file({k: v.to(dtype) for k, v in network.state_dict().items()}, file, metadata)
-
-    return claim
-
-
-@pytest.mark.parametrize("damage, message", [
-    (cut, "is not a whole safetensors file"), (foreign, "cannot be read as a net"),
-    (discriminator, "of the kind stylegan2-discriminator, but a generator was asked for"),
-    (not_finite, "not finite"), (claiming("stylegan9-generator"), "kind style"),
-    (claiming(w_dim=9), "do not fit .*size mismatch"), (claiming(z_dim=0), "do not fit"),
-    *[(claiming(clamp=clamp), "clamp must be a number above 0")
-      for clamp in ("x", [1], -1.0, 0, True, {"a": 1})],
-    *[(claiming(dtype=dtype), "holds numbers of a kind that no network")
-      for dtype in (torch.float8_e4m3fn, torch.complex64, torch.int32)],
-    (claiming(w_dim="8"), "do not fit"), (claiming(channels=[[10**6, 10**6]] * 3), "do not fit"),
-    (claiming(mapping_layers=10**9), "do not fit .*mapping_layers is 1000000000")])
-def test_unusable_files(tmp_path, network, damage, message):
-    file = save_network(network, tmp_path / "network.safetensors")
-    damage(file, network)
-    with pytest.raises(CheckpointError, match=message) as caught:
-        load_generator(file)
-    assert "network.safetensors" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_missing_files(monkeypatch, tmp_path):

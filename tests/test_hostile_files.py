@@ -447,11 +447,11 @@ def test_other_files_are_named_for_what_they_are(tmp_path, content, message):
 EVIL = "x\n\x1b[31mgapkd: all is well\x1b[0m\u202e"
 
 
-def spoilt(**changes) -> bytes:
-    """A file of ours with other metadata."""
+def spoilt(dtype: torch.dtype = torch.float32, **changes) -> bytes:
+    """A file of ours with other metadata, or another kind of numbers."""
     G = small()
     known = {"kind": G.kind, "architecture": json.dumps(G.architecture()), "provenance": "{}"}
-    weights = {k: v.contiguous() for k, v in G.state_dict().items()}
+    weights = {k: v.to(dtype).contiguous() for k, v in G.state_dict().items()}
     return safetensors_bytes(weights, known | changes)
 
 
@@ -459,10 +459,28 @@ def claimed(**architecture) -> bytes:
     return spoilt(architecture=json.dumps(small().architecture() | architecture))
 
 
-@pytest.mark.parametrize("change", [{"architecture": "[" * 100_000}, {"architecture": "5"},
-                                    {"provenance": "[" * 100_000}, {"provenance": "[5]"}])
-def test_metadata_that_name_no_network(tmp_path, change):
-    refused(tmp_path, spoilt(**change), "is a safetensors file, but not one of gapkd's")
+NO_NETWORK = "is a safetensors file, but not one of gapkd's"
+
+
+@pytest.mark.parametrize("content, message", [
+    (spoilt()[:-100], "is not a whole safetensors file"),
+    (spoilt()[:-100] + b"\xff" * 100, "not finite"),
+    (safetensors_bytes({"a": torch.zeros(2)}), "cannot be read as a net"),
+    (network_bytes(Discriminator(8, 2)),
+     "of the kind stylegan2-discriminator, but a generator was asked for"),
+    (spoilt(kind="stylegan9-generator"), "kind style"),
+    (spoilt(architecture="5"), NO_NETWORK), (spoilt(architecture="[" * 100_000), NO_NETWORK),
+    (spoilt(provenance="[5]"), NO_NETWORK), (spoilt(provenance="[" * 100_000), NO_NETWORK),
+    *[(spoilt(dtype), "holds numbers of a kind that no network")
+      for dtype in (torch.float8_e4m3fn, torch.complex64, torch.int32)],
+    (claimed(w_dim=9), "do not fit .*size mismatch"), (claimed(z_dim=0), "do not fit"),
+    (claimed(w_dim="4"), "do not fit"), (claimed(channels=[[10**6, 10**6]] * 2), "do not fit"),
+    (claimed(mapping_layers=10**9), "do not fit .*mapping_layers is 1000000000"),
+    *[(claimed(clamp=clamp), "clamp must be a number above 0")
+      for clamp in ("x", [1], -1.0, 0, True, {"a": 1})]],
+    ids=lambda value: "file" if isinstance(value, bytes) else value)
+def test_unusable_files_of_our_own(tmp_path, content, message):
+    refused(tmp_path, content, message, "network.safetensors")
 
 
 @pytest.mark.parametrize("text", [EVIL, EVIL + "k" * 100_000, EVIL + " k" * 50_000])
