@@ -32,6 +32,7 @@ import pytest
 import torch
 from official_files import TRACE, named_like_nvidia, nvidia_pickle, shared_modules, torch_bytes
 from safetensors.torch import save as safetensors_bytes
+from tiny import equal
 
 from gapkd.cli import main
 from gapkd.files.checkpoints import (
@@ -72,8 +73,9 @@ def nothing_executed(*more: str):
 
 
 @contextmanager
-def memory_of_at_most(size: int):
-    """Fails if the block at any time holds so many bytes more than were held before."""
+def within(size: int):
+    """Fails if the block at any time holds so many bytes more than were held before, or takes more
+    than twenty seconds."""
 
     def held(which: str) -> int:
         status = Path("/proc/self/status").read_text()
@@ -85,9 +87,9 @@ def memory_of_at_most(size: int):
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     except OSError:
         pytest.skip("this system does not tell the peak of a process's memory")
-    before = held("VmRSS")
+    before, start = held("VmRSS"), time.monotonic()
     yield
-    assert held("VmHWM") - before < size
+    assert held("VmHWM") - before < size and time.monotonic() - start < 20
 
 
 def small() -> Generator:
@@ -169,7 +171,7 @@ def test_tensors_and_lists_beside_a_network_do_not_lose_it(tmp_path, with_zip):
               "log": [{"d": n + 0.5} for n in range(9999)],
               "means": [np.float64(n) for n in range(20_000)], "device": torch.device("cpu")}
     (tmp_path / "net.pt").write_bytes(torch_bytes(to_rosinality(G) | beside, with_zip))
-    with memory_of_at_most(200 * 2**20), nothing_executed():
+    with within(200 * 2**20), nothing_executed():
         loaded = load_generator(tmp_path / "net.pt")
     assert equal(loaded, G)
 
@@ -179,11 +181,6 @@ def test_what_the_network_itself_needs_is_named(tmp_path):
     for odd in (Colour.RED, torch.eye(4).to_sparse(), torch.ones(1, dtype=torch.float8_e5m2)):
         content = torch_bytes({"g_ema": layout | {"style.1.bias": odd}})
         refused(tmp_path, content, "style.1.bias is no tensor, but .* neither knows nor", "net.pt")
-
-
-def equal(one: Generator, other: Generator) -> bool:
-    z = torch.randn(2, one.z_dim)
-    return torch.equal(one(z), other(z))
 
 
 @pytest.mark.parametrize("inner", [pickle.dumps(Call(os.system, "true"), 2),
@@ -206,7 +203,7 @@ def test_the_watch_kept_here_would_notice():
     for harm in (lambda: pickle.loads(pickle.dumps(ATTACKS["system"])), lambda: os.system("true")):
         with pytest.raises(AssertionError), nothing_executed():
             harm()
-    with pytest.raises(AssertionError), memory_of_at_most(50 * 2**20):
+    with pytest.raises(AssertionError), within(50 * 2**20):
         torch.ones(20 * 2**20)
 
 
@@ -306,20 +303,16 @@ INERT = {
 
 @pytest.mark.parametrize("name", INERT)
 def test_programs_that_are_read_at_once(name):
-    start = time.monotonic()
-    with memory_of_at_most(150 * 2**20), nothing_executed("import", "open"):
+    with within(150 * 2**20), nothing_executed("import", "open"):
         value = read(INERT[name])
         with pytest.raises(ForeignError):
             find_network(value, None)
-    assert time.monotonic() - start < 20
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_programs_that_cheat_are_refused_at_once(name):
-    start = time.monotonic()
-    with memory_of_at_most(50 * 2**20), pytest.raises(UnreadableError):
+    with within(50 * 2**20), pytest.raises(UnreadableError):
         read(PROGRAMS[name])
-    assert time.monotonic() - start < 20
 
 
 @pytest.mark.parametrize("content, message", [
@@ -328,12 +321,12 @@ def test_programs_that_cheat_are_refused_at_once(name):
     (b"\x80\x03" + TENSOR + b"(" + b"N" * 300 + b"tR.", "with 300 arguments"),
     (tensor(0, (-1,) * 5000, (1,) * 5000), "not a storage, sizes and strides"),
     (tensor(0, (2, 2), (100, 1)), "reaches beyond its storage of 16 numbers"),
-    *[(content, "nested in what torch.save wrote") for within in (loading, bytes)  # each doubles
-      for content in (within(legacy(loading(EMPTY))),
-                      within(legacy(b"N.", version=loading(EMPTY))))],
+    *[(content, "nested in what torch.save wrote") for around in (loading, bytes)  # each doubles
+      for content in (around(legacy(loading(EMPTY))),
+                      around(legacy(b"N.", version=loading(EMPTY))))],
     *[(legacy(b"N.", keys=keys), "not those that it lists") for keys in (["0"], [((),)])]])
 def test_what_cheats_is_named(content, message):
-    with memory_of_at_most(50 * 2**20), pytest.raises(UnreadableError, match=message):
+    with within(50 * 2**20), pytest.raises(UnreadableError, match=message):
         read(content)
 
 
@@ -361,8 +354,7 @@ DEAR = {  # each step is cheap
 
 @pytest.mark.parametrize("name", DEAR)
 def test_all_work_is_paid_from_one_budget(name):
-    allowed = 200 * 2**20
-    with memory_of_at_most(allowed), pytest.raises(UnreadableError, match="far more than its own"):
+    with within(200 * 2**20), pytest.raises(UnreadableError, match="far more than its own"):
         read(DEAR[name])
 
 
@@ -424,7 +416,7 @@ def test_one_storage_under_many_names_is_refused(tmp_path, weight, bias, message
     layers = {f"style.{n + 1}.weight": weight for n in range(60)}
     layers |= {f"style.{n + 1}.bias": bias for n in range(60)}
     layout = to_rosinality(Generator(8, 100, 100, 4, mapping_layers=1))["g_ema"] | layers
-    with memory_of_at_most(50 * 2**20):
+    with within(50 * 2**20):
         refused(tmp_path, torch_bytes({"g_ema": layout}), message, "net.pt")
 
 
@@ -583,9 +575,8 @@ def test_mutated_files_load_rightly_or_give_our_error(tmp_path, name, monkeypatc
     load_generator(file)
     for _ in range(400):
         file.write_bytes(mutate(content, dice))
-        start = time.monotonic()
         for load, kind in ((load_generator, Generator), (load_discriminator, Discriminator)):
-            with memory_of_at_most(200 * 2**20), nothing_executed():
+            with within(200 * 2**20), nothing_executed():
                 try:
                     network = load(file)
                 except CheckpointError as error:
@@ -596,5 +587,4 @@ def test_mutated_files_load_rightly_or_give_our_error(tmp_path, name, monkeypatc
                     assert type(network) is kind
                     found = {k: v.shape for k, v in network.state_dict().items()}
                     assert found == shapes[kind]
-        assert time.monotonic() - start < 30
     assert outcomes["refused"] > 200 and sum(outcomes.values()) == 800
