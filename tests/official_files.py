@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gapkd.networks.stylegan2 import Discriminator, Generator
+from gapkd.networks.base import StyleGenerator
+from gapkd.networks.stylegan2 import Discriminator
 
 TRACE = "trace"  # the environment variable that the source text below would set, were it executed
 SOURCE = f"import os\nos.environ[{TRACE!r}] = 'the source text was executed'\n"
@@ -114,7 +115,7 @@ def shared_modules(depth: int) -> bytes:
         return pickle.dumps({"G_ema": module})
 
 
-def named_like_nvidia(network: Generator | Discriminator) -> dict[str, Tensor]:
+def named_like_nvidia(network: StyleGenerator | Discriminator) -> dict[str, Tensor]:
     """Our state dict under NVIDIA's names, for networks of which no recording exists."""
     out = {}
     for name, value in network.state_dict().items():
@@ -125,6 +126,9 @@ def named_like_nvidia(network: Generator | Discriminator) -> dict[str, Tensor]:
             parts[:2] = [f"b{network.resolution >> int(parts[1])}"]
         if parts[:2] == ["synthesis", "blocks"]:
             parts[1:3] = [f"b{4 << int(parts[2])}"]
+        if parts[:2] == ["synthesis", "layers"]:
+            plan = network.synthesis.layers[int(parts[2])].plan
+            parts[1:3] = [f"L{parts[2]}_{plan.out_size}_{plan.out_channels}"]
         if parts[0] in ("conv", "fc", "out"):
             parts = ["b4", *parts]
         name = re.sub(r"\.(conv0|conv1|torgb)\.conv\.", r".\1.", ".".join(parts))

@@ -25,13 +25,17 @@ from gapkd.networks.stylegan2 import Discriminator, Generator
 from gapkd.networks.stylegan3 import AliasFreeGenerator
 
 
-@pytest.mark.parametrize("other", [
-    lambda: Generator(8, 4, 4, [(5, 4), (3, 2)], mapping_layers=1, c_dim=2, clamp=2.0),
-    lambda: Discriminator(16, 3),
-    lambda: AliasFreeGenerator(16, 4, 4, [4, 3, 3], radial=True, kernel=1)])
-def test_round_trip_bit_for_bit(tmp_path, other):
+@pytest.mark.parametrize("family, arguments", [
+    (Generator, {"resolution": 8, "z_dim": 4, "w_dim": 4, "channels": [[5, 4], [3, 2]],
+                 "mapping_layers": 1, "c_dim": 2, "clamp": 2.0, "img_channels": 4}),
+    (Discriminator, {"resolution": 8, "channels": [3, 2], "mbstd_group": None, "clamp": 0.5,
+                     "clamp_skips": True, "img_channels": 1}),
+    (AliasFreeGenerator, {"resolution": 16, "z_dim": 4, "w_dim": 4, "channels": [4, 3, 3],
+                          "radial": True, "kernel": 1, "clamp": 256.0, "img_channels": 1})])
+def test_round_trip_bit_for_bit(tmp_path, family, arguments):
     torch.manual_seed(0)
-    saved = other()
+    saved = family(**arguments)
+    assert saved.architecture() | arguments == saved.architecture()
     load = load_discriminator if isinstance(saved, Discriminator) else load_generator
     torch.manual_seed(1)
     file = save_network(saved, tmp_path / "g.safetensors", {"seed": 3})
