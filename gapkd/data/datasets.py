@@ -91,13 +91,12 @@ class ToyFaces:
         if self.device.type == "cpu":
             images, _ = toy_faces(indices, resolution=self.resolution, seed=self.seed)
             return images
-        numbers, images = indices // self._at_once, [torch.empty(
-            0, 3, self.resolution, self.resolution, device=self.device)]
-        for number, count in zip(*torch.unique_consecutive(numbers, return_counts=True),
-                                 strict=True):
-            places, indices = indices.split([count, len(indices) - count])
-            images.append(self._block(int(number))[places % self._at_once])
-        return torch.cat(images)
+        images = torch.empty(len(indices), 3, self.resolution, self.resolution, device=self.device)
+        numbers = indices // self._at_once
+        for number in numbers.unique().tolist():
+            here = numbers == number
+            images[here] = self._block(number)[indices[here] % self._at_once]
+        return images
 
     def _render_block(self, number: int) -> Tensor:
         first = number * self._at_once
@@ -274,10 +273,8 @@ class ImageFiles:
         return square
 
     def _decoded(self, i: int) -> Image.Image:
-        return self._cut(self._read(self.names[i], self._decode))
-
-    def _cut(self, picture: Image.Image) -> Image.Image:
-        """The central square, RxR."""
+        """The central square of image i, RxR."""
+        picture = self._read(self.names[i], self._decode)
         if picture.size == (self.resolution, self.resolution):
             return picture
         side = min(picture.size)
