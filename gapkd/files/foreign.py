@@ -555,10 +555,10 @@ def rosinality_generator(modules: Modules) -> Found:
     if number % 2 or not 2 <= number <= 18:
         raise ForeignError(f"it has {number + 1} styled convolutions, not an odd number of at "
                            "least 3")
-    weights = [_need(state, f"{name}.conv.weight", 5)  # (1, O, I, k, k)
-               for name in ("conv1", *(f"convs.{n}" for n in range(number)))]
-    for name in ("conv1", *(f"convs.{n}" for n in range(number))):
-        _need(state, f"{name}.noise.weight")
+    layers = ["conv1", *(f"convs.{n}" for n in range(number))]
+    weights = [_need(state, f"{layer}.conv.weight", 5) for layer in layers]  # (1, O, I, k, k)
+    for layer in layers:
+        _need(state, f"{layer}.noise.weight")
     sizes = _mapping_sizes(state, "style.", 1)
     if "latent_avg" in state and state["latent_avg"].numel() != sizes["w_dim"]:  # one a layer
         state = {name: value for name, value in state.items() if name != "latent_avg"}

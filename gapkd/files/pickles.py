@@ -41,7 +41,6 @@ NUMPY = {
     "f2": torch.float16, "f4": torch.float32, "f8": torch.float64, "i1": torch.int8,
     "i2": torch.int16, "i4": torch.int32, "i8": torch.int64, "u1": torch.uint8, "b1": torch.bool}
 DICTS = {"collections.OrderedDict", "dnnlib.util.EasyDict", "dnnlib.EasyDict"}
-OLD_NAMES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
 
 class UnreadableError(ValueError):
@@ -110,7 +109,7 @@ class Machine:
     def name(self, module: object, name: object) -> Record:
         if not (isinstance(module, str) and isinstance(name, str)):
             raise UnreadableError("it names something by what is not a string")
-        full = f"{OLD_NAMES.get(module, module)}.{name}"
+        full = f"{module}.{name}"
         self.budget.spend(OBJECT + len(full))
         return Record(full)
 
