@@ -198,7 +198,6 @@ def test_failures_are_sentences(server, tmp_path, monkeypatch):
 
 
 def test_networks_load_from_addresses(server, tmp_path):
-    torch.manual_seed(0)
     G = Generator(8, 4, 4, 4, mapping_layers=1).eval()
     file = save_network(G, tmp_path / "a network.safetensors")
     server.content, z = file.read_bytes(), torch.randn(2, 4)

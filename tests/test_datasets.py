@@ -116,7 +116,7 @@ def test_order_refuses_nonsense(arguments):
 
 
 def test_flip_mirrors_where_the_coin_says():
-    images = torch.randn(4, 3, 2, 8, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(4, 3, 2, 8)
     flipped = flip(images, torch.tensor([0.1, 0.5, 0.9, 0.49]))
     assert torch.equal(flipped[[1, 2]], images[[1, 2]])
     assert torch.equal(flipped[[0, 3]], images[[0, 3]].flip(3))

@@ -30,6 +30,12 @@ from gapkd.networks.stylegan3 import AliasFreeGenerator
 close = {"atol": 1e-4, "rtol": 0}
 
 
+@pytest.fixture(autouse=True)
+def without_gradients():
+    with torch.no_grad():
+        yield
+
+
 @pytest.fixture
 def write(tmp_path):
     """A file with the network that a test makes."""
@@ -61,7 +67,6 @@ def having(name: str, *shape: int):
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-@torch.no_grad()
 def test_nvidia_files_give_the_recorded_numbers(write, nvidia, protocol, monkeypatch):
     monkeypatch.delenv(TRACE, raising=False)
     file = write(nvidia_pickle(under("G.", nvidia), under("D.", nvidia), protocol))
@@ -79,7 +84,6 @@ def test_nvidia_files_give_the_recorded_numbers(write, nvidia, protocol, monkeyp
 
 
 @pytest.mark.parametrize("name", ["t", "r"])
-@torch.no_grad()
 def test_stylegan3_files_give_the_recorded_numbers(write, name):
     data = arrays(f"stylegan3{name}_nvidia")
     file = write(nvidia_pickle(under("G.", data), under("D.", data),
@@ -95,7 +99,6 @@ def test_stylegan3_files_give_the_recorded_numbers(write, name):
     assert all(layer.magnitude_ema == 1 for layer in bare.synthesis.layers)
 
 
-@torch.no_grad()
 def test_clamped_convolutions_are_clamped(write, nvidia):
     tight = load_generator(write(nvidia_pickle(under("G.", nvidia),
                                                attributes={"*": {"conv_clamp": 0.5}})))
@@ -103,10 +106,8 @@ def test_clamped_convolutions_are_clamped(write, nvidia):
     assert max(f.abs().max() for f in out.features) == 0.5 and out.rgbs[0].abs().max() <= 0.5
 
 
-@torch.no_grad()
 def test_skip_convolutions_are_clamped_as_their_fields_say(write):
     """NVIDIA builds them without: their conv_clamp is None while all others have one."""
-    torch.manual_seed(0)
     D, x = Discriminator(16, [16, 16, 16]), torch.randn(4, 3, 16, 16)
     for block in D.blocks:
         block.skip.weight.mul_(5)
@@ -125,7 +126,6 @@ def test_skip_convolutions_are_clamped_as_their_fields_say(write):
     refused(write(nvidia_pickle(None, named, attributes=odd)), "different", load_discriminator)
 
 
-@torch.no_grad()
 def test_fields_of_discriminators_and_of_noise(write, nvidia):
     D, G, x = under("D.", nvidia), under("G.", nvidia), nvidia["image"]
     whole = load_discriminator(write(nvidia_pickle(None, D, attributes={
@@ -150,9 +150,7 @@ def test_fields_of_discriminators_and_of_noise(write, nvidia):
     assert torch.equal(bare(nvidia["z"]), G(nvidia["z"])) and not bare.mapping.w_avg.any()
 
 
-@torch.no_grad()
 def test_conditional_networks(write):
-    torch.manual_seed(0)
     G = Generator(16, 6, 5, [4, 4, 3], mapping_layers=3, c_dim=7).eval()
     D = Discriminator(16, [4, 4, 3], c_dim=7)
     file = write(nvidia_pickle(named_like_nvidia(G), named_like_nvidia(D)))
@@ -212,10 +210,8 @@ def test_stylegan3_files_that_cannot_be_translated(write, change, attributes, me
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-@torch.no_grad()
 def test_grey_and_rgba_networks(write, channels):
     """As NVIDIA's own tools make them of such images: a generator draws what its toRGB says."""
-    torch.manual_seed(0)
     G = perturb(Generator(16, 6, 6, [(5, 4), (3, 2), (2, 2)], mapping_layers=2)).eval()
     more = {"mapping_layers": 2, "img_channels": channels}
     odd = Generator(16, 6, 6, G.channels, **more).eval()
@@ -242,7 +238,6 @@ def test_grey_and_rgba_networks(write, channels):
 
 @pytest.mark.parametrize("with_zip", [True, False])
 @pytest.mark.parametrize("name", STYLEKD)
-@torch.no_grad()
 def test_stylekd_files_give_the_recorded_numbers(write, stylekd, name, with_zip):
     state = under(f"{name}.state.", stylekd)
     optimiser = torch.optim.Adam([torch.nn.Parameter(torch.ones(3))])
@@ -255,7 +250,6 @@ def test_stylekd_files_give_the_recorded_numbers(write, stylekd, name, with_zip)
     assert G.kernel == (1 if name == "student_k1" else 3)
 
 
-@torch.no_grad()
 def test_a_missing_latent_avg_is_estimated(write, stylekd):
     """Training checkpoints have none; truncation needs it."""
     file = write(torch_bytes({"g_ema": under("student.state.", stylekd)}))
@@ -285,7 +279,6 @@ WRAPS = [
 
 
 @pytest.mark.parametrize("wrap", WRAPS)
-@torch.no_grad()
 def test_a_network_is_found_wherever_it_stands(write, stylekd, wrap):
     G = load_generator(write(torch_bytes(wrap(under("student.state.", stylekd)))))
     torch.testing.assert_close(G(stylekd["z"]), stylekd["student.image"], **close)
@@ -293,7 +286,6 @@ def test_a_network_is_found_wherever_it_stands(write, stylekd, wrap):
 
 @pytest.mark.parametrize("name", ["stylegan2", "t", "r"])
 @pytest.mark.parametrize("prefix", ["", "module.", "G_ema."])
-@torch.no_grad()
 def test_state_dicts_with_nvidias_names(tmp_path, nvidia, name, prefix):
     data = nvidia if name == "stylegan2" else arrays(f"stylegan3{name}_nvidia")
     state = {prefix + k: v.contiguous() for k, v in under("G.", data).items()}
@@ -364,7 +356,6 @@ def test_what_rosinalitys_layout_cannot_hold(network, message):
 
 
 def test_rosinality_discriminator(write):
-    torch.manual_seed(0)
     D = Discriminator(16, [6, 5, 4])
     names = {"from_rgb": ("convs.0.0", "convs.0.1"), "conv": ("final_conv.0", "final_conv.1"),
              "fc": ("final_linear.0",) * 2, "out": ("final_linear.1",) * 2}
@@ -396,7 +387,6 @@ def test_bad_rosinality_files(write, stylekd, change, message):
     refused(write(torch_bytes({"g_ema": change(under("student.state.", stylekd))})), message)
 
 
-@torch.no_grad()
 def test_a_clamp_is_left_out_where_nothing_reaches_it(tmp_path, nvidia, write, capsys):
     """NVIDIA's trainings clamp at 256, and students inherit it."""
     file = write(nvidia_pickle(under("G.", nvidia), attributes={"*": {"conv_clamp": 256}}))
@@ -409,9 +399,7 @@ def test_a_clamp_is_left_out_where_nothing_reaches_it(tmp_path, nvidia, write, c
     assert theirs.clamp is None and torch.equal(theirs(nvidia["z"]), student(nvidia["z"]))
 
 
-@torch.no_grad()
 def test_a_clamp_that_is_reached_is_left_out_when_asked(tmp_path, capsys):
-    torch.manual_seed(0)
     G = Generator(8, 4, 4, 4, mapping_layers=1, clamp=1.0).eval()
     source, out = str(gapkd.save_network(G, tmp_path / "g.safetensors")), tmp_path / "g.pt"
     assert largest_activation(G) == 1.0
@@ -425,12 +413,10 @@ def test_a_clamp_that_is_reached_is_left_out_when_asked(tmp_path, capsys):
 
 
 def test_the_largest_activation_is_that_of_every_layer():
-    torch.manual_seed(0)
     G = Generator(8, 4, 4, 4, mapping_layers=1, clamp=500.0).eval()
     usual = largest_activation(G)
     for layer, bias in ((G.synthesis.blocks[1].conv0, 200.0), (G.synthesis.blocks[0].torgb, 300.0)):
-        with torch.no_grad():
-            layer.bias.fill_(bias)
+        layer.bias.fill_(bias)
         assert largest_activation(G) >= bias > usual
     assert not any(layer._forward_hooks for layer in G.modules())
 

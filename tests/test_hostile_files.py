@@ -261,8 +261,8 @@ def test_the_programs_written_here_are_right():
 
 PROGRAMS = {
     "beyond its storage": tensor(0, (5, 4), (4, 1)), "offset beyond": tensor(16, (1,), (1,)),
-    "stride beyond": tensor(0, (2, 2), (100, 1)), "terabytes": tensor(0, (2**40,), (1,)),
-    "negative stride": tensor(8, (2,), (-4,)), "negative offset": tensor(-8, (2,), (1,)),
+    "terabytes": tensor(0, (2**40,), (1,)), "negative offset": tensor(-8, (2,), (1,)),
+    "negative stride": tensor(8, (2,), (-4,)), "negative size": tensor(0, (-1,), (1,)),
     "more sizes than strides": tensor(0, (2, 2), (1,)),
     "many sizes": tensor(0, (1,) * 40, (1,) * 40),
     "no storage": b"\x80\x03" + TENSOR + b"(]K\x00)))tR.",
@@ -281,7 +281,6 @@ PROGRAMS = {
     "a long number": b"\x80\x03L" + b"9" * 100_000 + b"L\n.", "protocol 77": b"\x80\x4d\x99.",
     "old instances": b"\x80\x03(ios\nsystem\n.", "old objects": b"\x80\x03(" + ORDERED + b"o.",
     "text of old protocols": pickle.dumps({"a": 1}, 0),
-    "negative size": tensor(0, (-1,), (1,)),
     "a dict of no pairs": b"\x80\x03" + ORDERED + b"(]K\x01atR."}
 
 
@@ -519,9 +518,7 @@ def test_a_zip_without_checksums(tmp_path):
 
 
 def networks() -> tuple[Generator, Discriminator]:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return Generator(8, 4, 4, [3, 2], mapping_layers=2).eval(), Discriminator(8, [3, 2])
+    return Generator(8, 4, 4, [3, 2], mapping_layers=2).eval(), Discriminator(8, [3, 2])
 
 
 FILES = {

@@ -12,8 +12,7 @@ from gapkd.data.images import save_gif, save_png, tile, to_uint8, untile, with_c
 
 @pytest.mark.parametrize("resolution", [8, 64])
 def test_a_row_is_read_back(resolution):
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (5, 3, resolution, resolution), generator=generator)
+    images = torch.randint(0, 256, (5, 3, resolution, resolution))
     row = torch.from_numpy(np.array(tile(images / 127.5 - 1, columns=5))).permute(2, 0, 1)
     assert torch.equal(untile(row).long(), images)
 
@@ -41,8 +40,7 @@ def test_a_gif_keeps_its_frames_and_their_colours(tmp_path):
 
 
 def test_grey_and_rgba_images_are_seen_as_they_look():
-    dice = torch.Generator().manual_seed(0)
-    grey, rgb = (torch.rand(2, c, 4, 4, generator=dice) * 2 - 1 for c in (1, 3))
+    grey, rgb = (torch.rand(2, c, 4, 4) * 2 - 1 for c in (1, 3))
     assert torch.equal(with_channels(grey), grey.repeat(1, 3, 1, 1))
     assert torch.equal(to_uint8(grey), to_uint8(grey.repeat(1, 3, 1, 1)))
     ours = to_uint8(with_channels(rgb, 1))[0, :, :, 0].numpy()
