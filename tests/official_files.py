@@ -18,7 +18,7 @@ from torch import Tensor
 from gapkd.networks.base import StyleGenerator
 from gapkd.networks.stylegan2 import Discriminator
 
-TRACE = "trace"  # the environment variable that the source text below would set, were it executed
+TRACE = "GAPKD_SOURCE_WAS_RUN"  # what the source text below would set in os.environ
 SOURCE = f"import os\nos.environ[{TRACE!r}] = 'the source text was executed'\n"
 BUFFERS = ("resample_filter", "noise_const", "w_avg", "magnitude_ema", "up_filter", "down_filter",
            "freqs", "phases", "transform")

@@ -67,8 +67,7 @@ def having(name: str, *shape: int):
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_nvidia_files_give_the_recorded_numbers(write, nvidia, protocol, monkeypatch):
-    monkeypatch.delenv(TRACE, raising=False)
+def test_nvidia_files_give_the_recorded_numbers(write, nvidia, protocol):
     file = write(nvidia_pickle(under("G.", nvidia), under("D.", nvidia), protocol))
     G, D = load_generator(file), load_discriminator(file)
     for truncation, name in ((1.0, "image"), (0.7, "image_psi07")):

@@ -191,8 +191,7 @@ def test_a_call_inside_a_storage_is_refused(tmp_path, inner):
         refused(tmp_path, content, "(neither knows nor calls|is truncated or damaged)")
 
 
-def test_nothing_is_imported_or_called_while_reading(monkeypatch):
-    monkeypatch.delenv(TRACE, raising=False)
+def test_nothing_is_imported_or_called_while_reading():
     good = nvidia_pickle(named_like_nvidia(small()))
     read(good)
     with nothing_executed("import", "exec", "compile", "open"):
@@ -562,8 +561,7 @@ def mutate(content: bytes, dice: random.Random) -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
-def test_mutated_files_load_rightly_or_give_our_error(tmp_path, name, monkeypatch):
-    monkeypatch.delenv(TRACE, raising=False)
+def test_mutated_files_load_rightly_or_give_our_error(tmp_path, name):
     file, content = tmp_path / name, FILES[name](*networks())
     dice, outcomes = random.Random(name), {"loaded": 0, "refused": 0}
     shapes = {type(network): {k: v.shape for k, v in network.state_dict().items()}
