@@ -156,7 +156,7 @@ def compare(config: BenchmarkConfig) -> dict:
     that of `against_textbook`, and for a network's forward pass its share of the peak.
     """
     device = choose_device(config.device)
-    peaks = machine_peaks(device)
+    peak = machine_peak(device)
     rows = []
     for resolution in config.resolutions:
         batch = 4 if resolution >= 256 and device.type == "cpu" else 16
@@ -166,25 +166,19 @@ def compare(config: BenchmarkConfig) -> dict:
             row |= against_textbook(make, batch, device, config.repeats)
             if case in NETWORKS:
                 work = macs(network_of(case, resolution)) * row["images_per_second"]
-                row["of_peak"] = work / peaks["convolution"]
+                row["of_peak"] = work / peak
             rows.append(row)
             print(f"measured: {case}, {resolution} px", file=sys.stderr, flush=True)
-    return {"peaks": peaks, "rows": rows}
+    return {"peaks": {"convolution": peak}, "rows": rows}
 
 
-def machine_peaks(device: torch.device, repeats: int = 5) -> dict[str, float]:
+def machine_peak(device: torch.device) -> float:
     """Multiply-accumulates a second at best: of a 3x3 convolution, 256 to 256 channels at 64 px,
-    and of a product of square matrices, both float32."""
+    float32."""
     x = torch.randn(4, 256, 64, 64, device=device).to(memory_format=torch.channels_last)
     weight = torch.randn(256, 256, 3, 3, device=device).to(memory_format=torch.channels_last)
-    a, b = torch.randn(2, 2048, 2048, device=device)
-    peaks = {}
-    for name, run, work in (
-            ("convolution", lambda: F.conv2d(x, weight, padding=1), x.numel() * 256 * 9),
-            ("matrix product", lambda: a @ b, 2048**3)):
-        run()
-        peaks[name] = work / min(seconds(run, device) for _ in range(repeats))
-    return peaks
+    times = [seconds(lambda: F.conv2d(x, weight, padding=1), device) for _ in range(6)]
+    return x.numel() * 256 * 9 / min(times)
 
 
 def networks(resolution: int, channels: int = 0) -> tuple[Generator, Discriminator]:
@@ -294,42 +288,35 @@ def prepare_alias_free(case: str, device: torch.device, backward: bool,
 def compare_exports(config: BenchmarkConfig) -> dict:
     """Teacher and student in all forms in which they can be run, on the CPU, by turns.
 
-    Returns: {"peaks", "left_out": why a form is not there, "rows"}; a row has each network's images
-        a second and share of the peak, and how many times as quick the student is, the median over
-        neighbouring calls.
+    Returns: {"rows"}; a row has each network's images a second and share of the peak, and how many
+        times as quick the student is, the median over neighbouring calls.
     """
-    device, rows, left_out = torch.device("cpu"), [], {}
-    peaks = machine_peaks(device)
+    device, rows = torch.device("cpu"), []
+    peak = machine_peak(device)
     for resolution in config.resolutions:
         pair = {case: network_of(case, resolution).requires_grad_(False) for case in NETWORKS}
         torch.compiler.reset()  # it runs what it has compiled eight times as it is written
-        forms = {case: forms_of(G, left_out) for case, G in pair.items()}
-        names = [name for name in forms["teacher"] if name in forms["student"]]
+        forms = {case: forms_of(G) for case, G in pair.items()}
         for batch in BATCHES:
             z = torch.randn(batch, pair["teacher"].z_dim,
                             generator=torch.Generator().manual_seed(0))
-            runs = [{case: partial(forms[case][name], z) for case in NETWORKS} for name in names]
-            for name, times in zip(names, alternate(runs, device, config.repeats), strict=True):
-                row = {"form": name, "resolution": resolution, "batch": batch}
+            runs = [{case: partial(forms[case][form], z) for case in NETWORKS}
+                    for form in forms["teacher"]]
+            found = alternate(runs, device, config.repeats)
+            for form, times in zip(forms["teacher"], found, strict=True):
+                row = {"form": form, "resolution": resolution, "batch": batch}
                 for case, G in pair.items():
                     row[case] = batch / statistics.median(times[case])
-                    row[f"{case}_of_peak"] = macs(G) * row[case] / peaks["convolution"]
+                    row[f"{case}_of_peak"] = macs(G) * row[case] / peak
                 ratios = [slow / fast for slow, fast in zip(*times.values(), strict=True)]
                 rows.append(row | {"times": statistics.median(ratios)})
             print(f"measured: {resolution} px, batch {batch}", file=sys.stderr, flush=True)
-    return {"peaks": peaks, "left_out": left_out, "rows": rows}
+    return {"rows": rows}
 
 
-def forms_of(G: Generator, left_out: dict[str, str]) -> dict[str, Callable[[Tensor], object]]:
-    """Form -> drawing of z; why one is not there goes into left_out."""
-    forms: dict[str, Callable[[Tensor], object]] = {"PyTorch": G}
-    try:
-        compiled = torch.compile(G, dynamic=False)
-        with torch.no_grad():
-            compiled(torch.zeros(1, G.z_dim))
-        forms["torch.compile"] = compiled
-    except Exception as error:  # most of all: no compiler for C++
-        left_out["torch.compile"] = str(error).strip().splitlines()[0][:200]
+def forms_of(G: Generator) -> dict[str, Callable[[Tensor], object]]:
+    """Form -> drawing of z. torch.compile needs a compiler for C++."""
+    forms = {"PyTorch": G, "torch.compile": torch.compile(G, dynamic=False)}
     for precision in LIMITS:
         draw = drawn_by(to_onnx(G, precision))
         forms[f"ONNX, {precision}"] = lambda z, draw=draw: draw({"z": z})
@@ -452,8 +439,7 @@ def show_exports(found: dict) -> str:
                  for case in NETWORKS]
         lines.append(f"| {row['form']} | {row['resolution']} | {row['batch']} | "
                      f"{' | '.join(rates)} | {row['times']:.1f} |")
-    left_out = [f"Not measured: {form} ({why})." for form, why in found["left_out"].items()]
-    return "\n".join([*lines, *[""] * bool(left_out), *left_out])
+    return "\n".join(lines)
 
 
 PARTS: dict[Part, tuple[Callable, Callable]] = {

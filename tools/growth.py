@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
-import torch
+import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
@@ -73,12 +73,10 @@ def measure_growth(config: GrowthConfig) -> dict:
 def fit_line(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
     """y = offset + slope x, fitted to relative errors, as sizes span decades; "error" is their
     typical size."""
-    xs, ys = torch.tensor(x, dtype=torch.float64), torch.tensor(y, dtype=torch.float64)
-    design = torch.stack([1 / ys, xs / ys], dim=1)
-    ones = torch.ones(len(ys), 1, dtype=torch.float64)
-    offset, slope = torch.linalg.lstsq(design, ones).solution[:, 0].tolist()
-    error = ((offset + slope * xs) / ys - 1).square().mean().sqrt().item()
-    return {"offset": offset, "slope": slope, "error": error}
+    slope, offset = np.polyfit(x, y, 1, w=1 / np.array(y))
+    errors = (offset + slope * np.array(x)) / y - 1
+    return {"offset": float(offset), "slope": float(slope),
+            "error": float(np.sqrt(np.mean(errors**2)))}
 
 
 def says(fit: dict[str, float], x: float) -> float:
