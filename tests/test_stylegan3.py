@@ -1,31 +1,15 @@
-"""StyleGAN3: filters and plans, movement, training, bad input. Its numbers: test_textbook and
-test_filtered_lrelu (written out), test_foreign (recorded)."""
+"""StyleGAN3: plans, movement, training, bad input. Its numbers, filters too: test_foreign
+(recorded), test_textbook and test_filtered_lrelu (written out)."""
 
 from __future__ import annotations
 
 import pytest
-import scipy.signal
 import torch
 from tiny import config, distill_config, equal
 
 from gapkd.files.checkpoints import load_generator
-from gapkd.networks.filtered_lrelu import kaiser_beta, low_pass
 from gapkd.networks.stylegan3 import AliasFreeGenerator, plan_layers, stylegan3_channels
 from gapkd.training.loop import distill, train_gan
-
-
-@pytest.mark.parametrize("taps, cutoff, width, rate", [
-    (12, 2.0, 9.0, 32.0), (24, 7.5, 16.0, 128.0), (6, 3.0, 2.0, 16.0)])
-def test_filters_are_scipys(taps, cutoff, width, rate):
-    theirs = torch.from_numpy(scipy.signal.firwin(taps, cutoff, width=width, fs=rate))
-    torch.testing.assert_close(low_pass(taps, cutoff, width, rate), theirs, atol=1e-12, rtol=0)
-    radial = low_pass(taps, cutoff, width, rate, radial=True)
-    assert radial.shape == (taps, taps) and radial.sum() == pytest.approx(1)
-
-
-@pytest.mark.parametrize("attenuation", [10.0, 30.0, 60.0])
-def test_kaisers_beta_is_scipys(attenuation):
-    assert kaiser_beta(attenuation) == pytest.approx(scipy.signal.kaiser_beta(attenuation))
 
 
 def test_sizes_and_rates_are_the_published_ones():

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from gapkd.metrics.sampling import draw_latents, in_parts
 from gapkd.networks.base import StyleGenerator
-from gapkd.networks.filtered_lrelu import kaiser_beta
 
 REACH = 6  # px: radius of the kernel by which images are resampled
 CUTOFF = 0.33  # of that kernel, in cycles a pixel: below half, so that turned grids do not matter
@@ -73,6 +72,8 @@ def resample(images: Tensor, by: Tensor | None = None) -> Tensor:
 
 def _kernel(distance: Tensor) -> Tensor:
     """A Kaiser-windowed radial low-pass of radius REACH, not normalised."""
+    from scipy.signal import kaiser_beta  # takes half a second to import
+
     beta = torch.tensor(kaiser_beta(70.0), dtype=torch.float64)
     fall = (1 - (distance / REACH).square()).clamp(min=0).sqrt()
     window = torch.i0(beta * fall) * (distance < REACH)

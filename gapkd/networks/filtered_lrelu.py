@@ -31,26 +31,17 @@ def low_pass(taps: int, cutoff: float, width: float, rate: float, radial: bool =
     """
     if taps == 1:
         return torch.ones(1, dtype=torch.float64)
+    from scipy.signal import firwin, kaiser_atten, kaiser_beta  # takes half a second to import
+
+    if not radial:
+        return torch.tensor(firwin(taps, cutoff, width=width, fs=rate))
     x = (torch.arange(taps, dtype=torch.float64) - (taps - 1) / 2) / rate
-    attenuation = 2.285 * (taps - 1) * math.pi * width / (rate / 2) + 7.95  # Kaiser's, in dB
-    beta = kaiser_beta(attenuation)
+    r = torch.hypot(x[:, None], x[None, :])
+    jinc = torch.special.bessel_j1(2 * cutoff * math.pi * r) / (math.pi * r)
+    beta = kaiser_beta(kaiser_atten(taps, width / (rate / 2)))
     window = torch.kaiser_window(taps, periodic=False, beta=beta, dtype=torch.float64)
-    if radial:
-        r = torch.hypot(x[:, None], x[None, :])
-        jinc = torch.special.bessel_j1(2 * cutoff * math.pi * r) / (math.pi * r)
-        f = jinc * torch.outer(window, window)
-    else:
-        f = torch.sinc(2 * cutoff * x) * window
+    f = jinc * torch.outer(window, window)
     return f / f.sum()
-
-
-def kaiser_beta(attenuation: float) -> float:
-    """Shape of the Kaiser window that reaches an attenuation in dB."""
-    if attenuation > 50:
-        return 0.1102 * (attenuation - 8.7)
-    if attenuation > 21:
-        return 0.5842 * (attenuation - 21) ** 0.4 + 0.07886 * (attenuation - 21)
-    return 0.0
 
 
 class LowPass(nn.Module):
