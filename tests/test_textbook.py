@@ -17,8 +17,11 @@ def close(ours, book):
 
 
 def compare(network: torch.nn.Module, x: torch.Tensor) -> torch.nn.Module:
-    """Outputs and gradients of both forms; returns the textbook's."""
+    """Outputs and gradients of both forms; returns the textbook's, which shares nothing."""
     slow = textbook(network)
+    assert set(map(type, network.modules())) & FORMS.keys()
+    assert not set(map(type, slow.modules())) & FORMS.keys()
+    assert not set(network.parameters()) & set(slow.parameters())
     close(network(x), slow(x))
     for form in (network, slow):
         form(x).square().sum().backward()
@@ -56,17 +59,3 @@ def test_discriminator():
 def test_alias_free_generator(kernel, radial, clamp):
     G = AliasFreeGenerator(32, 8, 8, [6, 6, 5, 4, 4], kernel, radial, clamp=clamp).eval()
     compare(G, torch.randn(2, 8))
-
-
-def test_the_copy_is_a_copy_in_the_other_form():
-    for network in (Generator(8, 8, 8, 8, mapping_layers=1), Discriminator(8, 4),
-                    AliasFreeGenerator(32, 8, 8, [6, 6, 6], mapping_layers=1, margin=2)):
-        slow = textbook(network)
-        assert set(map(type, network.modules())) & FORMS.keys()
-        assert not set(map(type, slow.modules())) & FORMS.keys()
-        before = [p.clone() for p in network.parameters()]
-        with torch.no_grad():
-            for p in slow.parameters():
-                p.zero_()
-        for p, q in zip(before, network.parameters(), strict=True):
-            assert torch.equal(p, q)
