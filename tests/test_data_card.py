@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 
 import pytest
 import torch
-import tyro
 from safetensors import safe_open
 from tiny import config, distill_config
 
 from gapkd.files.checkpoints import load_discriminator, load_generator, read_metadata
 from gapkd.metrics.attributes import load_attribute_network
-from gapkd.settings import TrainConfig, command_line, to_dict
-from gapkd.sharing.origins import runs_of
 from gapkd.training.loop import distill, train_gan
-from tools.data_card import DATA, EmbedConfig, embed, stage_lines, write_card
+from tools.data_card import DATA, EmbedConfig, embed, write_card
 
 FILES = sorted(DATA.glob("*.safetensors"))
 
@@ -76,23 +72,3 @@ def test_a_teacher_and_its_student_are_taken_over(tmp_path):
     page = (data / "README.md").read_text()
     assert "A StyleGAN2 generator, 16 images in 0.0 hours, in 2 stages.\n" in page
     assert "distilled from small.safetensors, 8 images" in page
-
-
-def test_the_stages_are_the_commands_that_make_it_again():
-    made = {"seconds": 3600, "commit": "c", "hardware": "H", "command": "teacher"}
-    first = {"settings": {"images": 9, "lr": 0.1}, "images": 5, **made}
-    card = {"settings": {"images": 7}, "images": 7, **made, "started_from": first}
-    assert stage_lines(runs_of(card)[0]) == [
-        "- stage 1: `gapkd teacher --images 5 --lr 0.1 --out runs/stage1`, 1.0 hours, commit c, H",
-        "- stage 2: `gapkd teacher --images 7 --start-from runs/stage1 --out runs/stage2`, "
-        "1.0 hours, commit c, H"]
-
-
-def test_the_command_on_the_card_gives_the_settings_back():
-    settings = TrainConfig(resolution=64, channels=(64, 32), noise=False, flip=False, lr=0.0015,
-                           start_from="a run")
-    line = command_line("gapkd teacher", TrainConfig, to_dict(settings))
-    words = shlex.split(line.replace("a run", "'a run'"))
-    assert words[:2] == ["gapkd", "teacher"] and "--no-noise" in words
-    assert tyro.cli(TrainConfig, args=words[2:]) == settings
-    assert command_line("gapkd teacher", TrainConfig, to_dict(TrainConfig())) == "gapkd teacher"

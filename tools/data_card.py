@@ -3,8 +3,8 @@
     python -m tools.data_card --run runs/my-teacher --name toyfaces32
 
 takes a finished run's network over into data/, measured. The card and the checksums are written
-from the files' own metadata, so that no figure in them is typed; without --run, they alone are
-written.
+from data_card.md and the files' own metadata, so that no figure in them is typed; without --run,
+they alone are written.
 """
 
 from __future__ import annotations
@@ -33,79 +33,6 @@ from gapkd.sharing.origins import command_of, public, runs_of
 from tools.readme import ROOT
 
 DATA = ROOT / "data"
-HEAD = """\
-# What lies here
-
-Everything that lets the chapters run offline. All weights are safetensors files, made by this
-repository's own commands on rendered toy faces (no photographs, no downloads), under the
-repository's MIT licence. `SHA256SUMS` lists their checksums (`cd data && sha256sum -c SHA256SUMS`).
-This page is written by `python -m tools.data_card` from the files' metadata.
-
-`results/` holds what was measured; how is told below. `story.png`, the README's picture, shows the
-faces in `results/students/`; `demo.gif` shows the page that `gapkd demo` writes, at work.
-
-## How the records were made
-
-One JSON line a run in `results/<name>.jsonl`, from `gapkd sweep tools/sweeps/<name>.yml`, with
-settings, seed, commit, hardware and date. Faces of the first seed lie in the folder of that name,
-where a chapter shows them. [Chapter 6](../notebooks/06_method_comparison.ipynb) says what the
-arms are, what the columns mean and which differences count.
-
-| records | what |
-|---|---|
-| `table` | sixteen methods, three seeds each, 32 px, 100,000 images (chapter 6) |
-| `table64` | methods at 64 px, each at its own best learning rate, one seed, 50,000 images |
-| `rates` | how those rates were found: 12,500 images; its judge is not here |
-| `pairs` | with and without the latent-direction loss, and with shorter offsets, eight seeds |
-| `students` | the 64 px students below, one seed |
-| `sizes` | a tenth of the channels, kernels of 1, MobileStyleGAN's painter; two seeds |
-| `screening` | what the recipe was chosen from |
-| `direction` | five forms of the latent-direction loss |
-| `schedule`, `short` | what the recipe should do with its time; some minutes at 32 px |
-| `stylegan3` | alias-free teacher and students, 8,000 images (chapter 5) |
-| `photographs` | two arms on real faces |
-
-A row again, beside what is there; what a results file holds already is skipped:
-
-    gapkd sweep tools/sweeps/table.yml --arms dcp --seeds 0 --results runs/mine.jsonl
-
-`--jobs 4` makes four runs at a time. The same command, started on as many machines as see the
-folder, shares the runs out:
-
-    sbatch --array=1-8 --gres=gpu:1 --wrap "gapkd sweep my.yml --results runs/mine.jsonl"
-
-A run of the table takes 12 to 24 minutes on one core of the machine that its record names; those
-that took longer, up to 96, ran beside other work. Two of them, seed 0 of `slimming` and seed 1 of
-`regression`, were begun at commit 23dc4aa0b72a and taken up again at the one in their record. The
-runs of one seed share latents and the order of the data; channel scores are the same for all seeds.
-`dcd` looked at a discriminator in float32, which is stored in float16 by now.
-
-Everything but L1 and projection PSNR is read by a network that knows toy faces. `attributes` is
-also the perceptual loss of all arms except `alone`, `dcd` and `dime` (which matches moments of its
-features); figures that begin with `second_` are read by `second_judge`, which no student was
-trained with. A record keeps the chance level of each arm beside its agreement: what its faces would
-score against the teacher's faces of other z.
-
-The photographs are 13,164 grey faces of 64 px, 28 % of them smiling (the SMILEs set of
-hromi/SMILEsmileD; one damaged file left out), read at 32 px and mirrored at random; the teacher saw
-200,000 images. The judge was trained on the smile labels (`gapkd judge`): it gives the perceptual
-loss, the feature space of FID and the agreement. The set's licence is not stated: neither its
-images nor weights trained on them are here.
-
-By `python -m tools.benchmark`: `benchmark.json`, `stylegan3_speed.json` and `exports.json`. By
-`python -m tools.growth`: `growth.json`, and `growth.png`. `objective.json` holds trainings of
-teachers, one seed each: at 32 px and 50,000 or 100,000 images StyleGAN2's objective, the
-relativistic one, rates that fall, and the strength of R1; then those of some minutes on a GPU. The
-last four are the 64 px teachers below, in two stages each: the first ends at an FID of 0.36 and
-0.39, the second at 0.14 and 0.15, where the last 400,000 images changed little.
-
-## The networks
-
-The figures below were read from other samples than those in `results/`. The two 64 px teachers
-were trained alike from other seeds, but the stranger's second stage began with the discriminator of
-the other one's first, since its own had not been kept. Weights that take two bytes each are
-float16.
-"""
 FAMILIES = {"stylegan2-generator": "StyleGAN2", "stylegan3-generator": "StyleGAN3",
             "mobile-generator": "MobileStyleGAN"}
 ROLES = {
@@ -130,8 +57,6 @@ class EmbedConfig:
     """Images a set in the evaluation."""
     discriminator: bool = True
     """Take a teacher's discriminator over, too."""
-    shown: int = 64
-    """Faces on its sheet."""
     half: bool = False
     """Store the weights as float16: half the size, images equal to about a grey level."""
 
@@ -156,7 +81,7 @@ def embed(config: EmbedConfig, folder: Path = DATA) -> None:
             D = load_discriminator(run / "discriminator.safetensors")
             stored = folder / f"{config.name}_discriminator.safetensors"
             save_network(D.half() if config.half else D, stored, {"trained with": config.name})
-        sheet = torch.cat(list(sample_images(G, config.shown, seed=1)))
+        sheet = torch.cat(list(sample_images(G, 64, seed=1)))
         save_png(sheet, folder / f"{config.name}.png", columns=16)
     write_card(folder)
 
@@ -212,17 +137,11 @@ def write_card(folder: Path = DATA) -> None:
     files = sorted(folder.glob("*.safetensors"))
     sums = "".join(f"{sha256(file)}  {file.name}\n" for file in files)
     write_atomically(folder / "SHA256SUMS", sums.encode())
-    parts = [HEAD]
+    parts = [(ROOT / "tools" / "data_card.md").read_text(encoding="utf-8")]
     for file in files:
         text = "\n".join(describe(file))
         parts.append(f"## {file.name}\n\n{file.stat().st_size / 1e6:.1f} MB. {text}\n")
     write_atomically(folder / "README.md", "\n".join(parts).encode())
-
-
-def stage_lines(runs: list[dict]) -> list[str]:
-    """A line a run, in the order in which to run them."""
-    return [f"- stage {n}: `{command_of(run, n)}`, {run['seconds'] / 3600:.1f} hours, "
-            f"commit {run['commit']}, {run['hardware']}" for n, run in enumerate(runs, 1)]
 
 
 def describe(file: Path) -> list[str]:
@@ -249,8 +168,11 @@ def describe(file: Path) -> list[str]:
     made = f"distilled from {teacher}, " if teacher else ""
     made += f"{sum(run['images'] for run in runs):,} images in {hours:.1f} hours"
     made += f", in {len(runs)} stages" if len(runs) > 1 else ""
-    lines = [f"A {FAMILIES[kind]} generator, {made}.", "", *stage_lines(runs),
-             f"- origin: seed {card['settings']['seed']}, {origin}"]
+    lines = [f"A {FAMILIES[kind]} generator, {made}.", ""]
+    for n, run in enumerate(runs, 1):  # in the order in which to run them
+        lines.append(f"- stage {n}: `{command_of(run, n)}`, {run['seconds'] / 3600:.1f} hours, "
+                     f"commit {run['commit']}, {run['hardware']}")
+    lines.append(f"- origin: seed {card['settings']['seed']}, {origin}")
     for name, figures in card["metrics"].items():
         lines.append(f"- {name}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()))
     if "coverage" in card:
