@@ -8,7 +8,6 @@ import base64
 import hashlib
 import json
 import re
-from functools import partial
 from pathlib import Path
 
 from docutils import nodes
@@ -100,10 +99,12 @@ def mathml(tex: str, block: bool = False) -> str:
         raise ValueError(f"the formula {tex!r} cannot be drawn: {reason}") from error
 
 
-def draw(writer, node: nodes.Element, tag: str) -> None:
+def draw(writer, node: nodes.Element) -> None:
     """A formula on its page: in a line of text (span), or as a paragraph of its own (div)."""
+    block = isinstance(node, nodes.math_block)
+    tag = "div" if block else "span"
     try:
-        formula = mathml(node.astext(), tag == "div")
+        formula = mathml(node.astext(), block)
     except ValueError as error:
         logging.getLogger(__name__).warning(str(error), location=node)
         formula = ""
@@ -113,7 +114,6 @@ def draw(writer, node: nodes.Element, tag: str) -> None:
 
 def setup(app) -> None:
     """Entry point of sphinx."""
-    app.add_html_math_renderer("mathml", (partial(draw, tag="span"), None),
-                               (partial(draw, tag="div"), None))
+    app.add_html_math_renderer("mathml", (draw, None), (draw, None))
     app.connect("autodoc-process-docstring", escape, priority=400)
     app.connect("doctree-read", describe)
