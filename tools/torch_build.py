@@ -60,12 +60,6 @@ def brings_cuda() -> bool:
     return "nvidia" in needs or "cuda" in needs
 
 
-def install_from(index: str) -> bool:
-    """Take torch from an index of that address; whether it worked."""
-    print(f"torch from {index}", flush=True)
-    return pip("install", "--no-deps", "--index-url", index, pinned()).returncode == 0
-
-
 def install_cpu_build() -> bool:
     """Take torch's CPU build from where uv knows it to be; whether it worked."""
     print("no NVIDIA driver here: taking torch's CPU build, 0.2 GB (with CUDA: make TORCH=cuda)",
@@ -78,7 +72,7 @@ def install_cpu_build() -> bool:
 
 
 def main() -> int:
-    """Returns the exit status: 1 for a mistake, 0 also where the choice is left to pip."""
+    """Returns the exit status: not 0 for a mistake, 0 also where the choice is left to pip."""
     choice, index = os.environ.get("TORCH") or "auto", os.environ.get("TORCH_INDEX")
     if choice not in CHOICES:
         print(f"gapkd: TORCH must be one of {', '.join(CHOICES)}, not {choice}", file=sys.stderr)
@@ -86,7 +80,8 @@ def main() -> int:
     if find_spec("torch"):
         return 0
     if index:
-        return 0 if install_from(index) else 1
+        print(f"torch from {index}", flush=True)
+        return pip("install", "--no-deps", "--index-url", index, pinned()).returncode
     wanted = choice == "cpu" or choice == "auto" and not has_nvidia_driver()
     if platform.system() != "Linux" or not brings_cuda():
         print("torch as pip finds it: a CPU build, 0.2 GB", flush=True)
