@@ -26,6 +26,13 @@ def seeded():
     torch.manual_seed(20_220)
 
 
+@pytest.fixture
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 @pytest.fixture(scope="module")
 def browser():
     """A headless chromium. It lasts one file of tests: later ones may run asyncio, which an open

@@ -9,7 +9,6 @@ from functools import partial
 import pytest
 import torch
 
-from gapkd.files.checkpoints import save_network
 from gapkd.networks.stylegan2 import Discriminator, Generator
 from gapkd.networks.stylegan3 import AliasFreeGenerator
 from tools import benchmark, growth
@@ -20,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def small(tmp_path, monkeypatch):
+def small(teacher_file, monkeypatch):
     """Small networks, and memory that is not measured in further processes."""
     def alias_free_cases(device):
         G = AliasFreeGenerator(32, 8, 8, [6, 6, 6], mapping_layers=2, margin=2)
@@ -35,9 +34,7 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "peak_memory", lambda make, device:
                         2**20 * (2 if make.keywords["by_the_book"] else 1))
     monkeypatch.setattr(benchmark, "alias_free_cases", alias_free_cases)
-    teacher = Generator(32, 8, 8, 8, mapping_layers=2)
-    file = save_network(teacher, tmp_path / "teacher.safetensors")
-    monkeypatch.setattr(benchmark, "TEACHER", str(file))
+    monkeypatch.setattr(benchmark, "TEACHER", str(teacher_file))
 
 
 def test_every_row_is_measured_and_recorded(tmp_path, small):

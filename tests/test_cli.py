@@ -13,15 +13,13 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-import torch
 from PIL import Image
 
 import gapkd
 from gapkd import chapters, cli
 from gapkd.cli import main
 from gapkd.cli.options import GROUPS, parsed
-from gapkd.files.checkpoints import load_generator, read_metadata, save_network
-from gapkd.networks.stylegan2 import Generator
+from gapkd.files.checkpoints import load_generator, read_metadata
 from gapkd.settings import DistillConfig, TrainConfig
 from gapkd.training.plan import PlanConfig
 
@@ -29,12 +27,9 @@ SMALL = "--batch 4 --images 8 --no-progress --precision float32 --d-channels 4".
 NETWORK = "--resolution 8 --z-dim 8 --w-dim 8 --mapping-layers 1 --channels 4 3".split()
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    torch.manual_seed(0)
-    file = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
-    save_network(Generator(32, 8, 8, 6, mapping_layers=1), file)
-    return str(file)
+@pytest.fixture
+def teacher(teacher_file):
+    return str(teacher_file)
 
 
 def refusal(capsys, *arguments) -> str:
@@ -63,7 +58,7 @@ def test_distil_with_every_loss(tmp_path, teacher):
     out = tmp_path / "run"
     options = "--keep 0.5 --kernel 1 --mapping inherit-frozen --ld-blocks 1 2".split()
     assert main(["distill", "--teacher", teacher, "--out", str(out), *options, *SMALL]) == 0
-    assert load_generator(out / "generator.safetensors").channels[0] == (3, 3)
+    assert load_generator(out / "generator.safetensors").channels[0] == (4, 4)
     last = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
     assert {"loss_rgb", "loss_perceptual", "loss_ld", "loss_gan"} <= last.keys()
 

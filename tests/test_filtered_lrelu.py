@@ -22,13 +22,6 @@ def layer(size: int = 9, up: int = 2, down: int = 2, padding: tuple[int, int] = 
     return FilteredLeakyReLU(size, up_filter, down_filter, up, down, padding, 0.2, 2**0.5, clamp)
 
 
-@pytest.fixture
-def float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 @pytest.mark.parametrize("arguments", CASES)
 def test_the_same_numbers_and_gradients_as_the_textbooks_steps(float64, arguments):
     act = layer(**arguments)

@@ -11,6 +11,8 @@ from gapkd.networks.stylegan3 import AliasFreeGenerator
 from gapkd.training.adversarial import gradient_penalty
 from tools.textbook import FORMS, textbook
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 
 def close(ours, book):
     torch.testing.assert_close(book, ours, rtol=1e-9, atol=1e-9)
@@ -28,14 +30,6 @@ def compare(network: torch.nn.Module, x: torch.Tensor) -> torch.nn.Module:
     for p, q in zip(network.parameters(), slow.parameters(), strict=True):
         close(p.grad, q.grad)
     return slow
-
-
-@pytest.fixture(autouse=True)
-def double():
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("kernel", [3, 1])
