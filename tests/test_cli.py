@@ -209,12 +209,6 @@ def test_the_overview_is_one_screen_with_every_command(capsys):
     assert main([]) == 2 and "usage: gapkd COMMAND" in capsys.readouterr().err
 
 
-def test_the_package_is_a_program():
-    command = [sys.executable, "-m", "gapkd", "nothing"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("gapkd: there is no command nothing")
-
-
 @pytest.mark.parametrize("command, refused", [("plan", True), ("evaluate", False)])
 def test_several_processes_are_for_what_they_can_share(monkeypatch, capsys, command, refused):
     monkeypatch.setattr(cli, "find", lambda name: _nothing)

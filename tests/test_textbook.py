@@ -28,6 +28,7 @@ def compare(network: torch.nn.Module, x: torch.Tensor) -> torch.nn.Module:
     for form in (network, slow):
         form(x).square().sum().backward()
     for p, q in zip(network.parameters(), slow.parameters(), strict=True):
+        assert p.grad is not None
         close(p.grad, q.grad)
     return slow
 
