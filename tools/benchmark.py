@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -87,7 +87,12 @@ def run_benchmark(config: BenchmarkConfig) -> dict:
     if choose_device(config.device).type == "cpu":
         parallel.keep_memory()  # as a training does
     record = {part: PARTS[part][0](config) for part in config.parts}
-    record |= {"teacher": TEACHER, "settings": shareable(asdict(config)), **provenance()}
+    return store(record | {"teacher": TEACHER}, config)
+
+
+def store(record: dict, config: Any) -> dict:
+    """The record with a tool's settings, commit and hardware; written to their `out`, if any."""
+    record = record | {"settings": shareable(asdict(config)), **provenance()}
     if config.out:
         write_atomically(config.out, json.dumps(record, indent=1).encode())
     return record

@@ -8,22 +8,20 @@ line is fitted, from which one may guess at sizes between.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from gapkd.files.provenance import provenance
 from gapkd.files.storage import write_atomically
 from gapkd.parallel import choose_device
-from gapkd.settings import shareable, widths
+from gapkd.settings import widths
 from gapkd.training.plan import activation_memory, networks_for, step_macs
 from gapkd.viewing import figures
-from tools.benchmark import alternate, peak_memory, prepare, step_seconds
+from tools.benchmark import alternate, peak_memory, prepare, step_seconds, store
 
 GROWTH = {"resolution": ((32, 64, 16), (64, 64, 16), (128, 64, 16)),
           "channels": ((32, 16, 16), (32, 32, 16), (32, 64, 16), (32, 128, 16)),
@@ -62,12 +60,9 @@ def measure_growth(config: GrowthConfig) -> dict:
     growth = {"rows": rows}
     for measured, counted in (("seconds", "macs"), ("memory", "counted_memory")):
         growth[measured] = fit_line([r[counted] for r in rows], [r[measured] for r in rows])
-    growth |= {"settings": shareable(asdict(config)), **provenance()}
-    if config.out:
-        write_atomically(config.out, json.dumps(growth, indent=1).encode())
     if config.plot:
         write_atomically(config.plot, figures.to_png(growth_figure(growth)))
-    return growth
+    return store(growth, config)
 
 
 def fit_line(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
