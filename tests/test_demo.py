@@ -347,9 +347,7 @@ def test_npm_fetches_the_runtime_once(npm, files, tmp_path):
 def test_a_runtime_that_is_not_to_be_had_says_how_to_mend_it(npm, files, tmp_path, capsys, how,
                                                              message):
     npm(**how)
-    with pytest.raises(DemoError, match=message):
-        fetched_runtime()
     assert main(["demo", *files, "--out", str(tmp_path / "page")]) == 2
     err = capsys.readouterr().err
-    assert f"give --runtime a folder with {SCRIPT}, {WASM}, " in err
+    assert message in err and f"give --runtime a folder with {SCRIPT}, {WASM}, " in err
     assert err.count("\n") == 1 and not (tmp_path / "page").exists()
