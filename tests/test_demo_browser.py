@@ -16,6 +16,7 @@ import torch
 from browser import FLAGS, firefox, installed, missing, serve
 from browser import NAMES as CHROMIUM
 from PIL import Image
+from tiny import perturb
 
 pytest.importorskip("onnxruntime", reason="needs the extra `export`")
 
@@ -53,12 +54,9 @@ def runtime(tmp_path_factory):
 def network(seed: int, channels: int, mapping: torch.nn.Module | None = None) -> Generator:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        G = Generator(16, 16, 16, channels, mapping_layers=2).eval().requires_grad_(False)
-        G.mapping = mapping or G.mapping
-        G.mapping.w_avg.normal_()
-        for conv in G.synthesis.convs:
-            conv.noise_strength.fill_(0.3)
-    return G
+        G = perturb(Generator(16, 16, 16, channels, mapping_layers=2))
+    G.mapping = mapping or G.mapping
+    return G.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="session")

@@ -33,20 +33,11 @@ pytest.importorskip("onnxruntime", reason="needs the extra `export`")
 def network(**changes) -> Generator:
     torch.manual_seed(0)
     sizes = {"resolution": 8, "z_dim": 8, "w_dim": 8, "channels": 32, "mapping_layers": 2}
-    G = Generator(**sizes | changes).eval()
-    with torch.no_grad():
-        G.mapping.w_avg.normal_()
-        for conv in G.synthesis.convs:
-            conv.noise_strength.fill_(0.3)
-    return G
+    return perturb(Generator(**sizes | changes)).eval()
 
 
 def mobile() -> MobileGenerator:
-    G = MobileGenerator(16, 8, 8, channels=32, mapping_layers=2)
-    for parameter in G.synthesis.parameters():
-        if parameter.numel() == 1:
-            torch.nn.init.constant_(parameter, 0.3)  # strengths of the noise
-    return G
+    return perturb(MobileGenerator(16, 8, 8, channels=32, mapping_layers=2))
 
 
 def alias_free(radial: bool) -> AliasFreeGenerator:
@@ -274,8 +265,7 @@ def test_a_missing_extra_is_named(G, monkeypatch):
 
 
 def test_a_program_draws_what_the_generator_draws(tmp_path):
-    torch.manual_seed(0)
-    G = perturb(Generator(16, 6, 6, 8, mapping_layers=2)).eval()
+    G = network(resolution=16, z_dim=6, w_dim=6, channels=8)
     source = save_network(G, tmp_path / "g.safetensors")
     (made,) = export(ExportConfig(str(source), program=str(tmp_path / "g.pt2"), latents=5))
     assert made.path == tmp_path / "g.pt2" and made.largest < 1e-4

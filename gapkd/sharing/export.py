@@ -239,13 +239,11 @@ def to_onnx(G: StyleGenerator, precision: str = "float32") -> bytes:
         part.doc_string = ""
     for value in (*model.graph.input, *model.graph.output):
         value.doc_string = TENSORS[value.name]
-        if value.type.tensor_type.shape.dim[0].dim_param:  # which torch calls s21 or so
-            value.type.tensor_type.shape.dim[0].dim_param = "batch"
+        first = value.type.tensor_type.shape.dim[0]
+        if first.dim_param:  # which torch calls s21 or so; of offsets: one for all, or one an image
+            first.dim_param = "offset_batch" if value.name == "offset" else "batch"
     if precision != "float32":
         keep_small(model, precision)
-    for value in model.graph.input:
-        if value.name == "offset":  # one for all, or one an image
-            value.type.tensor_type.shape.dim[0].dim_param = "offset_batch"
     del model.graph.value_info[:]  # shapes within, which held as long as all batches were one
     defaults = {"truncation": np.ones(1, np.float32),
                 "offset": np.zeros((1, G.num_ws, G.w_dim), np.float32)}
