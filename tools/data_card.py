@@ -59,6 +59,8 @@ class EmbedConfig:
     """Take a teacher's discriminator over, too."""
     half: bool = False
     """Store the weights as float16: half the size, images equal to about a grey level."""
+    shown: int = 64
+    """Faces on its sheet."""
 
 
 def embed(config: EmbedConfig, folder: Path = DATA) -> None:
