@@ -26,9 +26,8 @@ from torch import Tensor
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=10)
 """How long a process may keep the others waiting in an exchange; does not bound `from_first`."""
-_board: dist.Store | None = None
-"""Where process 0 leaves word that it has an answer; `_questions` counts them."""
-_questions = 0
+_patient: dist.ProcessGroup | None = None
+"""All processes, in an exchange in which one may keep the others waiting for long."""
 
 
 class ProcessLostError(OSError):
@@ -94,11 +93,6 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
-def expected() -> int:
-    """Processes that torchrun started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
 def restarted() -> bool:
     """Whether torchrun's agent has restarted this training after a process died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
@@ -117,22 +111,23 @@ def join() -> None:
 
     Raises ProcessLostError when the others do not answer.
     """
-    global _board, _questions
-    if dist.is_initialized() or expected() == 1:
+    global _patient
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if dist.is_initialized() or started == 1:
         return
     if local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(local_rank())
     with _peers("find the other processes"):
-        _board, number, size = _meeting_point()
-        _questions = 0
+        store, number, size = _meeting_point()
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, store=_board, rank=number, world_size=size,
+        dist.init_process_group(backend, store=store, rank=number, world_size=size,
                                 timeout=TIMEOUT)
         atexit.register(leave)
+        _patient = dist.new_group(backend="gloo", timeout=timedelta(weeks=50))
         heads = torch.ones(())
         dist.all_reduce(heads)
-    if (found := int(heads)) != expected():
-        raise ProcessLostError(f"torchrun started {expected()} processes, but {found} found each "
+    if (found := int(heads)) != started:
+        raise ProcessLostError(f"torchrun started {started} processes, but {found} found each "
                                "other: start it again")
     known = hasattr(os, "sched_getaffinity")  # not on macOS
     cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
@@ -167,10 +162,10 @@ def _meeting_point() -> tuple[dist.Store, int, int]:
 
 def leave() -> None:
     """Undo `join`."""
-    global _board
+    global _patient
     if dist.is_initialized():
         dist.destroy_process_group()
-    _board = None  # its threads end now, not while the interpreter is taken down
+    _patient = None
 
 
 @contextmanager
@@ -222,7 +217,7 @@ def average_(tensors: Sequence[Tensor]) -> None:
 
 def mean(x: Tensor) -> Tensor:
     """Mean over all processes, without gradient."""
-    x = x.detach() if count() == 1 else x.detach().clone()
+    x = x.detach().clone()
     average_([x])
     return x
 
@@ -268,20 +263,14 @@ def gather_objects(value: T) -> list[T]:
 def from_first(find: Callable[[], T]) -> T:
     """What `find` returns in process 0, told to all.
 
-    The others wait for as long as it takes: an exchange with it would be given up after TIMEOUT,
-    and scoring the channels of a big teacher may take longer.
+    The others wait for as long as it takes: scoring the channels of a big teacher may take longer
+    than TIMEOUT.
     """
-    global _questions
     if count() == 1:
         return find()
     box: list[Any] = [find() if is_first() else None]
-    _questions += 1
     with _peers():
-        if is_first():
-            _board.set(f"gapkd/answer/{_questions}", "there")
-        while not _board.check([f"gapkd/answer/{_questions}"]):
-            time.sleep(0.05)
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, group=_patient)
     return box[0]
 
 

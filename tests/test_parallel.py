@@ -228,7 +228,7 @@ def test_two_processes_measure_like_one():
 
 
 def test_processes_that_do_not_find_one_another_are_counted(monkeypatch):
-    monkeypatch.setattr(parallel, "expected", lambda: 2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(parallel, "_meeting_point", lambda: (dist.HashStore(), 0, 1))
     try:
         with pytest.raises(parallel.ProcessLostError, match="started 2 processes, but 1 found"):
