@@ -397,14 +397,9 @@ _MISREAD = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float", "ti
 """What YAML takes words for."""
 
 
-def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int | float:
-    text = node.value.replace("_", "").lower()
-    if text.lstrip("+-").isdecimal():
-        return int(text)
-    if text.lstrip("+-") in (".inf", ".nan"):
-        return float(text.replace(".", ""))
-    whole = "e" in text and float(text).is_integer()
-    return int(float(text)) if whole else float(text)
+def _float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int | float:
+    value = loader.construct_yaml_float(node)
+    return int(value) if "e" in node.value.lower() and value.is_integer() else value
 
 
 _FLOAT = r"[-+]?(\d[\d_]*\.[\d_]*|\.\d[\d_]*|\d[\d_]*(?=[eE]))([eE][-+]?\d+)?|[-+]?\.(inf|nan)"
@@ -412,8 +407,9 @@ for _kind, _pattern in (("bool", "true|false"), ("null", "~|null|"), ("merge", "
                         ("int", r"[-+]?\d[\d_]*"), ("float", _FLOAT)):
     _Written.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}",
                                    re.compile(rf"(?:{_pattern})\Z", re.IGNORECASE), None)
-for _kind in ("int", "float"):
-    _Written.add_constructor(f"tag:yaml.org,2002:{_kind}", _number)
+_Written.add_constructor("tag:yaml.org,2002:float", _float)
+_Written.add_constructor("tag:yaml.org,2002:int",  # YAML's own takes 010 for 8
+                         lambda _, node: int(node.value.replace("_", "")))
 
 
 def read_yaml(text: str) -> Any:
