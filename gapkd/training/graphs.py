@@ -63,10 +63,10 @@ class StepGraphs:
 
     def set_rate(self, group: dict, rate: float) -> None:
         """Set an optimiser group's learning rate, in place where a graph reads it."""
+        group["capturable"] = self.rng is not None
         if self.rng is None:
             group["lr"] = rate
         elif isinstance(group["lr"], Tensor) and group["lr"].device.type == self.rng.device.type:
             group["lr"].fill_(rate)
         else:
             group["lr"] = torch.tensor(rate, device=self.rng.device)
-            group["capturable"] = True

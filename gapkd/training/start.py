@@ -119,7 +119,6 @@ def check_student(config: DistillConfig, teacher: StyleGenerator) -> None:
     check_network(config, teacher)
     with torch.device("meta"):
         student = family(**architecture)
-    check_network(config, student)
     if config.ld_weight or config.feature_weight:
         for network in (student, teacher):
             check_blocks("ld_blocks", config.ld_blocks, network)

@@ -50,8 +50,7 @@ class TrainingDiverged(RuntimeError):
     """A loss or a weight is no longer finite, or the logits have run away."""
 
 
-def lazy_adam(parts: dict[torch.nn.Module, float], every: int,
-              capturable: bool = False) -> torch.optim.Adam:
+def lazy_adam(parts: dict[torch.nn.Module, float], every: int) -> torch.optim.Adam:
     """Adam with beta1 = 0 for parts of a network, each with its rate, whose step and memory make up
     for an extra regularisation step in `every` steps (0: in none; StyleGAN2, appendix B)."""
     ratio = every / (every + 1) if every else 1.0
@@ -60,8 +59,7 @@ def lazy_adam(parts: dict[torch.nn.Module, float], every: int,
         trained = [p for p in part.parameters() if p.requires_grad]
         if trained:
             groups.append({"params": trained, "lr": lr * ratio})
-    return torch.optim.Adam(groups, betas=(0.0, 0.99**ratio), eps=1e-8, fused=True,
-                            capturable=capturable)
+    return torch.optim.Adam(groups, betas=(0.0, 0.99**ratio), eps=1e-8, fused=True)
 
 
 class Trainer:
@@ -94,8 +92,8 @@ class Trainer:
                   and not (distiller and distiller.content_mask))
         self.opt_g = lazy_adam({self.G.mapping: config.lr * config.mapping_lr,
                                 self.G.synthesis: config.lr, regressors: config.lr},
-                               PATH_EVERY if config.path_weight else 0, replay)
-        self.opt_d = lazy_adam({self.D: config.lr}, R1_EVERY if config.r1_gamma else 0, replay)
+                               PATH_EVERY if config.path_weight else 0)
+        self.opt_d = lazy_adam({self.D: config.lr}, R1_EVERY if config.r1_gamma else 0)
         self.rates = [group["lr"] for group in self.groups()]
 
         self.dataset = dataset or open_dataset(config.data, G.resolution, seed=config.seed,
@@ -422,8 +420,6 @@ class Trainer:
             for name in STATEFUL:
                 if name != "scaler" or state[name]:  # of a precision without one it is empty
                     getattr(self, name).load_state_dict(state[name])
-            for group in self.groups():
-                group["capturable"] = self.graphs.rng is not None
             if self.distiller and self.distiller.regressors:
                 self.distiller.regressors.load_state_dict(state["regressors"])
             if moved:
