@@ -54,24 +54,8 @@ from gapkd.settings import (
     to_dict,
     widths,
 )
-from gapkd.training.runs import (
-    FREE,
-    KNOWN_BY_CONTENT,
-    RunFolder,
-    begun_by_this_job,
-    find_files,
-    job,
-    read_about,
-)
-from gapkd.training.start import (
-    check_distance,
-    check_pair,
-    check_student,
-    fresh_discriminator,
-    networks_of_start,
-    settings_of,
-    start_files,
-)
+from gapkd.training import runs, start
+from gapkd.training.runs import RunFolder, read_about
 from gapkd.training.trainer import Trainer, TrainingDiverged, class_shares
 
 Probe = Callable[[StyleGenerator], dict]
@@ -133,10 +117,10 @@ def first_networks(config: TrainConfig) -> tuple[TrainConfig, StyleGenerator, Di
     that they start from."""
     if known := _known_networks(config):
         G, D = build(**known["G"]), build(**known["D"])  # their weights follow
-        taken = settings_of(G) if config.start_from else {}
+        taken = start.settings_of(G) if config.start_from else {}
         return replace(config, **taken), G, D
     if config.start_from:
-        return networks_of_start(config)
+        return start.networks_of_start(config)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         G = fresh_generator(config)
@@ -182,13 +166,13 @@ def distill(config: DistillConfig, probe: Probe | None = None,
     config = replace(config, teacher=address_of(config.teacher) or config.teacher)
     device = choose_device(config.device)
     teacher = load_generator(config.teacher).to(device)
-    check_student(config, teacher)
+    start.check_student(config, teacher)
     if config.content and content_mask is None:
         content_mask = partial(head_mask, reader("toyfaces", device))
     sees = config.perceptual_weight or config.moment_weight
     perceptual = distance_for(config.perceptual, device) if sees else None
     if perceptual:
-        check_distance(config, perceptual, teacher)
+        start.check_distance(config, perceptual, teacher)
     D = first_discriminator(config, teacher)
     dataset, judge = _open_data(config, teacher)
     if perceptual and config.perceptual == "toyfaces" != config.data and parallel.is_first():
@@ -250,9 +234,9 @@ def first_discriminator(config: DistillConfig, teacher: StyleGenerator) -> Discr
     if known := _known_networks(config):
         return build(**known["D"])
     if not config.discriminator:
-        return fresh_discriminator(config, teacher)
+        return start.fresh_discriminator(config, teacher)
     D = load_discriminator(config.discriminator).requires_grad_(True)
-    check_pair(teacher, D)
+    start.check_pair(teacher, D)
     return D
 
 
@@ -278,7 +262,7 @@ def resume_run(folder: str | Path, images: int = 0, device: str = "", progress: 
         raise ValueError(f"cannot resume {folder}: another version of gapkd started it (its "
                          f"settings differ in {sorted(other)[0]}); go on with that version, or "
                          "start the run anew in another folder")
-    if fixed := changes.keys() - ((FREE | KNOWN_BY_CONTENT) & settings.keys()):
+    if fixed := changes.keys() - ((runs.FREE | runs.KNOWN_BY_CONTENT) & settings.keys()):
         raise ValueError(f"a {kind} run cannot be resumed with another "
                          f"{sorted(fixed)[0]}: leave it out, or start the run anew in another "
                          "folder")
@@ -287,7 +271,7 @@ def resume_run(folder: str | Path, images: int = 0, device: str = "", progress: 
     if device:
         changes["device"] = device
     settings |= {"out": str(folder), "resume": True, "progress": progress} | changes
-    settings |= find_files(settings, about.get("started_in", ""), changes)
+    settings |= runs.find_files(settings, about.get("started_in", ""), changes)
     return train(from_dict(cls, settings))
 
 
@@ -298,14 +282,14 @@ def _begin(config: AnyConfig, kind: str) -> AnyConfig:
     if parallel.may_restart() and not config.out:
         raise ValueError("torchrun may restart this run (--max-restarts): name its folder with "
                          "out, so that it is found again")
-    if parallel.may_restart() and job() in ("", "none"):
+    if parallel.may_restart() and runs.job() in ("", "none"):
         # The static rendezvous keeps the addresses of the dead.
         raise ValueError("torchrun can restart a run only when the job has a name: add "
                          "--standalone (one machine) or --rdzv-backend c10d --rdzv-id NAME "
                          "(several)")
     # A machine that has come in a dead one's place counts no restart of its own, so all are asked.
     if parallel.anyone(parallel.restarted()):
-        if parallel.from_first(lambda: begun_by_this_job(config.out)):
+        if parallel.from_first(lambda: runs.begun_by_this_job(config.out)):
             config = replace(config, resume=True)
     parallel.check_equal("settings", json.dumps(to_dict(config)))
     parallel.from_first(RunFolder(config, kind).check)
@@ -507,8 +491,8 @@ def best_record(log: Sequence[dict]) -> dict | None:
 
 def _ancestor(config: RunConfig) -> dict:
     """The provenance of the run that this one starts from; {} for a run from scratch."""
-    start = getattr(config, "start_from", "")
-    return read_metadata(start_files(start)[0])["provenance"] if start else {}
+    place = getattr(config, "start_from", "")
+    return read_metadata(start.start_files(place)[0])["provenance"] if place else {}
 
 
 @contextmanager
