@@ -338,4 +338,5 @@ def test_processes_without_a_common_disk_resume(tmp_path):
         (tmp_path / rank).mkdir()
     first, second = together(_elsewhere, str(tmp_path))
     assert [r["images"] for r in first] == [16, 32, 48, 64] == [r["images"] for r in second]
+    assert all("fid_toyfaces_20" in record for record in first)
     assert not (tmp_path / "1" / "run").exists()

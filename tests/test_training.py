@@ -35,7 +35,7 @@ from gapkd.files.checkpoints import (
     save_network,
 )
 from gapkd.metrics.attributes import load_attribute_network
-from gapkd.metrics.evaluation import evaluate_generator, real_features
+from gapkd.metrics.evaluation import evaluate_generator
 from gapkd.metrics.features import distance_for
 from gapkd.networks.stylegan2 import Discriminator, Generator
 from gapkd.settings import TrainConfig
@@ -282,17 +282,6 @@ def test_faces_rendered_on_a_gpu():
                                rtol=0, atol=2e-3)
 
 
-def test_the_fid_in_the_log_is_that_of_the_saved_generator(tmp_path):
-    result = train_gan(config(tmp_path / "r", resolution=32, images=16, batch=8, fid_every=8,
-                              fid_samples=60, ema_rampup=0.0))
-    measured = [r["fid_toyfaces_60"] for r in result.log if "fid_toyfaces_60" in r]
-    network = load_attribute_network()
-    real = real_features(network, open_dataset("toyfaces", 32), 60)
-    found = evaluate_generator(result.generator, network, 60, seed=30_000, real=real)
-    assert len(measured) == 2
-    assert measured[-1] == pytest.approx(found["fid_toyfaces_60"], rel=1e-4)
-
-
 # ---------------------------------------------------------------------- starting from another run
 
 
@@ -365,8 +354,6 @@ def test_a_run_starts_from_both_networks_of_another_repository(tmp_path, elsewhe
 def test_files_that_no_run_can_start_from(tmp_path, elsewhere):
     G, D, file = elsewhere
     settings = {"start_from": str(file), "images": 2, "batch": 2}
-    with pytest.raises(ValueError, match="holds 8 px networks: choose resolution=8, not 16"):
-        train_gan(config(tmp_path / "a", **settings | {"resolution": 16}))
     file.write_bytes(nvidia_pickle(named_like_nvidia(G), named_like_nvidia(Discriminator(16, 4))))
     with pytest.raises(ValueError, match="generator is one of 8 px, .* discriminator one of 16 px"):
         train_gan(config(tmp_path / "b", **settings))
@@ -410,7 +397,7 @@ def test_what_a_training_cannot_measure_is_known_before_it(tmp_path, teacher_fil
             (teacher_file, {"perceptual": str(teacher_file)}, "a discriminator was asked for"),
             (teacher_file, {"keep": 0.5, "kind": "mobile"}, "another family"),
             (teacher_file, {"data": "nowhere"}, "there is no folder or zip at nowhere"),
-            (teacher_file, {"tensorboard": True}, "needs the extra `tensorboard`")):
+            (teacher_file, {"tensorboard": True}, "needs the extra `tensorboard`: pip")):
         with pytest.raises(ValueError, match=message):
             distill(distill_config(tmp_path / "r", teacher, **slow | changes))
     with pytest.raises(ValueError, match="small.safetensors is a file: choose another out"):
@@ -587,11 +574,6 @@ def test_tensorboard(tmp_path, monkeypatch):
     ((name, images, count), _), = board().add_images.call_args_list
     assert (name, count) == ("samples", 16) and 0 <= images.min() < images.max() <= 1
     board().close.assert_called_once_with()
-    monkeypatch.undo()
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ValueError, match="needs the extra `tensorboard`: pip install"):
-        train_gan(config(tmp_path / "r", tensorboard=True))
-    assert not (tmp_path / "r").exists()
 
 
 def test_lessons_are_given_as_often_as_asked_in_another_order_each_time(monkeypatch):
