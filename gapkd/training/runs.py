@@ -24,14 +24,13 @@ from gapkd.files.provenance import provenance
 from gapkd.files.storage import check_place, write_atomically
 from gapkd.networks.base import StyleGenerator
 from gapkd.networks.stylegan2 import Discriminator
-from gapkd.settings import DISTANCES, FEATURE_SPACES, RunConfig, to_dict
+from gapkd.settings import DISTANCES, FEATURE_SPACES, MINE, RunConfig, to_dict
 
 KEPT_CHECKPOINTS = 2
 """The newest checkpoints that stay on the disk."""
 
 
-FREE = {"out", "resume", "progress", "log_every", "grid_every", "checkpoint_every", "probe_every",
-        "fid_every", "fid_samples", "fid_features", "tensorboard", "device", "precision",
+FREE = {*MINE, "probe_every", "fid_every", "fid_samples", "fid_features", "precision",
         "cuda_graphs"}
 """Settings that a resumed run may change: they do not change what its weights mean."""
 KNOWN_BY_CONTENT = {"data", "teacher", "perceptual"}
