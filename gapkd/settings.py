@@ -362,9 +362,9 @@ def _as_field(cls: type, name: str, value: Any) -> Any:
     return value
 
 
-def read_settings(text: str, cls: type = DistillConfig) -> dict[str, Any]:
-    """Settings in one line: "kernel: 1, lr: 2e-3, ld_blocks: [1, 2]" -> field -> value; of a field
-    that stands there twice, the last value.
+def read_settings(text: str) -> dict[str, Any]:
+    """Settings of a distillation in one line: "kernel: 1, ld_blocks: [1, 2]" -> field -> value; of
+    a field that stands there twice, the last value.
 
     Raises ValueError for a text that is no such line, an unknown field, a value of another kind.
     """
@@ -373,9 +373,9 @@ def read_settings(text: str, cls: type = DistillConfig) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError(f"{text!r} cannot be read as settings: write name: value, name: value, "
                          "and quote a value with commas or brackets") from error
-    hints, found = get_type_hints(cls), {}
+    hints, found = get_type_hints(DistillConfig), {}
     for name, value in given.items():
-        found[name] = _as_field(cls, name, value)
+        found[name] = _as_field(DistillConfig, name, value)
         _check_type(name, found[name], hints[name])
     return found
 
