@@ -23,7 +23,7 @@ from gapkd import parallel
 from gapkd.data.datasets import open_dataset
 from gapkd.metrics.attributes import load_attribute_network
 from gapkd.metrics.evaluation import evaluate_generator, real_features
-from gapkd.networks.stylegan2 import Generator, minibatch_std
+from gapkd.networks.stylegan2 import Generator
 from gapkd.settings import TrainConfig
 from gapkd.training.loop import distill, train_gan
 
@@ -107,23 +107,6 @@ def _slow_answer() -> str:
 
 def test_the_first_process_may_take_its_time():
     assert together(_slow_answer) == ["there it is"] * 2
-
-
-def test_whole_groups_of_the_minibatch_statistic_are_dealt_out():
-    x = torch.randn(16, 3, 2, 2)
-    whole = minibatch_std(x, 4)[:, 3, 0, 0]
-    for rows in DEALT:
-        torch.testing.assert_close(minibatch_std(x[rows], 4)[:, 3, 0, 0], whole[rows])
-
-
-def test_alone_nothing_changes():
-    x = torch.randn(4, requires_grad=True)
-    parallel.join()
-    assert (parallel.count(), parallel.rank(), parallel.is_first()) == (1, 0, True)
-    assert parallel.rows(7, 4) == slice(None) and parallel.gather(x) is x
-    assert parallel.gather_objects("a") == ["a"] and parallel.from_first(lambda: 3) == 3
-    assert parallel.mean(x).tolist() == x.tolist() and not parallel.anyone(False)
-    parallel.check_equal("weights", "1")
 
 
 def _uneven(out: str) -> None:
