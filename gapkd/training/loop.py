@@ -352,7 +352,7 @@ class Loop:
                     trainer.train_step()
                 bar.update(c.batch)
                 notes = self.take_notes()
-                if self.done or self.crossed(c.checkpoint_every):
+                if self.due(c.checkpoint_every):
                     self.save(notes)
                 self.look(notes)
                 if notes:
@@ -369,14 +369,12 @@ class Loop:
         """Spent on the run, before it was stopped too."""
         return time.perf_counter() - self.began
 
-    @property
-    def done(self) -> bool:
-        return self.trainer.images >= self.trainer.config.images
-
-    def crossed(self, period: int) -> bool:
-        """Whether the last step crossed a multiple of `period` images."""
-        images, batch = self.trainer.images, self.trainer.config.batch
-        return bool(period) and images // period > (images - batch) // period
+    def due(self, period: int) -> bool:
+        """Whether the last step crossed a multiple of `period` images, or ended the run."""
+        images, c = self.trainer.images, self.trainer.config
+        if images >= c.images:
+            return True
+        return bool(period) and images // period > (images - c.batch) // period
 
     def fetch(self) -> Exception | None:
         """Load the images of the next step; returns what is wrong with them."""
@@ -401,7 +399,7 @@ class Loop:
 
     def take_notes(self) -> dict:
         """The losses, where a line of the log is due."""
-        if not (self.done or self.crossed(self.trainer.config.log_every)):
+        if not self.due(self.trainer.config.log_every):
             return {}
         try:
             return self.trainer.take_notes()
@@ -430,12 +428,12 @@ class Loop:
     def measure(self, notes: dict) -> dict:
         trainer, c, record = self.trainer, self.trainer.config, {}
         for measure, period in ((self.probe, c.probe_every), (self.judge, c.fid_every)):
-            if measure and (self.done or self.crossed(period)):
+            if measure and self.due(period):
                 record |= measure(trainer.G_ema)
         if taken := record.keys() & {"images", "seconds", *notes}:
             raise ValueError(f"a probe may not call a number {min(taken)}, which is a name of the "
                              "log's own: give it another")
-        if c.grid_every and parallel.is_first() and (self.done or self.crossed(c.grid_every)):
+        if c.grid_every and parallel.is_first() and self.due(c.grid_every):
             self.folder.save_grid(draw_sheet(trainer.G_ema, 64, seed=0), trainer.images)
         return record
 
