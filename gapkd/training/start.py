@@ -34,21 +34,18 @@ def start_files(start: str) -> tuple[Path, Path]:
     embedded teacher; of a file that holds both (another repository's, or a checkpoint), twice
     that."""
     place = Path(start)
-    if is_address(start) or place.is_file():
-        file = find_checkpoint(start)
-        if recognise(file) == "safetensors":
-            raise ValueError(f"start_from={start} is a file of one network: name the run's folder, "
-                             "which holds both")
+    if not (place.exists() or is_address(start)):
+        if place.name != start:
+            raise ValueError(f"there is no run {start} to start from: name the folder of one, or "
+                             "an embedded teacher")
+        return find_checkpoint(start), find_checkpoint(f"{start}_discriminator")
+    file = find_checkpoint(start)
+    if recognise(file) != "safetensors":
         return file, file
-    if place.is_dir():
-        states = sorted(place.glob("checkpoints/[0-9]*.pt"))
-        if states and not (place / "generator.safetensors").is_file():
-            return states[-1], states[-1]
-        return place / "generator.safetensors", place / "discriminator.safetensors"
-    if place.name != start:
-        raise ValueError(f"there is no run {start} to start from: name the folder of one, or an "
-                         "embedded teacher")
-    return find_checkpoint(start), find_checkpoint(f"{start}_discriminator")
+    if not place.is_dir():
+        raise ValueError(f"start_from={start} is a file of one network: name the run's folder, "
+                         "which holds both")
+    return file, file.with_name("discriminator.safetensors")
 
 
 def networks_of_start(config: TrainConfig
