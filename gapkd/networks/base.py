@@ -21,11 +21,15 @@ from gapkd.networks.mapping import MappingNetwork
 Noise = str | list[Tensor]
 
 
-def check_images(resolution: int, img_channels: int, least: int = 8) -> None:
-    """Raise ValueError unless the resolution is a power of two of at least `least`, and there are
-    images of so many channels."""
+def check_resolution(resolution: int, least: int = 8) -> None:
+    """Raise ValueError unless it is a power of two of at least `least`."""
     if resolution < least or resolution & (resolution - 1):
         raise ValueError(f"resolution must be a power of two of at least {least}, not {resolution}")
+
+
+def check_images(resolution: int, img_channels: int, least: int = 8) -> None:
+    """Raise ValueError unless there are networks for images of that size and so many channels."""
+    check_resolution(resolution, least)
     if type(img_channels) is not int or img_channels not in (1, 3, 4):
         raise ValueError("img_channels must be 3, 1 (grey) or 4 (RGBA), not "
                          f"{repr(img_channels)[:40]}")
