@@ -99,9 +99,12 @@ class Firefox:
         return answer["result"]
 
     def goto(self, address: str, width: int, height: int) -> None:
+        self.resize(width, height)
+        self.ask("browsingContext.navigate", context=self.tab, url=address, wait="complete")
+
+    def resize(self, width: int, height: int) -> None:
         self.ask("browsingContext.setViewport", context=self.tab,
                  viewport={"width": width, "height": height})
-        self.ask("browsingContext.navigate", context=self.tab, url=address, wait="complete")
 
     def evaluate(self, expression: str) -> object:
         """The value of an expression, which may be a promise, by way of JSON."""

@@ -218,6 +218,13 @@ def test_a_seeds_z_is_the_same_in_both_languages(visit, seed):
     np.testing.assert_allclose(found, latent(seed, 16), rtol=1e-12, atol=1e-14)
 
 
+def test_after_the_largest_seed_comes_0(show, pair):
+    seen = show(*pair[1], seed=2**32 - 1)
+    assert seen.page.locator("#otherseed").input_value() == "0"
+    seen.page.locator("#next").click()
+    assert seen.rest().page.locator("#seed").input_value() == "0"
+
+
 def test_every_control_changes_both_pictures(visit):
     seen = visit().rest()
     first = before = seen.canvases()
@@ -535,7 +542,7 @@ def test_nobody_is_kept_out(visit, axe, width, height, scheme):
     assert [(one["id"], one["nodes"][0]["html"]) for one in found["violations"]] == []
 
 
-def test_firefox_draws_the_same(serving, folder, pair, tmp_path):
+def test_firefox_draws_the_same_and_keeps_nobody_out(serving, folder, pair, axe, tmp_path):
     with firefox(tmp_path) as fox:
         fox.goto(serving(folder), 1280, 900)
         end = time.monotonic() + 90
@@ -550,7 +557,16 @@ def test_firefox_draws_the_same(serving, folder, pair, tmp_path):
             }})()""")
             canvas = np.array(found).reshape(16, 16, 4)[..., :3]
             assert apart(canvas, drawn(G, latent(7, 16))) < 0.05
-        assert fox.evaluate("document.documentElement.scrollWidth") <= 1280
+        fox.evaluate(f"(() => {{ {axe} }})()")
+        for width, height in ((1280, 900), (390, 844)):
+            fox.resize(width, height)
+            assert fox.evaluate("document.documentElement.scrollWidth") <= width
+            for _ in ("one theme", "the other"):
+                fox.evaluate("document.getElementById('theme').click()")
+                time.sleep(0.4)  # colours take their time to change
+                found = fox.evaluate("""axe.run().then(({ passes, violations }) =>
+                    [passes.length, violations.map(({ id }) => id)])""")
+                assert found[0] > 20 and found[1] == []
 
 
 @pytest.mark.parametrize("wanted", ["?webgpu", "?wasm"])

@@ -27,9 +27,10 @@ export async function main(say) {
   for (const network of networks) network.directions ??= networks[0].directions;
   const [student, teacher] = networks; // the first draws the small pictures too; without a teacher it is just a network
   const { names, reach } = student.directions;
-  const numbered = (seed) => faceOf((seed + LARGEST_SEED + 1) % (LARGEST_SEED + 1), student.z_dim);
+  const wrapped = (seed) => (seed + LARGEST_SEED + 1) % (LARGEST_SEED + 1); // after the largest comes 0
+  const numbered = (seed) => faceOf(wrapped(seed), student.z_dim);
   const beginning = () => ({ face: numbered(start.seed), truncation: start.truncation, label: 0,
-                             strengths: names.map(() => 0), mix: { seed: start.seed + 1, layers: 0 } });
+                             strengths: names.map(() => 0), mix: { seed: wrapped(start.seed + 1), layers: 0 } });
   let state = read(location.hash, beginning(), student);
 
   document.title = `gapkd: ${networks.map(titleOf).join(" and ")}`;
