@@ -92,33 +92,24 @@ def _correlation(a: Tensor, b: Tensor) -> float:
     return (a @ b).item() / scale if scale > 1e-12 else 0.0
 
 
-class SameZ:
-    """`same_z_distance` of images that come in batches: `add` them, then take the `mean_distances`
-    of what was `found`."""
-
-    def __init__(self, net: AttributeNetwork):
-        self.net, self.previous = net, None
-        self.found: list[dict[str, Tensor]] = []  # distances of the pairs of every batch
-
-    def add(self, a: Tensor, b: Tensor) -> None:
-        if a.shape != b.shape:
-            raise ValueError(f"a distance needs images of one shape, not {tuple(a.shape)} and "
-                             f"{tuple(b.shape)}")
-        a, b = a.clamp(-1, 1), b.clamp(-1, 1)
-        # a_i against b_(i-1), across the borders of batches
-        before = b[:-1] if self.previous is None else torch.cat([self.previous, b[:-1]])
-        self.previous = b[-1:]
-        chance = self._distances(a[len(a) - len(before):], before)
-        self.found.append(self._distances(a, b)
-                          | {f"{name}_chance": value for name, value in chance.items()})
-
-    def _distances(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
-        l1, perceptual = (a - b).abs().mean(dim=(1, 2, 3)), perceptual_distance(self.net, a, b)
-        return {"l1": l1.double().cpu(), "perceptual": perceptual.double().cpu()}
+def pair_distances(net: AttributeNetwork, a: Tensor, b: Tensor, previous: Tensor | None
+                   ) -> dict[str, Tensor]:
+    """`same_z_distance` of every pair of a batch, (N,), on the CPU. `previous` is the last of `b`
+    in the batch before, (1, 3, R, R); of the first batch None, and one `_chance` less."""
+    if a.shape != b.shape:
+        raise ValueError(f"a distance needs images of one shape, not {tuple(a.shape)} and "
+                         f"{tuple(b.shape)}")
+    before = b[:-1] if previous is None else torch.cat([previous, b[:-1]])
+    found = {}
+    for name, x, y in (("", a, b), ("_chance", a[len(a) - len(before):], before)):
+        x, y = x.clamp(-1, 1), y.clamp(-1, 1)
+        found[f"l1{name}"] = (x - y).abs().mean(dim=(1, 2, 3)).double().cpu()
+        found[f"perceptual{name}"] = perceptual_distance(net, x, y).double().cpu()
+    return found
 
 
 def mean_distances(found: list[dict[str, Tensor]]) -> dict[str, float]:
-    """Of what `SameZ` objects have found, in one process or in several."""
+    """Of what `pair_distances` has found, in one process or in several."""
     pairs = join_readings(found)
     if not len(pairs["l1_chance"]):
         raise ValueError("same-z distances need at least 2 pairs of images")
@@ -130,10 +121,11 @@ def same_z_distance(images_a: Images, images_b: Images, net: AttributeNetwork) -
     """Mean distance of images i of both sets: `l1` (range [0, 2], images clamped to [-1, 1]) and
     `perceptual`; with `_chance` the same between a_i and b_(i-1), which share nothing when the
     samples are independent. A ratio of 1 says that the same z means nothing."""
-    distances = SameZ(net)
+    found, previous = [], None
     for a, b in zip(in_batches(images_a), in_batches(images_b), strict=True):
-        distances.add(a, b)
-    return mean_distances(distances.found)
+        found.append(pair_distances(net, a, b, previous))
+        previous = b[-1:]
+    return mean_distances(found)
 
 
 def agreement_probe(teacher: StyleGenerator, net: AttributeNetwork, samples: int = 1000,

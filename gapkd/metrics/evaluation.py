@@ -117,7 +117,7 @@ def evaluate_generator(G: StyleGenerator, net: AttributeNetwork, samples: int = 
     # the teacher's own row of a table costs one pass, not two
     generators = [G] if teacher is None or teacher is G else [G, teacher]
     features, readings = [[] for _ in generators], [[] for _ in generators]
-    distances = agreement.SameZ(net)
+    distances, previous = [], None
     streams = [sample_images(g, samples, seed, batch, _mine()) for g in generators]
     every = bar(zip(*streams, strict=True), desc=progress, unit="batches", disable=not progress,
                 total=len(share(range(math.ceil(samples / batch)), _mine())))
@@ -128,7 +128,8 @@ def evaluate_generator(G: StyleGenerator, net: AttributeNetwork, samples: int = 
             features[n].append(vectors.double().cpu())
             readings[n].append(agreement.name_classes(net, net.read(maps)))
         if teacher is not None:
-            distances.add(parts[0], parts[-1])
+            distances.append(agreement.pair_distances(net, parts[0], parts[-1], previous))
+            previous = parts[-1][-1:]
     features = [torch.cat(_of_all(side)) for side in features]
     name, result = net.name if space is None else space.name, {}
     if real is not None:  # every point with every other one: seconds on a CPU
@@ -142,7 +143,7 @@ def evaluate_generator(G: StyleGenerator, net: AttributeNetwork, samples: int = 
         if G.c_dim:
             _, labels = draw_latents(G, samples, seed)
             result |= agreement_by_class(readings[0], readings[-1], labels.argmax(dim=1).cpu())
-        result |= agreement.mean_distances(_of_all(distances.found))
+        result |= agreement.mean_distances(_of_all(distances))
         fid = frechet_distance(features[0], features[-1])
         result[metric_name("fid_to_teacher", name, samples)] = fid
     return result
