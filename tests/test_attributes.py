@@ -75,12 +75,15 @@ def test_unusable_files_raise_one_sentence(tmp_path):
     path.write_bytes(whole[:-100])
     with pytest.raises(CheckpointError, match="truncated"):
         load_attribute_network(path)
-    metadata = {"gapkd": "1", "kind": "attribute-network", "provenance": "{}",
-                "architecture": json.dumps(net.architecture() | {"hidden": 13})}
-    save_file(tensors, path, metadata)
-    with pytest.raises(CheckpointError, match="do not fit the architecture"):
-        load_attribute_network(path)
-    save_file(tensors, path, metadata | {"kind": "stylegan2-generator"})
+    metadata = {"gapkd": "1", "kind": "attribute-network", "provenance": "{}"}
+    broken = {name: tensor * torch.nan for name, tensor in tensors.items()}
+    for weights, changes, message in ((tensors, {"hidden": 13}, "Error"), (broken, {}, "finite"),
+                                      (tensors, {"channels": [8] * 10**6}, "four blocks")):
+        architecture = json.dumps(net.architecture() | changes)
+        save_file(weights, path, metadata | {"architecture": architecture})
+        with pytest.raises(CheckpointError, match=f"do not fit the architecture .*{message}"):
+            load_attribute_network(path)
+    save_file(tensors, path, metadata | {"kind": "stylegan2-generator", "architecture": "{}"})
     with pytest.raises(CheckpointError, match="holds a stylegan2-generator"):
         load_attribute_network(path)
 

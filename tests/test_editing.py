@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import safetensors.torch
 import torch
 
 from gapkd.cli import main
@@ -158,7 +159,10 @@ def test_directions_on_the_disk(tmp_path, G):
 
 
 def test_other_files_are_refused(teacher_file, tmp_path):
-    for content in (b"", b"rubbish" * 100):
+    tensors = {"vectors": torch.eye(3)[:1], "reach": torch.ones(1)}
+    cut, few = (safetensors.torch.save(tensors, {"kind": "directions", "names": names})
+                for names in ("[", "[]"))
+    for content in (b"", b"rubbish" * 100, cut, few):
         (tmp_path / "d.safetensors").write_bytes(content)
         with pytest.raises(ValueError, match="d.safetensors is damaged or no file of directions"):
             load_directions(tmp_path / "d.safetensors")

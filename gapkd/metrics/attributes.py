@@ -44,7 +44,7 @@ class AttributeNetwork(Network):
     Args:
         categorical: factor -> names of its classes.
         continuous: factor -> (low, high); the network's value for it is (v - low) / (high - low).
-        channels: width of every block, each a multiple of 8.
+        channels: width of each block, a multiple of 8.
         hidden: width of the layer below the heads.
         name: of the images that it was trained on; it goes into the names of metrics.
     Images are (N, 3, R, R) in [-1, 1] with R >= 32; larger ones are averaged down to 32 px first.
@@ -58,6 +58,8 @@ class AttributeNetwork(Network):
                  channels: Sequence[int] = (32, 64, 128, 192), hidden: int = 256,
                  name: str = "toyfaces"):
         super().__init__()
+        if len(channels) != 4:  # the trunk reads 2x2 px
+            raise ValueError(f"an attribute network has four blocks, not {len(channels)}")
         self.name = name
         self.categorical = {factor: tuple(classes) for factor, classes in categorical.items()}
         self.continuous = {factor: (float(a), float(b)) for factor, (a, b) in continuous.items()}
@@ -145,6 +147,8 @@ def load_attribute_network(path: str | Path = "attributes") -> AttributeNetwork:
         with torch.device("meta"):  # a hostile size costs nothing before the weights confirm it
             net = AttributeNetwork(**metadata["architecture"])
         net.load_state_dict(load_file(file), assign=True)
+        if not all(weight.isfinite().all() for weight in net.parameters()):
+            raise ValueError("some are not finite")
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise CheckpointError(f"the weights in {file.name} do not fit the architecture its "

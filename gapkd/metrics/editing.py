@@ -95,14 +95,14 @@ def load_directions(path: str | Path) -> Directions:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-        if metadata.get("kind") != "directions":
-            raise ValueError(f"{path} holds no directions: write such a file {mend}")
-        tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
-        names = tuple(map(str, json.loads(metadata["names"])))
-        return Directions(names, tensors["vectors"], tensors["reach"], tensors.get("origin"))
-    except (SafetensorError, KeyError, TypeError) as error:
+        if metadata.get("kind") == "directions":
+            tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
+            names = tuple(map(str, json.loads(metadata["names"])))
+            return Directions(names, tensors["vectors"], tensors["reach"], tensors.get("origin"))
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged or no file of directions ({error}): write it anew "
                          f"{mend}") from error
+    raise ValueError(f"{path} holds no directions: write such a file {mend}")
 
 
 # -- finding directions --------------------------------------------------------------------------
