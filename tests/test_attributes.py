@@ -78,7 +78,8 @@ def test_unusable_files_raise_one_sentence(tmp_path):
     metadata = {"gapkd": "1", "kind": "attribute-network", "provenance": "{}"}
     broken = {name: tensor * torch.nan for name, tensor in tensors.items()}
     for weights, changes, message in ((tensors, {"hidden": 13}, "Error"), (broken, {}, "finite"),
-                                      (tensors, {"channels": [8] * 10**6}, "four blocks")):
+                                      (tensors, {"channels": [8] * 10**6}, "four blocks"),
+                                      (tensors, {"name": 7}, "must be a text")):
         architecture = json.dumps(net.architecture() | changes)
         save_file(weights, path, metadata | {"architecture": architecture})
         with pytest.raises(CheckpointError, match=f"do not fit the architecture .*{message}"):

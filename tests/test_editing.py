@@ -162,7 +162,9 @@ def test_other_files_are_refused(teacher_file, tmp_path):
     tensors = {"vectors": torch.eye(3)[:1], "reach": torch.ones(1)}
     cut, few = (safetensors.torch.save(tensors, {"kind": "directions", "names": names})
                 for names in ("[", "[]"))
-    for content in (b"", b"rubbish" * 100, cut, few):
+    endless = safetensors.torch.save(tensors | {"reach": torch.full((1,), torch.inf)},
+                                     {"kind": "directions", "names": '["smile"]'})
+    for content in (b"", b"rubbish" * 100, cut, few, endless):
         (tmp_path / "d.safetensors").write_bytes(content)
         with pytest.raises(ValueError, match="d.safetensors is damaged or no file of directions"):
             load_directions(tmp_path / "d.safetensors")

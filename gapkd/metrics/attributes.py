@@ -58,6 +58,8 @@ class AttributeNetwork(Network):
                  channels: Sequence[int] = (32, 64, 128, 192), hidden: int = 256,
                  name: str = "toyfaces"):
         super().__init__()
+        if not isinstance(name, str):
+            raise ValueError(f"name must be a text, not {repr(name)[:40]}")
         if len(channels) != 4:  # the trunk reads 2x2 px
             raise ValueError(f"an attribute network has four blocks, not {len(channels)}")
         self.name = name

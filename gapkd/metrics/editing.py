@@ -98,6 +98,8 @@ def load_directions(path: str | Path) -> Directions:
         if metadata.get("kind") == "directions":
             tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
             names = tuple(map(str, json.loads(metadata["names"])))
+            if not all(tensor.isfinite().all() for tensor in tensors.values()):
+                raise ValueError("some numbers in it are not finite")
             return Directions(names, tensors["vectors"], tensors["reach"], tensors.get("origin"))
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged or no file of directions ({error}): write it anew "
