@@ -130,6 +130,9 @@ def parse_parameters(pairs: Sequence[str], known: dict, rules: dict | None = Non
 
 def _setting(name: str, text: str) -> str:
     """A field of DistillConfig as `read_settings` reads it; files by absolute paths."""
+    bare = text.strip()[:1] not in ("[", "'", '"')
+    if bare and name not in FILES and set(",()") & set(text):
+        raise ValueError(f"{name}={text}: write several numbers as [1, 2], and 0.5 with a point")
     if name in FILES and text not in DISTANCES + FEATURE_SPACES:
         text = json.dumps(_place(name, text, "", "file"))
     return f"{name}: {text}"
@@ -166,7 +169,7 @@ def _settings_of(notebook: Path) -> tuple[dict, dict]:
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
         code = [(cell["metadata"].get("tags", ()), "".join(cell["source"])) for cell in cells
                 if cell["cell_type"] == "code"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{notebook} cannot be read as a notebook ({type(error).__name__}): give "
                          "an .ipynb file, or a chapter's number") from error
     known, rules = {}, {}
@@ -382,6 +385,8 @@ def run_chapter(name: str, parameters: Sequence[str] = (), out: str = "") -> Pat
     if executed.exists():
         raise ValueError(f"{executed} exists already: choose another out")
     import papermill
+    from jsonschema import ValidationError
+    from nbclient.exceptions import DeadKernelError
 
     if "out" in known and "out" not in values:
         values["out"] = str(folder)
@@ -392,11 +397,18 @@ def run_chapter(name: str, parameters: Sequence[str] = (), out: str = "") -> Pat
     try:
         papermill.execute_notebook(
             str(notebook), str(executed), values, cwd=str(folder), log_output=False,
+            kernel_name="python3",  # this Python's, whatever an editor called its own
             progress_bar=sys.stderr.isatty(),
             extra_arguments=["--IPKernelApp.log_level=CRITICAL"])  # no warning on transports
     except papermill.PapermillExecutionError as error:
         raise ValueError(f"{notebook.name} stopped at cell {error.exec_count}: {error.ename}: "
                          f"{error.evalue}; see {where}") from error
+    except DeadKernelError as error:
+        raise ValueError(f"{notebook.name} stopped, its kernel died (there may be too little "
+                         f"memory: ask for less, or close other programs); see {where}") from error
+    except ValidationError as error:
+        raise ValueError(f"{notebook} is no notebook of format 4 ({error.message[:100]}): open it "
+                         "in JupyterLab and save it") from error
     print(f"notebook  {where}")
     summary = folder / "result.json"
     if summary.exists():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import asdict, dataclass, fields
-from pathlib import PurePath
+from pathlib import PurePath, PureWindowsPath
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import tyro
@@ -24,13 +24,15 @@ WEIGHTS = ("gan_weight", "rgb_weight", "perceptual_weight", "feature_weight", "m
            "ld_weight")
 """Of the losses of a distillation."""
 LEAST = {
-    **dict.fromkeys(("images", "batch", "log_every", "probe_every", "layers", "z_dim", "w_dim",
+    **dict.fromkeys(("images", "batch", "log_every", "probe_every", "z_dim", "w_dim",
                      "mapping_layers", "reuse"), 1),
     **dict.fromkeys(("seed", "r1_gamma", "path_weight", "grid_every", "checkpoint_every",
                      "fid_every", "ema_rampup", "margin", "ld_strength", *WEIGHTS), 0),
-    "fid_samples": 2,
+    "fid_samples": 2, "layers": 3,
 }
 """Setting -> the least that it may be."""
+MOST = {"resolution": 4096, "mapping_layers": 64, "z_dim": 2**16, "w_dim": 2**16, "margin": 1000}
+"""Setting -> the most that it may be: more is in no file that `load_generator` opens."""
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text",
          list: "a list", tuple: "a tuple", object: "a value"}
 """Kinds of settings and of chapters' parameters, in words."""
@@ -126,8 +128,13 @@ class RunConfig:
             value = getattr(self, name, least)
             bound = f"be at least {least}, not" if least else "not be negative, but is"
             _require(value >= least, f"{name} must {bound} {value}")
+        for name, most in MOST.items():
+            value = getattr(self, name, most)
+            _require(value <= most, f"{name} must be at most {most:,}, not {value:,}")
         for name in ("channels", "d_channels"):
-            _require(getattr(self, name, True), f"{name} must name at least one width")
+            given = getattr(self, name, (1,))
+            _require(given and min(given) > 0,
+                     f"{name} must name at least one width, each at least 1, not {given}")
         for name in ("lr", "mapping_lr", "ema_half_life"):
             value = getattr(self, name)
             _require(value > 0, f"{name} must be positive, not {value}")
@@ -138,6 +145,7 @@ class RunConfig:
         _require(0 <= self.style_mixing <= 1,
                  f"style_mixing is a probability, not {self.style_mixing}")
         _require(self.seed < 2**63, f"seed must be below 2^63, not {self.seed}")
+        _require(self.data, 'data is empty: give a folder or zip of images, or "toyfaces"')
         _network_or(self, "fid_features", FEATURE_SPACES, ".safetensors")
         _require(not (self.resume and not self.out),
                  "resume needs out: name the folder of the run to go on with")
@@ -414,7 +422,10 @@ _Written.add_constructor("tag:yaml.org,2002:int",  # YAML's own takes 010 for 8
 
 def read_yaml(text: str) -> Any:
     """What a table's file or a parameter on the command line says. Raises yaml.YAMLError."""
-    return yaml.load(text, _Written)  # noqa: S506 (a SafeLoader)
+    try:
+        return yaml.load(text, _Written)  # noqa: S506 (a SafeLoader)
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deeply") from error
 
 
 def as_kind(value: Any, kind: type) -> Any:
@@ -452,7 +463,13 @@ FILES = ("data", "teacher", "discriminator", "start_from", "perceptual", "fid_fe
 
 def shareable(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings without what belongs to one machine or one day; files by their names alone."""
-    return {k: PurePath(v).name if k in FILES else v for k, v in settings.items() if k not in MINE}
+    return {k: file_name(v) if k in FILES else v for k, v in settings.items() if k not in MINE}
+
+
+def file_name(path: str) -> str:
+    """The last part of a path, of Windows' too."""
+    windows = "\\" in path or re.match("[A-Za-z]:", path)
+    return (PureWindowsPath if windows else PurePath)(path).name
 
 
 def command_line(command: str, cls: type, values: dict[str, Any]) -> str:

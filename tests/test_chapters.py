@@ -46,6 +46,18 @@ def test_parameters_reach_the_notebook_and_nothing_is_overwritten(notebook, tmp_
         chapters.run_chapter("07", out=str(tmp_path / "out"))
 
 
+def test_a_kernel_of_another_name_is_this_one_and_one_that_dies_is_one_sentence(notebook, tmp_path):
+    made = nbformat.read(chapters.NOTEBOOKS / "07_tiny.ipynb", 4)
+    made.metadata["kernelspec"] = {"name": "conda-env-x", "display_name": "x", "language": "python"}
+    nbformat.write(made, tmp_path / "named.ipynb")
+    folder = chapters.run_chapter(str(tmp_path / "named.ipynb"), out=str(tmp_path / "out"))
+    assert json.loads((folder / "result.json").read_text()) == {"result": 8}
+    made.cells[1].source = "import os\nos._exit(1)"
+    nbformat.write(made, tmp_path / "dying.ipynb")
+    with pytest.raises(ValueError, match="dying.ipynb stopped, its kernel died .*; see "):
+        chapters.run_chapter(str(tmp_path / "dying.ipynb"), out=str(tmp_path / "out"))
+
+
 def test_a_failing_cell_is_one_sentence(notebook, tmp_path):
     with pytest.raises(ValueError, match="07_tiny.ipynb stopped at cell 3: AssertionError: too ma"):
         chapters.run_chapter("7", ["images=500"], str(tmp_path / "out"))
@@ -129,6 +141,8 @@ def test_a_number_is_no_file_whatever_the_words_beside_it_say():
     ("kernel=2", "kernel must be one of 3, 1, not 2"),
     ("lr=fast", "lr must be a number, not 'fast'"),
     ("ld_blocks=[1", "cannot be read as settings: write name: value"),
+    ("ld_blocks=1,2", r"ld_blocks=1,2: write several numbers as \[1, 2\]"),
+    ("lr=0,001", "lr=0,001: .* and 0.5 with a point"),
     ("settings=reus: 4", "DistillConfig has no setting reus; did you mean reuse"),
     ("settings=images: 64", "images is a parameter of its own .* give images=... instead"),
     ("batch=0", "batch must be at least 1, not 0"),
@@ -249,6 +263,13 @@ def test_what_is_no_notebook_is_one_sentence(notebook, tmp_path):
     (tmp_path / "x.ipynb").write_text("[]")
     with pytest.raises(ValueError, match="x.ipynb cannot be read as a notebook"):
         chapters.run_chapter(str(tmp_path / "x.ipynb"))
+    made = json.loads((chapters.NOTEBOOKS / "07_tiny.ipynb").read_text())
+    (tmp_path / "y.ipynb").write_text(json.dumps(made | {"nbformat": 3}))
+    with pytest.raises(ValueError, match="y.ipynb is no notebook of format 4 .* save it"):
+        chapters.run_chapter(str(tmp_path / "y.ipynb"), out=str(tmp_path / "out"))
+    (tmp_path / "z.ipynb").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="z.ipynb cannot be read as a notebook"):
+        chapters.run_chapter(str(tmp_path / "z.ipynb"))
     with pytest.raises(ValueError, match="no chapter 99: choose one of 07_tiny"):
         chapters.run_chapter("99")
 

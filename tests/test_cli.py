@@ -54,6 +54,18 @@ def test_teacher(tmp_path, capsys):
     assert read_metadata(file)["provenance"]["settings"]["batch"] == 4
 
 
+def test_a_run_among_its_images_does_not_learn_from_what_it_drew(tmp_path, capsys):
+    for i in range(4):
+        Image.new("RGB", (16, 16), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    options = [*NETWORK, *SMALL, "--grid-every", "4"]
+    for out in (tmp_path / "run", tmp_path):
+        assert main(["teacher", "--data", str(tmp_path), "--out", str(out), *options]) == 0
+        assert list(out.glob("grids/*.png"))
+        images = json.loads((out / "settings.json").read_text())["settings"]["images"]
+        assert main(["resume", str(out), "--images", str(images + 8)]) == 0
+        assert json.loads((out / "data.json").read_text()) == [f"{i}.png" for i in range(4)]
+
+
 def test_distil_with_every_loss(tmp_path, teacher):
     out = tmp_path / "run"
     options = "--keep 0.5 --kernel 1 --mapping inherit-frozen --ld-blocks 1 2".split()
@@ -96,6 +108,10 @@ def test_sample(tmp_path, teacher, capsys):
     command = ["sample", teacher, "--out", str(out)]
     assert main([*command, "--count", "6", "--columns", "3"]) == 0
     assert Image.open(out).size == (3 * 33 - 1, 2 * 33 - 1)
+    few = tmp_path / "few.png"
+    wide = ["--count", "2", "--columns", "1000000000"]
+    assert main(["sample", teacher, "--out", str(few), *wide]) == 0
+    assert Image.open(few).size == (2 * 33 - 1, 32)
     assert "exists already" in refusal(capsys, *command)
 
 
@@ -109,10 +125,15 @@ def test_sample(tmp_path, teacher, capsys):
     ("sample toyfaces32 --seed -1", "seed must lie between 0"),
     ("sample toyfaces32 --seed 99999999999999999999", "seed must lie between 0"),
     ("sample toyfaces32 --out faces.jpg", "must end in .png"),
-    ("sample toyfaces32 --truncation nan", "truncation must be a number"),
+    ("sample toyfaces32 --truncation nan", "truncation must lie between -1000 and 1000"),
+    ("sample toyfaces32 --truncation 1e39", "truncation must lie between -1000 and 1000"),
+    ("sample TOYFACES32.safetensors", "did you mean toyfaces32?"),
+    ("distill --kind mobile --rgb-levels all --ld-weight 0", "leave rgb_levels at last"),
+    ("distill --kind mobile --teacher toyfaces32_stylegan3 --feature-weight 1 --ld-blocks 1",
+     "which a mobile student shares with a StyleGAN2 alone"),
     ("sample toyfaces32 --count 0", "count and columns must be at least 1"),
     ("sample toyfaces32 --label 0", "has no classes: leave it at -1"),
-    ("evaluate toyfaces32 --samples 1", "samples must be at least 2"),
+    ("evaluate toyfaces32 --samples 3", "samples must be at least 4, and seed lie between 0"),
     ("directions toyfaces32 --out d.safetensors --samples 9", "samples must be at least 100"),
     ("distill --keep 1.5", "keep must lie in (0, 1], not 1.5"),
     ("distil", "there is no command distil: did you mean distill?"),

@@ -682,6 +682,25 @@ def test_labels_that_cannot_be_used(six, text, message):
     fails(message, six)
 
 
+def test_whole_labels_may_be_written_as_floats(six):
+    (six / "dataset.json").write_text(having([[name, float(i % 3)] for i, name in enumerate(SIX)]))
+    labels = open_dataset(six, 16).labels
+    assert labels.dtype == torch.long and set(labels.tolist()) == {0, 1, 2}
+
+
+def test_zips_that_cannot_be_unpacked_and_what_is_no_file(tmp_path, monkeypatch):
+    path = zip_of(tmp_path / "a.zip", {"a.png": gradient()})
+    content = bytearray(path.read_bytes())
+    for mark, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # the flag of an encrypted entry
+        content[content.index(mark) + at] |= 1
+    path.write_bytes(content)
+    fails("a.zip is encrypted, or packed by a method .*: unpack it, and give the folder", path)
+    path = zip_of(tmp_path / "b.zip", {"a.png": gradient()}, [["a.png", 1]] * 1000)
+    monkeypatch.setattr("gapkd.data.datasets.ENTRY_BYTES", 5000)
+    fails("dataset.json in .* is not in StyleGAN's format", path)
+    fails("neither a folder nor a zip", "/dev/zero")
+
+
 NUMBERED = [(f"f\u00fcnf/{i}.png", i) for i in range(4)]
 
 

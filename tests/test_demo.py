@@ -239,7 +239,8 @@ def given(vectors, reach=(1.0,)):
     (given([[1.0] * 6] * 2), "lacks what `gapkd export` notes"),
     (given([[float("nan")] * 6]), "directions are not finite"),
     ({"directions": 3}, "lacks what `gapkd export` notes"),
-    ({"z_dim": "many"}, "lacks what `gapkd export` notes"), ({"z_dim": 10**12}, "sizes are"),
+    ({"z_dim": "many"}, "lacks what `gapkd export` notes"),
+    ({"z_dim": float("inf")}, "lacks what `gapkd export` notes"), ({"z_dim": 10**12}, "sizes are"),
     ({"num_ws": 5}, "does not draw")])
 def test_files_that_are_not_as_they_should_be(changes, message, files, page, tmp_path):
     import onnx

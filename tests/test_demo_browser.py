@@ -493,11 +493,18 @@ def test_an_address_holds_what_is_seen(visit):
 
 @pytest.mark.parametrize("words", [
     "face=x", "face=7%2B", "face=-1", "face=4294967296", "face=7-8%402", "face=7%400.5", "=",
-    "truncation=9&d0=2&d1=nan&class=3&mix=a,b", "mix=8&truncation=", f"face=7{'%2B1' * 60}"])
+    "truncation=9&d0=2&d1=nan&class=3&mix=a,b", "mix=8&truncation=", f"face=7{'%2B1' * 600}"])
 def test_an_address_that_says_nothing_is_passed_over(visit, folder, words):
     seen = visit()
     seen.page.goto(f"{seen.address}/?again#{words}")
     assert seen.rest().page.evaluate("location.hash") == "#face=7&truncation=1.00"
+
+
+def test_a_face_of_many_steps_is_found_again_and_typed_as_it_is_shown(visit):
+    seen = visit()
+    for typed in (f"7{'+1' * 60}", "7+3"):
+        seen.page.goto(f"{seen.address}/?{len(typed)}#face={typed}")
+        assert seen.rest().page.locator("#key").inner_text().endswith(typed)
 
 
 def test_a_second_visit_needs_no_server(visit, folder):

@@ -62,6 +62,12 @@ def test_work_is_dealt_out_evenly(of):
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
+def test_networks_of_other_classes_are_not_compared(conditional):
+    plain = Generator(8, 4, 4, 4, mapping_layers=1).eval()
+    with pytest.raises(ValueError, match="cannot be compared z by z: they have c_dim 0 and 3"):
+        evaluate_generator(plain, attribute_network(), 8, teacher=conditional)
+
+
 def test_a_sheet_shows_all_classes_in_turn_or_one(conditional):
     sheet, alone = draw_sheet(conditional, 6, 4), draw_sheet(conditional, 6, 4, label=1)
     assert torch.equal(sheet[[1, 4]], alone[[1, 4]])

@@ -17,6 +17,7 @@ from gapkd.settings import (
     command_line,
     from_dict,
     read_settings,
+    shareable,
     to_dict,
     widths,
 )
@@ -44,6 +45,11 @@ NO_LOSS = {"gan_weight": 0.0, "rgb_weight": 0, "perceptual_weight": 0, "ld_weigh
     (TrainConfig, {"seed": -1}, "seed must not be negative"),
     (TrainConfig, {"seed": 2**63}, "seed must be below 2.63"),
     (TrainConfig, {"channels": []}, "channels must name at least one width"),
+    (TrainConfig, {"d_channels": (8, 0)}, r"each at least 1, not \(8, 0\)"),
+    (TrainConfig, {"mapping_layers": 65}, "mapping_layers must be at most 64, not 65"),
+    (TrainConfig, {"resolution": 2**16}, "resolution must be at most 4,096, not 65,536"),
+    (TrainConfig, {"layers": 2}, "layers must be at least 3, not 2"),
+    (TrainConfig, {"data": ""}, "data is empty: give a folder or zip of images, or \"toyfaces\""),
     (TrainConfig, {"resume": True}, "resume needs out"),
     (TrainConfig, {"fid_features": "vgg"}, "fid_features must be 'toyfaces', 'inception', 'imagen"),
     (DistillConfig, {"keep": 0.0}, r"keep must lie in \(0, 1\]"),
@@ -63,6 +69,11 @@ def test_bad_settings(cls, values, message):
 def test_settings_survive_json():
     settings = DistillConfig(ld_blocks=(1, 2), d_channels=(8, 4))
     assert from_dict(DistillConfig, json.loads(json.dumps(to_dict(settings)))) == settings
+
+
+@pytest.mark.parametrize("path", ["/home/anna/a.pkl", "C:\\Users\\anna\\a.pkl", "C:anna/a.pkl"])
+def test_of_a_file_the_name_is_shared(path):
+    assert shareable({"teacher": path})["teacher"] == "a.pkl"
 
 
 def test_a_fifth_of_the_images_goes_into_slimming():

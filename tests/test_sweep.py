@@ -132,6 +132,8 @@ def test_networks_from_elsewhere_say_where_they_come_from(table, tmp_path, teach
 
 
 def test_a_dry_run_says_the_command_of_every_row(table, capsys, tmp_path):
+    run_sweep(SweepConfig(table(), dry_run=True, seeds=(0, 0)))
+    assert capsys.readouterr().out.count("seed 0") == len(read_table(table()).arms)
     run_sweep(SweepConfig(table(), dry_run=True))
     first, alone, paper, *second_seed = capsys.readouterr().out.splitlines()
     assert first.startswith("0 of 4 runs are in") and not (tmp_path / "runs").exists()

@@ -304,6 +304,7 @@ def test_a_run_starts_from_one_of_its_resolution(tmp_path, small):
 
 @pytest.mark.parametrize("changes, message", [
     ({"resolution": 16}, "holds 8 px networks: choose resolution=8, not 16"),
+    ({"architecture": "stylegan3-t"}, "holds a stylegan2, not a stylegan3-t: leave architecture"),
     ({"start_from": "generator.safetensors"}, "is a file of one network: name the run's folder"),
     ({"start_from": "no/run"}, "there is no run .*no/run to start from: name the folder")])
 def test_bad_starts(tmp_path, small, changes, message):
@@ -477,6 +478,18 @@ def test_a_conditional_student(classes, tmp_path):
     assert same["agree_class1_mean_accuracy"] == 1
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_labels_are_embedded_in_full_precision(classes, tmp_path, precision):
+    folder, _, file = classes
+    result = distill(distill_config(tmp_path / "run", file, data=str(folder), images=8,
+                                    perceptual_weight=0.0, precision=precision))
+    G, c, z = load_generator(file), torch.eye(3), torch.randn(3, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(G.mapping(z, c), load_generator(file).mapping(z.clone(), c))
+        w = G.mapping(z, c)
+    assert torch.equal(w, G.mapping(z, c)) and result.log[-1]["images"] == 8
+
+
 def test_a_conditional_training_needs_its_classes(classes, tmp_path):
     folder, labels, file = classes
     with pytest.raises(ValueError, match="with 3 classes, but toyfaces has no class labels"):
@@ -510,6 +523,22 @@ def test_divergence_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, looked
     with pytest.raises(TrainingDiverged, match=message):
         train_gan(config(tmp_path, images=64, resume=True))
     assert newest(tmp_path).read_bytes() == good
+
+
+def test_spoilt_weights_that_cannot_be_measured_are_not_kept(tmp_path, monkeypatch):
+    def poison(trainer):
+        real(trainer)
+        trainer.G_ema.synthesis.const.fill_(float("nan"))
+        trainer.G.synthesis.const.data.fill_(float("nan"))
+
+    def probe(G):
+        raise ValueError("no numbers")
+
+    real = Trainer.train_step
+    monkeypatch.setattr(Trainer, "train_step", poison)
+    with pytest.raises(TrainingDiverged, match="a weight is not finite; no checkpoint was written"):
+        train_gan(config(tmp_path, images=16, probe_every=8, log_every=1000), probe)
+    assert not list(tmp_path.glob("checkpoints/*"))
 
 
 def test_means_are_logged_and_logits_that_run_away_are_divergence(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,8 +79,9 @@ def sample(config: SampleConfig) -> None:
     if config.count < 1 or config.columns < 1:
         raise ValueError("count and columns must be at least 1, not "
                          f"{config.count} and {config.columns}")
-    if not math.isfinite(config.truncation):
-        raise ValueError(f"truncation must be a number, 1 for none, not {config.truncation}")
+    if not abs(config.truncation) <= 1000:  # nan is not either
+        raise ValueError("truncation must lie between -1000 and 1000, 1 for none, not "
+                         f"{config.truncation}")
     new_file(config.out, ".png", ".PNG")
     G = load_generator(config.generator)
     if not -1 <= config.label < max(G.c_dim, 0):
@@ -89,7 +89,8 @@ def sample(config: SampleConfig) -> None:
         has = f"{G.c_dim} {mend}" if G.c_dim else "no classes: leave it at -1"
         raise ValueError(f"label={config.label}: {config.generator} has {has}")
     images = draw_sheet(G, config.count, config.seed, config.truncation, config.label)
-    print(f"{config.count} images written to {save_png(images, config.out, config.columns)}")
+    columns = min(config.columns, config.count)
+    print(f"{config.count} images written to {save_png(images, config.out, columns)}")
 
 
 def directions(config: DirectionsConfig) -> None:
@@ -99,8 +100,8 @@ def directions(config: DirectionsConfig) -> None:
     from gapkd.metrics.editing import factor_directions, save_directions, sefa
 
     out = new_file(config.out, ".safetensors")
-    if config.samples < 100 or config.seed < 0:
-        raise ValueError("samples must be at least 100 and seed at least 0, "
+    if config.samples < 100 or not 0 <= config.seed < 2**63:
+        raise ValueError("samples must be at least 100, and seed lie between 0 and 2^63 - 1, "
                          f"not {config.samples} and {config.seed}")
     G = load_generator(config.generator)
     if config.attributes == "none":

@@ -62,8 +62,8 @@ def evaluate(config: EvaluateConfig) -> None:
 
 def measure(config: EvaluateConfig, progress: bool = False) -> dict:
     """The table's rows, and what they were measured with, where and when."""
-    if config.samples < 2 or config.seed < 0:
-        raise ValueError("samples must be at least 2 and seed at least 0, "
+    if config.samples < 4 or not 0 <= config.seed < 2**63:
+        raise ValueError("samples must be at least 4, and seed lie between 0 and 2^63 - 1, "
                          f"not {config.samples} and {config.seed}")
     parallel.join()
     device = choose_device(config.device)

@@ -36,10 +36,11 @@ def export(config: ExportConfig) -> None:
 
 def demo(config: DemoConfig) -> None:
     out = write_demo(config)
-    print(f"written to {out}: run python -m http.server --directory {out}, "
+    path = shlex.quote(str(out))
+    print(f"written to {out}: run python -m http.server --directory {path}, "
           "and open the address that it prints")
     if config.space:
-        name, path = shlex.quote(out.absolute().name), shlex.quote(str(out))
+        name = shlex.quote(out.absolute().name)
         print("to publish it, with your hub's client: "
               f"hf upload YOUR-NAME/{name} {path} --repo-type space")
 

@@ -50,6 +50,7 @@ from gapkd.files.storage import cache_folder
 from gapkd.networks.base import check_resolution
 
 CACHE_BYTES = 2**30
+UNPACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 ENTRY_BYTES = 2**28  # a zip entry that unpacks to more is no image that anybody trains on
 CHECK_SECONDS = 20  # so long images are looked at before a training begins
 AT_ONCE_PIXELS = 10**8  # so much is decoded within seconds: when a dataset is opened
@@ -322,14 +323,15 @@ class ImageFiles:
             spelt = {same_name(name): label for name, label in by_name.items()}
             labels = torch.tensor([by_name[name] if name in by_name else spelt[same_name(name)]
                                    for name in self.names])
-            if labels.ndim > 2 or (labels.ndim == 1 and labels.is_floating_point()):
+            whole = not labels.is_floating_point() or bool((labels == labels.floor()).all())
+            if labels.ndim > 2 or (labels.ndim == 1 and not whole):
                 raise ValueError("a label is a whole number or a vector")
         except KeyError as error:
             raise ValueError(f"{listed} in {shown(self.path)} has no label for "
                              f"{shown(error.args[0])}: add it, or remove {listed} to train without "
                              "labels") from error
         except (ValueError, TypeError, AttributeError, RecursionError, OSError, RuntimeError,
-                zipfile.BadZipFile) as error:
+                zipfile.BadZipFile, Image.DecompressionBombError) as error:
             raise ValueError(f"{listed} in {shown(self.path)} is not in StyleGAN's format, "
                              '{"labels": [["name.png", 3], ...]}: mend or remove it') from error
         finite = labels.isfinite().view(self.size, -1).all(dim=1)
@@ -362,6 +364,8 @@ class ImageFolder(ImageFiles):
                     below.clear()
                     continue
                 seen.add(place)
+                if {"settings.json", "log.jsonl"} <= set(names) and "grids" in below:
+                    below.remove("grids")  # of a run in this folder: drawn, not to be learned from
                 found += [os.path.join(folder, name) for name in names]
                 folders = [os.path.join(folder, name) for name in sorted(below)]
                 starts += filter(os.path.islink, folders)
@@ -391,7 +395,12 @@ class ImageZip(ImageFiles):
         except (zipfile.BadZipFile, NotImplementedError) as error:
             raise ValueError(f"{self.path} cannot be read as a zip ({error}): download or pack it "
                              "again") from error
-        return [entry.filename for entry in self._zip.infolist() if not entry.is_dir()]
+        entries = [entry for entry in self._zip.infolist() if not entry.is_dir()]
+        for entry in entries:
+            if entry.flag_bits & 1 or entry.compress_type not in UNPACKED:
+                raise ValueError(f"{self.path} is encrypted, or packed by a method that Python "
+                                 "does not know: unpack it, and give the folder")
+        return [entry.filename for entry in entries]
 
     def _open(self, name: str) -> BinaryIO:
         entry = self._zip.getinfo(name)
@@ -466,13 +475,15 @@ def open_dataset(source: str | Path, resolution: int, seed: int = 0,
     """
     if str(source) == "toyfaces":
         return ToyFaces(resolution, seed, device)
+    if not str(source):
+        raise ValueError('data is empty: give a folder or zip of images, or "toyfaces"')
     path = Path(source)
     if path.is_dir():
         return ImageFolder(path, resolution)
     if not path.exists():
         raise ValueError(f"there is no folder or zip at {path}: give a path that exists, or "
                          '"toyfaces"')
-    if not zipfile.is_zipfile(path):
+    if not (path.is_file() and zipfile.is_zipfile(path)):  # a device or pipe may never end
         raise ValueError(f"{path} is neither a folder nor a zip: give a folder of images or a zip "
                          "of images")
     return ImageZip(path, resolution)

@@ -28,7 +28,6 @@ import yaml
 from filelock import FileLock, Timeout
 
 from gapkd.data.images import save_png
-from gapkd.distillation.students import check_request
 from gapkd.experiments.bench import PROBED, Bench
 from gapkd.experiments.results import BENCH, REFERENCES, faces_folder, read_results
 from gapkd.files.checkpoints import load_generator, read_metadata, sha256
@@ -39,6 +38,7 @@ from gapkd.networks.base import StyleGenerator
 from gapkd.parallel import choose_device
 from gapkd.settings import DistillConfig, command_line, from_dict, read_yaml, shareable, to_dict
 from gapkd.training.loop import OutOfMemory
+from gapkd.training.start import check_student
 from gapkd.training.trainer import TrainingDiverged
 
 MEASURING = ("probe_every", "fid_every", "fid_samples", "fid_features")
@@ -129,10 +129,11 @@ class Table:
 
     def bench_marks(self) -> dict[str, str | int]:
         """What the figures of a record rest on: checksums of networks, and the number of images."""
-        judge = "attributes" if self.judge == "toyfaces" else self.judge
-        marks = {"teacher_sha256": sha256(self.common().teacher), "judge_sha256": sha256(judge)}
-        if self.second_judge:
-            marks["second_judge_sha256"] = sha256(self.second_judge)
+        marks = {"teacher_sha256": sha256(self.common().teacher)}
+        for name, judge in (("judge", self.judge), ("second_judge", self.second_judge)):
+            if judge:
+                file = "attributes" if judge == "toyfaces" else judge
+                marks[f"{name}_sha256"] = sha256(file)
         return marks | {"samples": self.samples}
 
 
@@ -258,7 +259,8 @@ def run_sweep(config: SweepConfig) -> list[dict]:
     or results file that does not fit, ChildFailed where runs failed (the others are made), and
     TrainingInterrupted after Ctrl-C."""
     table = _table_of(config)
-    arms, seeds = config.arms or tuple(table.arms), config.seeds or table.seeds
+    arms = tuple(dict.fromkeys(config.arms or table.arms))
+    seeds = tuple(dict.fromkeys(config.seeds or table.seeds))
     home = Path(table.results).parent
     if not home.is_dir() and home not in Path(table.folder).parents:
         raise ValueError(f"there is no folder {home} for the results: start the command in the "
@@ -288,8 +290,7 @@ def _check_students(config: SweepConfig, table: Table, arms: Sequence[str]) -> N
     for arm in arms:
         c = table.config(arm, 0)
         try:
-            check_request(load_generator(c.teacher), c.keep, c.kernel, c.mapping, c.synthesis,
-                          c.kind)
+            check_student(c, load_generator(c.teacher))
         except ValueError as error:
             raise ValueError(f"{config.table}, arm {arm!r}: {error}") from error
 
@@ -355,8 +356,8 @@ def _work(config: SweepConfig, table: Table, todo: Sequence[tuple[str, int]]) ->
             failed.append(arm)
             print(f"{arm} seed {seed} failed: {error}", file=sys.stderr, flush=True)
             continue
-        _write(table.results, [record])
         _draw_faces(table, arm, seed, load_generator(out / "generator.safetensors"))
+        _write(table.results, [record])
         figures = [f"{name} {value:.3f}" for name, value in record["final"].items()
                    if name in PROBED or name.startswith("fid_")]
         print(f"{arm} seed {seed}: {', '.join(figures)}, {record['seconds']:.0f} s", flush=True)

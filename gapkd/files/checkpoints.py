@@ -123,7 +123,7 @@ def find_checkpoint(path: str | Path, **hub: object) -> Path:
     if not is_file:
         folder = storage.data_folder()
         known = sorted(file.stem for file in folder.glob("*.safetensors"))
-        near = difflib.get_close_matches(path.name, known, n=1)
+        near = difflib.get_close_matches(path.stem.lower(), known, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         listed = ", ".join(known) or f"there is none in {folder}"
         raise CheckpointError(f"there is no checkpoint {path}{hint}: give a file, or the name of "
@@ -275,7 +275,8 @@ def load_discriminator(path: str | Path) -> Discriminator:
     """Load a discriminator; as `load_generator`. Of a finished run's folder, its own."""
     own = Path(path) / "discriminator.safetensors"
     with suppress(OSError, ValueError):  # a path that none can be is told of below
-        path = own if own.is_file() else path
+        newer = find_checkpoint(path).suffix == ".pt"  # the run went on, and was stopped
+        path = own if own.is_file() and not newer else path
     return _load(path, "discriminator")
 
 

@@ -26,21 +26,22 @@ from gapkd.networks.families import build
 from gapkd.networks.filtered_lrelu import low_pass
 from gapkd.networks.layers import fir_kernel
 from gapkd.networks.stylegan2 import Generator, StyledConv, ToRGB
+from gapkd.settings import MOST
 
 State = dict[str, Tensor | Record]
 Rules = list[tuple[str, str | Callable[[re.Match], str]]]
 PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
 DEEPEST = 32  # levels of modules
 MOST_PARTS = 2**15  # modules and tensors of one network, several times those of the largest
-AVERAGED = {"ema", "gema", "average", "averaged", "avg", "running", "swa", "gs"}
+AVERAGED = {"ema", "gema", "average", "averaged", "avg", "mvavg", "polyak", "running", "shadow",
+            "smooth", "gsmooth", "swa", "gs"}
 """Words in the names of averaged weights."""
 LONGEST = 300  # characters of a tensor's name
 DEFAULTS = {"w_avg": 0.0, "noise_const": 0.0, "noise_strength": 0.0, "magnitude_ema": 1.0}
 """What may be missing, and is then as if it were not there."""
 FIXED = "filter", "kernel", "noise_const"  # what no training changes
 OUR_NAMES = re.compile(r"synthesis\.(blocks\.\d+\.conv1|layers\.\d+)\.")
-LIMITS = {"resolution": 4096, "mapping_layers": 64, "z_dim": 2**16, "w_dim": 2**16, "c_dim": 2**20,
-          "mbstd_group": 2**10, "critical": 1000, "margin": 1000, "output_scale": 1000}
+LIMITS = MOST | {"c_dim": 2**20, "mbstd_group": 2**10, "critical": 1000, "output_scale": 1000}
 
 # Our names to theirs, one rule after the other.
 NVIDIA: Rules = [
@@ -108,7 +109,8 @@ class Place:
 
     @property
     def averaged(self) -> bool:
-        words = re.split(r"[^a-z0-9]+", self.path.lower())
+        path = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", self.path)  # modelEma, as some write
+        words = re.split(r"[^a-z0-9]+", path.lower())
         return not AVERAGED.isdisjoint(words)
 
 
@@ -284,7 +286,8 @@ def _need(state: State, name: str, dimensions: int | None = None) -> Tensor:
         raise ForeignError(f"it lacks {name}: it is not a network of the layout that it resembles")
     tensor = state[name]
     if not isinstance(tensor, Tensor):
-        raise ForeignError(f"{name} is no tensor, but {_shown(tensor)}")
+        raise ForeignError(f"{name} is no tensor, but {_shown(tensor)}: save tensors "
+                           "(torch.from_numpy makes one of an array)")
     if not tensor.numel() or dimensions not in (None, tensor.ndim):
         raise ForeignError(f"{name} has the shape {tuple(tensor.shape)}, which is empty or has not "
                            "as many sizes as usual")
@@ -479,7 +482,8 @@ def nvidia_generator(modules: Modules) -> Found:
     architecture = {"resolution": sizes[-1], "channels": pairs, **modules.clamp(),
                     "img_channels": len(_need(state, "synthesis.b4.torgb.bias", 1)),
                     **_mapping_sizes(state, "mapping.fc", 0)}
-    return _collect("stylegan2-generator", architecture, state, NVIDIA, "NVIDIA's StyleGAN2")
+    found = _collect("stylegan2-generator", architecture, state, NVIDIA, "NVIDIA's StyleGAN2")
+    return _with_mean_w(found, state, "mapping.w_avg")
 
 
 def nvidia_alias_free(modules: Modules) -> Found:
@@ -515,7 +519,7 @@ def nvidia_alias_free(modules: Modules) -> Found:
                                            and torch.allclose(theirs.double(), ours, atol=1e-4)):
                 raise ForeignError(f"layer {n} of its synthesis network has other filters than the "
                                    f"published configurations ({name})")
-    return found
+    return _with_mean_w(found, state, "mapping.w_avg")
 
 
 def nvidia_discriminator(modules: Modules) -> Found:
@@ -570,22 +574,28 @@ def rosinality_generator(modules: Modules) -> Found:
                     **sizes}
     found = _collect("stylegan2-generator", architecture, state, ROSINALITY,
                      "rosinality's StyleGAN2")
-    if "latent_avg" not in state:
-        found.state["mapping.w_avg"] = _mean_w(found)
-    return found
+    return _with_mean_w(found, state, "latent_avg")
 
 
 @torch.no_grad()
-def _mean_w(found: Found) -> Tensor:
-    """The mean of w over 10,000 z, always the same ones: rosinality's training checkpoints have no
-    latent_avg, and his own tools estimate it like this when they truncate."""
+def _with_mean_w(found: Found, state: State, their_name: str) -> Found:
+    """The network with the mean of w over 10,000 z, always the same ones and the classes in turn,
+    where the file has none: files of parameters alone, and rosinality's training checkpoints, whose
+    own tools estimate it like this when they truncate."""
+    if their_name in state:
+        return found
     mapping = outline(found.kind, found.architecture).mapping
     layers = {name.removeprefix("mapping."): value for name, value in found.state.items()
               if name.startswith("mapping.")}
     mapping.load_state_dict(layers, assign=True)
     dice = torch.Generator().manual_seed(0)
     z = torch.randn(40, 250, mapping.z_dim, generator=dice)
-    return torch.stack([mapping(part).mean(dim=0) for part in z]).mean(dim=0)
+    c = None
+    if mapping.c_dim:
+        c = nn.functional.one_hot(torch.arange(250) % mapping.c_dim, mapping.c_dim).float()
+    means = [mapping(part, c).mean(dim=0) for part in z]
+    found.state["mapping.w_avg"] = torch.stack(means).mean(dim=0)
+    return found
 
 
 def rosinality_discriminator(modules: Modules) -> Found:

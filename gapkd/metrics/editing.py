@@ -183,6 +183,8 @@ def factor_directions(G: StyleGenerator, net: AttributeNetwork, wanted: Sequence
         if name not in gradients:
             raise ValueError(f"{name!r} is the same in all {len(w)} images: there is nothing to "
                              "learn it from")
+    if not gradients:
+        raise ValueError(f"all {len(w)} images look the same: there is nothing to learn from")
     found = torch.stack(list(gradients.values()))                                    # (F, w_dim)
     if alone:
         found = torch.linalg.pinv(found).t()

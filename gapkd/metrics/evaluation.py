@@ -90,10 +90,11 @@ class FidProbe:
 
 
 def _check_pair(G: StyleGenerator, teacher: StyleGenerator | None) -> None:
-    if teacher is not None and (teacher.z_dim, teacher.resolution) != (G.z_dim, G.resolution):
-        raise ValueError("generator and teacher cannot be compared z by z: "
-                         f"z_dim {G.z_dim} and {teacher.z_dim}, "
-                         f"resolution {G.resolution} and {teacher.resolution}")
+    for name in ("z_dim", "c_dim", "resolution", "img_channels") if teacher is not None else ():
+        ours, theirs = getattr(G, name), getattr(teacher, name)
+        if ours != theirs:
+            raise ValueError("generator and teacher cannot be compared z by z: they have "
+                             f"{name} {ours} and {theirs}")
 
 
 @torch.no_grad()

@@ -46,8 +46,9 @@ class MappingNetwork(nn.Module):
             if c is None or c.ndim != 2 or c.shape[1] != self.c_dim:
                 raise ValueError("this network is conditional: give one-hot labels c of shape "
                                  f"(N, {self.c_dim})")
-            parts.append(normalise(self.embed(c)))
-        with full_precision(parts[0]):  # small and sensitive: always full precision
+        with full_precision(c if z is None else z):  # small and sensitive: always full precision
+            if self.embed is not None:
+                parts.append(normalise(self.embed(c)))
             x = torch.cat(parts, dim=1)  # (N, z_dim [+ w_dim])
             for layer in self.layers:
                 x = layer(x)

@@ -218,6 +218,8 @@ class AliasFreeSynthesis(StyledNetwork):
         if len(channels) <= critical:
             raise ValueError(f"channels names {len(channels)} layers: more than the {critical} "
                              "critically sampled ones are needed")
+        if min(channels) < 1:
+            raise ValueError(f"channels must all be at least 1, not {list(channels)[:12]}")
         plans = plan_layers(resolution, channels, critical, margin, img_channels=img_channels)
         self.resolution, self.w_dim, self.num_ws = resolution, w_dim, len(plans) + 1
         self.output_scale, self.img_channels = output_scale, img_channels

@@ -48,7 +48,7 @@ def named(file: str) -> str:
     address."""
     if file.startswith("hf://"):
         return file
-    path = PurePath(file.partition("#")[0] if is_address(file) else file)
+    path = PurePath(file.partition("#")[0] if is_address(file) else file.replace("\\", "/"))
     in_a_run = path.name in COMMON and path.parent.name
     return f"{path.parent.name}/{path.name}" if in_a_run else path.name
 

@@ -259,7 +259,7 @@ def open_network(path: str | Path, role: str) -> Network:
         if not (np.isfinite(vectors).all() and np.isfinite(reach).all() and (reach > 0).all()):
             raise ValueError("directions are not finite or reach nowhere")
         name, precision = str(known["name"]), str(known["precision"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DemoError(f"{path} lacks what `gapkd export` notes in its files ({error}): export it "
                         "again") from error
     directions = {"names": names, "vectors": vectors.round(6).tolist(),

@@ -414,6 +414,7 @@ class Loop:
             with torch.no_grad(), _memory(trainer):
                 record = notes | self.measure(notes)
         except Exception as error:
+            self.check_finite()  # spoilt weights cannot be measured, and are not kept
             if self.saved_at != trainer.images:
                 self.folder.save_state(self.state(notes), best_record(self.log))
             if not isinstance(error, (ValueError, OSError, OutOfMemory)):
@@ -452,12 +453,15 @@ class Loop:
         """Write a checkpoint, with losses that are not in the log yet, unless the weights are
         spoilt."""
         trainer = self.trainer
-        if not trainer.finite():
-            raise TrainingDiverged(f"training diverged near image {trainer.images}: a weight is "
-                                   f"not finite{self.last_good()}")
+        self.check_finite()
         parallel.check_equal("weights", trainer.fingerprint())
         self.folder.save_state(self.state(notes), best_record(self.log))
         self.saved_at = trainer.images
+
+    def check_finite(self) -> None:
+        if not self.trainer.finite():
+            raise TrainingDiverged(f"training diverged near image {self.trainer.images}: a weight "
+                                   f"is not finite{self.last_good()}")
 
     def state(self, notes: dict) -> dict:
         """What a checkpoint holds: all that the run needs to go on, and all that others need to

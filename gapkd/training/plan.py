@@ -60,7 +60,7 @@ class PlanConfig:
         if self.batch % self.gpus:
             raise ValueError(f"batch={self.batch} cannot be shared by {self.gpus} GPUs: choose a "
                              "multiple")
-        if not 0 < self.keep <= 1 or self.rate < 0:
+        if not 0 < self.keep <= 1 or not self.rate >= 0:
             raise ValueError("keep must lie in (0, 1] and rate must not be negative, not "
                              f"{self.keep}, {self.rate}")
 

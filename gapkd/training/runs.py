@@ -56,8 +56,8 @@ def digest_of(names: Sequence[str]) -> str:
 def read_about(folder: str | Path) -> dict:
     """What settings.json says of the run in a folder; {} where none can be read."""
     try:
-        found = json.loads((Path(folder) / "settings.json").read_text())
-    except (OSError, ValueError):
+        found = json.loads((Path(folder) / "settings.json").read_text("utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

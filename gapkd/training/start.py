@@ -71,12 +71,16 @@ def networks_of_start(config: TrainConfig
         raise ValueError(f"start_from={start} cannot be trained further: it holds a {G.kind}, "
                          "which is distilled; choose a StyleGAN2 or StyleGAN3")
     check_pair(G, D)
+    found = settings_of(G)
+    if config.architecture not in (found["architecture"], TrainConfig.architecture):
+        raise ValueError(f"start_from={start} holds a {found['architecture']}, not a "
+                         f"{config.architecture}: leave architecture out")
     if config.resolution not in (G.resolution, TrainConfig.resolution):
         raise ValueError(f"start_from={start} holds {G.resolution} px networks: choose resolution="
                          f"{G.resolution}, not {config.resolution}")
     warnings.warn(f"start_from={start}: {G.resolution} px networks, which keep their own widths, "
                   "z_dim, w_dim and layers", stacklevel=4)
-    config = replace(config, **settings_of(G))
+    config = replace(config, **found)
     return config, G.requires_grad_(True), D.requires_grad_(True)
 
 
@@ -119,6 +123,12 @@ def check_student(config: DistillConfig, teacher: StyleGenerator) -> None:
     if config.ld_weight or config.feature_weight:
         for network in (student, teacher):
             check_blocks("ld_blocks", config.ld_blocks, network)
+    if config.kind == "mobile" and config.rgb_weight and config.rgb_levels == "all":
+        raise ValueError("a mobile student draws one image, not one a level: leave rgb_levels at "
+                         "last")
+    if config.kind == "mobile" and config.feature_weight and teacher.kind != Generator.kind:
+        raise ValueError("feature_weight compares feature maps of one size, which a mobile student "
+                         "shares with a StyleGAN2 alone: leave it at 0")
     if config.content and teacher.resolution < AttributeNetwork.size:
         raise ValueError(f"content={config.content} is seen at {AttributeNetwork.size} px and "
                          f"above, the teacher draws {teacher.resolution}: leave content empty")

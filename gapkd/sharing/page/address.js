@@ -19,7 +19,7 @@ export function read(address, beginning, { z_dim, num_ws, c_dim }) {
   const whole = (text, most, otherwise) => Math.floor(number(text, 0, most, otherwise));
   const [seed, layers] = words.get("mix")?.split(",") ?? [];
   return {
-    face: faceFrom(words.get("face") ?? "", z_dim) ?? beginning.face,
+    face: faceFrom((words.get("face") ?? "").replaceAll(" ", "+"), z_dim) ?? beginning.face,
     truncation: number(words.get("truncation"), 0, 1.2, beginning.truncation),
     label: whole(words.get("class"), c_dim - 1, beginning.label),
     strengths: beginning.strengths.map((strength, i) => number(words.get(`d${i}`), -1, 1, strength)),

@@ -1,7 +1,7 @@
 // Latents z. Every number comes from a seed by the two functions below, which gapkd/sharing/web.py repeats in Python.
 
 const TURN = 0.5; // radians between a picture's z and those of its relatives
-const MOST = 40; // steps of a key
+const MOST = 500; // steps of a key
 
 /** mulberry32: 32 bits of state, numbers in [0, 1). */
 export function mulberry32(seed) {
