@@ -459,6 +459,7 @@ NO_NETWORK = "is a safetensors file, but not one of gapkd's"
     (network_bytes(Discriminator(8, 2)),
      "of the kind stylegan2-discriminator, but a generator was asked for"),
     (spoilt(kind="stylegan9-generator"), "kind style"),
+    (spoilt(gapkd="2"), "written in format '2', this gapkd reads '1': install a newer gapkd"),
     (spoilt(architecture="5"), NO_NETWORK), (spoilt(architecture="[" * 100_000), NO_NETWORK),
     (spoilt(provenance="[5]"), NO_NETWORK), (spoilt(provenance="[" * 100_000), NO_NETWORK),
     *[(spoilt(dtype), "holds numbers of a kind that no network")

@@ -323,6 +323,9 @@ def _own_metadata(path: Path) -> dict | None:
     raw = _open(path)[0] if recognise(path) == "safetensors" else {}
     if {"gapkd", "kind"}.isdisjoint(raw):
         return None
+    if raw.get("gapkd", FORMAT) != FORMAT:
+        raise CheckpointError(f"{_title(path)} is written in format {raw['gapkd'][:20]!r}, this "
+                              f"gapkd reads {FORMAT!r}: install a newer gapkd")
     try:
         return {"kind": raw["kind"], "architecture": dict(json.loads(raw["architecture"])),
                 "provenance": dict(json.loads(raw["provenance"]) or {})}
