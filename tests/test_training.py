@@ -35,8 +35,14 @@ from gapkd.files.checkpoints import (
     save_network,
 )
 from gapkd.metrics.attributes import load_attribute_network
-from gapkd.metrics.evaluation import evaluate_generator
+from gapkd.metrics.evaluation import (
+    FidProbe,
+    evaluate_generator,
+    evaluation_table,
+    shares_for,
+)
 from gapkd.metrics.features import distance_for
+from gapkd.metrics.sampling import draw_latents
 from gapkd.networks.stylegan2 import Discriminator, Generator
 from gapkd.settings import TrainConfig
 from gapkd.training import lessons, loop, runs
@@ -476,6 +482,20 @@ def test_a_conditional_student(classes, tmp_path):
     assert {"agree_class0_mean_correlation", "agree_class2_mean_accuracy"} <= found.keys()
     same = evaluate_generator(teacher, load_attribute_network(), 60, teacher=teacher)
     assert same["agree_class1_mean_accuracy"] == 1
+
+
+def test_classes_are_measured_as_often_as_the_data_have_them(classes, tmp_path, monkeypatch):
+    folder, labels, file = classes
+    G, dataset, met = load_generator(file), open_dataset(str(folder), 32), []
+    G.mapping.register_forward_pre_hook(lambda _, given: met.append(given[1]))
+    FidProbe(dataset, "toyfaces", 8, torch.device("cpu"))(G)
+    _, c = draw_latents(G, 4000, 0, shares_for(G, dataset))
+    assert c.mean(dim=0).tolist() == pytest.approx([0.75, 0, 0.25], abs=0.03)
+    assert torch.cat(met)[:, 1].sum() == 0, "class 1 does not occur"
+    met.clear()
+    evaluation_table({"G": G}, load_attribute_network(), dataset, None, 4)
+    assert torch.cat(met)[:, 1].sum() == 0
+    assert shares_for(G, open_dataset("toyfaces", 32)) is None
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

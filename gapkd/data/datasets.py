@@ -489,6 +489,23 @@ def open_dataset(source: str | Path, resolution: int, seed: int = 0,
     return ImageZip(path, resolution)
 
 
+def class_shares(dataset: Dataset, c_dim: int) -> Tensor:
+    """How frequent each class of a labelled dataset is: (c_dim,), sum 1. Raises ValueError for data
+    that do not have the network's classes."""
+    labels = getattr(dataset, "labels", None)
+    if labels is None or labels.ndim != 1:
+        has = "no class labels" if labels is None else "vectors for labels"
+        raise ValueError(f"the network is conditional, with {c_dim} classes, but {dataset.name} "
+                         f"has {has}: give data with a dataset.json that names the class of every "
+                         "image, or take a network without classes")
+    if labels.min() < 0 or labels.max() >= c_dim:
+        strange = int(labels[(labels < 0) | (labels >= c_dim)][0])
+        raise ValueError(f"dataset.json of {dataset.name} names class {strange}, but the "
+                         f"network's classes are 0 to {c_dim - 1}: give the data that it was "
+                         "trained on")
+    return torch.bincount(labels, minlength=c_dim) / len(labels)
+
+
 @lru_cache(maxsize=4)
 def _permutation(size: int, seed: int, epoch: int) -> Tensor:
     # SeedSequence mixes the two: (seed 0, epoch 1) and (seed 1, epoch 0) differ.

@@ -16,6 +16,7 @@ from gapkd.metrics.evaluation import (
     evaluation_table,
     measure_latent_space,
     real_features,
+    shares_for,
 )
 from gapkd.networks.base import StyleGenerator
 from gapkd.settings import DistillConfig, shareable, to_dict
@@ -76,7 +77,7 @@ class Bench:
         final = {}
         for prefix, judge in self.judges.items():
             found = evaluate_generator(G, judge, self.samples, LATENTS, self.teacher,
-                                       self.real[prefix])
+                                       self.real[prefix], shares=shares_for(G, self.dataset))
             final |= _named(found, prefix)
         return final | {"agree_edits": self.edits(G)} | self._of_the_network(G)
 

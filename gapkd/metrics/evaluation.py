@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gapkd import parallel
-from gapkd.data.datasets import Dataset, ordered_indices
+from gapkd.data.datasets import Dataset, class_shares, ordered_indices
 from gapkd.metrics import agreement
 from gapkd.metrics.attributes import AttributeNetwork
 from gapkd.metrics.distribution import (
@@ -84,9 +84,18 @@ class FidProbe:
     def __call__(self, G: StyleGenerator) -> dict[str, float]:
         if self.real is None:
             self.real = real_features(self.network, self.dataset, self.samples)
-        fakes = _features(self.network, sample_images(G, self.samples, 30_000, part=_mine()))
+        fakes = _features(self.network, sample_images(G, self.samples, 30_000, part=_mine(),
+                                                      shares=shares_for(G, self.dataset)))
         name = metric_name("fid", self.network.name, self.samples)
         return {name: frechet_distance(self.real, fakes)}
+
+
+def shares_for(G: StyleGenerator, dataset: Dataset) -> Tensor | None:
+    """How frequent the classes are in the images to compare with, where both have classes."""
+    labels = getattr(dataset, "labels", None)
+    if not G.c_dim or labels is None or labels.ndim != 1:
+        return None
+    return class_shares(dataset, G.c_dim)
 
 
 def _check_pair(G: StyleGenerator, teacher: StyleGenerator | None) -> None:
@@ -101,7 +110,7 @@ def _check_pair(G: StyleGenerator, teacher: StyleGenerator | None) -> None:
 def evaluate_generator(G: StyleGenerator, net: AttributeNetwork, samples: int = 5000, seed: int = 0,
                        teacher: StyleGenerator | None = None, real: Tensor | None = None,
                        batch: int = 100, space: FeatureNetwork | None = None,
-                       progress: str = "") -> dict[str, float]:
+                       progress: str = "", shares: Tensor | None = None) -> dict[str, float]:
     """Everything that is measured about a generator, as one flat dict.
 
     Args:
@@ -113,13 +122,14 @@ def evaluate_generator(G: StyleGenerator, net: AttributeNetwork, samples: int = 
         real: features of real images (`real_features`); gives fid_..., kid_..., precision_...
         space: the network whose features those are, as `InceptionNetwork()`; `net` by default.
         progress: what a bar is called that is shown meanwhile; empty: none.
+        shares: of the classes, as in `draw_latents`.
     """
     _check_pair(G, teacher)
     # the teacher's own row of a table costs one pass, not two
     generators = [G] if teacher is None or teacher is G else [G, teacher]
     features, readings = [[] for _ in generators], [[] for _ in generators]
     distances, previous = [], None
-    streams = [sample_images(g, samples, seed, batch, _mine()) for g in generators]
+    streams = [sample_images(g, samples, seed, batch, _mine(), shares) for g in generators]
     every = bar(zip(*streams, strict=True), desc=progress, unit="batches", disable=not progress,
                 total=len(share(range(math.ceil(samples / batch)), _mine())))
     for parts in every:
@@ -142,7 +152,7 @@ def evaluate_generator(G: StyleGenerator, net: AttributeNetwork, samples: int = 
             result[f"agree_{factor}"] = entry.value
             result[f"agree_{factor}_chance"] = entry.chance
         if G.c_dim:
-            _, labels = draw_latents(G, samples, seed)
+            _, labels = draw_latents(G, samples, seed, shares)
             result |= agreement_by_class(readings[0], readings[-1], labels.argmax(dim=1).cpu())
         result |= agreement.mean_distances(_of_all(distances))
         fid = frechet_distance(features[0], features[-1])
@@ -196,7 +206,8 @@ def evaluation_table(students: Mapping[str, StyleGenerator], net: AttributeNetwo
     measured = {"teacher": teacher} if teacher else {}
     for name, G in [*measured.items(), *students.items()]:
         metrics = evaluate_generator(G, net, samples, seed, teacher, real, space=space,
-                                     progress=name if progress else "")
+                                     progress=name if progress else "",
+                                     shares=shares_for(G, dataset))
         rows.append({"name": name, **metrics})
     return rows
 

@@ -24,15 +24,23 @@ def share(items: Sequence[T], part: Part) -> Sequence[T]:
     return items[len(items) * number // of:len(items) * (number + 1) // of]
 
 
-def draw_latents(G: StyleGenerator, samples: int, seed: int | torch.Generator
-                 ) -> tuple[Tensor, Tensor | None]:
+def draw_latents(G: StyleGenerator, samples: int, seed: int | torch.Generator,
+                 shares: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """z (samples, z_dim), and one-hot labels (samples, c_dim) or None, on the generator's device;
-    from a seed, or the next of a CPU's random numbers."""
+    from a seed, or the next of a CPU's random numbers.
+
+    Args:
+        shares: how frequent every class is, (c_dim,), as in the images to compare with; None: all
+            alike.
+    """
     dice = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
     device, z = device_of(G), torch.randn(samples, G.z_dim, generator=dice)
     if not G.c_dim:
         return z.to(device), None
-    labels = torch.randint(G.c_dim, (samples,), generator=dice)
+    if shares is None:
+        labels = torch.randint(G.c_dim, (samples,), generator=dice)
+    else:
+        labels = torch.multinomial(shares, samples, replacement=True, generator=dice)
     return z.to(device), torch.eye(G.c_dim)[labels].to(device)
 
 
@@ -51,10 +59,11 @@ def draw_w(G: StyleGenerator, samples: int, seed: int) -> Tensor:
 
 @torch.no_grad()
 def sample_images(G: StyleGenerator, samples: int, seed: int, batch: int = 100,
-                  part: Part = (0, 1)) -> Iterator[Tensor]:
+                  part: Part = (0, 1), shares: Tensor | None = None) -> Iterator[Tensor]:
     """Batches of images (n, 3, R, R) in [-1, 1], clamped, on the generator's device, noise maps as
-    stored: with fresh noise an image would not even agree with itself. `samples` of them in all."""
-    for z, c in share(in_parts(*draw_latents(G, samples, seed), batch), part):
+    stored: with fresh noise an image would not even agree with itself. `samples` of them in all;
+    `shares` as in `draw_latents`."""
+    for z, c in share(in_parts(*draw_latents(G, samples, seed, shares), batch), part):
         yield G(z, c).clamp(-1, 1)
 
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from gapkd import parallel
-from gapkd.data.datasets import CHECK_SECONDS, Dataset, ImageFiles, open_dataset
+from gapkd.data.datasets import CHECK_SECONDS, Dataset, ImageFiles, class_shares, open_dataset
 from gapkd.distillation.distiller import Distiller, Moments, make_regressors
 from gapkd.distillation.students import make_student
 from gapkd.files.checkpoints import (
@@ -56,7 +56,7 @@ from gapkd.settings import (
 )
 from gapkd.training import runs, start
 from gapkd.training.runs import RunFolder, read_about
-from gapkd.training.trainer import Trainer, TrainingDiverged, class_shares
+from gapkd.training.trainer import Trainer, TrainingDiverged
 
 Probe = Callable[[StyleGenerator], dict]
 AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
@@ -179,8 +179,7 @@ def distill(config: DistillConfig, probe: Probe | None = None,
         warnings.warn("the perceptual loss is that of a network which knows rendered toy faces "
                       'only: for other images choose perceptual="lpips", "imagenet" or a judge of '
                       "your own (gapkd judge), or set perceptual_weight to 0", stacklevel=2)
-    if teacher.c_dim:
-        class_shares(dataset, teacher.c_dim)
+    shares = class_shares(dataset, teacher.c_dim) if teacher.c_dim else None
     student = first_student(config, teacher, content_mask)  # may take long: what can fail is above
     regressors = None
     if config.feature_weight:
@@ -188,7 +187,7 @@ def distill(config: DistillConfig, probe: Probe | None = None,
     moments = None
     if config.moment_weight:
         embed = embedding_for(config.perceptual, device)
-        moments = Moments(embed, sample_images(teacher, MANY, config.seed))
+        moments = Moments(embed, sample_images(teacher, MANY, config.seed, shares=shares))
     distiller = Distiller(teacher, perceptual, config, content_mask, regressors, moments)
     trainer = Trainer(config, student, D, distiller, dataset)
     trainer.images = config.slimming_images
