@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import asdict, dataclass, fields
-from pathlib import PurePath, PureWindowsPath
+from pathlib import PurePath
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import tyro
@@ -145,7 +145,6 @@ class RunConfig:
         _require(0 <= self.style_mixing <= 1,
                  f"style_mixing is a probability, not {self.style_mixing}")
         _require(self.seed < 2**63, f"seed must be below 2^63, not {self.seed}")
-        _require(self.data, 'data is empty: give a folder or zip of images, or "toyfaces"')
         _network_or(self, "fid_features", FEATURE_SPACES, ".safetensors")
         _require(not (self.resume and not self.out),
                  "resume needs out: name the folder of the run to go on with")
@@ -463,13 +462,11 @@ FILES = ("data", "teacher", "discriminator", "start_from", "perceptual", "fid_fe
 
 def shareable(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings without what belongs to one machine or one day; files by their names alone."""
-    return {k: file_name(v) if k in FILES else v for k, v in settings.items() if k not in MINE}
-
-
-def file_name(path: str) -> str:
-    """The last part of a path, of Windows' too."""
-    windows = "\\" in path or re.match("[A-Za-z]:", path)
-    return (PureWindowsPath if windows else PurePath)(path).name
+    kept = {name: value for name, value in settings.items() if name not in MINE}
+    for name in FILES:
+        if name in kept:
+            kept[name] = PurePath(kept[name].replace("\\", "/")).name  # of a path of Windows' too
+    return kept
 
 
 def command_line(command: str, cls: type, values: dict[str, Any]) -> str:

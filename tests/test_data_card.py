@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from tiny import config, distill_config
 
@@ -56,7 +57,8 @@ def test_a_teacher_and_its_student_are_taken_over(tmp_path):
     train_gan(config(second, resolution=32, images=8, start_from=str(first)))
     embed(EmbedConfig(str(second), "small", samples=12), data)
     distill(distill_config(third, data / "small.safetensors", images=8))
-    embed(EmbedConfig(str(third), "smaller", samples=12, half=True), data)
+    embed(EmbedConfig(str(third), "smaller", samples=12, half=True, shown=8), data)
+    assert Image.open(data / "smaller.png").height < Image.open(data / "small.png").height
     with safe_open(data / "smaller.safetensors", "pt") as stored:
         assert stored.get_tensor("synthesis.const").dtype == torch.float16
     assert (data / "small_discriminator.safetensors").exists() and (data / "small.png").exists()

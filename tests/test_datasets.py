@@ -699,6 +699,7 @@ def test_zips_that_cannot_be_unpacked_and_what_is_no_file(tmp_path, monkeypatch)
     monkeypatch.setattr("gapkd.data.datasets.ENTRY_BYTES", 5000)
     fails("dataset.json in .* is not in StyleGAN's format", path)
     fails("neither a folder nor a zip", "/dev/zero")
+    fails("data is empty: give a folder or zip of images, or \"toyfaces\"", "")
 
 
 NUMBERED = [(f"f\u00fcnf/{i}.png", i) for i in range(4)]

@@ -49,7 +49,6 @@ NO_LOSS = {"gan_weight": 0.0, "rgb_weight": 0, "perceptual_weight": 0, "ld_weigh
     (TrainConfig, {"mapping_layers": 65}, "mapping_layers must be at most 64, not 65"),
     (TrainConfig, {"resolution": 2**16}, "resolution must be at most 4,096, not 65,536"),
     (TrainConfig, {"layers": 2}, "layers must be at least 3, not 2"),
-    (TrainConfig, {"data": ""}, "data is empty: give a folder or zip of images, or \"toyfaces\""),
     (TrainConfig, {"resume": True}, "resume needs out"),
     (TrainConfig, {"fid_features": "vgg"}, "fid_features must be 'toyfaces', 'inception', 'imagen"),
     (DistillConfig, {"keep": 0.0}, r"keep must lie in \(0, 1\]"),

@@ -83,7 +83,7 @@ def embed(config: EmbedConfig, folder: Path = DATA) -> None:
             D = load_discriminator(run / "discriminator.safetensors")
             stored = folder / f"{config.name}_discriminator.safetensors"
             save_network(D.half() if config.half else D, stored, {"trained with": config.name})
-        sheet = torch.cat(list(sample_images(G, 64, seed=1)))
+        sheet = torch.cat(list(sample_images(G, config.shown, seed=1)))
         save_png(sheet, folder / f"{config.name}.png", columns=16)
     write_card(folder)
 
