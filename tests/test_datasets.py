@@ -735,6 +735,17 @@ def test_labels_in_a_folder_of_the_folder_or_zip(tmp_path, folders, zipped):
         assert open_dataset(path, 16).labels is None
 
 
+@pytest.mark.parametrize("name", ["DATASET.JSON", "./dataset.json", "photos/Dataset.json"])
+def test_labels_are_found_however_their_file_is_spelt(tmp_path, name):
+    folder = name[:-len("dataset.json")]
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for i in range(3):
+            archive.writestr(f"{folder}{i}.png", png(gradient()))
+        archive.writestr(name, having([[f"{i}.png", i] for i in range(3)]))
+    assert open_dataset(path, 16).labels.tolist() == [0, 1, 2]
+
+
 def test_names_that_are_not_utf8_or_hold_a_line_break(six):
     bad = os.fsencode(six)
     try:

@@ -215,6 +215,23 @@ def test_an_interrupted_run_is_resumed(table, tmp_path, quick_workers):
     assert lines == sorted(set(lines)) and lines[0] <= seen  # the log goes on where it was
 
 
+def test_a_terminated_sweep_takes_its_workers_along(table, tmp_path, quick_workers):
+    command = [sys.executable, "-m", "gapkd", "sweep", table(settings={"images": 40_000}),
+               "--jobs", "2"]
+    sweeper = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    logs = [tmp_path / "runs" / f"{arm}-0" / "log.jsonl" for arm in ("alone", "paper")]
+    deadline = time.monotonic() + 240
+    while not all(log.exists() and log.read_text() for log in logs):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    sweeper.send_signal(signal.SIGTERM)
+    _, said = sweeper.communicate(timeout=60)
+    assert sweeper.returncode == 130 and said.count("the state is saved") == 2
+    assert "the same command goes on from here" in said
+    for log in logs:
+        assert list(log.parent.glob("checkpoints/*.pt"))
+
+
 @pytest.mark.parametrize("kind", [TrainingDiverged, ValueError])
 def test_one_that_fails_does_not_stop_the_others(table, monkeypatch, capsys, kind):
     real = sweep.Bench.train
@@ -240,6 +257,21 @@ def test_records_of_another_table_are_refused(table):
         with pytest.raises(ValueError, match="holds a run of paper, seed 0, with other settings, "
                                              "another teacher, judge or number of images judged"):
             run_sweep(SweepConfig(table(**ONE | changes)))
+
+
+def test_another_network_in_a_file_of_the_same_name_is_another_run(table, tmp_path):
+    for seed, name in enumerate(("one", "two")):
+        torch.manual_seed(seed)
+        (tmp_path / name).mkdir()
+        save_network(AttributeNetwork(channels=(8, 8, 8, 8), hidden=8),
+                     tmp_path / name / "own.safetensors")
+    def asked(name: str) -> list[dict]:
+        arms = {"paper": {"perceptual": str(tmp_path / name / "own.safetensors")}}
+        return run_sweep(SweepConfig(table(arms=arms, seeds=[0])))
+
+    assert asked("one") == asked("one")
+    with pytest.raises(ValueError, match="or other networks in the files that it names"):
+        asked("two")
 
 
 def test_when_is_measured_and_newer_or_older_settings_do_not_make_another_run(table):

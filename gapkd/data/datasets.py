@@ -54,6 +54,7 @@ UNPACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile
 ENTRY_BYTES = 2**28  # a zip entry that unpacks to more is no image that anybody trains on
 CHECK_SECONDS = 20  # so long images are looked at before a training begins
 AT_ONCE_PIXELS = 10**8  # so much is decoded within seconds: when a dataset is opened
+LABELS = "dataset.json"  # in small letters or others
 NAMED = 100  # broken files in one message
 
 
@@ -306,11 +307,12 @@ class ImageFiles:
 
     def _label_files(self, everything: list[str]) -> list[str]:
         """dataset.json; where there is none those of folders below, if no picture lies outside."""
-        if "dataset.json" in everything:
-            return ["dataset.json"]
         found = [name for name in everything
-                 if same_name(name).endswith("/dataset.json") and not is_put_away(name)]
-        above = tuple(name.removesuffix("dataset.json") for name in found)
+                 if Path(same_name(name)).name.lower() == LABELS and not is_put_away(name)]
+        for name in found:
+            if same_name(name).lower() == LABELS:
+                return [name]
+        above = tuple(name[:-len(LABELS)] for name in found)
         return found if all(name.startswith(above) for name in self.names) else []
 
     def _read_labels(self, files: list[str]) -> Tensor | None:
@@ -346,7 +348,7 @@ class ImageFiles:
         """Name -> label, as a dataset.json has them. It speaks of the folder in which it lies."""
         with self._open(file) as content:
             entries = json.loads(content.read()).get("labels")
-        folder = file.removesuffix("dataset.json")
+        folder = file[:-len(LABELS)]
         return {folder + name: label for name, label in dict(entries or []).items()}
 
 

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, fields, replace
@@ -30,6 +32,7 @@ from filelock import FileLock, Timeout
 from gapkd.data.images import save_png
 from gapkd.experiments.bench import PROBED, Bench
 from gapkd.experiments.results import BENCH, REFERENCES, faces_folder, read_results
+from gapkd.files import storage
 from gapkd.files.checkpoints import load_generator, read_metadata, sha256
 from gapkd.files.provenance import provenance
 from gapkd.files.storage import INSTALLED, ROOT, check_place, write_atomically
@@ -136,6 +139,12 @@ class Table:
                 marks[f"{name}_sha256"] = sha256(file)
         return marks | {"samples": self.samples}
 
+    def files(self, arm: str) -> dict[str, str]:
+        """Checksums of an arm's own files, since a record names them without their folders."""
+        settings = self.config(arm, self.seeds[0])
+        named = {name: Path(getattr(settings, name)) for name in ("discriminator", "perceptual")}
+        return {name: storage.sha256(file) for name, file in named.items() if file.is_file()}
+
 
 def _are_settings(*values: object) -> bool:
     return all(value is None or isinstance(value, dict) for value in values)
@@ -224,16 +233,19 @@ def missing(table: Table, arms: Sequence[str], seeds: Sequence[int]) -> list[tup
             record = records.get((arm, seed))
             if record is None:
                 todo.append((arm, seed))
-            elif not _same_run(record, table.config(arm, seed), marks):
+            elif not _same_run(record, table.config(arm, seed), marks, table.files(arm)):
                 raise ValueError(f"{table.results} holds a run of {arm}, seed {seed}, with other "
-                                 "settings, another teacher, judge or number of images judged: "
-                                 "give the arm another name, or take out that line and the folder "
+                                 "settings, another teacher, judge or number of images judged, or "
+                                 "other networks in the files that it names: give the arm another "
+                                 "name, or take out that line and the folder "
                                  f"{table.run_folder(arm, seed)}")
     return todo
 
 
-def _same_run(record: dict, config: DistillConfig, marks: dict) -> bool:
+def _same_run(record: dict, config: DistillConfig, marks: dict, files: dict) -> bool:
     """Whether a record is of a run with these settings; those newer than it have their defaults."""
+    if record.get("files_sha256", files) != files:
+        return False
     known = shareable(to_dict(DistillConfig())) | record["settings"]
     asked = shareable(to_dict(config))
     same = all(known[name] == value for name, value in asked.items() if name not in MEASURING)
@@ -330,14 +342,26 @@ def _spread(config: SweepConfig, jobs: int, gpus: int) -> None:
     threads = max(1, (os.cpu_count() or 1) // jobs)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     devices = [f"cuda:{n % gpus}" if gpus else config.device for n in range(jobs)]
-    workers = [subprocess.Popen([*command, "--device", device], env=environment)
-               for device in devices]
+    workers = []
+
+    def pass_on(number: int, frame: object) -> None:
+        for worker in workers:
+            worker.terminate()
+        raise KeyboardInterrupt("stopped; the same command goes on from here")
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, pass_on) if in_main_thread else None
     try:
+        for device in devices:
+            workers.append(subprocess.Popen([*command, "--device", device], env=environment))
         failed = sum(worker.wait() != 0 for worker in workers)
     except KeyboardInterrupt:  # Ctrl-C reaches the workers too: they save their states
         for worker in workers:
             worker.wait()
         raise
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, before)
     if failed:
         raise ChildFailed(f"{failed} of {jobs} workers met a run that failed: see above")
 
@@ -352,6 +376,8 @@ def _work(config: SweepConfig, table: Table, todo: Sequence[tuple[str, int]]) ->
                            progress=config.progress, resume=any(out.glob("checkpoints/*.pt")))
         try:
             record = {"arm": arm, **bench.train(settings), **table.bench_marks()}
+            if files := table.files(arm):
+                record["files_sha256"] = files
         except (TrainingDiverged, OutOfMemory, ValueError) as error:
             failed.append(arm)
             print(f"{arm} seed {seed} failed: {error}", file=sys.stderr, flush=True)
