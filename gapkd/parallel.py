@@ -14,7 +14,7 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -22,6 +22,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.backends import cudnn
+from torch.backends.cuda import matmul
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=10)
@@ -62,12 +64,38 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     if precision != "auto":
         return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return torch.bfloat16
+        with torch.cuda.device(device):
+            if torch.cuda.is_bf16_supported(including_emulation=False):
+                return torch.bfloat16
         return torch.float16 if torch.cuda.get_device_capability(device) >= (7, 0) else None
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch < 2.13 cannot tell
     native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return torch.bfloat16 if native else None
+
+
+@contextmanager
+def tensor_cores(products: bool = False, convolutions: bool = False) -> Iterator[None]:
+    """What a GPU may compute of float32 with 10 bits of mantissa (TF32) within the block; by
+    default nothing: for figures, in which a small step counts. torch's own default is to round
+    convolutions."""
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32, cudnn.allow_tf32 = products, convolutions
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within the block, the CPU's random numbers are those of a seed; then the caller's go on. No
+    GPU is touched: torch's own `fork_rng` and `manual_seed` begin with all of them."""
+    before = torch.get_rng_state()
+    try:
+        torch.default_generator.manual_seed(seed)
+        yield
+    finally:
+        torch.set_rng_state(before)
 
 
 # ---------------------------------------------------------------------------------- the processes

@@ -71,7 +71,8 @@ class RunConfig:
     style_mixing: float = 0.5
     """Probability that a batch mixes two styles (StyleGAN3: never). Paper: 0.9."""
     ema_half_life: float = 10_000
-    """Half-life of the weight average, in images."""
+    """Half-life of the weight average, in images; at most a twentieth of the images seen, so it
+    counts from 20 times as many on."""
     ema_rampup: ClassVar[float] = 0.05
     flip: bool = True
     """Mirror real images at random."""
@@ -81,7 +82,7 @@ class RunConfig:
     precision: Literal["auto", "bf16", "fp16", "tf32", "float32"] = "auto"
     """Autocast of everything but the regularisers; auto: bf16 where the processor has it, fp16 on
     other GPUs with tensor cores (T4), else float32. tf32: no autocast, but NVIDIA's 10 bits of
-    mantissa in products."""
+    mantissa in products; the regularisers' convolutions have them too, except in float32."""
     device: str = "auto"
     """"auto", "cpu", "cuda", "cuda:1"..."""
     cuda_graphs: bool = True

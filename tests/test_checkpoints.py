@@ -117,5 +117,8 @@ def test_provenance(monkeypatch, tmp_path):
     monkeypatch.setattr(provenance, "ROOT", tmp_path)  # as if installed in another repository
     assert provenance.provenance()["commit"] == "unknown"
     monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device.index}")
+    assert provenance.provenance(torch.device("cuda:1"))["hardware"] == "card 1"
+    assert provenance.provenance(torch.device("cpu"))["hardware"] == known["hardware"]
     monkeypatch.setenv("PATH", "")  # no git there
     assert provenance.provenance()["commit"] == "unknown"

@@ -133,14 +133,14 @@ def test_prefetching_gives_what_was_asked_for_and_raises_where_it_was(in_backgro
             raise ValueError("photo 40 is broken")
         return torch.full((2,), float(position))
 
-    reals = Prefetcher(load, in_background)
+    reals = Prefetcher(in_background)
     for position in (0, 10, 30, 7):  # the jump to 7 was not announced
-        assert reals(position, position + 10).tolist() == [position, position]
+        assert reals(load, position, position + 10).tolist() == [position, position]
     assert any("images" in name for name in threads) == in_background
     assert loaded.count(10) == 1  # begun and put to use
-    reals(30, 40)
+    reals(load, 30, 40)
     with pytest.raises(ValueError, match="photo 40"):
-        reals(40, 50)
+        reals(load, 40, 50)
 
 
 # -- what a dataset gives

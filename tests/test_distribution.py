@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
+import gapkd
 from gapkd.metrics.distribution import (
     collect,
     distribution_metrics,
@@ -17,6 +18,7 @@ from gapkd.metrics.distribution import (
     path_length,
     precision_recall,
 )
+from gapkd.metrics.features import distance_for
 from gapkd.networks.base import SynthesisOutput
 
 
@@ -148,6 +150,28 @@ def test_the_path_length_of_a_linear_generator_is_that_of_its_matrix():
     assert path_length(G, squared, 100, seed=7, batch=40) == pytest.approx(expected, rel=1e-4)
     many = path_length(G, squared, 20_000, batch=5000)
     assert many == pytest.approx(2 * G.matrix.square().sum().item(), rel=0.05)
+
+
+def test_a_step_of_the_path_is_not_rounded_away(monkeypatch):
+    """Convolutions in TF32 have 10 bits of mantissa, a step of epsilon needs 13."""
+    seen = []
+
+    def distance(a, b):
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return squared(a, b)
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    path_length(Linear(), distance, 4)
+    assert seen == [False] and torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_finds_the_same_path_length():
+    G, distance = gapkd.load_generator("toyfaces32"), distance_for("toyfaces")
+    here = path_length(G, distance, 200)
+    there = path_length(G.cuda(), distance_for("toyfaces", "cuda"), 200)
+    assert there == pytest.approx(here, rel=0.02)
 
 
 @pytest.mark.gpu

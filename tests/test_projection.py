@@ -61,6 +61,13 @@ def test_batch_size_changes_nothing_and_the_perceptual_distance_is_heeded():
     assert heeded.perceptual.mean() < 0.5 * 10 * together.perceptual.mean()
 
 
+def test_a_probe_without_gradients_may_project():
+    G, targets = Generator(8, 8, 8, 8, mapping_layers=1), torch.zeros(1, 3, 8, 8)
+    with torch.no_grad():
+        found = project(G, targets, squared, 3)
+    torch.testing.assert_close(found.ws, project(G, targets, squared, 3).ws)
+
+
 def test_bad_input():
     G = Generator(8, 8, 8, 8, mapping_layers=1)
     with pytest.raises(ValueError, match=r"must have shape \(N, 3, 8, 8\), not \(1, 3, 16, 16\): "):

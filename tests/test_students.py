@@ -10,6 +10,8 @@ from tiny import equal
 
 from gapkd.distillation import pruning
 from gapkd.distillation.students import SYNTHESES, make_student
+from gapkd.metrics.cost import macs
+from gapkd.metrics.sampling import sample_images
 from gapkd.networks.base import kept_channels
 from gapkd.networks.stylegan2 import Generator
 
@@ -28,7 +30,8 @@ def test_mapping_is_inherited_bit_for_bit(networks, kind):
     teacher = networks[kind]
     for mode, trained in (("inherit", True), ("inherit-frozen", False)):
         student = make_student(teacher, mapping=mode)
-        assert equal(student.mapping, teacher.mapping) and student.training
+        assert equal(student.mapping, teacher.mapping)
+        assert not any(part.training for part in student.modules())
         assert all(p.requires_grad == trained for p in student.mapping.parameters())
         assert all(p.requires_grad for p in student.synthesis.parameters())
         student.mapping.layers[0].weight.data.zero_()  # the student's copy is its own
@@ -54,6 +57,22 @@ def test_seed_decides_and_the_callers_random_state_is_left_alone(networks):
     a, b, c = (make_student(networks["stylegan2"], seed=seed) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
     assert equal(a, b) and not torch.equal(a.synthesis.const, c.synthesis.const)
+
+
+@KINDS
+def test_looking_at_a_student_does_not_change_it(networks, kind):
+    student = make_student(networks[kind])
+    before = copy.deepcopy(student)
+    macs(student)
+    first, second = (next(sample_images(student, 4, seed=1)) for _ in range(2))
+    assert torch.equal(first, second) and equal(student, before)
+
+
+@pytest.mark.parametrize("synthesis", ["random", "slimmed"])
+def test_a_teacher_without_noise_has_students_without(synthesis):
+    teacher = Generator(8, 8, 8, 8, mapping_layers=1)
+    teacher.silence()
+    assert make_student(teacher, 0.5, synthesis=synthesis, slimming_images=64).silent
 
 
 @KINDS

@@ -210,6 +210,15 @@ def test_a_filter_is_two_matrix_products(arguments, channels):
     assert found.is_contiguous(memory_format=torch.channels_last) or channels == 3
 
 
+def test_a_filter_that_drew_an_image_can_be_trained_through():
+    x, kernel = torch.randn(1, 4, 8, 8), fir_kernel()
+    with torch.inference_mode():
+        filter_by_matrices(x, kernel, 1, 1, False)
+    x = x.clone().requires_grad_(True)
+    filter_by_matrices(x, kernel, 1, 1, False).sum().backward()
+    assert x.grad.isfinite().all()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 def test_a_gpu_draws_what_a_cpu_draws(monkeypatch):

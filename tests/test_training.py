@@ -3,6 +3,7 @@ Whole steps, written out: test_assembly; stopping and resuming: test_resume."""
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 import warnings
+import weakref
 from types import SimpleNamespace
 from unittest.mock import MagicMock, Mock
 
@@ -218,6 +220,38 @@ def test_half_precision_is_what_features_have(tmp_path, precision, dtype):
     assert half.scaler.is_enabled() == (precision == "fp16")
 
 
+@pytest.mark.parametrize(("precision", "products", "convolutions"), [
+    ("float32", False, False), ("tf32", True, True), ("bf16", False, True)])
+def test_tf32_is_allowed_for_the_length_of_a_step(tmp_path, monkeypatch, precision, products,
+                                                  convolutions):
+    seen, real = [], Trainer.generator_step
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+
+    def step(trainer, reals, crossover):
+        seen.append((matmul.allow_tf32, cudnn.allow_tf32))
+        return real(trainer, reals, crossover)
+
+    monkeypatch.setattr(Trainer, "generator_step", step)
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    trainer = Trainer(config(tmp_path, precision=precision), Generator(8, 8, 8), Discriminator(8))
+    trainer.train_step()
+    assert seen == [(products, convolutions)]
+    assert (matmul.allow_tf32, cudnn.allow_tf32) == before
+
+
+def test_a_trainer_that_nobody_holds_is_freed_at_once(tmp_path):
+    """Not some time later: the next run of a sweep needs its memory."""
+    trainer = Trainer(config(tmp_path), Generator(8, 8, 8), Discriminator(8))
+    trainer.train_step()
+    gone = weakref.ref(trainer)
+    gc.disable()
+    try:
+        del trainer
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
 @on_gpu
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bf16", "fp16"])
 def test_training_on_a_gpu(tmp_path, teacher_file, precision):
@@ -225,7 +259,6 @@ def test_training_on_a_gpu(tmp_path, teacher_file, precision):
     train_gan(config(tmp_path / "gan", **changes))
     result = distill(distill_config(tmp_path / "student", teacher_file, **changes))
     assert next(result.generator.parameters()).is_cuda
-    assert torch.backends.cuda.matmul.allow_tf32 == (precision == "tf32")
 
 
 @on_gpu

@@ -77,7 +77,7 @@ def measure(config: EvaluateConfig, progress: bool = False) -> dict:
     rows = evaluation_table(generators, net, dataset, teacher, config.samples, config.seed,
                             space=space, progress=progress and parallel.is_first())
     asked = ("generator", "teacher", "data", "features", "samples", "seed")
-    return {"rows": rows} | {name: getattr(config, name) for name in asked} | provenance()
+    return {"rows": rows} | {name: getattr(config, name) for name in asked} | provenance(device)
 
 
 def sweep(config: SweepConfig) -> None:

@@ -86,7 +86,7 @@ class ToyFaces:
         check_resolution(resolution)
         self.resolution, self.seed, self.device = resolution, seed, torch.device(device)
         self._at_once = max(1, 2**24 // resolution**2)
-        self._block = lru_cache(maxsize=2)(self._render_block)
+        self._blocks: dict[int, Tensor] = {}  # the last two
 
     def load(self, indices: Tensor) -> Tensor:
         """Indices, int64 (N,) -> images, float32 (N, 3, R, R) in [-1, 1]."""
@@ -100,10 +100,13 @@ class ToyFaces:
             images[here] = self._block(number)[indices[here] % self._at_once]
         return images
 
-    def _render_block(self, number: int) -> Tensor:
-        first = number * self._at_once
-        numbers = torch.arange(first, first + self._at_once, device=self.device)
-        return toy_faces(numbers, resolution=self.resolution, seed=self.seed)[0]
+    def _block(self, number: int) -> Tensor:
+        if number not in self._blocks:
+            first = number * self._at_once
+            faces = torch.arange(first, first + self._at_once, device=self.device)
+            rendered, _ = toy_faces(faces, resolution=self.resolution, seed=self.seed)
+            self._blocks = dict([*self._blocks.items()][-1:]) | {number: rendered}
+        return self._blocks[number]
 
 
 class ImageFiles:
@@ -542,21 +545,21 @@ class Prefetcher:
     """Loads the batch that will be asked for next, while the caller works on the one it has.
 
     Args:
-        load: position -> batch; what it raises is raised where the batch is asked for.
         in_background: use a second thread; without it, batches are loaded when asked for.
     """
 
-    def __init__(self, load: Callable[[int], Tensor], in_background: bool):
-        self.load, self.pending = load, {}
+    def __init__(self, in_background: bool):
+        self.pending = {}
         self.thread = ThreadPoolExecutor(1, "images") if in_background else None
 
-    def __call__(self, position: int, following: int) -> Tensor:
-        """The batch at `position`; the one at `following` is begun."""
+    def __call__(self, load: Callable[[int], Tensor], position: int, following: int) -> Tensor:
+        """load(position); load(following) is begun. What it raises is raised where the batch is
+        asked for."""
         if self.thread is None:
-            return self.load(position)
+            return load(position)
         begun = self.pending.pop(position, None)
-        self.pending = {following: self.thread.submit(self.load, following)}
-        return begun.result() if begun else self.load(position)
+        self.pending = {following: self.thread.submit(load, following)}
+        return begun.result() if begun else load(position)
 
 
 def flip(images: Tensor, coins: Tensor) -> Tensor:

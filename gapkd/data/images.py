@@ -25,8 +25,7 @@ def with_channels(images: Tensor, channels: int = 3) -> Tensor:
         images = images[:, :3] * alpha + (1 - alpha)
     if channels == 1:
         if images.shape[1] == 3:
-            weights = torch.tensor(LUMA, dtype=images.dtype, device=images.device)
-            images = (images * weights[:, None, None]).sum(dim=1, keepdim=True)
+            images = sum(weight * images[:, i:i + 1] for i, weight in enumerate(LUMA))
         return images
     images = images.expand(-1, 3, -1, -1)
     return images if channels == 3 else torch.cat([images, torch.ones_like(images[:, :1])], dim=1)

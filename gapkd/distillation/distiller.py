@@ -17,6 +17,7 @@ from gapkd import parallel
 from gapkd.distillation import losses
 from gapkd.distillation.directions import check_blocks, draw_offsets, sefa_directions
 from gapkd.networks.base import StyleGenerator, SynthesisOutput
+from gapkd.parallel import seeded
 from gapkd.settings import DistillConfig
 
 
@@ -147,6 +148,5 @@ def make_regressors(student: StyleGenerator, teacher: StyleGenerator, blocks: Se
     for G in (teacher, student):
         check_blocks("ld_blocks", blocks, G)
     ours, theirs = student.feature_widths(), teacher.feature_widths()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         return nn.ModuleList(nn.Conv2d(ours[b], theirs[b], 1) for b in blocks)

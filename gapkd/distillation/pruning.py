@@ -165,7 +165,9 @@ def _scaled(scale: Tensor, layer: nn.Module, inputs: tuple) -> tuple:
 
 def _with_gradients(G: StyleGenerator, seed: int) -> tuple[StyleGenerator, torch.Generator]:
     """A copy whose weights have gradients, and dice on its device."""
-    G = copy.deepcopy(G).eval().requires_grad_(True)
+    silent, G = G.silent, copy.deepcopy(G).eval().requires_grad_(True)
+    if silent:
+        G.silence()
     return G, torch.Generator(next(G.parameters()).device).manual_seed(seed)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from gapkd.distillation.pruning import SCORES, slim
 from gapkd.networks.base import StyleGenerator
 from gapkd.networks.families import STUDENT_KINDS
+from gapkd.parallel import seeded
 
 MAPPINGS = ("inherit", "inherit-frozen", "random")
 SYNTHESES = ("random", *SCORES, "slimmed")
@@ -38,18 +38,20 @@ def make_student(teacher: StyleGenerator, keep: float = 0.3, kernel: int = 3,
         slimming_images: for "slimmed", length of that training.
         kind: "same", the teacher's family; "mobile", MobileStyleGAN's wavelet-domain network.
         progress: show a bar while channels are scored or slimmed, which may take minutes.
-    Returns: a network in train mode, with the teacher's constant noise maps. The teacher stays as
-        it is. Raises ValueError for a student that cannot be.
+    Returns: a network in eval mode, with the teacher's constant noise maps; without noise where
+        the teacher has none. The teacher stays as it is. Raises ValueError for a student that
+        cannot be.
     """
     family, architecture = check_request(teacher, keep, kernel, mapping, synthesis, kind)
     device = next(teacher.parameters()).device
-    with torch.random.fork_rng():
-        torch.manual_seed(FIRST_STUDENT_SEED + seed)
+    with seeded(FIRST_STUDENT_SEED + seed):
         student = family(**architecture).to(device)
     if mapping != "random":
         student.mapping.load_state_dict(teacher.mapping.state_dict())
         student.mapping.requires_grad_(mapping == "inherit")
     student.copy_noise(teacher)
+    if teacher.silent:
+        student.silence()
     if synthesis == "slimmed":
         copy_pruned(student, *slim(teacher, slimming_images, seed=seed, progress=progress))
     elif synthesis != "random":
@@ -57,7 +59,7 @@ def make_student(teacher: StyleGenerator, keep: float = 0.3, kernel: int = 3,
         if synthesis == "pruned-content":
             options["content"] = content
         copy_pruned(student, teacher, SCORES[synthesis](teacher, **options))
-    return student
+    return student.eval()
 
 
 def check_request(teacher: StyleGenerator, keep: float, kernel: int, mapping: str, synthesis: str,

@@ -69,7 +69,7 @@ class Bench:
                 curve.append({"images": line["images"], **point})
         return {"seed": settings.seed, "settings": shareable(to_dict(settings)),
                 "images": settings.images, "seconds": result.log[-1]["seconds"],
-                **provenance(), "curve": curve, "final": self.measure(result.generator)}
+                **provenance(self.device), "curve": curve, "final": self.measure(result.generator)}
 
     def measure(self, G: StyleGenerator) -> dict[str, float]:
         """All figures of a trained student."""

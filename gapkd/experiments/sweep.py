@@ -432,7 +432,7 @@ def _add_references(table: Table, bench: Bench, wait: bool) -> None:
     with suppress(Timeout), claim.acquire(blocking=wait):
         there = {record["arm"] for record in read_results(table.results)}
         if not there & set(REFERENCES):
-            origin = {**provenance(), **table.bench_marks(), **_origins(table)}
+            origin = {**provenance(bench.device), **table.bench_marks(), **_origins(table)}
             rows = bench.references().items()
             _write(table.results, [{"arm": arm, "final": final, **origin} for arm, final in rows])
             _draw_faces(table, "teacher", table.seeds[0], bench.teacher)

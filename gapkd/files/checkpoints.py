@@ -30,6 +30,7 @@ from gapkd.files.pickles import UnreadableError, read
 from gapkd.networks.base import StyleGenerator
 from gapkd.networks.families import NETWORKS, build
 from gapkd.networks.stylegan2 import Discriminator
+from gapkd.parallel import seeded
 
 FORMAT = "1"
 DTYPES = torch.float16, torch.bfloat16, torch.float32, torch.float64  # of weights
@@ -307,7 +308,7 @@ def _load(path: str | Path, role: str, **hub: object) -> nn.Module:
     try:
         # compare shapes first: a hostile size then costs no memory
         outline(kind, architecture).load_state_dict(tensors, assign=True)
-        with torch.random.fork_rng():
+        with seeded(0):  # the weights follow
             network = build(kind, architecture)
         network.load_state_dict(tensors)
     except Exception as error:  # whatever a hostile architecture brings about

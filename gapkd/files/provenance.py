@@ -12,13 +12,14 @@ import torch
 from gapkd.files.storage import ROOT
 
 
-def provenance() -> dict:
-    """Where and when: commit (with + when the tree had changes), hardware, versions, date."""
+def provenance(device: torch.device | str = "cpu") -> dict:
+    """Where and when: commit (with + when the tree had changes), hardware of the device, versions,
+    date."""
     commit = "unknown"
     if _git("rev-parse", "--show-toplevel") == str(ROOT):  # else it is somebody else's repository
         changed = "+" if _git("status", "--porcelain", "--untracked-files=no") else ""
         commit = (_git("rev-parse", "--short=12", "HEAD") or "unknown") + changed
-    return {"commit": commit, "hardware": hardware(), "threads": torch.get_num_threads(),
+    return {"commit": commit, "hardware": hardware(device), "threads": torch.get_num_threads(),
             "torch": torch.__version__, "python": platform.python_version(),
             "date": time.strftime("%Y-%m-%d")}
 
@@ -32,10 +33,10 @@ def _git(*arguments: str) -> str:
         return ""
 
 
-def hardware() -> str:
-    """Name of the GPU, or of the processor."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+def hardware(device: torch.device | str = "cpu") -> str:
+    """Name of that GPU, or of the processor."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))

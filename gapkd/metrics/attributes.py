@@ -32,6 +32,7 @@ from gapkd.files.provenance import provenance
 from gapkd.files.storage import new_file
 from gapkd.networks.base import Network
 from gapkd.networks.layers import full_precision
+from gapkd.parallel import seeded
 from gapkd.progress import bar
 
 HELD_OUT = 50_000_000  # held-out toy faces start here; training stays far below it
@@ -206,8 +207,7 @@ def train_attribute_network(config: AttributeConfig) -> dict[str, float]:
     new_file(config.out)
     started = time.perf_counter()
     lessons = _ToyLessons(config) if config.data == "toyfaces" else _LabelLessons(config)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with seeded(config.seed):
         net = AttributeNetwork(lessons.categorical, lessons.continuous, name=lessons.name)
     steps = config.images // config.batch
     fit_network(net, lessons.batch, steps, config.seed, config.progress)

@@ -16,6 +16,7 @@ from torch import Tensor
 from gapkd.metrics.features import Distance
 from gapkd.metrics.sampling import draw_latents
 from gapkd.networks.base import StyleGenerator
+from gapkd.parallel import tensor_cores
 
 Images = Tensor | Iterable[Tensor]  # (N, 3, R, R), or such batches one after the other
 
@@ -152,6 +153,7 @@ def distribution_metrics(real: Tensor, fake: Tensor, extractor: str, seed: int =
     return {metric_name(metric, extractor, len(fake)): value for metric, value in values.items()}
 
 
+@tensor_cores()
 @torch.no_grad()
 def path_length(G: StyleGenerator, distance: Distance, samples: int = 5000, seed: int = 0,
                 epsilon: float = 1e-4, batch: int = 50) -> float:

@@ -25,6 +25,7 @@ from gapkd.metrics.agreement import Reading
 from gapkd.metrics.attributes import AttributeNetwork
 from gapkd.metrics.sampling import draw_w
 from gapkd.networks.base import StyleGenerator
+from gapkd.parallel import tensor_cores
 
 Readings = tuple[Tensor, Reading]  # w (N, w_dim), and what is read off the images drawn from them
 
@@ -321,6 +322,7 @@ class EditAgreement:
         changes = factor_changes(G, self.net, self.directions, samples=self.samples)
         return changes[:, self.factors].flatten()
 
+    @tensor_cores()
     def __call__(self, student: StyleGenerator) -> float:
         both = torch.stack([self.wanted, self._changes(student)])
         return torch.corrcoef(both)[0, 1].item() if (both.std(dim=1) > 0).all() else 0.0

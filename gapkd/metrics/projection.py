@@ -16,6 +16,7 @@ from gapkd.data.images import with_channels
 from gapkd.metrics.features import Distance
 from gapkd.metrics.sampling import device_of, draw_w
 from gapkd.networks.base import StyleGenerator
+from gapkd.parallel import tensor_cores
 
 
 class Projection(NamedTuple):
@@ -33,6 +34,7 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
     return 10 * torch.log10(4 / (a - b).square().mean(dim=(1, 2, 3)).clamp(min=1e-12))
 
 
+@tensor_cores()
 def project(G: StyleGenerator, targets: Tensor, distance: Distance, steps: int = 200) -> Projection:
     """Minimise squared error + distance over ws, from the average w, noise maps as stored: Adam,
     whose learning rate falls along a cosine. The paper: 800 steps of L-BFGS, with LPIPS.
@@ -54,9 +56,10 @@ def project(G: StyleGenerator, targets: Tensor, distance: Distance, steps: int =
     optimiser = torch.optim.Adam([place])
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = 0.1 * (1 + math.cos(math.pi * step / steps))
-        images = G.synthesis(centre + spread * place).image
-        error = (images - targets).square().mean(dim=(1, 2, 3))
-        loss = (error + distance(images, targets)).sum()
+        with torch.enable_grad():  # a training's probe has it off
+            images = G.synthesis(centre + spread * place).image
+            error = (images - targets).square().mean(dim=(1, 2, 3))
+            loss = (error + distance(images, targets)).sum()
         (place.grad,) = torch.autograd.grad(loss, place)  # the network's own weights get none
         optimiser.step()
     with torch.no_grad():

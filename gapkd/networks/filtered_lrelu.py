@@ -209,7 +209,9 @@ class FilteredLeakyReLU(nn.Module):
             # GPUs are slow at many small groups: every channel is an image of its own.
             n_c = images[0].shape[:2]
             images = [i.flatten(0, 1)[:, None] for i in images]  # (N C, 1, ...)
-            return function(*images)[:, 0].unflatten(0, n_c)
+            if x.dtype == torch.bfloat16:  # its 8 bits would spoil the filters
+                images = [i.float() for i in images]
+            return function(*images)[:, 0].unflatten(0, n_c).to(x.dtype)
 
         def split(images: Sequence[Tensor], size: int, dim: int) -> Iterator[tuple[Tensor, ...]]:
             return zip(*[x.split(size, dim) for x in images], strict=True)

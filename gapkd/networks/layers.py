@@ -123,9 +123,10 @@ def band_matrix(kernel: Tensor, size: int, stride: int, padding: int, transposed
     if key not in known:
         taps = kernel[:, 0].double().sum(dim=1) / kernel.double().sum().sqrt()  # (1, taps)
         convolve = F.conv_transpose1d if transposed else F.conv1d
-        identity = torch.eye(size, dtype=torch.float64, device=kernel.device)
-        columns = convolve(identity[:, None], taps[None], stride=stride, padding=padding)
-        known[key] = columns[:, 0].t().to(dtype).contiguous()
+        with torch.inference_mode(False):  # it is kept for trainings, too
+            identity = torch.eye(size, dtype=torch.float64, device=kernel.device)
+            columns = convolve(identity[:, None], taps[None], stride=stride, padding=padding)
+            known[key] = columns[:, 0].t().to(dtype).contiguous()
     return known[key]
 
 

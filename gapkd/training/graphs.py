@@ -30,6 +30,7 @@ class StepGraphs:
         self.rng = rng
         self.runs: Counter = Counter()
         self.recorded: dict = {}
+        self.images: Tensor | None = None  # what all graphs read
         self.pool = None  # memory that all graphs share: they run one after the other
 
     def run(self, kind: tuple, step: Callable[[Tensor | None, int | None], dict[str, Tensor]],
@@ -46,20 +47,25 @@ class StepGraphs:
             return step(reals, crossover)
         if kind not in self.recorded:
             self.recorded[kind] = self.record(step, reals, crossover)
-        graph, images, notes = self.recorded[kind]
+        graph, notes = self.recorded[kind]
         if reals is not None:
-            images.copy_(reals)
-        graph.replay()
+            self.images.copy_(reals)
+        with torch.cuda.device(self.rng.device):
+            graph.replay()
         return notes
 
     def record(self, step: Callable, reals: Tensor | None, crossover: int | None) -> tuple:
-        graph, images = torch.cuda.CUDAGraph(), None if reals is None else reals.clone()
-        graph.register_generator_state(self.rng)
-        # Another thread may be loading images meanwhile.
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-            notes = {name: value.detach() for name, value in step(images, crossover).items()}
+        if self.images is None and reals is not None:
+            self.images = reals.clone()
+        images = None if reals is None else self.images
+        with torch.cuda.device(self.rng.device):  # else it would be recorded on the first GPU
+            graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+            graph.register_generator_state(self.rng)
+            # Another thread may be loading images meanwhile.
+            with torch.cuda.graph(graph, self.pool, stream, capture_error_mode="thread_local"):
+                notes = {name: value.detach() for name, value in step(images, crossover).items()}
         self.pool = self.pool or graph.pool()
-        return graph, images, notes
+        return graph, notes
 
     def set_rate(self, group: dict, rate: float) -> None:
         """Set an optimiser group's learning rate, in place where a graph reads it."""

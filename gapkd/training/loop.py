@@ -43,7 +43,7 @@ from gapkd.networks.base import StyleGenerator
 from gapkd.networks.families import build
 from gapkd.networks.stylegan2 import Discriminator, Generator
 from gapkd.networks.stylegan3 import AliasFreeGenerator, stylegan3_channels
-from gapkd.parallel import choose_device
+from gapkd.parallel import choose_device, seeded
 from gapkd.progress import bar as progress_bar
 from gapkd.settings import (
     DISTANCES,
@@ -121,8 +121,7 @@ def first_networks(config: TrainConfig) -> tuple[TrainConfig, StyleGenerator, Di
         return replace(config, **taken), G, D
     if config.start_from:
         return start.networks_of_start(config)
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
+    with seeded(config.seed):
         G = fresh_generator(config)
         D = Discriminator(config.resolution, widths(config.d_channels, config.resolution))
     return config, G, D
@@ -316,7 +315,7 @@ class Loop:
         self.trainer, self.kind, self.folder = trainer, kind, folder
         self.probe, self.judge = probe, judge
         c = trainer.config
-        self.origin = provenance() | {"processes": parallel.count()}
+        self.origin = provenance(trainer.device) | {"processes": parallel.count()}
         if ancestor := folder.remember("started_from", lambda: _ancestor(c)):
             self.origin["started_from"] = ancestor
         self.networks = folder.remember("networks", lambda: {

@@ -24,6 +24,7 @@ from gapkd.files.provenance import provenance
 from gapkd.files.storage import check_place, write_atomically
 from gapkd.networks.base import StyleGenerator
 from gapkd.networks.stylegan2 import Discriminator
+from gapkd.parallel import choose_device
 from gapkd.settings import DISTANCES, FEATURE_SPACES, MINE, RunConfig, to_dict
 
 KEPT_CHECKPOINTS = 2
@@ -165,7 +166,7 @@ class RunFolder:
             (self.path / "log.jsonl").unlink(missing_ok=True)
         write_atomically(self.path / "settings.json", json.dumps(
             self.before | {"kind": self.kind, "settings": to_dict(config), "inputs": self.inputs,
-                           "provenance": provenance(), "job": job(),
+                           "provenance": provenance(choose_device(config.device)), "job": job(),
                            "started_in": str(Path.cwd())}, indent=1).encode())
         if self.names:
             write_atomically(self.path / "data.json", json.dumps(self.names, indent=0).encode())

@@ -24,6 +24,7 @@ from gapkd.metrics.features import Distance
 from gapkd.networks.base import StyleGenerator
 from gapkd.networks.stylegan2 import Discriminator, Generator
 from gapkd.networks.stylegan3 import AliasFreeGenerator
+from gapkd.parallel import seeded
 from gapkd.settings import DistillConfig, TrainConfig, widths
 from gapkd.training.lessons import Lessons
 from gapkd.training.trainer import check_network
@@ -86,8 +87,7 @@ def networks_of_start(config: TrainConfig
 
 def fresh_discriminator(config: TrainConfig | DistillConfig, G: StyleGenerator) -> Discriminator:
     """One for the images of G."""
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
+    with seeded(config.seed):
         return Discriminator(G.resolution, widths(config.d_channels, G.resolution), G.c_dim,
                              img_channels=G.img_channels)
 

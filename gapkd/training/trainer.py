@@ -110,7 +110,7 @@ class Trainer:
             self.classes = class_shares(self.dataset, G.c_dim).to(self.device)  # (c_dim,)
         # A GPU need not wait for images; on a CPU a second thread would take from the training.
         drawn = getattr(self.dataset, "device", None) == self.device
-        self.reals = Prefetcher(self.load_reals, in_background=not (on_cpu or drawn))
+        self.reals = Prefetcher(in_background=not (on_cpu or drawn))
         self.fetched: Tensor | None = None
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
         self.graphs = StepGraphs(self.rng if replay else None)
@@ -120,10 +120,6 @@ class Trainer:
         self.dtype = autocast_dtype(config.precision, self.device)
         # float16 has few exponents: gradients are scaled up, and steps that overflow are left out.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        if self.device.type == "cuda":
-            torch.backends.cuda.matmul.allow_tf32 = config.precision == "tf32"
-            # Beside half precision, what is left in float32 is the regularisers.
-            torch.backends.cudnn.allow_tf32 = config.precision != "float32"
 
         self.step, self.images = 0, 0
         self.seconds = 0.0  # spent before the first step
@@ -145,7 +141,8 @@ class Trainer:
         """Load the real images of the next step, if it looks at some. ValueError names a broken
         one."""
         if self.judged and self.fetched is None:
-            self.fetched = self.reals(self.images, self.images + self.config.batch)
+            here, following = self.images, self.images + self.config.batch
+            self.fetched = self.reals(self.load_reals, here, following)
 
     def real_batch(self) -> Tensor:
         """The next real images (N, 3, R, R)."""
@@ -219,6 +216,12 @@ class Trainer:
     # ---------------------------------------------------------------------------------- steps
 
     def train_step(self) -> None:
+        # Beside half precision, what is left in float32 is the regularisers.
+        precision = self.config.precision
+        with parallel.tensor_cores(precision == "tf32", precision != "float32"):
+            self._train_step()
+
+    def _train_step(self) -> None:
         c = self.config
         self.set_rates()
         reals = self.real_batch() if self.judged else None
@@ -276,7 +279,8 @@ class Trainer:
         return {"loss_d": loss, "real_logit": real_logits.mean(), "fake_logit": fake_logits.mean()}
 
     def r1_step(self, reals: Tensor, crossover: int | None = None) -> Notes:
-        """In float32: it differentiates twice and squares."""
+        """In float32, since it differentiates twice and squares; a GPU's convolutions have TF32
+        unless precision is float32."""
         self.D.requires_grad_(True)
         penalties = {"r1": self.gradient_penalty(reals, self.real_labels())}
         if self.relativistic:  # the same on drawn images
@@ -340,7 +344,7 @@ class Trainer:
         return adversarial.relativistic_loss(logits, real_logits)
 
     def path_step(self, reals: Tensor, crossover: int | None = None) -> Notes:
-        """Path-length regularisation, in float32, on half the batch."""
+        """Path-length regularisation, in float32 as R1, on half the batch."""
         c, together = self.config, parallel.count()
         n = together * max(1, c.batch // PATH_BATCH_SHRINK // together)
         mine = parallel.rows(n)
