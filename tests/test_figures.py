@@ -360,6 +360,9 @@ def test_grouped_bars_stand_above_their_category_and_many_lie():
                 (ticks["foreign"] + 0.2, 0.1)]
     assert np.allclose(bars, expected)
     assert "chance" in texts(axes.figure) and axes.lines[0].get_ydata()[0] == 0.3
+    for decimals, labels in ((None, ["1", "0.2", "0.1"]), (2, ["1.00", "0.20", "0.10"])):
+        axes = figures.grouped_bars(values, "t", "r", decimals=decimals).axes[0]
+        assert [text.get_text() for text in axes.texts] == labels
     values = {"a": {f"factor {n}": 0.1 * n for n in range(15)}, "b": {"factor 3": -0.5}}
     axes = figures.grouped_bars(values, "t", "r", {"chance": 0.3}).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == list(values["a"])

@@ -394,13 +394,14 @@ def bars_with_chance(agreements: Mapping[str, Mapping[str, Agreement]],
 @styled
 def grouped_bars(values: Mapping[str, Mapping[str, float]], title: str, ylabel: str,
                  levels: Mapping[str, float] | None = None, width: float = 6.2,
-                 height: float = 3.3) -> Figure:
+                 height: float = 3.3, decimals: int | None = None) -> Figure:
     """Bars, a group per category and in it a bar per series, each with its number where there is
     room; upright, or lying where there are more than eight categories.
 
     Args:
         values: series -> category -> number; a series need not have every category.
         levels: name -> height of a dashed line, such as {"chance": 0.37}.
+        decimals: of every number at a bar; None: each has two digits that count.
     """
     categories = list(dict.fromkeys(name for series in values.values() for name in series))
     lying = len(categories) > 8
@@ -413,7 +414,8 @@ def grouped_bars(values: Mapping[str, Mapping[str, float]], title: str, ylabel: 
         at = [categories.index(category) + beside for category in series]
         drawn = draw(at, list(series.values()), 0.92 * bar, label=name, color=colour)
         if len(values) * len(categories) <= 0.3 * width * DPI / 9:
-            axes.bar_label(drawn, fmt="{:.2g}", padding=2, size=8.5)
+            form = "{:.2g}" if decimals is None else f"{{:.{decimals}f}}"
+            axes.bar_label(drawn, fmt=form, padding=2, size=8.5)
     if lying:
         for level in (levels or {}).values():
             line(level, **LEVEL)
