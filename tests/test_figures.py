@@ -141,6 +141,7 @@ def test_texts_are_apart_on_the_canvas_and_words_say_what_is_shown(case, monkeyp
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # matplotlib warns when no room is left for the panels
         figure = CRAMPED[case]()
+        drawn.clear()  # some lay themselves out by drawing once
         assert pixels_of(figures.to_png(figure)).std() > 5
     found = list(drawn.values())
     for n, (text, a) in enumerate(found):
@@ -378,12 +379,17 @@ def test_a_heat_map_shows_the_faces_of_its_rows_and_columns():
     figure = figures.heatmaps({"a": torch.rand(4, 6)}, row_images=faces[:4], column_images=faces,
                               marks=[(1, 2)])
     axes = figure.axes[0]
-    below, beside = axes.child_axes
+    below, beside, bar = axes.child_axes
     for strip, sheet in ((below, (faces, 6)), (beside, (faces[:4], 1))):
         assert np.array_equal(strip.images[0].get_array(), figures.make_sheet(*sheet, gap=(0, 0)))
     assert not [tick for tick in axes.get_xticklabels() if tick.get_visible()]
     assert [frame.get_xy() for frame in axes.patches] == [(1.5, 0.5)]
     assert (below.get_xlabel(), beside.get_ylabel()) == ("image j", "image i")
+    assert [list(below.get_xticks()), list(beside.get_yticks())] == [[*range(6)], [*range(4)]]
+    figure.draw_without_rendering()
+    cells, scale = axes.get_window_extent(), bar.get_window_extent()
+    assert scale.height == pytest.approx(cells.height)  # the bar is as high as the cells
+    assert cells.height > 0.5 * figure.bbox.height
     with pytest.raises(ValueError, match="5 images do not fit the 4 rows"):
         figures.heatmaps({"a": torch.rand(4, 6)}, row_images=faces[:5])
 

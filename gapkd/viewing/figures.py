@@ -525,7 +525,7 @@ def heatmaps(matrices: Mapping[str, Tensor], title: str = "", xlabel: str = "ima
     Args:
         centred: the scale runs equally far to both sides of 0, which is white: for signed values.
         row_images, column_images: (N, 3, R, R) and (M, 3, R, R), the images that rows and columns
-            stand for; they are shown in place of the numbers.
+            stand for; they are shown between the cells and their numbers.
         marks: (row, column) of the cells that get a frame.
     """
     values = {name: matrix.detach().float().cpu().numpy() for name, matrix in matrices.items()}
@@ -539,9 +539,9 @@ def heatmaps(matrices: Mapping[str, Tensor], title: str = "", xlabel: str = "ima
     for n, (axes, (name, v)) in enumerate(zip(panels, values.items(), strict=True)):
         picture = axes.imshow(v, vmin=low, vmax=high, cmap=colours, interpolation="none")
         axes.grid(visible=False)
-        for axis in (axes.xaxis, axes.yaxis):  # images are counted: no tick between two of them
-            axis.set_major_locator(
-                MaxNLocator("auto", integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+        axes.set_anchor("S")  # what square cells leave empty is above them: _shrink takes it away
+        for axis, count in ((axes.xaxis, v.shape[1]), (axes.yaxis, v.shape[0])):
+            axis.set_major_locator(_counted(count))
         for i, j in marks:
             axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, color=INK, linewidth=1.6,
                                      path_effects=[withStroke(linewidth=3.6, foreground="white")]))
@@ -550,28 +550,49 @@ def heatmaps(matrices: Mapping[str, Tensor], title: str = "", xlabel: str = "ima
         _finish(axes, name, "", "", size + 0.6, size + 0.6, **PANEL)
         below.set_xlabel(_fill(xlabel, size * DPI))
         beside.set_ylabel(_fill(ylabel, (size - 0.6) * DPI) if n == 0 else "")
-    bar = figure.colorbar(picture, ax=list(panels), label=_fill(label, size * DPI), fraction=0.05,
-                          pad=0.02)
+    bar = figure.colorbar(picture, cax=panels[-1].inset_axes((1.05, 0, 0.07, 1)),
+                          label=_fill(label, size * DPI))
     bar.outline.set_visible(False)
     _headline(figure, title)
+    _shrink(figure, panels)
     figure.alt = _words(title, f"Heat maps of {label}, {ylabel} against {xlabel}", *(
         f"{name}: from {v.min():.3g} to {v.max():.3g}" for name, v in values.items()))
     return figure
 
 
+def _counted(count: int) -> FixedLocator | MaxNLocator:
+    """Where `count` images have their numbers: all of a few, never between two of them."""
+    if count <= 10:
+        return FixedLocator(range(count))
+    return MaxNLocator("auto", integer=True, min_n_ticks=1, steps=[1, 2, 5, 10])
+
+
+def _shrink(figure: Figure, panels: Sequence[Axes]) -> None:
+    """Takes away the height that square cells leave empty above and below the panels."""
+    figure.draw_without_rendering()  # now everything has its place
+    tall = max(axes.get_tightbbox().height for axes in panels)
+    title = sum(text.get_window_extent().height + 8 for text in figure.texts)
+    figure.set_figheight((tall + title + 14) / DPI)
+
+
 def _faces(axes: Axes, images: Tensor, side: str, values: np.ndarray) -> Axes:
-    """The images of a heat map's "rows" or "columns" in place of its numbers; returns the strip."""
+    """The images of a heat map's "rows" or "columns" before their numbers; returns the strip."""
     (rows, columns), count = values.shape, values.shape[side == "columns"]
     if len(images) != count:
         raise ValueError(f"{len(images)} images do not fit the {count} {side} of the heat map")
     if side == "rows":
         axes.tick_params("y", labelleft=False)
-        strip = axes.inset_axes((-1.15 / columns, 0, 1 / columns, 1))
+        strip, place = axes.inset_axes((-1.15 / columns, 0, 1 / columns, 1)), (0, 1, count, 0)
+        numbered, other = strip.yaxis, strip.xaxis
     else:
         axes.tick_params("x", labelbottom=False)
-        strip = axes.inset_axes((0, -1.15 / rows, 1, 1 / rows))
-    strip.imshow(make_sheet(images, 1 if side == "rows" else count, gap=(0, 0)), aspect="auto")
-    strip.set(xticks=[], yticks=[])
+        strip, place = axes.inset_axes((0, -1.15 / rows, 1, 1 / rows)), (0, count, 1, 0)
+        numbered, other = strip.xaxis, strip.yaxis
+    strip.imshow(make_sheet(images, 1 if side == "rows" else count, gap=(0, 0)), aspect="auto",
+                 extent=[end - 0.5 for end in place])
+    numbered.set_major_locator(_counted(count))
+    other.set_ticks([])
+    strip.grid(visible=False)
     strip.spines[:].set_visible(False)
     return strip
 
