@@ -92,6 +92,7 @@ def test_a_table_has_scale_mean_spread_and_chance():
         "| dcp | 1 | 0.100 (0.400) | 1.000 | 2.000 |",
         "| paper | 2 | 0.300 ± 0.141 (0.600) | 4.000 ± 1.414 | 4.000, of 1 |"]
     assert "| paper" in results_table(records, arms=("paper", "dcp")).splitlines()[2]
+    assert results_table([*rows, *records]) == results_table(records, rows)
     assert results_table([]) == "_No runs are recorded yet._"
 
 

@@ -90,7 +90,9 @@ def test_every_run_is_made_once(table, tmp_path, monkeypatch, capsys):
     assert end.keys() == halfway.keys() | probed and end["images"] == 16
     monkeypatch.setattr(sweep.Bench, "train", lambda *a: pytest.fail("trained again"))
     assert run_sweep(SweepConfig(file)) == records
-    assert "4 of 4 runs are in" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "4 of 4 runs are in" in said and "| real, against other real |" in said
+    assert "| alone | 2 |" in said and "| paper | 2 |" in said
     faces = read_faces(tmp_path / "results.jsonl", ("teacher", "paper", "nobody"))
     G = load_generator(tmp_path / "runs" / "paper-0" / "generator.safetensors")
     assert list(faces) == ["teacher", "paper"] and faces["paper"].shape == (16, 3, 32, 32)

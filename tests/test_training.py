@@ -17,6 +17,7 @@ import weakref
 from types import SimpleNamespace
 from unittest.mock import MagicMock, Mock
 
+import numpy as np
 import pytest
 import torch
 from official_files import named_like_nvidia, nvidia_pickle
@@ -94,6 +95,45 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     assert not (result.generator.training or result.discriminator.training)
     card = read_metadata(result.checkpoint)["provenance"]
     assert card["images"] == 32 and card["settings"]["resolution"] == 8
+
+
+@pytest.mark.parametrize("number", [torch.tensor(2.0), torch.tensor([2]), np.float32(2), 2])
+def test_a_probe_may_return_tensors_and_numpys_numbers(tmp_path, number):
+    result = train_gan(config(tmp_path), probe=lambda G: {"odd": number})
+    assert json.loads((result.folder / "log.jsonl").read_text().splitlines()[-1])["odd"] == 2.0
+
+
+@pytest.mark.parametrize(("found", "message"), [
+    (None, "must return a dictionary of numbers by their names, not NoneType"),
+    ({"odd": torch.zeros(3)}, "a probe's odd must be one number, not tensor"),
+    ({"odd": "good"}, "a probe's odd must be one number, not 'good'")])
+def test_what_a_probe_may_not_return_costs_nothing(tmp_path, found, message):
+    with pytest.raises(ValueError, match=message):
+        train_gan(config(tmp_path), probe=lambda G: found)
+    assert list(tmp_path.glob("checkpoints/*.pt"))
+
+
+def test_toy_faces_that_nobody_asked_for_are_named(tmp_path, teacher_file, capsys):
+    """A forgotten --data compares a network of photographs with rendered faces."""
+    own = tmp_path / "own.safetensors"
+    teacher = load_generator(teacher_file)
+    save_network(teacher, own, {"settings": {"data": "my/photos"}})
+    with pytest.warns(UserWarning, match="own.safetensors was trained on photos, and here data is"):
+        distill(distill_config(tmp_path / "run", own, images=8))
+    main(["evaluate", str(own), "--samples", "8", "--no-progress"])
+    assert "own.safetensors was trained on photos, and here data is" in capsys.readouterr().err
+
+
+def test_figures_of_photographs_by_the_toy_faces_network_are_named(tmp_path, teacher_file, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for n in range(16):
+        Image.new("RGB", (32, 32), (9 * n, 90, 200 - 9 * n)).save(photos / f"{n}.png")
+    with pytest.warns(UserWarning, match="the FID of photos will be read by a network that knows"):
+        distill(distill_config(tmp_path / "run", teacher_file, data=str(photos), images=8,
+                               fid_every=8, fid_samples=8))
+    main(["evaluate", str(teacher_file), "--data", str(photos), "--samples", "8"])
+    assert "every figure of photos will be read by a network that" in capsys.readouterr().err
 
 
 def test_a_probe_takes_no_place_of_a_loss(tmp_path, teacher_file, fake_distance):

@@ -20,6 +20,7 @@ from gapkd.metrics.attributes import train_attribute_network as train_judge
 from gapkd.metrics.evaluation import evaluation_table, format_table
 from gapkd.metrics.features import feature_network
 from gapkd.parallel import choose_device
+from gapkd.training import start
 from gapkd.training.plan import PlanConfig, make_plan
 
 
@@ -66,13 +67,20 @@ def measure(config: EvaluateConfig, progress: bool = False) -> dict:
         raise ValueError("samples must be at least 4, and seed lie between 0 and 2^63 - 1, "
                          f"not {config.samples} and {config.seed}")
     parallel.join()
+    start.say_if_other_data(config.teacher or config.generator, config.data)
     device = choose_device(config.device)
     G = load_generator(config.generator).to(device)
     teacher = load_generator(config.teacher).to(device) if config.teacher else None
     dataset = open_dataset(config.data, G.resolution, seed=config.seed)
     net, space = feature_network(config.features, device), None
+    figures = "every figure"
     if not isinstance(net, AttributeNetwork):  # it cannot say what a face shows
         net, space = reader("toyfaces", device), net
+        figures = "agreement and perceptual distance"
+    if config.features != "toyfaces" and space is None:
+        figures = ""  # a judge of one's own
+    if figures and (teacher or not space):
+        start.say_if_other_images(config.data, "toyfaces", figures)
     generators = {Path(config.generator).absolute().name: G}
     rows = evaluation_table(generators, net, dataset, teacher, config.samples, config.seed,
                             space=space, progress=progress and parallel.is_first())
@@ -92,6 +100,5 @@ def judge(config: AttributeConfig) -> None:
 
 
 def plan(config: PlanConfig) -> None:
-    print("| what | figure |\n|---|--:|")
-    for name, figure in make_plan(config):
-        print(f"| {name} | {figure} |")
+    lines = [f"| {name} | {figure} |" for name, figure in make_plan(config)]
+    print("\n".join(["| what | figure |\n|---|--:|", *lines]))

@@ -169,8 +169,8 @@ def holm(ps: Mapping[str, float]) -> dict[str, float]:
 
 def results_table(records: Sequence[dict], references: Sequence[dict] = (),
                   columns: Mapping[str, str] = COLUMNS, arms: Sequence[str] = ()) -> str:
-    """Markdown: rows for scale (`references`), then one an arm, mean ± standard deviation over its
-    seeds; `arms` are which ones, in this order, by default all.
+    """Markdown: rows for scale (`references`, by default those among the records), then one an arm,
+    mean ± standard deviation over its seeds; `arms` are which ones, in this order, by default all.
 
     In brackets the chance level of that arm: what its images would score if they were paired with
     other ones of the teacher's. It differs from arm to arm, since blurred images are near to
@@ -179,6 +179,8 @@ def results_table(records: Sequence[dict], references: Sequence[dict] = (),
     Raises ValueError for runs of different length, or judged in different feature spaces or on
     different numbers of images: they do not belong into one table.
     """
+    references = references or [row for row in records if row["arm"] in REFERENCES]
+    records = [row for row in records if row["arm"] not in REFERENCES]
     if not records:
         return "_No runs are recorded yet._"
     lengths = sorted({record["images"] for record in records})

@@ -3,6 +3,7 @@
     gapkd sweep tools/sweeps/table.yml                      one run after the other
     gapkd sweep tools/sweeps/table.yml --jobs 2             two at a time; on GPUs, one process each
     gapkd sweep tools/sweeps/table.yml --arms dcp --seeds 0 one row of the table
+    gapkd sweep tools/sweeps/table.yml                      once more: the finished table
     gapkd sweep tools/sweeps/table.yml --results runs/mine.jsonl     again, beside what is there
 
 Workers claim runs by locks in the sweep's folder, so the same command may be started as often as
@@ -31,7 +32,13 @@ from filelock import FileLock, Timeout
 
 from gapkd.data.images import save_png
 from gapkd.experiments.bench import PROBED, Bench
-from gapkd.experiments.results import BENCH, REFERENCES, faces_folder, read_results
+from gapkd.experiments.results import (
+    BENCH,
+    REFERENCES,
+    faces_folder,
+    read_results,
+    results_table,
+)
 from gapkd.files import storage
 from gapkd.files.checkpoints import load_generator, read_metadata, sha256
 from gapkd.files.provenance import provenance
@@ -284,6 +291,9 @@ def run_sweep(config: SweepConfig) -> list[dict]:
     _check_students(config, table, arms if todo else ())
     every = len(arms) * len(seeds)
     print(f"{every - len(todo)} of {every} runs are in {table.results}")
+    if not todo:
+        records = read_results(table.results)
+        print(results_table([r for r in records if r["arm"] in (*REFERENCES, *arms)]))
     if config.dry_run:
         for arm, seed in todo:
             print(f"missing: {arm} seed {seed}: {row_command(table.config(arm, seed))}")

@@ -100,8 +100,8 @@ def train_gan(config: TrainConfig, probe: Probe | None = None) -> RunResult:
     """Train a StyleGAN2 or StyleGAN3 on a dataset.
 
     Args:
-        probe: called with the averaged generator every `probe_every` images; the numbers it returns
-            join the log.
+        probe: called with the averaged generator every `probe_every` images; the numbers that it
+            returns, {name: number}, join the log.
     Raises ValueError for bad settings or data, TrainingDiverged, OutOfMemory, TrainingInterrupted
         (state saved).
     """
@@ -173,6 +173,7 @@ def distill(config: DistillConfig, probe: Probe | None = None,
     if perceptual:
         start.check_distance(config, perceptual, teacher)
     D = first_discriminator(config, teacher)
+    start.say_if_other_data(config.teacher, config.data)
     dataset, judge = _open_data(config, teacher)
     if perceptual and config.perceptual == "toyfaces" != config.data and parallel.is_first():
         warnings.warn("the perceptual loss is that of a network which knows rendered toy faces "
@@ -205,6 +206,7 @@ def _open_data(config: RunConfig, G: StyleGenerator) -> tuple[Dataset, FidProbe 
     if isinstance(dataset, ImageFiles):
         dataset.check(CHECK_SECONDS)
     if config.fid_every:
+        start.say_if_other_images(config.data, config.fid_features, "the FID")
         judge = FidProbe(dataset, config.fid_features, config.fid_samples, device)
         judge.try_out(G.to(device))
     return dataset, judge
@@ -428,7 +430,7 @@ class Loop:
         trainer, c, record = self.trainer, self.trainer.config, {}
         for measure, period in ((self.probe, c.probe_every), (self.judge, c.fid_every)):
             if measure and self.due(period):
-                record |= measure(trainer.G_ema)
+                record |= _numbers(measure(trainer.G_ema))
         if taken := record.keys() & {"images", "seconds", *notes}:
             raise ValueError(f"a probe may not call a number {min(taken)}, which is a name of the "
                              "log's own: give it another")
@@ -478,6 +480,20 @@ class Loop:
         """What a saved network says of where it comes from."""
         return {"command": self.kind, "settings": to_dict(self.trainer.config),
                 "images": self.trainer.images, "seconds": round(self.seconds, 1), **self.origin}
+
+
+def _numbers(found: object) -> dict[str, float]:
+    """What a probe returned, as plain numbers. Raises ValueError."""
+    if not isinstance(found, dict):
+        raise ValueError("a probe must return a dictionary of numbers by their names, not "
+                         f"{type(found).__name__}")
+    numbers = {}
+    for name, value in found.items():
+        try:
+            numbers[str(name)] = float(value)  # tensors and NumPy's scalars too
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"a probe's {name} must be one number, not {value!r:.80}") from error
+    return numbers
 
 
 def best_record(log: Sequence[dict]) -> dict | None:

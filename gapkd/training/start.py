@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import torch
 
+from gapkd import parallel
 from gapkd.distillation.directions import check_blocks
 from gapkd.distillation.students import check_request
 from gapkd.files.checkpoints import (
@@ -16,6 +17,7 @@ from gapkd.files.checkpoints import (
     find_checkpoint,
     load_discriminator,
     load_generator,
+    read_metadata,
     recognise,
 )
 from gapkd.files.download import is_address
@@ -90,6 +92,28 @@ def fresh_discriminator(config: TrainConfig | DistillConfig, G: StyleGenerator) 
     with seeded(config.seed):
         return Discriminator(G.resolution, widths(config.d_channels, G.resolution), G.c_dim,
                              img_channels=G.img_channels)
+
+
+def say_if_other_data(network: str, data: str) -> None:
+    """Warn where the default toy faces meet a network whose own file says that it knows other
+    images."""
+    file = find_checkpoint(network)
+    if file.suffix == ".pkl":
+        known = "other images"  # NVIDIA's
+    else:
+        settings = read_metadata(file)["provenance"].get("settings", {})
+        known = PurePath(str(settings.get("data", "toyfaces"))).name
+    if data == "toyfaces" != known and parallel.is_first():
+        warnings.warn(f"{network} was trained on {known}, and here data is toyfaces: name its "
+                      "images (--data), if rendered faces are not what you mean", stacklevel=3)
+
+
+def say_if_other_images(data: str, network: str, figures: str) -> None:
+    """Warn where figures of other images are read by the toy faces' network."""
+    if network == "toyfaces" != data and parallel.is_first():
+        warnings.warn(f"{figures} of {PurePath(data).name} will be read by a network that knows "
+                      "rendered toy faces only: choose \"imagenet\" or a judge of your own (gapkd "
+                      "judge), or read them with care", stacklevel=3)
 
 
 def settings_of(G: Generator | AliasFreeGenerator) -> dict:
