@@ -224,9 +224,12 @@ class DistillConfig(RunConfig):
     keep: float = 0.3
     """Fraction of the teacher's channels that the student keeps in every layer."""
     kernel: Literal[3, 1] = 3
-    """Kernel of every block's second convolution; 1 is the heterogeneous student."""
+    """Kernel of every block's second convolution; 1 is the heterogeneous student, which cannot take
+    over weights (with recipe gapkd: --synthesis random)."""
     kind: Literal["same", "mobile"] = "same"
-    """The student's family: its teacher's, or MobileStyleGAN's wavelet-domain network."""
+    """The student's family: its teacher's, or MobileStyleGAN's wavelet-domain network, which cannot
+    take over weights (with recipe gapkd: --synthesis random) and has one block fewer (with the
+    latent-direction loss at 32 px: --ld-blocks 1 2)."""
     mapping: Literal["inherit", "inherit-frozen", "random"] = "inherit"
     """What becomes of the teacher's mapping network."""
     synthesis: Annotated[

@@ -15,7 +15,7 @@ class SampleConfig:
     """Draw a sheet of images and save it as PNG."""
 
     generator: tyro.conf.Positional[str]
-    """Its file, or the name of an embedded one."""
+    """A run's folder, a file of any format, a hub's name, or an embedded network's."""
     out: str = "runs/samples.png"
     """PNG file to write; an existing one is not overwritten."""
     count: int = 64
@@ -35,7 +35,7 @@ class DirectionsConfig:
     """Find directions in W with a name, for `gapkd export`, explorers and the browser."""
 
     generator: tyro.conf.Positional[str]
-    """Its file, or the name of an embedded one."""
+    """A run's folder, a file of any format, a hub's name, or an embedded network's."""
     out: str
     """File to write (.safetensors); an existing one is not overwritten."""
     attributes: str = "toyfaces"
@@ -60,7 +60,7 @@ class ConvertConfig:
     build a network of rosinality's own widths (512, 256, ...) read only one that has these."""
 
     source: tyro.conf.Positional[str]
-    """File of the network: .safetensors, NVIDIA's .pkl or rosinality's .pt."""
+    """A run's folder, .safetensors, NVIDIA's .pkl, rosinality's .pt, or an embedded network."""
     out: tyro.conf.Positional[str]
     """File to write; its ending says which format, and "discriminator" in its name which network.
     An existing one is not overwritten."""

@@ -29,7 +29,7 @@ class EvaluateConfig:
     """Compare a generator with real images and, if given, with its teacher; print a table."""
 
     generator: tyro.conf.Positional[str]
-    """Its file, or the name of an embedded one."""
+    """A run's folder, a file of any format, a hub's name, or an embedded network's."""
     teacher: str = ""
     """Teacher to compare with at the same z; empty: none."""
     data: str = "toyfaces"

@@ -19,7 +19,9 @@ class ResumeConfig:
     run: tyro.conf.Positional[str]
     """Its folder."""
     images: int = 0
-    """New length of the run in images; 0: as before."""
+    """New length of the run in images; 0: as before. (Where the rate falls or the discriminator
+    begins late, as in the recipe gapkd, the length is part of the training: a run that is to be
+    lengthened begins with --lr-end 1 --gan-from 0.)"""
     device: str = ""
     """"auto", "cpu", "cuda"...; empty: as before."""
     progress: bool = True

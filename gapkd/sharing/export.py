@@ -63,12 +63,13 @@ class ExportConfig:
     check it."""
 
     generator: tyro.conf.Positional[str]
-    """Its file, or the name of an embedded one."""
+    """A run's folder, a file of any format, a hub's name, or an embedded network's."""
     onnx: str = ""
     """ONNX file to write; an existing one is not overwritten."""
     program: str = ""
     """torch.export program (.pt2) to write; an existing one is not overwritten. Loaded, its
-    module() draws: image, ws = draw(z, psi, offset) of (N, z_dim), (1,), (N, num_ws, w_dim)."""
+    module() draws, by position: image, ws = draw(z, truncation, offset) of (N, z_dim), (1,),
+    (N, num_ws, w_dim)."""
     precision: Literal["float32", "float16", "int8"] = "float32"
     """Of the ONNX file. float16: weights and convolutions; int8: weights alone, one scale an output
     channel."""
