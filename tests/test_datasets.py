@@ -284,33 +284,46 @@ def test_pixels_of_unknown_range_are_refused(tmp_path, mode, value):
     fails("a.tif in .* 8 or 16 bits are understood", tmp_path)
 
 
-def png_of(values):
+@pytest.mark.parametrize("values, said, message", [
+    ((-1,), {"bits": 8, "form": 2}, "has pixels below 0"),
+    ((65_535, 0, 0), {"planes": 2}, "16-bit colours plane by plane"),
+    ((4095, 0, 0), {"planes": 2}, "16-bit colours plane by plane")])
+def test_pixels_that_pillow_misreads_are_refused(tmp_path, values, said, message):
+    pixels = np.full((16, 16, len(values)), values)
+    (tmp_path / "a.tif").write_bytes(tiff_of(pixels, **said))
+    fails(f"a.tif in .* {message}", tmp_path)
+
+
+def png_of(values, more=b""):
     """A PNG of 16 bits, which Pillow would not write in colour. values: (H, W, C)."""
     height, width, channels = values.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 3: 2, 4: 6}[channels], 0, 0, 0)
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows))
-            + chunk(b"IEND", b""))
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + more
+            + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
 
 
-def tiff_of(values, bits=16, order="<", deflated=False):
-    """A TIFF of 12 (grey) or 16 bits a value. values: (H, W, C)."""
+def tiff_of(values, bits=16, order="<", deflated=False, kind=None, planes=1, form=1):
+    """A TIFF of 8, 12 (both grey) or 16 bits a value. values: (H, W, C)."""
     height, width, channels = values.shape
-    pixels = values.astype(f"{order}u2").tobytes()
+    pixels = values.astype(f"{order}u{1 if bits == 8 else 2}").tobytes()
     if bits == 12:  # two values in three bytes
         pixels = bytes.fromhex("".join(f"{value:03x}" for value in values.flat))
     pixels = zlib.compress(pixels) if deflated else pixels
-    start = 8 + 2 + 9 * 12 + 4
+    start = 8 + 2 + 11 * 12 + 4
     colour = channels >= 3
+    kind = (2 if colour else 1) if kind is None else kind
     fields = {256: (1, width), 257: (1, height), 258: (channels, start if colour else bits),
-              259: (1, 8 if deflated else 1), 262: (1, 2 if colour else 1), 273: (1, start + 8),
-              277: (1, channels), 278: (1, height), 279: (1, len(pixels))}
+              259: (1, 8 if deflated else 1), 262: (1, kind), 273: (1, start + 8),
+              277: (1, channels), 278: (1, height), 279: (1, len(pixels)),
+              284: (1, planes), 339: (1, form)}
     listed = b""
     for tag, (count, value) in fields.items():
         small = tag not in (273, 279) and count == 1
         listed += struct.pack(f"{order}HHI", tag, 3 if small or tag == 258 else 4, count)
         listed += struct.pack(f"{order}{'H2x' if small else 'I'}", value)
-    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, 9)
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, 11)
     return head + listed + bytes(4) + struct.pack(f"{order}4H", *[bits] * 4) + pixels
 
 

@@ -160,20 +160,26 @@ def needed_depth(image: Image.Image) -> int:
 def to_8_bits(image: Image.Image, depth: int) -> Image.Image:
     """Values of `depth` bits brought to 8; an image that has them is returned as it is.
 
-    Raises ValueError for values below 0, or of more than 16 bits.
+    Raises ValueError for values below 0, or of more than 16 bits, and for what Pillow misreads.
     """
-    deep_colour = _deep_colour(image)
+    deep_colour, tags = _deep_colour(image), getattr(image, "tag_v2", {})  # those of a TIFF
     if image.mode.startswith("I"):
         values = np.asarray(image)
+    elif depth < 16 and tags.get(284) == 2 and tags.get(258, (1,))[0] == 16:
+        raise ValueError("it stores 16-bit colours plane by plane (PlanarConfiguration 2); pixel "
+                         "by pixel is understood")
     elif deep_colour and depth < 16:  # 16 bits Pillow has brought to 8 by itself
         values = _both_bytes(image, deep_colour)
+    elif tags.get(339, (1,))[0] == 2:  # signed, which Pillow does not mind
+        values = np.asarray(image).view(np.int8)
     else:
         return image
     if values.size and (values.min() < 0 or values.max() > 65535):
         raise ValueError("it has pixels below 0 or above 65,535; 8 or 16 bits are understood")
     white = 2**depth - 1
-    eight_bits = (values.astype(np.uint32) * 255 + white // 2) // white
-    return Image.fromarray(eight_bits.clip(0, 255).astype(np.uint8))
+    eight_bits = ((values.astype(np.uint32) * 255 + white // 2) // white).clip(0, 255)
+    eight_bits = eight_bits.astype(np.uint8)
+    return Image.fromarray(eight_bits)
 
 
 def _deep_colour(image: Image.Image) -> re.Match | None:
@@ -201,7 +207,7 @@ def _told(tile: tuple, raw: str) -> tuple:
 
 
 SPARE = 2**31  # bytes of a disk that are left to others
-DECODING = f"1, Pillow {PIL.__version__}"  # another number where other pixels come of a file
+DECODING = f"2, Pillow {PIL.__version__}"  # another number where other pixels come of a file
 
 
 class SmallCopies:
