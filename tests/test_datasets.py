@@ -363,6 +363,16 @@ def test_colours_of_12_bits_are_not_black(tmp_path, kind, channels):
 
 
 @no_notice
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("deflated", [False, True])
+def test_white_may_be_zero(tmp_path, bits, deflated):
+    values = np.arange(256).reshape(16, 16, 1) * (2**bits - 1) // 255
+    (tmp_path / "a.tif").write_bytes(tiff_of(values, bits, deflated=deflated, kind=0))
+    expected = torch.arange(255, -1, -1).view(16, 16) / 127.5 - 1
+    assert (load_image(tmp_path / "a.tif", 16) - expected).abs().max() < 1 / 250
+
+
+@no_notice
 def test_a_depth_that_a_file_states_decides(tmp_path):
     """However dark it is, and whatever lies beside it."""
     values = np.full((16, 16, 1), 1000)

@@ -178,6 +178,8 @@ def to_8_bits(image: Image.Image, depth: int) -> Image.Image:
         raise ValueError("it has pixels below 0 or above 65,535; 8 or 16 bits are understood")
     white = 2**depth - 1
     eight_bits = ((values.astype(np.uint32) * 255 + white // 2) // white).clip(0, 255)
+    if tags.get(262) == 0:  # white is zero
+        eight_bits = 255 - eight_bits
     eight_bits = eight_bits.astype(np.uint8)
     return Image.fromarray(eight_bits)
 
