@@ -1,6 +1,7 @@
 """Datasets: order, resuming, every kind of image, and one clear sentence for every bad input."""
 
 import io
+import itertools
 import json
 import math
 import os
@@ -347,19 +348,28 @@ def test_the_largest_value_of_a_set_tells_its_depth(tmp_path, kind, largest, whi
     assert all(f"so white is {white:,}" in text and "2 of the 2 images" in text for text in said)
 
 
-@pytest.mark.parametrize("channels", [3, 4])
-@pytest.mark.parametrize("kind", [
-    png_of, tiff_of, lambda values: tiff_of(values, order=">"),
-    lambda values: tiff_of(values, deflated=True)])
+@pytest.mark.parametrize("kind, channels", [
+    *itertools.product([png_of, tiff_of, lambda values: tiff_of(values, order=">"),
+                        lambda values: tiff_of(values, deflated=True)], [3, 4]), (png_of, 2)])
 def test_colours_of_12_bits_are_not_black(tmp_path, kind, channels):
+    colours = 1 if channels == 2 else 3  # the others are opacity
     values = np.random.default_rng(0).integers(0, 4096, (16, 16, channels))
-    values[0, 0], values[..., 3:] = 4095, 4095
+    values[0, 0], values[..., colours:] = 4095, 4095
     (tmp_path / "a.bin").write_bytes(kind(values))
     (tmp_path / "a.bin").rename(tmp_path / ("a.png" if kind is png_of else "a.tif"))
     with pytest.warns(UserWarning, match="largest value needs 12, so white is 4,095"):
         image = open_dataset(tmp_path, 16).load(torch.tensor([0]))[0]
-    expected = torch.from_numpy(values[..., :3] / 4095 * 2 - 1).permute(2, 0, 1).float()
+    expected = torch.from_numpy(values[..., :colours] / 4095 * 2 - 1).permute(2, 0, 1).float()
     assert (image - expected).abs().max() < 1 / 250
+
+
+@pytest.mark.parametrize("deflated", [False, True])
+def test_inks_of_12_bits_are_not_white(tmp_path, deflated):
+    inks = np.full((16, 16, 4), (4095, 0, 2048, 0))
+    (tmp_path / "a.tif").write_bytes(tiff_of(inks, kind=5, deflated=deflated))
+    with pytest.warns(UserWarning, match="largest value needs 12, so white is 4,095"):
+        image = open_dataset(tmp_path, 16).load(torch.tensor([0]))
+    assert (image - torch.tensor([-1, 1, 0]).view(3, 1, 1)).abs().max() < 1 / 100
 
 
 @no_notice

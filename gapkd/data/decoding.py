@@ -135,7 +135,7 @@ def _bare_jpeg(content: bytes) -> bytes:
     return b"".join([*kept, content[at:]])
 
 
-DEEP_COLOUR = re.compile("(RGB[AX]?;16)([BLN])")  # what Pillow reads the upper bytes of
+DEEP_COLOUR = re.compile("((?:RGB[AX]?|LA|CMYK);16)([BLN])")  # Pillow reads the upper bytes of it
 DEPTHS = (8, 10, 12, 14, 16)
 """Bits that cameras, scanners and formats give a value."""
 
@@ -153,7 +153,8 @@ def stated_depth(image: Image.Image) -> int | None:
 def needed_depth(image: Image.Image) -> int:
     """The least of `DEPTHS` that holds all values of an image whose depth is not stated."""
     deep_colour, values = _deep_colour(image), np.asarray(image)
-    largest = int(values[..., :3].max()) * 256 + 255 if deep_colour else values.max()
+    colours = 4 if image.mode == "CMYK" else 3
+    largest = int(values[..., :colours].max()) * 256 + 255 if deep_colour else values.max()
     return next((bits for bits in DEPTHS if largest < 2**bits), DEPTHS[-1])
 
 
@@ -181,6 +182,8 @@ def to_8_bits(image: Image.Image, depth: int) -> Image.Image:
     if tags.get(262) == 0:  # white is zero
         eight_bits = 255 - eight_bits
     eight_bits = eight_bits.astype(np.uint8)
+    if image.mode == "CMYK":
+        return Image.frombytes("CMYK", image.size, eight_bits.tobytes())
     return Image.fromarray(eight_bits)
 
 
@@ -193,7 +196,11 @@ def _deep_colour(image: Image.Image) -> re.Match | None:
 
 def _both_bytes(image: Image.Image, found: re.Match) -> np.ndarray:
     """(H, W, C) of a colour image of 16 bits; the lower bytes are what Pillow takes for the upper
-    ones when it is told the other order."""
+    ones when it is told the other order. Grey and alpha, which it reads in one order, are as long
+    as RGBA of 8 bits."""
+    if found[1] == "LA;16":
+        image.tile = [_told(tile, "RGBA") for tile in image.tile]
+        return np.asarray(image).view(">u2")
     order = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}[found[2]]
     file = image.fp
     upper = np.asarray(image).astype(np.uint32)
