@@ -410,6 +410,18 @@ def test_transparent_parts_become_white(tmp_path):
     assert image[:, 0, 0].tolist() == [1, -1, -1] and image[:, 4, 4].tolist() == [1, 1, 1]
 
 
+@pytest.mark.filterwarnings("ignore:.*so white is")
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("largest", [4095, 65_535])
+def test_the_hidden_value_of_a_deep_png_becomes_white(tmp_path, channels, largest):
+    values = np.full((16, 16, channels), 513)
+    values[0, 0], values[0, 1] = largest, 0
+    hidden = chunk(b"tRNS", struct.pack(">H", 513) * channels)
+    (tmp_path / "a.png").write_bytes(png_of(values, hidden))
+    image = load_image(tmp_path / "a.png", 16)[0]
+    assert (image[:, 0, 1] == -1).all() and image.sum() == 3 * (16 * 16 - 2)
+
+
 @no_notice
 def test_another_size_is_cropped_and_resized_with_one_notice(tmp_path):
     wide = Image.new("RGB", (64, 32), "red")

@@ -164,12 +164,13 @@ def to_8_bits(image: Image.Image, depth: int) -> Image.Image:
     Raises ValueError for values below 0, or of more than 16 bits, and for what Pillow misreads.
     """
     deep_colour, tags = _deep_colour(image), getattr(image, "tag_v2", {})  # those of a TIFF
+    hidden = image.info.get("transparency")  # the value or colour of a PNG that is not to be seen
     if image.mode.startswith("I"):
         values = np.asarray(image)
     elif depth < 16 and tags.get(284) == 2 and tags.get(258, (1,))[0] == 16:
         raise ValueError("it stores 16-bit colours plane by plane (PlanarConfiguration 2); pixel "
                          "by pixel is understood")
-    elif deep_colour and depth < 16:  # 16 bits Pillow has brought to 8 by itself
+    elif deep_colour and (depth < 16 or hidden is not None):  # else Pillow brings 16 bits to 8
         values = _both_bytes(image, deep_colour)
     elif tags.get(339, (1,))[0] == 2:  # signed, which Pillow does not mind
         values = np.asarray(image).view(np.int8)
@@ -181,6 +182,9 @@ def to_8_bits(image: Image.Image, depth: int) -> Image.Image:
     eight_bits = ((values.astype(np.uint32) * 255 + white // 2) // white).clip(0, 255)
     if tags.get(262) == 0:  # white is zero
         eight_bits = 255 - eight_bits
+    if hidden is not None:
+        seen = (np.atleast_3d(values) != hidden).any(axis=2)
+        eight_bits = np.dstack([eight_bits, 255 * seen])
     eight_bits = eight_bits.astype(np.uint8)
     if image.mode == "CMYK":
         return Image.frombytes("CMYK", image.size, eight_bits.tobytes())
