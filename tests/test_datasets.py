@@ -698,6 +698,8 @@ def test_bad_sizes_are_named_with_a_mend(six):
     for resolution in (24, 0, -8, 4):
         for source in (six, "toyfaces"):
             fails(f"power of two .* not {resolution}", source, resolution)
+    Image.new("RGB", (7, 40)).save(six / "0.png")  # for which no resolution is small enough
+    fails("0.png in .* is 7x40, smaller than the resolution 16: remove it$", six)
 
 
 @pytest.mark.parametrize("limit", [200, 100])  # 16x16 lies between once and twice the guard, above

@@ -249,9 +249,9 @@ class ImageFiles:
             name, lambda image: (image.size, stated_depth(image)))
         if min(width, height) < self.resolution:
             fitting = 1 << (min(width, height).bit_length() - 1)
-            raise ValueError(
-                f"{self._named(name)} is {width}x{height}, smaller than the resolution "
-                f"{self.resolution}: remove it, or ask for a resolution of at most {fitting}")
+            smaller = f", or ask for a resolution of at most {fitting}" if fitting >= 8 else ""
+            raise ValueError(f"{self._named(name)} is {width}x{height}, smaller than the "
+                             f"resolution {self.resolution}: remove it{smaller}")
         return (width, height), depth
 
     def _pixels(self, i: int) -> Tensor:
