@@ -729,6 +729,26 @@ def test_labels_that_cannot_be_used(six, text, message):
     fails(message, six)
 
 
+@pytest.mark.parametrize("method, cut", [
+    (zipfile.ZIP_STORED, True), (zipfile.ZIP_STORED, False), (zipfile.ZIP_DEFLATED, False),
+    (zipfile.ZIP_BZIP2, False), (zipfile.ZIP_LZMA, False)])
+def test_damaged_labels_of_a_zip_are_named(tmp_path, method, cut):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("a.png", png(gradient()))
+        archive.writestr("dataset.json", having([[f"{i:x}.png", i] for i in range(99)]))
+        last = archive.getinfo("dataset.json")
+    content = bytearray(path.read_bytes())
+    start = last.header_offset + 30 + len(last.filename)
+    if cut:  # its size, packed and unpacked, is said to be more than there is
+        said_at = content.rindex(b"PK\1\2") + 20
+        content[said_at:said_at + 8] = struct.pack("<II", 10**6, 10**6)
+    else:
+        content[start + 20:start + 60] = b"\xff" * 40
+    path.write_bytes(content)
+    fails(WRONG, path)
+
+
 def test_whole_labels_may_be_written_as_floats(six):
     (six / "dataset.json").write_text(having([[name, float(i % 3)] for i, name in enumerate(SIX)]))
     labels = open_dataset(six, 16).labels

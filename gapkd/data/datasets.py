@@ -335,10 +335,10 @@ class ImageFiles:
             raise ValueError(f"{listed} in {shown(self.path)} has no label for "
                              f"{shown(error.args[0])}: add it, or remove {listed} to train without "
                              "labels") from error
-        except (ValueError, TypeError, AttributeError, RecursionError, OSError, RuntimeError,
-                zipfile.BadZipFile, Image.DecompressionBombError) as error:
+        except Exception as error:  # parsers and decoders raise what they like
             raise ValueError(f"{listed} in {shown(self.path)} is not in StyleGAN's format, "
-                             '{"labels": [["name.png", 3], ...]}: mend or remove it') from error
+                             '{"labels": [["name.png", 3], ...]}, or damaged: mend or remove it'
+                             ) from error
         finite = labels.isfinite().view(self.size, -1).all(dim=1)
         if not finite.all():
             name = self.names[finite.long().argmin()]
