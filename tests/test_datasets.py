@@ -720,6 +720,8 @@ NAN = r"label of 00001/img3.png in .* no finite number .* mend it in dataset.jso
 @pytest.mark.parametrize("text, message", [
     *[(text, WRONG) for text in ("{", "[]", "[" * 100_000)],
     *[(having(labels), WRONG) for labels in (5, "x", [["00000/img0.png"]], [[1, 2, 3]])],
+    (having([{"file": name, "label": 1} for name in SIX]), WRONG),
+    (having([[name, i] for i in (1, 2) for name in SIX]), "gives 00000/img0.png two dif.* labels"),
     *[(having([[name, label] for name in SIX]), WRONG) for label in (0.5, "smile", None, [[1]])],
     (having([[name, 1] for name in SIX if "img3" not in name]), "no label for 00001/img3.png"),
     *[(having([[name, label if "img3" in name else [0.5, 1.0]] for name in SIX]), NAN)
@@ -753,6 +755,11 @@ def test_whole_labels_may_be_written_as_floats(six):
     (six / "dataset.json").write_text(having([[name, float(i % 3)] for i, name in enumerate(SIX)]))
     labels = open_dataset(six, 16).labels
     assert labels.dtype == torch.long and set(labels.tolist()) == {0, 1, 2}
+
+
+def test_a_label_may_be_said_twice(six):
+    (six / "dataset.json").write_text(having([[name, [1, 2]] for name in SIX] * 2))
+    assert open_dataset(six, 16).labels.tolist() == [[1, 2]] * 6
 
 
 def test_zips_that_cannot_be_unpacked_and_what_is_no_file(tmp_path, monkeypatch):

@@ -319,10 +319,12 @@ class ImageFiles:
         return found if all(name.startswith(above) for name in self.names) else []
 
     def _read_labels(self, files: list[str]) -> Tensor | None:
-        by_name, listed = {}, ", ".join(map(shown, files))
+        by_name, twice, listed = {}, [], ", ".join(map(shown, files))
         try:
             for file in files:
-                by_name |= self._entries(file)
+                for name, label in self._entries(file):
+                    if by_name.setdefault(name, label) != label:
+                        twice.append(name)
             if not by_name:
                 return None
             spelt = {same_name(name): label for name, label in by_name.items()}
@@ -339,6 +341,9 @@ class ImageFiles:
             raise ValueError(f"{listed} in {shown(self.path)} is not in StyleGAN's format, "
                              '{"labels": [["name.png", 3], ...]}, or damaged: mend or remove it'
                              ) from error
+        if twice:
+            raise ValueError(f"{listed} in {shown(self.path)} gives {shown(twice[0])} two "
+                             "different labels: keep the right one")
         finite = labels.isfinite().view(self.size, -1).all(dim=1)
         if not finite.all():
             name = self.names[finite.long().argmin()]
@@ -347,12 +352,15 @@ class ImageFiles:
                              "labels")
         return labels.float() if labels.ndim == 2 else labels.long()
 
-    def _entries(self, file: str) -> dict[str, object]:
-        """Name -> label, as a dataset.json has them. It speaks of the folder in which it lies."""
+    def _entries(self, file: str) -> list[tuple[str, object]]:
+        """Names and labels of a dataset.json, which speaks of the folder in which it lies."""
         with self._open(file) as content:
-            entries = json.loads(content.read()).get("labels")
+            entries = json.loads(content.read()).get("labels") or []
+        pairs = [*entries.items()] if isinstance(entries, dict) else entries
+        if not all(isinstance(pair, (list, tuple)) for pair in pairs):
+            raise TypeError("each entry is a pair")  # of two characters or fields there are others
         folder = file[:-len(LABELS)]
-        return {folder + name: label for name, label in dict(entries or []).items()}
+        return [(folder + name, label) for name, label in pairs]
 
 
 class ImageFolder(ImageFiles):
