@@ -806,7 +806,8 @@ def test_labels_in_a_folder_of_the_folder_or_zip(tmp_path, folders, zipped):
     assert open_dataset(path, 16).labels.tolist() == [0, 1, 2] * len(folders)
     if not zipped:  # a picture of which no dataset.json speaks
         gradient().save(path / "cover.png")
-        assert open_dataset(path, 16).labels is None
+        with pytest.warns(UserWarning, match="/dataset.json in a is not used, .* cover.png"):
+            assert open_dataset(path, 16).labels is None
 
 
 @pytest.mark.parametrize("name", ["DATASET.JSON", "./dataset.json", "photos/Dataset.json"])

@@ -316,7 +316,12 @@ class ImageFiles:
             if same_name(name).lower() == LABELS:
                 return [name]
         above = tuple(name[:-len(LABELS)] for name in found)
-        return found if all(name.startswith(above) for name in self.names) else []
+        outside = [name for name in self.names if not name.startswith(above)]
+        if found and outside:
+            self._warn(", ".join(map(shown, found)), f"is not used, since {shown(outside[0])} lies "
+                       "in another folder: remove that, or label all images in one dataset.json at "
+                       "the top")
+        return [] if outside else found
 
     def _read_labels(self, files: list[str]) -> Tensor | None:
         by_name, twice, listed = {}, [], ", ".join(map(shown, files))
