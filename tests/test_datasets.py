@@ -644,7 +644,18 @@ def test_what_is_no_dataset(six, tmp_path):
     fails("a.tar is neither a folder nor a zip", tmp_path / "a.tar")
     path = zip_of(tmp_path / "six.zip", SIX)
     path.write_bytes(path.read_bytes()[:-40])
-    fails("six.zip", path)
+    fails("six.zip cannot be read as a zip .*: download or pack it again", path)
+
+
+def test_names_in_a_zip_that_none_can_have(tmp_path):
+    path = zip_of(tmp_path / "a.zip", {"\u00e9.png": gradient(), "b.png": gradient()})
+    path.write_bytes(path.read_bytes().replace("\u00e9".encode(), b"\xe9\xe9"))
+    fails("a.zip cannot be read as a zip .*: download or pack it again", path)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("", "b.png"):
+            archive.writestr(zipfile.ZipInfo(name), png(gradient()))
+    with pytest.warns(UserWarning, match="1 of the 2 files .* left out.* 1 without a name"):
+        assert open_dataset(path, 16).names == ["b.png"]
 
 
 def test_damaged_entries_are_named(six, tmp_path):

@@ -410,10 +410,13 @@ class ImageZip(ImageFiles):
     def _list(self) -> list[str]:
         try:
             self._zip = zipfile.ZipFile(self.path)
-        except (zipfile.BadZipFile, NotImplementedError) as error:
+        except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
             raise ValueError(f"{self.path} cannot be read as a zip ({error}): download or pack it "
                              "again") from error
-        entries = [entry for entry in self._zip.infolist() if not entry.is_dir()]
+        everything = self._zip.infolist()
+        named = [entry for entry in everything if entry.filename]
+        self._left_out["without a name"] += len(everything) - len(named)
+        entries = [entry for entry in named if not entry.is_dir()]
         for entry in entries:
             if entry.flag_bits & 1 or entry.compress_type not in UNPACKED:
                 raise ValueError(f"{self.path} is encrypted, or packed by a method that Python "
@@ -501,7 +504,9 @@ def open_dataset(source: str | Path, resolution: int, seed: int = 0,
     if not path.exists():
         raise ValueError(f"there is no folder or zip at {path}: give a path that exists, or "
                          '"toyfaces"')
-    if not (path.is_file() and zipfile.is_zipfile(path)):  # a device or pipe may never end
+    is_zip = path.is_file() and (  # a device or pipe may never end
+        zipfile.is_zipfile(path) or path.suffix.lower() == ".zip")
+    if not is_zip:
         raise ValueError(f"{path} is neither a folder nor a zip: give a folder of images or a zip "
                          "of images")
     return ImageZip(path, resolution)
