@@ -63,6 +63,11 @@ def having(name: str, *shape: int):
     return lambda s: s | {name: torch.ones(shape)}
 
 
+def of_kind(dtype: torch.dtype):
+    """A change of a state dict: its parameters are of that kind."""
+    return lambda s: {k: v.to(dtype) if k.endswith(("weight", "bias")) else v for k, v in s.items()}
+
+
 # ---------------------------------------------------------------------------------------- NVIDIA
 
 
@@ -387,6 +392,8 @@ def test_rosinality_discriminator(write):
     (having("to_rgbs.0.upsample.kernel", 4, 4), "is another filter"),
     (having("convs.1.conv.weight", 1, 8, 8, 1, 1), r"\(1, 8, 8, 1, 1\), not"),
     (having("convs.1.attention.weight", 3, 3), "it holds convs.1.attention.weight, which the"),
+    *[(of_kind(dtype), "holds numbers of a kind that no network of gapkd has: save it with float32")
+      for dtype in (torch.int8, torch.complex64, torch.float8_e5m2, torch.uint16)],
     (lambda s: {"weights": torch.ones(3)}, "holds no StyleGAN2 network under .* 'g_ema'")])
 def test_bad_rosinality_files(write, stylekd, change, message):
     refused(write(torch_bytes({"g_ema": change(under("student.state.", stylekd))})), message)

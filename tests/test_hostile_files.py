@@ -178,7 +178,7 @@ def test_tensors_and_lists_beside_a_network_do_not_lose_it(tmp_path, with_zip):
 
 def test_what_the_network_itself_needs_is_named(tmp_path):
     layout = to_rosinality(small())["g_ema"]
-    for odd in (Colour.RED, torch.eye(4).to_sparse(), torch.ones(1, dtype=torch.float8_e5m2)):
+    for odd in (Colour.RED, torch.eye(4).to_sparse()):
         content = torch_bytes({"g_ema": layout | {"style.1.bias": odd}})
         refused(tmp_path, content, "style.1.bias is no tensor, but .* neither knows nor", "net.pt")
 

@@ -269,7 +269,7 @@ def _collect(kind: str, architecture: dict, theirs: State, rules: Rules, source:
     if sum(tensor.numel() for tensor, _ in taken.values()) > sum(storages.values()):
         raise ForeignError("it shows the same numbers in many tensors, which would take far more "
                            "memory than it")
-    state = {name: tensor.detach().float().reshape(shape).contiguous()
+    state = {name: tensor.detach().reshape(shape).contiguous()
              for name, (tensor, shape) in taken.items()}
     return Found(kind, network.architecture(), state, source)
 
@@ -585,7 +585,7 @@ def _with_mean_w(found: Found, state: State, their_name: str) -> Found:
     if their_name in state:
         return found
     mapping = outline(found.kind, found.architecture).mapping
-    layers = {name.removeprefix("mapping."): value for name, value in found.state.items()
+    layers = {name.removeprefix("mapping."): value.float() for name, value in found.state.items()
               if name.startswith("mapping.")}
     mapping.load_state_dict(layers, assign=True)
     dice = torch.Generator().manual_seed(0)

@@ -37,6 +37,9 @@ DTYPES = {
     "BoolStorage": torch.bool, "UntypedStorage": torch.uint8,
     "ComplexFloatStorage": torch.complex64, "ComplexDoubleStorage": torch.complex128,
     "QInt8Storage": torch.int8, "QUInt8Storage": torch.uint8, "QInt32Storage": torch.int32}
+UNTYPED = {str(dtype): dtype for dtype in (
+    torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz,
+    torch.uint16, torch.uint32, torch.uint64)}
 NUMPY = {
     "f2": torch.float16, "f4": torch.float32, "f8": torch.float64, "i1": torch.int8,
     "i2": torch.int16, "i4": torch.int32, "i8": torch.int64, "u1": torch.uint8, "b1": torch.bool}
@@ -175,6 +178,16 @@ def _tensor(machine: Machine, storage: object, offset: object, size: object, str
     return storage.values.as_strided(size, stride, offset)
 
 
+def _typed(machine: Machine, storage: object, offset: object, size: object, stride: object,
+           grad: object = None, hooks: object = None, dtype: object = None, *rest: object
+           ) -> Tensor | None:
+    """A view of a storage of bytes as numbers of a kind that has no storage of its own."""
+    kind = UNTYPED.get(dtype.name) if isinstance(dtype, Record) else None
+    if kind is None or not isinstance(storage, Storage):
+        return None
+    return _tensor(machine, Storage(storage.values.view(kind)), offset, size, stride)
+
+
 def _parameter(machine: Machine, data: object = None, *rest: object) -> Tensor | None:
     return data if isinstance(data, Tensor) else None
 
@@ -214,6 +227,7 @@ def _nested(machine: Machine, content: object = None) -> Storage | None:
 
 CALLS: dict[str, Callable] = {
     "torch._utils._rebuild_tensor": _tensor, "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _typed,
     "torch._utils._rebuild_parameter": _parameter, "torch.storage._load_from_bytes": _nested,
     "torch._utils._rebuild_parameter_with_state": _parameter,
     "torch._tensor._rebuild_from_type_v2": _of_type, "_codecs.encode": _encoded,
