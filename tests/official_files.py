@@ -61,6 +61,22 @@ class _Persistent:
         return _reconstruct_persistent_obj, (self.meta,)
 
 
+def _fields(path: str, weight: Tensor) -> dict:
+    """What NVIDIA's classes remember of a layer; a modulated convolution has no gain."""
+    layer = path.rpartition(".")[2]
+    slow = path.startswith("mapping.fc")
+    fields = {"bias_gain": 0.01 if slow else 1.0} if weight.ndim == 2 else {}
+    if weight.ndim == 4 and not layer.startswith("L"):
+        fields["padding"] = weight.shape[-1] // 2
+    if layer != "torgb":
+        active = re.fullmatch(r"conv\d?|fromrgb|fc\d*", layer)
+        fields["activation"] = "lrelu" if active else "linear"
+    if layer == "torgb" or not path.startswith("synthesis.") or layer == "affine":
+        gain = (0.01 if slow else 1) / np.sqrt(weight[0].numel())
+        fields["weight_gain"] = np.float64(gain)
+    return fields
+
+
 def _module(class_name: str, state: dict[str, Tensor], attributes: dict[str, dict],
             path: str = "") -> _Persistent:
     own = {name: value for name, value in state.items() if "." not in name}
@@ -74,9 +90,7 @@ def _module(class_name: str, state: dict[str, Tensor], attributes: dict[str, dic
         if parent == path and child != "*":
             children.setdefault(child, {})
     parameters = {k: torch.nn.Parameter(v) for k, v in own.items() if k not in BUFFERS}
-    extras = {"activation": "lrelu", "weight_gain": np.float64(0.125)}
-    if path.startswith("mapping.fc"):
-        extras["bias_gain"] = 0.01
+    extras = _fields(path, own["weight"]) if "weight" in own else {}
     return _Persistent(class_name, {
         "training": False, "_parameters": OrderedDict(parameters),
         "_buffers": OrderedDict((k, v) for k, v in own.items() if k in BUFFERS),

@@ -8,6 +8,7 @@ import re
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from official_files import TRACE, named_like_nvidia, nvidia_pickle, torch_bytes
@@ -90,13 +91,20 @@ def test_nvidia_files_give_the_recorded_numbers(write, nvidia, protocol):
 @pytest.mark.parametrize("name", ["t", "r"])
 def test_stylegan3_files_give_the_recorded_numbers(write, name):
     data = arrays(f"stylegan3{name}_nvidia")
+    size = np.broadcast_to(np.asarray(36), [2])  # as NVIDIA keeps them
+    fields = {"synthesis.input": {"size": size, "sampling_rate": np.float64(16)},
+              "synthesis.L2_36_24": {"in_size": size, "up_factor": 2,
+                                     "padding": [11, 10] * 2 if name == "r" else [9, 8] * 2}}
     file = write(nvidia_pickle(under("G.", data), under("D.", data),
-                               attributes={"*": {"conv_clamp": 256}}))
+                               attributes=fields | {"*": {"conv_clamp": 256}}))
     G = load_generator(file)
     for truncation, recorded in ((1.0, "image"), (0.7, "image_psi07")):
         torch.testing.assert_close(G(data["z"], truncation=truncation), data[recorded], **close)
     torch.testing.assert_close(load_discriminator(file)(data["image"]), data["logits"], **close)
     assert G.radial == (name == "r") and G.clamp == 256
+    for protocol in (2, 5):  # of parameters alone; arrays are written otherwise in each
+        bare = nvidia_pickle(without("_filter")(under("G.", data)), None, protocol, fields)
+        assert load_generator(write(bare)).architecture() == G.architecture() | {"clamp": None}
     without_labels = nvidia_pickle(under("G.", data), attributes={"mapping": {"embed": None}})
     assert load_generator(write(without_labels)).c_dim == 0
     bare = load_generator(write(nvidia_pickle(without("magnitude_ema")(under("G.", data)))))
@@ -143,6 +151,8 @@ def test_fields_of_discriminators_and_of_noise(write, nvidia):
             ("b4.mbstd", {"group_size": "4"}, "b4.mbstd has the group_size '4'"),
             ("b4.mbstd", {"group_size": 0}, "b4.mbstd has the group_size 0"),
             ("b4.mbstd", {"num_channels": 2}, "b4.mbstd has the num_channels 2"),
+            ("b16.conv0", {"weight_gain": 1.0}, "b16.conv0 has the weight_gain 1.0: in"),
+            ("b8.skip", {"activation": "lrelu"}, "b8.skip has the activation 'lrelu'"),
             ("b8", {"architecture": "skip"}, "b8 has the architecture 'skip': only resnet")):
         file = write(nvidia_pickle(None, D, attributes={path: field}))
         refused(file, message, load_discriminator)
@@ -195,6 +205,14 @@ def test_a_discriminator_that_cannot_be_read_spares_the_generator(write, nvidia)
     (dict, {"synthesis.b8": {"slope": 0.1}}, r"b8 has the field 'slope' \(0.1\), which"),
     (dict, {"*": {"conv_clamp": -1.0}}, "conv_clamp is -1.0, not a number above 0"),
     (dict, {"synthesis.b8.torgb": {"conv_clamp": 3}}, "clamp their outputs at different values"),
+    *[(dict, {path: {"weight_gain": 1.0}}, f"{path} has the weight_gain 1.0: in .* it is 0.0")
+      for path in ("mapping.fc3", "synthesis.b8.conv1")],
+    *[(dict, {f"synthesis.b8.{path}": {"activation": "lrelu"}}, "'lrelu': only linear is known")
+      for path in ("torgb", "torgb.affine", "conv1.affine")],
+    (dict, {"synthesis.b8.torgb": {"weight_gain": 0.1}}, "torgb has the weight_gain 0.1"),
+    (dict, {"synthesis.b8.conv1": {"padding": 0}}, "conv1 has the padding 0: in .* it is 1"),
+    (dict, {"mapping": {"num_layers": 1}}, "mapping has the num_layers 1"),
+    (dict, {"synthesis": {"block_resolutions": [4, 8]}}, r"it is \[4, 8, 16, 32\]"),
     (dict, {"mapping.fc3": {"bias_gain": 1.0}}, "learning-rate multiplier 1.0")])
 def test_what_cannot_be_translated_is_named(write, nvidia, change, attributes, message):
     refused(write(nvidia_pickle(change(under("G.", nvidia)), attributes=attributes)), message)
@@ -209,6 +227,13 @@ def test_what_cannot_be_translated_is_named(write, nvidia, change, attributes, m
     (dict, {"synthesis.input": {"bandwidth": 3.0}}, "bandwidth 3.0: only 2.0"),
     (dict, {"synthesis.L2_36_24": {"out_cutoff": 9.0}}, "L2_36_24 has the out_cutoff 9.0: in the"),
     (dict, {"synthesis.L2_36_24": {"is_torgb": True}}, "L2_36_24 has the is_torgb True"),
+    *[(dict, {"synthesis.L2_36_24": {field: value}}, f"L2_36_24 has the {field} .*: in the")
+      for field, value in (("padding", [1, 1, 1, 1]), ("up_factor", 1), ("down_factor", 1),
+                           ("tmp_sampling_rate", 7), ("conv_kernel", 1), ("down_radial", True),
+                           ("in_size", 35), ("out_size", np.array([35, 35])))],
+    (dict, {"synthesis.input": {"sampling_rate": 15.0}}, "sampling_rate 15.0: in .* it is 16"),
+    (dict, {"synthesis.input": {"size": np.array([37, 37])}}, "input has the size .* it is 36"),
+    (dict, {"synthesis": {"layer_names": ["L0"]}}, "synthesis has the layer_names"),
     (dict, {"synthesis": {"margin_size": -3}}, "margin is -3"),
     (dict, {"synthesis": {"num_critical": "2"}}, "critical is '2'"),
     (having("synthesis.L2_36_24.weight", 2, 2, 3, 3), {}, r"\(2, 2, 3, 3\), not \(24, 24, 3, 3\)")])

@@ -320,12 +320,14 @@ def _is_low_pass(kernel: Tensor | Record) -> bool:
 # ---------------------------------------------------------------------------------------- NVIDIA
 
 ACTIVATED = r"(^|\.)(conv[01]?|fromrgb|fc\d*)$"
+LINEAR = r"(^|\.)(affine|embed|out|skip|torgb)$"
+SLOW = r"\bmapping\.fc\d+$"
 CLAMPED = r"(^|\.)(conv[01]?|torgb|fromrgb|L\d+_\d+_\d+)$"
 LR = "learning-rate multiplier"
 FIELDS: dict[str, tuple[tuple[str, tuple], ...]] = {
-    "activation": ((ACTIVATED, ("lrelu",)), ("", ("lrelu", "linear"))),
+    "activation": ((ACTIVATED, ("lrelu",)), (LINEAR, ("linear",)), ("", ("lrelu", "linear"))),
     "act_gain": ((ACTIVATED, (math.sqrt(2),)), (r"\bskip$", (1.0,))),
-    "bias_gain": ((r"\bmapping\.fc\d+$", (0.01,)), (r"\b(affine|embed|b4\.\w+)$", (1.0,))),
+    "bias_gain": ((SLOW, (0.01,)), (r"\b(affine|embed|b4\.\w+)$", (1.0,))),
     "architecture": ((r"^synthesis\.", ("skip",)), (r"^b\d+$", ("resnet",))),
     "num_channels": ((r"\bmbstd$", (1,)),), "use_noise": (("", (True, False)),),
     "bandwidth": (("", (2.0,)),),
@@ -337,7 +339,7 @@ the modules' paths; none of them need be there."""
 PLANNED = {"in_sampling_rate": "in_rate", "out_sampling_rate": "out_rate",
            "in_cutoff": "in_cutoff", "out_cutoff": "out_cutoff", "in_half_width": "in_half_width",
            "out_half_width": "out_half_width", "is_critically_sampled": "critical",
-           "is_torgb": "torgb"}
+           "is_torgb": "torgb", "in_size": "in_size", "out_size": "out_size"}
 """Fields of StyleGAN3's layers -> what they are called in our `LayerPlan`."""
 SYNTHESIS = {"critical": ("num_critical", 2), "margin": ("margin_size", 10),
              "output_scale": ("output_scale", 0.25)}
@@ -427,8 +429,24 @@ class Modules:
         for path, attributes in self.attributes.items():
             for name, value in attributes.items():
                 _check_field(path, name, value)
+            weight = self.state.get(f"{path}.weight")
+            if isinstance(weight, Tensor) and weight.ndim in (2, 4) and weight.numel():
+                multiplier = 0.01 if re.search(SLOW, path) else 1.0
+                self.agree(path, weight_gain=multiplier / math.sqrt(weight[0].numel()))
+                if weight.ndim == 4 and not re.search(r"\.L\d+_", path):
+                    self.agree(path, padding=weight.shape[-1] // 2)
             if attributes.get("use_noise", True) is False:
                 self.state.pop(f"{path}.noise_strength", None)  # missing: none
+
+    def agree(self, path: str, **right: object) -> None:
+        """Raise ForeignError for a field of a module that is there and is not what follows from the
+        other parts of a published network."""
+        for name, ours in right.items():
+            value = self.get(path, name, None)
+            if value is not None and not (_same(value, ours) or _is_size(value, ours)):
+                ours = f"{ours:g}" if isinstance(ours, float) else ours
+                raise ForeignError(f"{_named(path)} has the {name} {_shown(value)}: in the "
+                                   f"published configurations it is {ours}")
 
     def sizes(self, pattern: str) -> list[int]:
         """4, 8, ... as the blocks are named; raises ForeignError for gaps."""
@@ -466,8 +484,16 @@ def _check_field(path: str, name: str, value: object) -> None:
 
 def _same(value: object, right: object) -> bool:
     if isinstance(right, float) and type(value) in (int, float):
-        return abs(value - right) < 1e-6 * max(1.0, abs(right))
+        return math.isclose(value, right, rel_tol=1e-6)
     return type(value) is type(right) and value == right
+
+
+def _is_size(value: object, right: object) -> bool:
+    """Whether it is a numpy array of that whole number twice, as NVIDIA keeps sizes."""
+    if type(right) is not int or not isinstance(value, Record) or "numpy" not in value.name:
+        return False
+    parts = *(value.arguments or ()), *(value.state or ())
+    return any(part in parts for part in (right.to_bytes(size, "little") * 2 for size in (4, 8)))
 
 
 def nvidia_generator(modules: Modules) -> Found:
@@ -482,6 +508,8 @@ def nvidia_generator(modules: Modules) -> Found:
     architecture = {"resolution": sizes[-1], "channels": pairs, **modules.clamp(),
                     "img_channels": len(_need(state, "synthesis.b4.torgb.bias", 1)),
                     **_mapping_sizes(state, "mapping.fc", 0)}
+    modules.agree("mapping", num_layers=architecture["mapping_layers"])
+    modules.agree("synthesis", block_resolutions=sizes)
     found = _collect("stylegan2-generator", architecture, state, NVIDIA, "NVIDIA's StyleGAN2")
     return _with_mean_w(found, state, "mapping.w_avg")
 
@@ -497,22 +525,27 @@ def nvidia_alias_free(modules: Modules) -> Found:
         raise ForeignError(f"it holds the layers {sorted(layers)[:12]} of a StyleGAN3 generator, "
                            "not 0, 1, ...")
     paths, resolutions, widths = zip(*(layers[n] for n in range(len(layers))), strict=True)
-    down = state.get(f"{paths[0]}.down_filter")
+    kernel = _need(state, f"{paths[0]}.weight", 4).shape[-1]
+    down = state.get(f"{paths[0]}.down_filter")  # which a file of parameters alone has not
+    radial = down.ndim == 2 if isinstance(down, Tensor) else kernel == 1
     numbers = {ours: modules.get("synthesis", *theirs) for ours, theirs in SYNTHESIS.items()}
     architecture = {"resolution": resolutions[-1], "channels": list(widths[:-1]), **numbers,
-                    "img_channels": widths[-1],
-                    "kernel": _need(state, f"{paths[0]}.weight", 4).shape[-1],
-                    "radial": isinstance(down, Tensor) and down.ndim == 2, **modules.clamp(),
-                    **_mapping_sizes(state, "mapping.fc", 0)}
+                    "img_channels": widths[-1], "kernel": kernel, "radial": radial,
+                    **modules.clamp(), **_mapping_sizes(state, "mapping.fc", 0)}
+    modules.agree("mapping", num_layers=architecture["mapping_layers"])
+    modules.agree("synthesis", layer_names=[path.removeprefix("synthesis.") for path in paths])
     names: Rules = [(r"^synthesis\.layers\.(\d+)", lambda m: paths[int(m[1])])]
     found = _collect("stylegan3-generator", architecture, state, NVIDIA + names,
                      "NVIDIA's StyleGAN3")
-    for n, layer in enumerate(outline(found.kind, architecture).synthesis.layers):
-        for theirs, ours in PLANNED.items():
-            value, right = modules.get(paths[n], theirs, None), getattr(layer.plan, ours)
-            if value is not None and not _same(value, right):
-                raise ForeignError(f"{paths[n]} has the {theirs} {_shown(value)}: in the published "
-                                   f"configurations it is {right:g}")
+    synthesis = outline(found.kind, architecture).synthesis
+    modules.agree("synthesis.input", size=synthesis.input.size, sampling_rate=synthesis.input.rate)
+    for n, layer in enumerate(synthesis.layers):
+        bend, plan = layer.activation, {k: getattr(layer.plan, v) for k, v in PLANNED.items()}
+        modules.agree(paths[n], **plan, conv_kernel=layer.kernel, up_factor=bend.up_factor,
+                      down_factor=bend.down_factor, padding=[*bend.padding] * 2,
+                      tmp_sampling_rate=float(layer.up_design[3]), up_taps=layer.up_design[0],
+                      down_taps=layer.down_design[0],
+                      down_radial=radial and not layer.plan.critical)
         for name, design in (("up_filter", layer.up_design), ("down_filter", layer.down_design)):
             ours, theirs = low_pass(*design), state.get(f"{paths[n]}.{name}")
             if theirs is not None and not (getattr(theirs, "shape", None) == ours.shape
