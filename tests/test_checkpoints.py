@@ -4,10 +4,12 @@ where things come from."""
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 import stat
 
+import numpy as np
 import pytest
 import torch
 
@@ -48,6 +50,18 @@ def test_round_trip_bit_for_bit(tmp_path, family, arguments):
     assert read_metadata(file) == {"kind": saved.kind, "provenance": {"seed": 3},
                                    "architecture": loaded.architecture()}
     assert loaded.architecture() == saved.architecture() and sha256(file) == storage.sha256(file)
+
+
+@pytest.mark.parametrize("provenance, weight, message", [
+    ([1], 0.0, "provenance must be a dict"), ({"r": np.float32(3)}, 0.0, "float32.*: a number of"),
+    ({}, math.nan, "synthesis.const is not finite"), ({}, math.inf, "synthesis.const is not fin")])
+def test_what_could_not_be_loaded_is_not_saved(tmp_path, provenance, weight, message):
+    G = Generator(8, 4, 4, 4, mapping_layers=1)
+    file = save_network(G, tmp_path / "g.safetensors")
+    G.synthesis.const.data[:] = weight
+    with pytest.raises(ValueError, match=message):
+        save_network(G, file, provenance)
+    assert load_generator(file).synthesis.const.any()
 
 
 def test_a_new_family_needs_no_change_here(tmp_path, monkeypatch):

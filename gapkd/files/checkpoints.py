@@ -68,18 +68,31 @@ class CheckpointError(ValueError):
 
 
 def network_bytes(network: nn.Module, provenance: dict | None = None) -> bytes:
-    """The content of the file that `save_network` writes."""
+    """The content of the file that `save_network` writes. Raises ValueError for what it could not
+    be read from again."""
     tensors = {name: tensor.detach().cpu().clone().contiguous()
                for name, tensor in network.state_dict().items()}
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} is not finite, and a file of such weights could not be "
+                             "loaded: save the network as it was before its training diverged")
+    try:
+        known = json.dumps(dict(provenance or {}))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"provenance must be a dict of what JSON can hold ({error}): a number of "
+                         "numpy's or torch's becomes one by .item()") from error
     metadata = {"format": "pt", "gapkd": FORMAT, "kind": network.kind,
-                "architecture": json.dumps(network.architecture()),
-                "provenance": json.dumps(provenance or {})}
+                "architecture": json.dumps(network.architecture()), "provenance": known}
     return to_bytes(tensors, metadata)
 
 
 def save_network(network: nn.Module, path: str | Path, provenance: dict | None = None) -> Path:
     """Save a generator of any family, or a discriminator, as safetensors. Its provenance (settings,
-    seed, commit, metrics...) is anything that JSON can hold."""
+    seed, commit, metrics...) is a dict of what JSON can hold.
+
+    Raises ValueError for another one, or for weights that are not finite; OSError. A file that was
+    there before is then untouched.
+    """
     return storage.write_atomically(path, network_bytes(network, provenance))
 
 
