@@ -440,7 +440,8 @@ EVIL = "x\n\x1b[31mgapkd: all is well\x1b[0m\u202e"
 def spoilt(dtype: torch.dtype = torch.float32, **changes) -> bytes:
     """A file of ours with other metadata, or another kind of numbers."""
     G = small()
-    known = {"kind": G.kind, "architecture": json.dumps(G.architecture()), "provenance": "{}"}
+    known = {"gapkd": "1", "kind": G.kind, "architecture": json.dumps(G.architecture()),
+             "provenance": "{}"}
     weights = {k: v.to(dtype).contiguous() for k, v in G.state_dict().items()}
     return safetensors_bytes(weights, known | changes)
 

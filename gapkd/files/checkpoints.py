@@ -335,9 +335,9 @@ def _load(path: str | Path, role: str, **hub: object) -> nn.Module:
 def _own_metadata(path: Path) -> dict | None:
     """What a file of our own says of its network; None: it does not claim to be one."""
     raw = _open(path)[0] if recognise(path) == "safetensors" else {}
-    if {"gapkd", "kind"}.isdisjoint(raw):
+    if "gapkd" not in raw:
         return None
-    if raw.get("gapkd", FORMAT) != FORMAT:
+    if raw["gapkd"] != FORMAT:
         raise CheckpointError(f"{_title(path)} is written in format {raw['gapkd'][:20]!r}, this "
                               f"gapkd reads {FORMAT!r}: install a newer gapkd")
     try:
