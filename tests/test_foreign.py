@@ -348,10 +348,10 @@ def test_of_several_the_averaged_one_is_taken_and_it_is_said(write, stylekd):
 def test_folders_with_one_network(tmp_path, stylekd):
     content = torch_bytes(under("student.state.", stylekd))
     (tmp_path / "config.json").write_text('{"architectures": ["StyleGAN"]}')
-    (tmp_path / "any.pkl").write_bytes(content)
+    (tmp_path / "ANY.PKL").write_bytes(content)
     assert load_generator(tmp_path).resolution == 32
     (tmp_path / "optimizer.pt").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="name the file .* of any.pkl, optimizer.pt"):
+    with pytest.raises(CheckpointError, match="name the file .* of ANY.PKL, optimizer.pt"):
         load_generator(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(content)
     assert load_generator(tmp_path).resolution == 32

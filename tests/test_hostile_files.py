@@ -506,6 +506,15 @@ def test_long_paths(tmp_path, capsys):
     assert "cannot be made (File name too long)" in capsys.readouterr().err
 
 
+def test_names_that_are_not_utf8(tmp_path):
+    file = tmp_path / os.fsdecode(b"m\xff.safetensors")
+    file.write_bytes(network_bytes(small()))
+    with pytest.raises(CheckpointError, match="m.?.safetensors has a name that is not UTF-8"):
+        load_generator(file)
+    file.rename(tmp_path / "m.safetensors")
+    assert load_generator(tmp_path / "m.safetensors").resolution == 8
+
+
 def test_a_zip_without_checksums(tmp_path):
     torch.serialization.set_crc32_options(False)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 import warnings
 from contextlib import suppress
@@ -204,7 +205,7 @@ def _only_network(folder: Path) -> Path:
     """The one file of a network in a folder of any origin."""
     try:
         files = sorted(file for file in folder.iterdir()
-                       if file.suffix in ENDINGS and file.is_file())
+                       if file.suffix.lower() in ENDINGS and file.is_file())
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be read ({error.strerror})") from error
     known = [file for file in files if file.name in HUB_NAMES]
@@ -351,6 +352,9 @@ def _own_metadata(path: Path) -> dict | None:
 def _open(path: Path, weights: bool = False) -> tuple[dict, dict[str, torch.Tensor]]:
     """The header's metadata and, if asked for, the tensors of a safetensors file."""
     tensors = {}
+    if os.fsencode(path) != str(path).encode(errors="replace"):  # as a name from an old archive
+        raise CheckpointError(f"{_title(path)} has a name that is not UTF-8, which the safetensors "
+                              "library cannot open: rename it")
     try:
         with safe_open(path, framework="pt") as file:
             raw = file.metadata() or {}
