@@ -88,6 +88,11 @@ def test_missing_files(monkeypatch, tmp_path):
     for name in ("nowhere.safetensors", "nowhere"):
         with pytest.raises(CheckpointError, match=embedded):
             load_generator(name)
+    with pytest.raises(CheckpointError, match="did you mean toyfaces64_discrim"):
+        load_discriminator("toyfaces64_discriminatr")
+    with pytest.raises(CheckpointError) as caught:
+        load_generator("attribute")
+    assert not re.search("attributes|judge|discriminator", str(caught.value))
     monkeypatch.setenv("GAPKD_DATA", str(tmp_path))
     with pytest.raises(CheckpointError, match=f"there is none in {tmp_path}"):
         load_generator("toyfaces32")

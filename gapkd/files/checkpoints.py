@@ -111,9 +111,10 @@ def address_of(path: str | Path) -> str:
     return f"hf://{name}" if on_hub and not here.parent.exists() else ""
 
 
-def find_checkpoint(path: str | Path, **hub: object) -> Path:
+def find_checkpoint(path: str | Path, role: str = "", **hub: object) -> Path:
     """The file of a network, which is named as for `load_generator`. Raises CheckpointError when
-    there is none, TypeError for an option that no hub's client has."""
+    there is none, which lists the embedded ones of that role; TypeError for an option that no hub's
+    client has."""
     if unknown := sorted(hub.keys() - HUB_OPTIONS):
         raise TypeError(f"unexpected argument {', '.join(unknown)}: what can be said of a hub's "
                         f"repository is {', '.join(HUB_OPTIONS)}")
@@ -137,7 +138,7 @@ def find_checkpoint(path: str | Path, **hub: object) -> Path:
         return _shared_weights(path)
     if not is_file:
         folder = storage.data_folder()
-        known = sorted(file.stem for file in folder.glob("*.safetensors"))
+        known = [file.stem for file in sorted(folder.glob("*.safetensors")) if _is_a(role, file)]
         near = difflib.get_close_matches(path.stem.lower(), known, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         listed = ", ".join(known) or f"there is none in {folder}"
@@ -145,6 +146,12 @@ def find_checkpoint(path: str | Path, **hub: object) -> Path:
                               f"an embedded network ({listed}), or a hub's repository, "
                               "hf://user/name")
     return path
+
+
+def _is_a(role: str, file: Path) -> bool:
+    with suppress(CheckpointError):
+        return _open(file)[0].get("kind", "").endswith(role)
+    return False
 
 
 def _shared_weights(folder: Path) -> Path:
@@ -303,7 +310,7 @@ def read_metadata(path: str | Path) -> dict:
 
 
 def _load(path: str | Path, role: str, **hub: object) -> nn.Module:
-    path = find_checkpoint(path, **hub)
+    path = find_checkpoint(path, role, **hub)
     name, metadata = _title(path), _own_metadata(path)
     if metadata:
         tensors = _open(path, weights=True)[1]
