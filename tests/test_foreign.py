@@ -345,6 +345,15 @@ def test_of_several_the_averaged_one_is_taken_and_it_is_said(write, stylekd):
     assert torch.equal(G.synthesis.const, other["input.input"])
 
 
+def test_a_whole_network_beside_an_averaged_one_that_is_not(write, stylekd):
+    state = under("student.state.", stylekd)
+    part = dict([*state.items()][:5]) | {"input.input": state["input.input"]}
+    with pytest.warns(UserWarning, match="taken is 'g', since 'g_ema' cannot be read: it "):
+        G = load_generator(write(torch_bytes({"g_ema": part, "g": state})))
+    torch.testing.assert_close(G(stylekd["z"]), stylekd["student.image"], **close)
+    refused(write(torch_bytes({"g_ema": part, "g": dict(part)})), "it has 1 styled")
+
+
 def test_folders_with_one_network(tmp_path, stylekd):
     content = torch_bytes(under("student.state.", stylekd))
     (tmp_path / "config.json").write_text('{"architectures": ["StyleGAN"]}')

@@ -116,10 +116,10 @@ class Place:
 
 def find_network(content: object, role: str | None) -> Found:
     """The network that a file's content holds, of the role "generator" or "discriminator" if there
-    is one (None: generator), the averaged one where there are several.
+    is one (None: generator), the averaged one where there are several, or the next that holds.
 
     Only that one is translated: a generator loads whatever lies beside it. Raises ForeignError when
-    it is not there, or cannot be translated.
+    none is there, or none can be translated.
     """
     places, problems = _places(content)
     chosen = [place for place in places if place.role == (role or "generator")]
@@ -128,11 +128,20 @@ def find_network(content: object, role: str | None) -> Found:
     chosen = chosen or places
     if not chosen:
         raise ForeignError(_what_instead(content))
-    best = next((place for place in chosen if place.averaged), chosen[0])
-    found = best.translate(best.modules.under(best.prefix))
+    wrong, ordered = [], sorted(chosen, key=lambda place: not place.averaged)[:8]
+    for best in ordered:
+        try:
+            found = best.translate(best.modules.under(best.prefix))
+            break
+        except ForeignError as error:
+            wrong.append(error)
+    else:
+        raise wrong[0]
     if len(chosen) == 1:
         return found
     which = "the averaged one" if best.averaged else "the first, since none is called averaged"
+    if wrong:
+        which = f"since {_shown(ordered[0].path)} cannot be read: {wrong[0]}"
     listed = ", ".join(_shown(place.path) for place in chosen[:8])
     return replace(found, note=f"it holds {len(chosen)} {best.role}s ({listed}): taken is "
                                f"{_shown(best.path)}, {which}")
