@@ -43,6 +43,7 @@ UNTYPED = {str(dtype): dtype for dtype in (
 NUMPY = {
     "f2": torch.float16, "f4": torch.float32, "f8": torch.float64, "i1": torch.int8,
     "i2": torch.int16, "i4": torch.int32, "i8": torch.int64, "u1": torch.uint8, "b1": torch.bool}
+AGAIN = "fetch or save it again"
 DICTS = {"collections.OrderedDict", "dnnlib.util.EasyDict", "dnnlib.EasyDict"}
 
 
@@ -385,7 +386,8 @@ def read(content: bytes) -> object:
     except UnreadableError:
         raise
     except Exception as error:  # pickletools raises almost anything on a damaged file
-        raise UnreadableError(f"it is truncated or damaged ({type(error).__name__})") from error
+        raise UnreadableError(f"it is truncated or damaged ({type(error).__name__}): {AGAIN}"
+                              ) from error
 
 
 def _read_legacy(content: bytes, budget: Budget) -> object:
@@ -432,15 +434,18 @@ def _read_zip(content: bytes, budget: Budget) -> object:
                                   "network that it was made from instead")
 
         def entry(name: str) -> bytes:
-            if name not in sizes or sizes[name] > len(content):  # torch.save does not compress
-                raise UnreadableError(f"its entry {name[:80]} is missing, or unpacks to more than "
-                                      "the file holds")
+            if name not in sizes:
+                raise UnreadableError(f"its entry {name[:80]} is missing: {AGAIN}")
+            if sizes[name] > len(content):
+                raise UnreadableError(f"its entry {name[:80]} unpacks to more than the file holds: "
+                                      "unzip it and zip it again without compression (zip -0 -r), "
+                                      "or save it again")
             try:
                 return archive.read(name)
             except zipfile.BadZipFile as error:
                 raise UnreadableError(f"its entry {name[:80]} has another checksum than its "
                                       "content: it is damaged, or was saved without checksums; "
-                                      "fetch it, or save it, again") from error
+                                      f"{AGAIN}") from error
 
         def find(identity: tuple) -> Storage | Record:
             dtype, key, numel = _described(identity)
