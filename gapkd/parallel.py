@@ -51,7 +51,7 @@ def choose_device(name: str) -> torch.device:
         name = f"cuda:{local_rank()}"
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # which "meta" cannot give
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} is not usable here: use auto, cpu, or, where there is a "
                          "GPU, cuda or cuda:1") from error

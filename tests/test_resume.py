@@ -77,6 +77,7 @@ def test_resume_is_exact_and_needs_only_the_folder(runs, half, capsys):
     assert logged(half) == logged(runs / "whole") and len(logged(half)) == 4
     for words, message in (([str(runs)], "holds no run of gapkd"),
                            ([str(half), "--images", "8"], "is already at image 32"),
+                           ([str(half), "--device", "meta"], "device 'meta' is not usable here"),
                            ([str(half), "--device", "tpu9"], "device 'tpu9' is not usable here")):
         assert main(["resume", *words]) == 2
         assert message in capsys.readouterr().err

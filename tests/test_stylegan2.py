@@ -19,6 +19,7 @@ from gapkd.networks.layers import (
     upsample2,
 )
 from gapkd.networks.mapping import mix_styles, normalise
+from gapkd.networks.mobile import MobileGenerator
 from gapkd.networks.stylegan2 import (
     Discriminator,
     Generator,
@@ -101,6 +102,10 @@ def test_conditional_networks_use_their_label():
     torch.testing.assert_close(D(images, second), projected)
     with pytest.raises(ValueError, match=r"conditional: give one-hot labels c of shape \(N, 3\)"):
         G(z)
+    with pytest.raises(ValueError, match="c must have 2 rows, one for each z, not 1"):
+        G(z, first[:1])
+    for dtype in (torch.int64, torch.bool, torch.float64):  # as one_hot gives them
+        assert torch.equal(G(z, first.to(dtype)), ours)
 
 
 def test_minibatch_std_by_hand():
@@ -149,8 +154,26 @@ def test_bad_architecture(arguments, message):
         tiny(**arguments)
 
 
+@pytest.mark.parametrize("G", [
+    Generator(16, 6, 6, 4, mapping_layers=1), MobileGenerator(16, 6, 6, 4, mapping_layers=1),
+    AliasFreeGenerator(16, 6, 6, [4, 3, 3], mapping_layers=1)], ids=lambda G: G.kind)
+def test_inputs_of_other_precisions_and_no_tensors(G):
+    G, z = G.eval(), torch.randn(2, 6)
+    assert torch.equal(G(z.double()), G(z)) and G(z.half()).dtype == torch.float32
+    ws = G.mapping(z)
+    for given in (ws.double(), ws.double()[:, None].expand(-1, G.num_ws, -1)):
+        torch.testing.assert_close(G.synthesis(given).image, G(z))
+    for given in (z.numpy(), z.tolist()):
+        for call, name in ((G, "z"), (G.synthesis, "ws")):
+            with pytest.raises(ValueError, match=f"{name} must have shape .* not a (ndarray|list)"):
+                call(given)
+
+
 def test_bad_inputs():
     G = tiny()
+    for noise in (None, 3, {}, "perhaps"):
+        with pytest.raises(ValueError, match='noise must be "const", .*, not (None|3|{}|.perhaps)'):
+            G(torch.randn(2, 12), noise=noise)
     with pytest.raises(ValueError, match=r"z must have shape \(N, 12\), not \(2, 13\)"):
         G(torch.randn(2, 13))
     with pytest.raises(ValueError, match=r"ws must have shape \(N, 12\) or \(N, 8, 12\), not"):

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from gapkd.networks.mapping import MappingNetwork
+from gapkd.networks.mapping import MappingNetwork, described
 
 Noise = str | list[Tensor]
 
@@ -79,14 +79,14 @@ class StyledNetwork(nn.Module):
     w_dim: int
 
     def expand_ws(self, ws: Tensor) -> Tensor:
-        """(N, w_dim) or (N, num_ws, w_dim) -> (N, num_ws, w_dim), checked."""
-        if ws.ndim == 2:
+        """(N, w_dim) or (N, num_ws, w_dim) -> (N, num_ws, w_dim), checked, as numbers of the
+        weights' kind."""
+        if isinstance(ws, Tensor) and ws.ndim == 2:
             ws = ws[:, None].expand(-1, self.num_ws, -1)
-        if ws.ndim != 3 or ws.shape[1:] != (self.num_ws, self.w_dim):
-            raise ValueError(
-                f"ws must have shape (N, {self.w_dim}) or (N, {self.num_ws}, {self.w_dim}), "
-                f"not {tuple(ws.shape)}")
-        return ws
+        if not isinstance(ws, Tensor) or ws.shape[1:] != (self.num_ws, self.w_dim):
+            raise ValueError(f"ws must have shape (N, {self.w_dim}) or "
+                             f"(N, {self.num_ws}, {self.w_dim}), not {described(ws)}")
+        return ws.to(next(self.parameters()).dtype)
 
     def noise_layers(self) -> list[nn.Module]:
         """The layers that add noise, input side first: each has `noise_const` (1, 1, r, r) and
@@ -132,9 +132,9 @@ class NoisyNetwork(StyledNetwork):
                 raise ValueError('noise="random" draws from a generator: pass '
                                  "generator=torch.Generator()")
             noise = self.draw_noise(n, generator)
-        if isinstance(noise, str):
+        if not isinstance(noise, (list, tuple)):
             raise ValueError('noise must be "const", "none", "random" or a list of maps, not '
-                             f"{noise!r}")
+                             f"{repr(noise)[:40]}")
         if len(noise) not in (needed, self.num_ws - 1):
             raise ValueError(f"noise holds {len(noise)} maps, this network needs {needed}")
         return list(noise[:needed])

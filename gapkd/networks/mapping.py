@@ -9,6 +9,13 @@ from torch import Tensor, nn
 from gapkd.networks.layers import EqualLinear, full_precision
 
 
+def described(given: object) -> str:
+    """What stands where a tensor of some shape should, for a message."""
+    if isinstance(given, Tensor):
+        return str(tuple(given.shape))
+    return "None" if given is None else f"a {type(given).__name__} (torch.tensor makes one of it)"
+
+
 def normalise(x: Tensor) -> Tensor:
     """Scale each row to unit mean square. (N, C) -> (N, C)."""
     return x * (x.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
@@ -38,14 +45,13 @@ class MappingNetwork(nn.Module):
     def forward(self, z: Tensor | None, c: Tensor | None = None) -> Tensor:
         parts = []
         if self.z_dim:
-            if z is None or z.ndim != 2 or z.shape[1] != self.z_dim:
-                given = None if z is None else tuple(z.shape)
-                raise ValueError(f"z must have shape (N, {self.z_dim}), not {given}")
+            z = self._rows("z must have shape", z, self.z_dim)
             parts.append(normalise(z))
         if self.embed is not None:
-            if c is None or c.ndim != 2 or c.shape[1] != self.c_dim:
-                raise ValueError("this network is conditional: give one-hot labels c of shape "
-                                 f"(N, {self.c_dim})")
+            c = self._rows("this network is conditional: give one-hot labels c of shape", c,
+                           self.c_dim)
+            if parts and c.shape[0] != z.shape[0]:
+                raise ValueError(f"c must have {z.shape[0]} rows, one for each z, not {c.shape[0]}")
         with full_precision(c if z is None else z):  # small and sensitive: always full precision
             if self.embed is not None:
                 parts.append(normalise(self.embed(c)))
@@ -53,6 +59,12 @@ class MappingNetwork(nn.Module):
             for layer in self.layers:
                 x = layer(x)
         return x  # (N, w_dim)
+
+    def _rows(self, message: str, given: Tensor | None, width: int) -> Tensor:
+        """z or c as numbers of the weights' kind. Raises ValueError for another shape."""
+        if not isinstance(given, Tensor) or given.ndim != 2 or given.shape[1] != width:
+            raise ValueError(f"{message} (N, {width}), not {described(given)}")
+        return given.to(self.w_avg.dtype)
 
     @torch.no_grad()
     def track(self, w: Tensor, decay: float = 0.995) -> None:

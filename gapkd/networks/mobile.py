@@ -141,7 +141,8 @@ class MobileSynthesis(NoisyNetwork):
 
     def forward(self, ws: Tensor, noise: Noise = "const",
                 generator: torch.Generator | None = None) -> SynthesisOutput:
-        n, styles = ws.shape[0], self.expand_ws(ws).unbind(dim=1)  # num_ws of (N, w_dim)
+        ws = self.expand_ws(ws)
+        n, styles = ws.shape[0], ws.unbind(dim=1)  # num_ws of (N, w_dim)
         maps = self._noise_maps(noise, n, generator)
         x = self.const.repeat(n, 1, 1, 1)  # (N, C_0, 4, 4)
         features, layer = [], 0

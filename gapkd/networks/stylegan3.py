@@ -237,7 +237,8 @@ class AliasFreeSynthesis(StyledNetwork):
 
     def forward(self, ws: Tensor, noise: Noise = "const",
                 generator: torch.Generator | None = None) -> SynthesisOutput:
-        styles = self.expand_ws(ws).unbind(dim=1)  # num_ws of (N, w_dim)
+        ws = self.expand_ws(ws)
+        styles = ws.unbind(dim=1)  # num_ws of (N, w_dim)
         with full_precision(ws):
             x = self.input(styles[0])  # (N, C, size, size)
         features = []
