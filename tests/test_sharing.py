@@ -569,10 +569,10 @@ def endless() -> Generator:
 
 @pytest.mark.parametrize("options, message", [
     ({"folder": "there"}, "there exists already: remove it or choose another folder"),
-    ({"folder": "link"}, "link exists already"), ({"folder": ""}, "'' cannot name a folder"),
+    ({"folder": "link"}, "link exists already"), ({"folder": ""}, "'' is no printable name"),
     ({"folder": "."}, ". exists already"), ({"repo_id": "a/../b"}, "names no repository: give"),
     ({"config": {"w_dim": 9}}, "leave it out, or give G.architecture()"),
-    ({"folder": "a\nb"}, "cannot name a folder"),
+    ({"folder": "a\nb"}, r"'a\nb' is no printable name: choose another folder"),
     ({"folder": "file/net"}, "file is a file: choose another folder"),
     ({"license": "MIT\n---"}, "names no licence"), ({"license": "my: own"}, "names no licence"),
     ({"provenance": {"license": "?"}}, "names no licence"),

@@ -13,14 +13,14 @@ from gapkd.distillation.students import SYNTHESES, make_student
 from gapkd.metrics.cost import macs
 from gapkd.metrics.sampling import sample_images
 from gapkd.networks.base import kept_channels
-from gapkd.networks.stylegan2 import Generator
+from gapkd.networks.stylegan2 import Discriminator, Generator
 
 KINDS = pytest.mark.parametrize("kind", ["stylegan2", "stylegan3"])
 
 
 @pytest.mark.parametrize("channels, keep, kept", [
     (512, 0.3, 154), (256, 0.3, 77), (128, 0.3, 39), (64, 0.3, 20), (32, 0.3, 10),  # the paper's
-    (10, 0.3, 3), (10, 0.9, 9), (64, 1.0, 64), (3, 1e-6, 1)])
+    (10, 0.3, 3), (10, 0.9, 9), (64, 1.0, 64), (3, 1e-6, 1), (64, 1e-9, 1)])
 def test_channel_rule(channels, keep, kept):
     assert kept_channels(channels, keep) == kept
 
@@ -120,11 +120,14 @@ def test_the_channels_of_highest_score_stay(networks, kind, name, monkeypatch):
     ({"keep": 0}, r"keep must lie in \(0, 1\], not 0"), ({"keep": 1.2}, "keep must lie in"),
     ({"mapping": "copy"}, "mapping must be one of inherit, inherit-frozen, random, not 'copy'"),
     ({"synthesis": "cagan"}, "synthesis must be one of random, pruned, .*, not 'cagan'"),
+    ({"seed": 2**70}, "seed must be below 2.63"),
+    ({"teacher": "toyfaces32"}, "teacher must be a generator, not a str: gapkd.load_generator"),
+    ({"teacher": Discriminator(8, 2)}, "teacher must be a generator, not a Discriminator"),
     ({"kind": "vit"}, "kind must be one of same.*, not 'vit'"),
     ({"synthesis": "pruned", "kernel": 1}, "kernel must be the teacher's 3, not 1")])
 def test_bad_arguments(networks, arguments, message):
     with pytest.raises(ValueError, match=message):
-        make_student(networks["stylegan2"], **arguments)
+        make_student(**{"teacher": networks["stylegan2"]} | arguments)
 
 
 def test_a_student_of_another_family_copies_no_weights(networks, monkeypatch):

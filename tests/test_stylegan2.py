@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from recorded import STYLEKD, stylekd_network
@@ -142,6 +143,9 @@ def test_equalised_layers_start_at_unit_variance_and_a_clamp_follows_the_gain():
 def test_widths_of_configuration_f():
     assert config_f_channels(1024) == [512, 512, 512, 512, 512, 256, 128, 64, 32]
     assert config_f(8).channels == [(512, 512), (512, 512)]
+    for resolution in ("256", np.int64(64), 48, True):
+        with pytest.raises(ValueError, match="resolution must be an int, a power of two of at le"):
+            config_f(resolution)
 
 
 @pytest.mark.parametrize("arguments, message", [

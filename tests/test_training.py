@@ -480,6 +480,12 @@ def test_what_a_training_cannot_measure_is_known_before_it(tmp_path, teacher_fil
             (teacher_file, {"tensorboard": True}, "needs the extra `tensorboard`: pip")):
         with pytest.raises(ValueError, match=message):
             distill(distill_config(tmp_path / "r", teacher, **slow | changes))
+    for call, wrong, message in (
+            (distill, config(tmp_path), "distill takes a DistillConfig, not a TrainConfig"),
+            (train_gan, distill_config(tmp_path, tmp_path), "train_gan takes a TrainConfig, not "),
+            (train_gan, "run", "train_gan takes a TrainConfig, not a str")):
+        with pytest.raises(ValueError, match=message):
+            call(wrong)
     with pytest.raises(ValueError, match="small.safetensors is a file: choose another out"):
         distill(distill_config(small / "r", teacher_file, **slow))
 

@@ -43,6 +43,8 @@ def make_student(teacher: StyleGenerator, keep: float = 0.3, kernel: int = 3,
         cannot be.
     """
     family, architecture = check_request(teacher, keep, kernel, mapping, synthesis, kind)
+    if not -2**63 <= seed < 2**63:
+        raise ValueError(f"seed must be below 2^63, not {seed}")
     device = next(teacher.parameters()).device
     with seeded(FIRST_STUDENT_SEED + seed):
         student = family(**architecture).to(device)
@@ -65,6 +67,9 @@ def make_student(teacher: StyleGenerator, keep: float = 0.3, kernel: int = 3,
 def check_request(teacher: StyleGenerator, keep: float, kernel: int, mapping: str, synthesis: str,
                   kind: str = "same") -> tuple[type[StyleGenerator], dict]:
     """The student's family and architecture. Raises the ValueError that `make_student` would."""
+    if not isinstance(teacher, StyleGenerator):
+        raise ValueError(f"teacher must be a generator, not a {type(teacher).__name__}: "
+                         "gapkd.load_generator gives one for a file or name")
     if not 0 < keep <= 1:
         raise ValueError(f"keep must lie in (0, 1], not {keep}: it is the fraction of channels "
                          "that stay")

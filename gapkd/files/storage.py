@@ -87,7 +87,7 @@ def check_place(path: str | Path, kind: str = "file") -> Path:
     """The path, if a file or folder can be made there: for a command to ask before its work, not
     after. Raises ValueError, in one sentence, if not."""
     if not str(path) or not str(path).isprintable():
-        raise ValueError(f"{str(path)!r} cannot name a {kind}: choose another name for it")
+        raise ValueError(f"{str(path)!r} is no printable name: choose another {kind}")
     path = Path(path)
     try:
         os.lstat(_aside(path))  # whose name may be too long

@@ -23,8 +23,9 @@ Noise = str | list[Tensor]
 
 def check_resolution(resolution: int, least: int = 8) -> None:
     """Raise ValueError unless it is a power of two of at least `least`."""
-    if resolution < least or resolution & (resolution - 1):
-        raise ValueError(f"resolution must be a power of two of at least {least}, not {resolution}")
+    if type(resolution) is not int or resolution < least or resolution & (resolution - 1):
+        raise ValueError(f"resolution must be an int, a power of two of at least {least}, not "
+                         f"{repr(resolution)[:40]}")
 
 
 def check_images(resolution: int, img_channels: int, least: int = 8) -> None:
@@ -44,7 +45,7 @@ def check_clamp(clamp: float | None) -> None:
 def kept_channels(channels: int, keep: float) -> int:
     """The paper's rule: remove floor((1 - keep) c) channels. keep 0.3: 512 -> 154, 64 -> 20."""
     removed = round((1 - keep) * channels, 6)  # (1 - 0.9) 10 is 0.9999999999999998
-    return channels - int(removed)
+    return max(channels - int(removed), 1)
 
 
 @dataclass

@@ -23,6 +23,7 @@ from gapkd.networks.base import (
     SynthesisOutput,
     check_clamp,
     check_images,
+    check_resolution,
     copy_affine,
     kept_channels,
 )
@@ -350,6 +351,7 @@ class Discriminator(Network):
 
 def config_f_channels(resolution: int) -> list[int]:
     """StyleGAN2's widths, 4x4 first: 512 up to 64 px, then 256, 128, 64, ..."""
+    check_resolution(resolution)
     return [min(512, 2**15 // (4 * 2**b)) for b in range(resolution.bit_length() - 2)]
 
 

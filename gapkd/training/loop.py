@@ -60,6 +60,8 @@ from gapkd.training.trainer import Trainer, TrainingDiverged
 
 Probe = Callable[[StyleGenerator], dict]
 AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
+KINDS = {"teacher": ("train_gan", TrainConfig), "distill": ("distill", DistillConfig)}
+"""Kind of a run -> the function that trains it, and its settings."""
 MANY = 4000
 """Images of the teacher's that stand for all of them, in the distribution matching."""
 
@@ -278,6 +280,9 @@ def resume_run(folder: str | Path, images: int = 0, device: str = "", progress: 
 def _begin(config: AnyConfig, kind: str) -> AnyConfig:
     """Find the other processes, if there are any; after a restart by torchrun's agent, resume. What
     is wrong with the run's folder is said here."""
+    name, cls = KINDS[kind]
+    if not isinstance(config, cls):
+        raise ValueError(f"{name} takes a {cls.__name__}, not a {type(config).__name__}")
     parallel.join()
     if parallel.may_restart() and not config.out:
         raise ValueError("torchrun may restart this run (--max-restarts): name its folder with "
