@@ -64,9 +64,8 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     if precision != "auto":
         return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     if device.type == "cuda":
-        with torch.cuda.device(device):
-            if torch.cuda.is_bf16_supported(including_emulation=False):
-                return torch.bfloat16
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16
         return torch.float16 if torch.cuda.get_device_capability(device) >= (7, 0) else None
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch < 2.13 cannot tell
     native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
