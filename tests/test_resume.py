@@ -501,9 +501,14 @@ def test_a_run_of_another_version_is_said_to_be_one(half):
 
 
 def test_other_files_among_the_checkpoints_are_left_alone(half):
-    (half / "checkpoints" / "mine.pt").write_bytes(b"x")
+    """Copies of ours, too."""
+    others = ["mine.pt", "000000016 (best so far).pt", "000000012 copy.pt", "000000016_backup.pt"]
+    for name in others:
+        (half / "checkpoints" / name).write_bytes(b"x")
     assert resume_run(half, images=32, progress=False).log[-1]["images"] == 32
-    assert (half / "checkpoints" / "mine.pt").read_bytes() == b"x"
+    assert all((half / "checkpoints" / name).read_bytes() == b"x" for name in others)
+    (half / "generator.safetensors").unlink()
+    assert load_generator(half).resolution == 8
 
 
 def test_a_state_that_was_being_written_is_none_yet(tmp_path, monkeypatch):

@@ -40,7 +40,7 @@ from gapkd.experiments.results import (
     results_table,
 )
 from gapkd.files import storage
-from gapkd.files.checkpoints import load_generator, read_metadata, sha256
+from gapkd.files.checkpoints import load_generator, read_metadata, sha256, states_of
 from gapkd.files.provenance import provenance
 from gapkd.files.storage import INSTALLED, ROOT, check_place, write_atomically
 from gapkd.metrics.sampling import sample_images
@@ -383,7 +383,7 @@ def _work(config: SweepConfig, table: Table, todo: Sequence[tuple[str, int]]) ->
     for arm, seed in _claims(table, todo):
         out = table.run_folder(arm, seed)
         settings = replace(table.config(arm, seed), out=str(out), device=config.device,
-                           progress=config.progress, resume=any(out.glob("checkpoints/*.pt")))
+                           progress=config.progress, resume=bool(states_of(out)))
         try:
             record = {"arm": arm, **bench.train(settings), **table.bench_marks()}
             if files := table.files(arm):

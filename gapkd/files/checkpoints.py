@@ -184,13 +184,19 @@ def _shared_weights(folder: Path) -> Path:
     return weights
 
 
+def states_of(run: Path) -> list[Path]:
+    """The checkpoints in the folder of a training, oldest first. A file of any other name than its
+    count of images, such as a copy's, is somebody else's."""
+    files = (run / "checkpoints").glob("*.pt")
+    return sorted(file for file in files if re.fullmatch("[0-9]+", file.stem))
+
+
 def _network_of_run(folder: Path) -> Path | None:
     """The generator of a training, or its newest checkpoint if that came later."""
     folder = folder.parent if folder.name == "checkpoints" else folder
     if not (folder / "settings.json").is_file():
         return None
-    states = sorted(folder.glob("checkpoints/[0-9]*.pt"))
-    networks = [folder / "generator.safetensors", *states[-1:]]
+    networks = [folder / "generator.safetensors", *states_of(folder)[-1:]]
     there = [file for file in networks if file.is_file()]
     if not there and (folder / "log.jsonl").is_file():
         raise CheckpointError(f"{folder} is a training that has not saved its networks yet: wait "

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gapkd import parallel
 from gapkd.data.images import save_png
-from gapkd.files.checkpoints import CheckpointError, find_checkpoint, save_network
+from gapkd.files.checkpoints import CheckpointError, find_checkpoint, save_network, states_of
 from gapkd.files.provenance import provenance
 from gapkd.files.storage import check_place, write_atomically
 from gapkd.networks.base import StyleGenerator
@@ -200,7 +200,7 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """The files that hold a state of the run, oldest first."""
-        return sorted((self.path / "checkpoints").glob("[0-9]*.pt"))
+        return states_of(self.path)
 
     def _compare_settings(self) -> None:
         self.before = read_about(self.path)
@@ -396,8 +396,7 @@ def job() -> str:
 def begun_by_this_job(folder: str | Path) -> bool:
     """Whether this very torchrun job began the run in a folder, before a restart, and saved a
     state."""
-    states = any(Path(folder).glob("checkpoints/[0-9]*.pt"))
-    return states and read_about(folder).get("job") == job()
+    return bool(states_of(Path(folder))) and read_about(folder).get("job") == job()
 
 
 def _summary_writer() -> type:
