@@ -385,10 +385,24 @@ def test_what_died_before_its_first_checkpoint_is_begun_anew(half):
 
 
 def test_what_was_logged_after_the_checkpoint_is_logged_again(half):
-    with open(half / "log.jsonl", "a") as file:
-        file.write('{"images": 24}\n{"imag')  # then the power was gone
+    """Blank lines in between, and an editor's mark at the beginning, do no harm."""
+    before = (half / "log.jsonl").read_text().replace("\n", "\n\n")
+    with open(half / "log.jsonl", "w", encoding="utf-8-sig") as file:
+        file.write(before + '{"images": 24}\n{"imag')  # then the power was gone
     log = train_gan(config(half, resume=True)).log
     assert [r["images"] for r in log] == [8, 16, 24, 32] and "loss_g" in log[2]
+
+
+@pytest.mark.parametrize("line", ['{"imag', "[1]", '{"loss": 1}', '{"images": "8"}', "null",
+                                  "[" * 100_000, "\xff"])
+def test_a_line_of_the_log_that_is_no_record_is_named_and_nothing_cut(half, line):
+    log = half / "log.jsonl"
+    log.write_bytes(line.encode("latin-1") + b"\n" + log.read_bytes())
+    before = log.read_bytes()
+    message = "log.jsonl(, line 1, is not a record of the run: mend| is not UTF-8 text)"
+    with pytest.raises(ValueError, match=message):
+        resume_run(half, images=32, progress=False)
+    assert log.read_bytes() == before
 
 
 def test_a_disk_that_fills_up_loses_nothing(half, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -53,6 +54,23 @@ def sha256(file: str | Path) -> str:
         while chunk := content.read(2**20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def json_lines(path: str | Path) -> list[tuple[int, object]]:
+    """(number, value) of the lines of a .jsonl file that are not blank; None for a line that is no
+    JSON. Raises ValueError, in one sentence, where the file is no text."""
+    try:
+        lines = Path(path).read_text("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text (see byte {error.start}): save it as UTF-8"
+                         ) from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            found.append((number, None))
+            with suppress(ValueError, RecursionError):
+                found[-1] = number, json.loads(line)
+    return found
 
 
 def write_atomically(path: str | Path, content: bytes) -> Path:

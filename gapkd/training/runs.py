@@ -21,7 +21,7 @@ from gapkd import parallel
 from gapkd.data.images import save_png
 from gapkd.files.checkpoints import CheckpointError, find_checkpoint, save_network, states_of
 from gapkd.files.provenance import provenance
-from gapkd.files.storage import check_place, write_atomically
+from gapkd.files.storage import check_place, json_lines, write_atomically
 from gapkd.networks.base import StyleGenerator
 from gapkd.networks.stylegan2 import Discriminator
 from gapkd.parallel import choose_device
@@ -287,15 +287,16 @@ class RunFolder:
 
     def cut_log(self, images: int) -> list[dict]:
         """Drop records later than `images` (written after the checkpoint that is resumed), and an
-        unfinished last line; returns what stays."""
-        kept, file = [], self.path / "log.jsonl"
-        for line in file.read_text().splitlines() if file.exists() else []:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                break
-            if record["images"] <= images:
-                kept.append(record)
+        unfinished last line; returns what stays. Raises ValueError for a line that is no record."""
+        file = self.path / "log.jsonl"
+        lines = json_lines(file) if file.exists() else []
+        if lines and lines[-1][1] is None:
+            lines.pop()
+        for number, record in lines:
+            if not (isinstance(record, dict) and type(record.get("images")) is int):
+                raise ValueError(f"{file}, line {number}, is not a record of the run: mend that "
+                                 "line or take it out, and resume the run")
+        kept = [record for _, record in lines if record["images"] <= images]
         if self.writes:
             write_atomically(file, "".join(json.dumps(record) + "\n" for record in kept).encode())
         return kept
