@@ -132,6 +132,8 @@ def test_a_table_does_not_mix():
     record = run("paper", fid_toyfaces_5k=1.0)
     with pytest.raises(ValueError, match="judged by fid_toyfaces_5k, others by fid_toyfaces_2k"):
         results_table([record, run("dcp", fid_toyfaces_2k=1.0)])
+    with pytest.raises(ValueError, match="the record of dcp, seed 0, has no FID: take it out"):
+        results_table([run("dcp", l1=1.0)])
     with pytest.raises(ValueError, match="runs of 10, 20 images do not belong into one table"):
         results_table([record, record | {"images": 20}])
 
@@ -154,11 +156,35 @@ def test_the_note_says_how_the_runs_were_made_and_what_came_later():
                          "held out: label 0.750.")
 
 
-@pytest.mark.parametrize("line", ['{"arm": "a"', '{"arm": "a", "final": {}}', "[1]", '"real"'])
+WRONG = [{"settings": []}, {"settings": "x"}, {"settings": None}, {"seed": [1]}, {"arm": ["a"]},
+         {"samples": [1]}, {"judge_sha256": []}, {"final": None}, {"final": {"l1": "0.5"}},
+         {"images": "10"}, {"seconds": None}]
+
+
+@pytest.mark.parametrize("line", [
+    '{"arm": "a"', '{"arm": "a", "final": {}}', '{"arm": "real", "seed": [], "final": {}}',
+    "[1]", '"real"', "[" * 100_000,
+    *(json.dumps(run("a") | changes) for changes in WRONG)])
 def test_a_line_that_is_no_record_is_named(tmp_path, line):
     file = tmp_path / "r.jsonl"
     file.write_text(json.dumps({"arm": "real", "final": {}}) + "\n" + line + "\n")
     with pytest.raises(ValueError, match="r.jsonl, line 2, is not the record of a run"):
+        read_results(file)
+
+
+def test_a_file_as_editors_leave_it(tmp_path):
+    file, lines = tmp_path / "r.jsonl", [json.dumps(run(arm)) + "\n" for arm in "ab"]
+    file.write_text("\n".join(lines), "utf-8-sig")  # with a mark at its beginning
+    assert read_results(file) == [run("a"), run("b")]
+    file.write_text("".join(lines), "utf-16")
+    with pytest.raises(ValueError, match="r.jsonl is not UTF-8 text .*: save it as UTF-8"):
+        read_results(file)
+
+
+def test_a_run_that_stands_there_twice_is_no_second_seed(tmp_path):
+    file = tmp_path / "r.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in (run("a"), run("a", 1), run("a"))))
+    with pytest.raises(ValueError, match=r"\(arm a, seed 0\) in lines 1 and 3: take one of them"):
         read_results(file)
 
 
@@ -168,7 +194,8 @@ def test_no_file_holds_no_record(tmp_path):
 
 @pytest.mark.parametrize("name", results.BENCH)
 def test_figures_of_different_judges_are_not_mixed(tmp_path, name):
-    lines = [json.dumps(run("a") | {name: value}) for value in (1, 2)]
+    values = (1, 2) if name == "samples" else ("1", "2")
+    lines = [json.dumps(run("a", seed) | {name: value}) for seed, value in enumerate(values)]
     (tmp_path / "r.jsonl").write_text("\n".join(lines))
     with pytest.raises(ValueError, match=f"cannot be compared, of different {name}"):
         read_results(tmp_path / "r.jsonl")

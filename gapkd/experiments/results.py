@@ -8,7 +8,6 @@ may have gone from the package since: nothing here builds them anew.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from gapkd.data.images import untile
-from gapkd.files.storage import data_path
+from gapkd.files.storage import data_path, json_lines
 
 REFERENCES = ("real", "teacher")
 """Arms that are none: real images against other real ones, and the teacher."""
@@ -49,26 +48,36 @@ trained with; it did not read those with a star, and two others need no judge.""
 
 def read_results(path: str | Path) -> list[dict]:
     """The records of a results file, none if it is not there yet. Raises ValueError for a line that
-    is no record, and for records of different judges or numbers of images judged."""
-    file, records = Path(path), []
-    lines = file.read_text().splitlines() if file.exists() else []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            needed = ["arm", "final"]
-            if record["arm"] not in REFERENCES:
-                needed += ["seed", "settings", "images", "seconds"]
-            for name in needed:
-                record[name]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{file}, line {number}, is not the record of a run: take the line "
-                             "out; its run is then made again") from error
+    is no record, for a run that stands there twice, and for records of different judges or numbers
+    of images judged."""
+    file, records, seen = Path(path), [], {}
+    for number, record in json_lines(file) if file.exists() else []:
+        if not _is_record(record):
+            raise ValueError(f"{file}, line {number}, is not the record of a run: mend the line, "
+                             "or take it out; its run is then made again")
+        first = seen.setdefault((record["arm"], record.get("seed")), number)
+        if first != number:
+            raise ValueError(f"{file} holds the same run (arm {record['arm']}, seed "
+                             f"{record.get('seed')}) in lines {first} and {number}: take one of "
+                             "them out")
         records.append(record)
     for name in BENCH:
         if len({record.get(name) for record in records}) > 1:
             raise ValueError(f"{file} holds figures that cannot be compared, of different {name}: "
                              "take lines out; their runs are then made again")
     return records
+
+
+def _is_record(value: object) -> bool:
+    """Whether a line's value has what is read off a record, each of its kind."""
+    if not isinstance(value, dict) or not isinstance(value.get("final"), dict):
+        return False
+    text, number = (str, type(None)), (int, type(None))
+    kinds = dict.fromkeys(BENCH, text) | {"arm": str, "seed": number, "samples": number}
+    if value.get("arm") not in REFERENCES:
+        kinds |= {"seed": int, "settings": dict, "images": int, "seconds": (int, float)}
+    known = all(isinstance(value.get(name), kind) for name, kind in kinds.items())
+    return known and all(isinstance(figure, (int, float)) for figure in value["final"].values())
 
 
 def results(name: str) -> list[dict]:
@@ -188,8 +197,11 @@ def results_table(records: Sequence[dict], references: Sequence[dict] = (),
         of = ", ".join(map(str, lengths))
         raise ValueError(f"runs of {of} images do not belong into one table")
     names = figure_names(records, columns)
-    fid = next(n for n in records[0]["final"] if re.fullmatch(FID, n))
-    samples = fid.rsplit("_", 1)[1]  # a metric's name ends with its sample count
+    fids = [name for name in records[0]["final"] if re.fullmatch(FID, name)]
+    if not fids:
+        raise ValueError(f"the record of {records[0]['arm']}, seed {records[0]['seed']}, has no "
+                         "FID: take it out, or make its run again")
+    samples = fids[0].rsplit("_", 1)[1]  # a metric's name ends with its sample count
     lines = [f"| {lengths[0]:,} images each, judged on {samples} | seeds | {' | '.join(names)} |",
              "|---|--:|" + "--:|" * len(names)]
     rows = [("real, against other real" if row["arm"] == "real" else row["arm"], "", [row])
