@@ -380,28 +380,36 @@ def read_settings(text: str) -> dict[str, Any]:
     Raises ValueError for a text that is no such line, an unknown field, a value of another kind.
     """
     try:
-        given = read_yaml(f"{{{text}}}")
+        entries = read_yaml(f"[{text}]")
     except yaml.YAMLError as error:
         raise ValueError(f"{text!r} cannot be read as settings: write name: value, name: value, "
                          "and quote a value with commas or brackets") from error
     hints, found = get_type_hints(DistillConfig), {}
-    for name, value in given.items():
-        found[name] = _as_field(DistillConfig, name, value)
-        _check_type(name, found[name], hints[name])
+    for entry in entries:
+        pairs = entry if isinstance(entry, dict) else {str(entry): None}
+        for name, value in pairs.items():
+            found[name] = _as_field(DistillConfig, name, value)
+            _check_type(name, found[name], hints[name])
     return found
 
 
 class _Written(yaml.SafeLoader):
     """YAML as people write settings: 1e-3 is a number, and 1e5 a whole one; `on` and `no` are
-    words, as are the names of a mapping's entries."""
+    words, as are the names of a mapping's entries, of which none may stand there twice."""
 
     yaml_implicit_resolvers: dict = {}
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node, seen = super().compose_mapping_node(anchor), set()
         for key, _ in node.value:
             if key.tag in _MISREAD:
                 key.tag = "tag:yaml.org,2002:str"
-        return super().construct_mapping(node, deep)
+            if (name := str(key.value)) in seen:
+                raise yaml.YAMLError(f"{name} stands there twice, again in line "
+                                     f"{key.start_mark.line + 1}: take one of them out, or give "
+                                     "it another name")
+            seen.add(name)
+        return node
 
 
 _MISREAD = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float", "timestamp", "null")}

@@ -333,6 +333,23 @@ def test_bad_files(tmp_path, text):
         read_table("tabel")
 
 
+@pytest.mark.parametrize("text, message", [
+    ("arms:\n  a: {keep: 1}\n  b:\n  a:", "a stands there twice, again in line 4: take one"),
+    ("arms:\n  a: {keep: 1, lr: 1, keep: 0.5}", "keep stands there twice, again in line 2"),
+    ("seeds: [0]\narms: {a: }\n\nseeds: [1]", "seeds stands there twice, again in line 4")])
+def test_an_entry_that_stands_there_twice_is_named(tmp_path, text, message):
+    (tmp_path / "twice.yml").write_text(text)
+    with pytest.raises(ValueError, match=f"twice.yml is not YAML: {message}"):
+        read_table(tmp_path / "twice.yml")
+
+
+def test_settings_may_be_shared_within_a_table(tmp_path):
+    (tmp_path / "t.yml").write_text("arms: {a: &a {<<: &b {keep: 0.5, lr: 1}, lr: 2}, "
+                                    "c: {<<: *a, keep: 0.25}}\nsettings: *b")
+    table = read_table(tmp_path / "t.yml")
+    assert table.arms == {"a": {"keep": 0.5, "lr": 2}, "c": {"keep": 0.25, "lr": 2}}
+
+
 def test_bad_requests(table, tmp_path):
     with pytest.raises(ValueError, match="has no arm nobody: choose from alone, paper"):
         run_sweep(SweepConfig(table(), arms=("nobody",)))
