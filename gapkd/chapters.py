@@ -97,8 +97,8 @@ def parse_parameters(pairs: Sequence[str], known: dict, rules: dict | None = Non
         rules: what `check_parameters` is told of them; of others, the kind of the default counts.
 
     Where the notebook has a parameter `settings`, whose text goes to `read_settings`, the fields of
-    DistillConfig can be given by name, too: they are added to that text, and `check_settings` looks
-    at all of them.
+    DistillConfig can be given by name, too: they are added to that text, a recipe before the
+    others, and `check_settings` looks at all of them.
 
     Raises ValueError naming a parameter that is unknown, malformed or not allowed, or a file that
     is not there (papermill itself only warns).
@@ -121,6 +121,7 @@ def parse_parameters(pairs: Sequence[str], known: dict, rules: dict | None = Non
              for name, (default, _) in known.items()} | (rules or {})
     check_parameters(values, **{name: kinds[name] for name in values})
     if more:
+        more.sort(key=lambda text: not text.startswith("recipe:"))
         first = values.get("settings", known["settings"][0])
         values["settings"] = ", ".join(filter(None, [first, *more]))
     if pairs and "settings" in known:

@@ -375,7 +375,8 @@ def _as_field(cls: type, name: str, value: Any) -> Any:
 
 def read_settings(text: str) -> dict[str, Any]:
     """Settings of a distillation in one line: "kernel: 1, ld_blocks: [1, 2]" -> field -> value; of
-    a field that stands there twice, the last value.
+    a field that stands there twice, the last value. A second recipe takes the place of the first
+    one and of all that was said of RECIPES' fields before it.
 
     Raises ValueError for a text that is no such line, an unknown field, a value of another kind.
     """
@@ -388,6 +389,8 @@ def read_settings(text: str) -> dict[str, Any]:
     for entry in entries:
         pairs = entry if isinstance(entry, dict) else {str(entry): None}
         for name, value in pairs.items():
+            if name == "recipe" and name in found:
+                found = {k: v for k, v in found.items() if k not in RECIPES["paper"]}
             found[name] = _as_field(DistillConfig, name, value)
             _check_type(name, found[name], hints[name])
     return found

@@ -200,6 +200,9 @@ def test_the_chapter_of_make_distill_takes_every_setting():
     assert papermill.inspect_notebook(str(chapters.find_notebook("04"))).keys() == known.keys()
     given = chapters.parse_parameters(["kernel=1", "synthesis=random", "gan_weight=1"], known)
     assert settings.read_settings(given["settings"])["gan_weight"] == 1
+    own = chapters.parse_parameters(["keep=0.5", "lr=0.01", "reuse=1", "recipe=paper"], known)
+    config = settings.DistillConfig(**settings.read_settings(own["settings"]))
+    assert config == settings.DistillConfig(recipe="paper", lr=0.01)  # which the chapter's was not
 
 
 def test_where_the_repository_can_only_be_read(notebook, tmp_path, monkeypatch, capsys):

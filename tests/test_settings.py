@@ -93,6 +93,9 @@ def test_settings_in_one_line():
     assert read_settings(text) == {"kernel": 3, "lr": 0.002, "ld_blocks": (1, 2), "noise": False,
                                    "d_channels": (8,), "data": "a, b"}
     assert read_settings("") == {}
+    assert read_settings("lr: 1, keep: 1, recipe: paper") == {"lr": 1, "keep": 1, "recipe": "paper"}
+    second = read_settings("lr: 1, keep: 1, recipe: gapkd, synthesis: pruned, recipe: paper, lr: 2")
+    assert second == {"keep": 1, "recipe": "paper", "lr": 2}
 
 
 @pytest.mark.parametrize("text, message", [
