@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -158,6 +159,15 @@ def test_workers_make_rows_again_beside_what_is_there(table, tmp_path, quick_wor
     assert Path(read_table(file).results).read_bytes() == before
 
 
+def test_a_run_is_recorded_before_its_faces_are_drawn(table, monkeypatch):
+    made = {"seed": 0, "settings": {}, "images": 16, "seconds": 1.0, "final": {}}
+    monkeypatch.setattr(sweep, "_bench", lambda *_: Mock(train=lambda settings: made))
+    monkeypatch.setattr(sweep, "_add_references", Mock())
+    with pytest.raises(ValueError, match="there is no checkpoint"):  # nothing to draw with
+        run_sweep(SweepConfig(table(**ONE)))
+    assert names(read_results(read_table(table(**ONE)).results)) == [("paper", 0)]
+
+
 def test_what_another_worker_is_at_is_left_to_it(table, tmp_path):
     (tmp_path / "runs").mkdir()
     with FileLock(tmp_path / "runs" / ".paper-0.claim"):
@@ -294,6 +304,9 @@ def test_when_is_measured_and_newer_or_older_settings_do_not_make_another_run(ta
     ({"arms": {"a": {"keep": 2}}}, "arm a: keep must lie in"),
     ({"arms": {"teacher": {}}}, "are the names of their rows"),
     ({"arms": {"a/b": None}}, "'a/b' cannot name a folder"),
+    ({"arms": {"..": None}}, "'..' cannot name a folder"),
+    ({"arms": {"a\0": None}}, "cannot name a folder"),
+    ({"arms": {"ä" * 101: None}}, "cannot name a folder: choose another name, of 200 letters at"),
     ({"arms": {"a": {"teacher": "toyfaces64"}}}, "one teacher and one set of data"),
     ({"arms": {"a": {"seed": 2}}}, "seed is for the sweep to choose"),
     ({"settings": {"out": "x"}}, "out is for the sweep to choose"),
@@ -301,7 +314,9 @@ def test_when_is_measured_and_newer_or_older_settings_do_not_make_another_run(ta
     ({"seeds": [0, -1]}, "`seeds` must be a list of whole numbers from 0 on"),
     ({"samples": "many"}, "`samples` must be a whole number of at least 10"),
     ({"samples": 3}, "`samples` must be a whole number of at least 10, not 3"),
-    ({"results": 3}, "`results` must be text, not 3"),
+    ({"results": 3}, "`results` must be a .jsonl file, not 3"),
+    ({"results": "runs/mine"}, "`results` must be a .jsonl file, not 'runs/mine'"),
+    ({"results": ""}, "`results` must be a .jsonl file, not ''"),
     ({"sedes": [1]}, "has an entry sedes: known are arms, results")])
 def test_bad_tables(table, changes, message):
     with pytest.raises(ValueError, match=message):

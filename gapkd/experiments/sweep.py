@@ -57,6 +57,8 @@ MINE = ("seed", "out", "resume", "device", "progress")
 """Settings that the sweep chooses."""
 SWEEPS = ROOT / "tools" / "sweeps"
 """The tables of the course."""
+LONGEST = 200
+"""Letters of an arm's name at most: a file's has 255, and there are such as .NAME-0.claim."""
 FEWEST = 10
 """Images that a run must be judged on at least: every figure can be computed, none be trusted."""
 
@@ -89,7 +91,7 @@ class SweepConfig:
     def __post_init__(self):
         if self.jobs < 0:
             raise ValueError(f"jobs must not be negative, but is {self.jobs}")
-        if self.results and not self.results.endswith(".jsonl"):
+        if self.results and Path(self.results).suffix != ".jsonl":
             raise ValueError(f"results must name a .jsonl file, not {self.results}")
 
 
@@ -166,6 +168,7 @@ ENTRIES = dict.fromkeys((f.name for f in fields(Table)), (lambda v: isinstance(v
     "arms": (lambda v: isinstance(v, dict) and _are_settings(*v.values()),
              "methods, each with a list of `setting: value`"),
     "settings": (_are_settings, "a list of `setting: value`"),
+    "results": (lambda v: isinstance(v, str) and Path(v).suffix == ".jsonl", "a .jsonl file"),
     "seeds": (lambda v: _are_numbers(v, 0), "a list of whole numbers from 0 on"),
     "samples": (lambda v: _are_numbers([v], FEWEST), f"a whole number of at least {FEWEST}")}
 """Entry of a table's file -> whether it may hold a value, and what that must be."""
@@ -210,8 +213,10 @@ def read_table(path: str | Path) -> Table:
 def _check_arm(path: str | Path, table: Table, arm: str) -> None:
     """A name that can be a folder, settings that may differ between arms, values that hold."""
     changes = table.arms[arm]
-    if not arm.strip() or Path(arm).name != arm:
-        raise ValueError(f"{path}: the arm {arm!r} cannot name a folder: choose another name")
+    is_name = arm.strip() and arm.isprintable() and Path(arm).name == arm != ".."
+    if not is_name or len(arm.encode()) > LONGEST:
+        raise ValueError(f"{path}: the arm {arm[:60]!r} cannot name a folder: choose another name, "
+                         f"of {LONGEST} letters at most")
     if arm in REFERENCES or {"teacher", "data"} & changes.keys():
         raise ValueError(f"{path}, arm {arm}: one teacher and one set of data, named under "
                          f"`settings`, serve all arms, and {' and '.join(REFERENCES)} are the "
@@ -392,8 +397,8 @@ def _work(config: SweepConfig, table: Table, todo: Sequence[tuple[str, int]]) ->
             failed.append(arm)
             print(f"{arm} seed {seed} failed: {error}", file=sys.stderr, flush=True)
             continue
-        _draw_faces(table, arm, seed, load_generator(out / "generator.safetensors"))
         _write(table.results, [record])
+        _draw_faces(table, arm, seed, load_generator(out / "generator.safetensors"))
         figures = [f"{name} {value:.3f}" for name, value in record["final"].items()
                    if name in PROBED or name.startswith("fid_")]
         print(f"{arm} seed {seed}: {', '.join(figures)}, {record['seconds']:.0f} s", flush=True)
