@@ -383,7 +383,7 @@ def run_chapter(name: str, parameters: Sequence[str] = (), out: str = "") -> Pat
                          '"gapkd[course]"')
     folder = Path(out or new_run(notebook.stem)).resolve()
     executed = folder / notebook.name
-    if executed.exists():
+    if os.path.lexists(executed):
         raise ValueError(f"{executed} exists already: choose another out")
     import papermill
     from jsonschema import ValidationError

@@ -280,7 +280,7 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path):
 @pytest.mark.parametrize("place, message", [
     ("file/x", "file is a file: choose another"),
     ("locked/x", "locked is not writable: choose"),
-    ("n" * 300, "File name too long")])
+    ("n" * 300, "File name too long): choose another")])
 def test_outputs_are_checked_before_the_work(tmp_path, monkeypatch, capsys, command, place,
                                              message):
     """Nothing is loaded, drawn or trained before."""

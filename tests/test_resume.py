@@ -354,14 +354,17 @@ def test_a_stopped_run_can_be_looked_at(half, tmp_path):
 
 @pytest.mark.parametrize("left, message", [
     (["generator.safetensors", "settings.json", "log.jsonl"], "already holds networks"),
-    (["settings.json"], "no run of gapkd wrote"), (["log.jsonl"], "no run of gapkd wrote"),
+    *(([name], f"no run of gapkd wrote .*{name}: choose another out")
+      for name in ("settings.json", "log.jsonl", "data.json", "grids/000000016.png")),
     (["below"], "settings.json cannot be made, since .*below is a file: choose another out")])
-def test_files_of_others_are_not_written_over(tmp_path, left, message):
+@pytest.mark.parametrize("content", ["{}", '{"kind": "vscode"}'])
+def test_files_of_others_are_not_written_over(tmp_path, left, message, content):
     for name in left:
-        (tmp_path / name).write_text("{}")
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
         train_gan(config(tmp_path / "below" / "run" if left == ["below"] else tmp_path))
-    assert all((tmp_path / name).read_text() == "{}" for name in left)
+    assert all((tmp_path / name).read_text() == content for name in left)
 
 
 def test_two_trainings_in_one_folder(tmp_path):

@@ -8,6 +8,7 @@ may have gone from the package since: nothing here builds them anew.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ def read_results(path: str | Path) -> list[dict]:
     is no record, for a run that stands there twice, and for records of different judges or numbers
     of images judged."""
     file, records, seen = Path(path), [], {}
-    for number, record in json_lines(file) if file.exists() else []:
+    for number, record in json_lines(file) if os.path.exists(file) else []:
         if not _is_record(record):
             raise ValueError(f"{file}, line {number}, is not the record of a run: mend the line, "
                              "or take it out; its run is then made again")

@@ -133,9 +133,7 @@ class RunFolder:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self.lock:
-            self.lock.release()
-            self.lock = None
+        self._release()
         if self.board:
             self.board.close()
 
@@ -145,15 +143,15 @@ class RunFolder:
         if config.tensorboard:
             _summary_writer()
         self.path = Path(config.out) if config.out else next_run_folder(self.kind)
+        check_place(self.path / "settings.json", "out")
         if (self.path / ".lock").exists():
             self._keep_others_out()
-            self.__exit__()
+            self._release()
         if not config.resume:
             self._refuse_to_overwrite()
         elif not self.checkpoints():
             raise ValueError(f"{self.path} holds no checkpoint to resume from: check out, or start "
                              "without resume")
-        check_place(self.path / "settings.json", "out")
 
     def _prepare(self) -> Path:
         config = self.config
@@ -181,10 +179,12 @@ class RunFolder:
                              f"{self.path}`, or resume=True), or choose another out")
         if any(self.path.glob("*.safetensors")):
             raise ValueError(f"{self.path} already holds networks: choose another out")
-        if any((self.path / name).exists() for name in ("settings.json", "log.jsonl")):
-            if "kind" not in read_about(self.path):
-                raise ValueError(f"{self.path} holds files that no run of gapkd wrote: choose "
-                                 "another out")
+        about, ours = read_about(self.path), ("settings.json", "log.jsonl", "data.json")
+        if not {"kind", "settings", "inputs"} <= about.keys():
+            there = [self.path / name for name in ours if (self.path / name).exists()]
+            if there or (there := [*self.path.glob("grids/[0-9]*.png")]):
+                raise ValueError(f"no run of gapkd wrote {there[0]}: choose another out, lest it "
+                                 "be written over")
 
     def _keep_others_out(self) -> None:
         """Two trainings in one folder would spoil each other's files."""
@@ -197,6 +197,11 @@ class RunFolder:
         except (OSError, NotImplementedError):  # a file system without locks
             return
         self.lock = lock
+
+    def _release(self) -> None:
+        if self.lock:
+            self.lock.release()
+            self.lock = None
 
     def checkpoints(self) -> list[Path]:
         """The files that hold a state of the run, oldest first."""
