@@ -239,6 +239,30 @@ def test_what_may_change_when_a_run_is_resumed(half):
     assert grids == [16, 24, 32, 36]
 
 
+def edit(run: Path, **changes) -> None:
+    """Change the settings in settings.json."""
+    about(run, settings=json.loads((run / "settings.json").read_text())["settings"] | changes)
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"data": 5}, "half/settings.json was edited: data must be a text, not 5; give the old value"),
+    ({"data": None}, "data must be a text, not None"),
+    ({"fid_every": 8, "fid_features": 3}, "fid_features must be a text, not 3"),
+    ({"data": "x" * 5000}, "is not there any more: data=xxx"),
+    ({"seed": 5}, "or settings.json was edited: bring .* or the old values in settings.json, back"),
+    ({"channels": [16]}, "or settings.json was edited: bring")])
+def test_settings_that_were_edited_by_hand(half, changes, message):
+    edit(half, **changes)
+    about(half, started_in=None)
+    with pytest.raises(ValueError, match=message):
+        resume_run(half, images=32, progress=False)
+
+
+def test_one_width_may_stand_alone(half):
+    edit(half, channels=8)
+    assert resume_run(half, images=20, progress=False).log[-1]["images"] == 20
+
+
 def test_a_run_of_another_device_goes_on_if_it_is_asked_for(half):
     content = torch.load(newest(half), weights_only=True)
     content |= {"device": "cuda", "rng": torch.zeros(16, dtype=torch.uint8)}

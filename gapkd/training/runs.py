@@ -77,7 +77,7 @@ def find_files(settings: dict, started_in: str, given: Iterable[str]) -> dict[st
 
     Args:
         given: settings that were just given: they are as they are.
-    Raises ValueError naming those that are not there any more.
+    Raises ValueError naming those that are not there any more, or are no names.
     """
     used = {"data": settings["data"] != "toyfaces", "teacher": "teacher" in settings,
             "perceptual": (settings.get("perceptual_weight") or settings.get("moment_weight"))
@@ -85,6 +85,9 @@ def find_files(settings: dict, started_in: str, given: Iterable[str]) -> dict[st
             "fid_features": settings["fid_every"]
             and settings["fid_features"] not in FEATURE_SPACES}
     wanted = [name for name, needed in used.items() if needed and name not in given]
+    if wrong := [name for name in wanted if not isinstance(settings[name], str)]:
+        raise ValueError(f"{settings['out']}/settings.json was edited: {wrong[0]} must be a text, "
+                         f"not {settings[wrong[0]]!r}; give the old value there")
     places = {name: _place(settings[name], started_in, name) for name in wanted}
     if missing := [name for name, place in places.items() if place is None]:
         named = ", ".join(f"{name}={settings[name]}" for name in missing)
@@ -95,8 +98,8 @@ def find_files(settings: dict, started_in: str, given: Iterable[str]) -> dict[st
 
 
 def _place(value: str, started_in: str, name: str) -> str | None:
-    for path in (Path(started_in, value), Path(value)):
-        if path.exists():
+    for path in (Path(str(started_in), value), Path(value)):
+        if os.path.exists(path):
             return str(path)
     try:
         return value if name != "data" and find_checkpoint(value) else None
@@ -220,7 +223,8 @@ class RunFolder:
         free |= KNOWN_BY_CONTENT & self.inputs.keys() & inputs.keys()
         differences = [f"{name}={settings.get(name)!r}, not {value!r}"
                        for name, value in to_dict(self.config).items()
-                       if name not in free and settings.get(name) != value]
+                       if name not in free  # 8 is as good as [8]
+                       and value not in (settings.get(name), [settings.get(name)])]
         if differences:
             why = ""
             if any(text.startswith("images=") for text in differences):
@@ -359,8 +363,9 @@ class RunFolder:
                 continue
             if not isinstance(state, dict) or state.get("run") != self.identity():
                 raise CheckpointError(f"the newest checkpoint in {self.path / 'checkpoints'} "
-                                      "belongs to another run: bring this run's own ones back, or "
-                                      "start it anew in another folder")
+                                      "belongs to another run, or settings.json was edited: bring "
+                                      "this run's own checkpoints, or the old values in "
+                                      "settings.json, back, or start it anew in another folder")
             return state
         raise CheckpointError(f"no checkpoint in {self.path / 'checkpoints'} is whole: start the "
                               "run anew in another folder") from damaged
