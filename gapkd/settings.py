@@ -31,8 +31,12 @@ LEAST = {
     "fid_samples": 2, "layers": 3,
 }
 """Setting -> the least that it may be."""
-MOST = {"resolution": 4096, "mapping_layers": 64, "z_dim": 2**16, "w_dim": 2**16, "margin": 1000}
-"""Setting -> the most that it may be: more is in no file that `load_generator` opens."""
+MOST = {"resolution": 4096, "mapping_layers": 64, "z_dim": 2**16, "w_dim": 2**16, "margin": 1000,
+        "batch": 2**14, "fid_samples": 10**6}
+"""Setting -> the most that it may be: more is in no file that `load_generator` opens, or in no
+machine."""
+WIDEST = 2**14
+"""The most that a width may be."""
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text",
          list: "a list", tuple: "a tuple", object: "a value"}
 """Kinds of settings and of chapters' parameters, in words."""
@@ -134,8 +138,9 @@ class RunConfig:
             _require(value <= most, f"{name} must be at most {most:,}, not {value:,}")
         for name in ("channels", "d_channels"):
             given = getattr(self, name, (1,))
-            _require(given and min(given) > 0,
-                     f"{name} must name at least one width, each at least 1, not {given}")
+            _require(given and 0 < min(given) <= max(given) <= WIDEST,
+                     f"{name} must name at least one width, each at least 1 and at most "
+                     f"{WIDEST:,}, not {given}")
         for name in ("lr", "mapping_lr", "ema_half_life"):
             value = getattr(self, name)
             _require(value > 0, f"{name} must be positive, not {value}")

@@ -13,6 +13,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+import torch
 from PIL import Image
 
 import gapkd
@@ -133,8 +134,11 @@ def test_sample(tmp_path, teacher, capsys):
      "which a mobile student shares with a StyleGAN2 alone"),
     ("sample toyfaces32 --count 0", "count and columns must be at least 1"),
     ("sample toyfaces32 --label 0", "has no classes: leave it at -1"),
-    ("evaluate toyfaces32 --samples 3", "samples must be at least 4, and seed lie between 0"),
-    ("directions toyfaces32 --out d.safetensors --samples 9", "samples must be at least 100"),
+    ("sample toyfaces32 --count 1000000000", "at most 262,144 at 32 px, not 1,000,000,000: draw"),
+    ("evaluate toyfaces32 --samples 3", "samples must lie between 4 and 1,000,000, and seed"),
+    ("evaluate toyfaces32 --samples 1000000000", "samples must lie between 4 and 1,000,000"),
+    ("directions toyfaces32 --out d.safetensors --samples 9", "samples must lie between 100 and"),
+    ("directions toyfaces32 --out d.safetensors --samples 1000000000", "100 and 1,000,000, and"),
     ("distill --keep 1.5", "keep must lie in (0, 1], not 1.5"),
     ("distil", "there is no command distil: did you mean distill?"),
     ("evalute", "there is no command evalute: did you mean evaluate?"),
@@ -245,6 +249,10 @@ def _nothing(config: PlanConfig) -> None:
 @pytest.mark.parametrize("error, status, message", [
     (KeyboardInterrupt(), 130, "gapkd: interrupted\n"),
     (OSError("the disk is full"), 2, "gapkd: the disk is full\n"),
+    *((error, 2, "gapkd: there is too little memory for that: ask for less, or close other "
+                 "programs\n")
+      for error in (RuntimeError("alloc_cpu.cpp: can't allocate memory: you tried"),
+                    torch.OutOfMemoryError("CUDA out of memory. Tried"), MemoryError())),
 ])
 def test_how_a_command_may_end(monkeypatch, capsys, error, status, message):
     monkeypatch.setattr(cli, "run", Mock(side_effect=error))

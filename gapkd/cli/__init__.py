@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -104,8 +105,10 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # whoever reads our lines has seen enough (| head)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # what a shell says of a program that a closed pipe has ended
-    except (ValueError, OSError, RuntimeError) as error:
-        if type(error) is RuntimeError:  # a fault of ours, not of the input: show where
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        if _is_full(error):
+            error = "there is too little memory for that: ask for less, or close other programs"
+        elif type(error) is RuntimeError:  # a fault of ours, not of the input: show where
             raise
         _complain(error)
         return 2
@@ -129,6 +132,13 @@ def say(text: str) -> None:
 
     if parallel.is_first():
         print(text)
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether an array or a tensor found no room; a training step says more of it."""
+    words = "MemoryError|allocate memory|out of memory"
+    return bool(isinstance(error, (MemoryError, RuntimeError))
+                and re.search(words, f"{type(error).__name__}: {error}"))
 
 
 def _note(message: Warning, category: type, *where: object, **more: object) -> None:

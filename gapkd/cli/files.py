@@ -9,6 +9,11 @@ from pathlib import Path
 
 import tyro
 
+from gapkd.settings import MOST
+
+SHEET_PIXELS = 2**28
+"""The most that a sheet of images may have."""
+
 
 @dataclass(frozen=True)
 class SampleConfig:
@@ -84,6 +89,9 @@ def sample(config: SampleConfig) -> None:
                          f"{config.truncation}")
     new_file(config.out, ".png", ".PNG")
     G = load_generator(config.generator)
+    if config.count > (most := SHEET_PIXELS // G.resolution**2):
+        raise ValueError(f"count must be at most {most:,} at {G.resolution} px, not "
+                         f"{config.count:,}: draw several sheets, each with another seed")
     if not -1 <= config.label < max(G.c_dim, 0):
         mend = f"classes, 0 to {G.c_dim - 1}; -1 takes them in turn"
         has = f"{G.c_dim} {mend}" if G.c_dim else "no classes: leave it at -1"
@@ -100,9 +108,10 @@ def directions(config: DirectionsConfig) -> None:
     from gapkd.metrics.editing import factor_directions, save_directions, sefa
 
     out = new_file(config.out, ".safetensors")
-    if config.samples < 100 or not 0 <= config.seed < 2**63:
-        raise ValueError("samples must be at least 100, and seed lie between 0 and 2^63 - 1, "
-                         f"not {config.samples} and {config.seed}")
+    most = MOST["fid_samples"]
+    if not 100 <= config.samples <= most or not 0 <= config.seed < 2**63:
+        raise ValueError(f"samples must lie between 100 and {most:,}, and seed between 0 and "
+                         f"2^63 - 1, not {config.samples} and {config.seed}")
     G = load_generator(config.generator)
     if config.attributes == "none":
         found = sefa(G)

@@ -20,6 +20,7 @@ from gapkd.metrics.attributes import train_attribute_network as train_judge
 from gapkd.metrics.evaluation import evaluation_table, format_table
 from gapkd.metrics.features import feature_network
 from gapkd.parallel import choose_device
+from gapkd.settings import MOST
 from gapkd.training import start
 from gapkd.training.plan import PlanConfig, make_plan
 
@@ -63,9 +64,10 @@ def evaluate(config: EvaluateConfig) -> None:
 
 def measure(config: EvaluateConfig, progress: bool = False) -> dict:
     """The table's rows, and what they were measured with, where and when."""
-    if config.samples < 4 or not 0 <= config.seed < 2**63:
-        raise ValueError("samples must be at least 4, and seed lie between 0 and 2^63 - 1, "
-                         f"not {config.samples} and {config.seed}")
+    most = MOST["fid_samples"]
+    if not 4 <= config.samples <= most or not 0 <= config.seed < 2**63:
+        raise ValueError(f"samples must lie between 4 and {most:,}, and seed between 0 and "
+                         f"2^63 - 1, not {config.samples} and {config.seed}")
     parallel.join()
     start.say_if_other_data(config.teacher or config.generator, config.data)
     device = choose_device(config.device)

@@ -46,7 +46,15 @@ from gapkd.files.storage import INSTALLED, ROOT, check_place, write_atomically
 from gapkd.metrics.sampling import sample_images
 from gapkd.networks.base import StyleGenerator
 from gapkd.parallel import choose_device
-from gapkd.settings import DistillConfig, command_line, from_dict, read_yaml, shareable, to_dict
+from gapkd.settings import (
+    MOST,
+    DistillConfig,
+    command_line,
+    from_dict,
+    read_yaml,
+    shareable,
+    to_dict,
+)
 from gapkd.training.loop import OutOfMemory
 from gapkd.training.start import check_student
 from gapkd.training.trainer import TrainingDiverged
@@ -170,7 +178,8 @@ ENTRIES = dict.fromkeys((f.name for f in fields(Table)), (lambda v: isinstance(v
     "settings": (_are_settings, "a list of `setting: value`"),
     "results": (lambda v: isinstance(v, str) and Path(v).suffix == ".jsonl", "a .jsonl file"),
     "seeds": (lambda v: _are_numbers(v, 0), "a list of whole numbers from 0 on"),
-    "samples": (lambda v: _are_numbers([v], FEWEST), f"a whole number of at least {FEWEST}")}
+    "samples": (lambda v: _are_numbers([v], FEWEST) and v <= MOST["fid_samples"],
+                f"a whole number of at least {FEWEST} and at most {MOST['fid_samples']:,}")}
 """Entry of a table's file -> whether it may hold a value, and what that must be."""
 
 
