@@ -168,7 +168,8 @@ def _settings_of(notebook: Path) -> tuple[dict, dict]:
     `check_parameters` allows for each. Nothing is run."""
     try:
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-        code = [(cell["metadata"].get("tags", ()), "".join(cell["source"])) for cell in cells
+        marks = [list(cell["metadata"].get("tags", ())) for cell in cells]
+        code = [(tags, "".join(cell["source"])) for cell, tags in zip(cells, marks, strict=True)
                 if cell["cell_type"] == "code"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{notebook} cannot be read as a notebook ({type(error).__name__}): give "

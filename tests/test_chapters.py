@@ -270,6 +270,10 @@ def test_what_is_no_notebook_is_one_sentence(notebook, tmp_path):
     (tmp_path / "y.ipynb").write_text(json.dumps(made | {"nbformat": 3}))
     with pytest.raises(ValueError, match="y.ipynb is no notebook of format 4 .* save it"):
         chapters.run_chapter(str(tmp_path / "y.ipynb"), out=str(tmp_path / "out"))
+    made["cells"][2]["metadata"]["tags"] = None  # on which papermill stumbles
+    (tmp_path / "t.ipynb").write_text(json.dumps(made))
+    with pytest.raises(ValueError, match="t.ipynb cannot be read as a notebook"):
+        chapters.run_chapter(str(tmp_path / "t.ipynb"), ["images=5"], str(tmp_path / "out"))
     (tmp_path / "z.ipynb").write_text("[" * 100_000)
     with pytest.raises(ValueError, match="z.ipynb cannot be read as a notebook"):
         chapters.run_chapter(str(tmp_path / "z.ipynb"))
