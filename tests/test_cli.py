@@ -21,6 +21,7 @@ from gapkd import chapters, cli
 from gapkd.cli import main
 from gapkd.cli.options import GROUPS, parsed
 from gapkd.files.checkpoints import load_generator, read_metadata
+from gapkd.metrics.editing import load_directions
 from gapkd.settings import DistillConfig, TrainConfig
 from gapkd.training.plan import PlanConfig
 
@@ -114,6 +115,13 @@ def test_sample(tmp_path, teacher, capsys):
     assert main(["sample", teacher, "--out", str(few), *wide]) == 0
     assert Image.open(few).size == (2 * 33 - 1, 32)
     assert "exists already" in refusal(capsys, *command)
+
+
+def test_a_direction_that_is_named_twice_is_written_once(tmp_path, teacher):
+    out, names = tmp_path / "d.safetensors", ["SeFa 2", "SeFa 1", "SeFa 2"]
+    command = ["directions", teacher, "--out", str(out), "--attributes", "none", "--names", *names]
+    assert main(command) == 0
+    assert load_directions(out).names == ("SeFa 2", "SeFa 1")
 
 
 @pytest.mark.parametrize("arguments, message", [

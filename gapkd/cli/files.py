@@ -112,13 +112,13 @@ def directions(config: DirectionsConfig) -> None:
     if not 100 <= config.samples <= most or not 0 <= config.seed < 2**63:
         raise ValueError(f"samples must lie between 100 and {most:,}, and seed between 0 and "
                          f"2^63 - 1, not {config.samples} and {config.seed}")
-    G = load_generator(config.generator)
+    G, names = load_generator(config.generator), tuple(dict.fromkeys(config.names))
     if config.attributes == "none":
         found = sefa(G)
-        found = found.pick(config.names) if config.names else found
+        found = found.pick(names) if names else found
     else:
         print(f"looking at {config.samples:,} images", file=sys.stderr, flush=True)
-        found = factor_directions(G, reader(config.attributes), config.names or None, config.alone,
+        found = factor_directions(G, reader(config.attributes), names or None, config.alone,
                                   config.samples, config.seed)
     written = save_directions(found, out)
     print(f"{len(found)} directions written to {written}: {', '.join(found.names)}")
