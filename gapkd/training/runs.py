@@ -229,7 +229,7 @@ class RunFolder:
             why = ""
             if any(text.startswith("images=") for text in differences):
                 why = (" (the falling rate and the discriminator's beginning depend on the length: "
-                       "a longer run is another one)")
+                       "begin a run that is to be lengthened with lr_end=1 and gan_from=0)")
             raise ValueError(f"cannot resume {self.path}: it was started with "
                              f"{'; '.join(differences)}{why}; give the old values, or choose "
                              "another out")
