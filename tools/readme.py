@@ -239,6 +239,7 @@ def results_page(text: str) -> str:
     sections = {
         "table": sweep_section("table"),
         "table64": sweep_section("table64"),
+        "long": sweep_section("long"),
         "students": sweep_section("students"),
         "sizes": sweep_section("sizes", beside=whole_models()),
         "stylegan3": sweep_section("stylegan3"),
