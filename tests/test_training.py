@@ -341,6 +341,24 @@ def test_a_resumed_run_on_a_gpu_goes_on_at_its_falling_rate(tmp_path):
     assert len(places) == 1  # where the graphs read them
 
 
+def test_all_graphs_read_one_batch_on_the_gpu_of_their_run(monkeypatch):
+    """Without a GPU: what torch is asked to record."""
+    for name in ("device", "Stream", "CUDAGraph", "graph"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    graphs, read = StepGraphs(SimpleNamespace(device=torch.device("cuda:1"))), []
+
+    def step(reals, crossover):
+        read.append(reals.data_ptr())
+        return {"loss": reals.sum()}
+
+    for kind in ("discriminator", "r1"):
+        for number in range(5):
+            graphs.run((kind,), step, torch.full((2,), float(number)), None)
+    assert len(read) == 8 and read[3] == read[7]  # three as written and one recorded, of each kind
+    assert graphs.images.tolist() == [4, 4]  # what the last replay read
+    assert {call.args for call in torch.cuda.device.call_args_list} == {(torch.device("cuda:1"),)}
+
+
 def test_a_rate_changes_in_the_place_where_a_graph_reads_it():
     """A generator that names no device number ("cuda") and a tensor on "cuda:0" are at one
     place."""

@@ -31,7 +31,8 @@ class StepGraphs:
         self.runs: Counter = Counter()
         self.recorded: dict = {}
         self.images: Tensor | None = None  # what all graphs read
-        self.pool = None  # memory that all graphs share: they run one after the other
+        # memory that all graphs share, and the stream whose it is: they run one after the other
+        self.pool = self.stream = None
 
     def run(self, kind: tuple, step: Callable[[Tensor | None, int | None], dict[str, Tensor]],
             reals: Tensor | None, crossover: int | None) -> dict[str, Tensor]:
@@ -59,10 +60,12 @@ class StepGraphs:
             self.images = reals.clone()
         images = None if reals is None else self.images
         with torch.cuda.device(self.rng.device):  # else it would be recorded on the first GPU
-            graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+            self.stream = self.stream or torch.cuda.Stream()
+            graph = torch.cuda.CUDAGraph()
             graph.register_generator_state(self.rng)
             # Another thread may be loading images meanwhile.
-            with torch.cuda.graph(graph, self.pool, stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, self.pool, self.stream,
+                                  capture_error_mode="thread_local"):
                 notes = {name: value.detach() for name, value in step(images, crossover).items()}
         self.pool = self.pool or graph.pool()
         return graph, notes
