@@ -238,10 +238,10 @@ class RunFolder:
             raise ValueError(f"the run in {self.path} is already at image {reached}: give images "
                              "of at least that")
         for name, digest in self.inputs.items():
-            if inputs.get(name) != digest:
-                self._refuse_other_input(name, inputs.get(name))
+            if inputs.get(name, digest) != digest:  # what was not recorded cannot be told
+                self._refuse_other_input(name, inputs[name])
 
-    def _refuse_other_input(self, name: str, before: str | None) -> None:
+    def _refuse_other_input(self, name: str, before: str) -> None:
         change = "another file" if name != "data" else self._change_of_data(before)
         if change:
             raise ValueError(
