@@ -124,6 +124,8 @@ CLAIMS = (
            Contrast("table", "paper", "cagan", "PPL", -1),
            Contrast("table64", "paper", "alone", "PPL", -1),
            Contrast("table64", "paper", "cagan", "PPL", -1),
+           Contrast("table", "paper-path", "alone", "PPL", -1),
+           Contrast("table", "paper-path", "cagan", "PPL", -1),
            Contrast("pairs", "paper", "paper - ld", "PPL", -1),
            Contrast("pairs", "paper", "paper - ld", "edits", 1),
            Contrast("pairs", "recipe + ld", "recipe", "edits", 1))),
