@@ -74,15 +74,12 @@ def measure(config: EvaluateConfig, progress: bool = False) -> dict:
     G = load_generator(config.generator).to(device)
     teacher = load_generator(config.teacher).to(device) if config.teacher else None
     dataset = open_dataset(config.data, G.resolution, seed=config.seed)
+    start.say_if_other_images(config.data, config.features, "every figure")
     net, space = feature_network(config.features, device), None
-    figures = "every figure"
     if not isinstance(net, AttributeNetwork):  # it cannot say what a face shows
         net, space = reader("toyfaces", device), net
-        figures = "agreement and perceptual distance"
-    if config.features != "toyfaces" and space is None:
-        figures = ""  # a judge of one's own
-    if figures and (teacher or not space):
-        start.say_if_other_images(config.data, "toyfaces", figures)
+        if teacher:
+            start.say_if_other_images(config.data, "toyfaces", "agreement and perceptual distance")
     generators = {Path(config.generator).absolute().name: G}
     rows = evaluation_table(generators, net, dataset, teacher, config.samples, config.seed,
                             space=space, progress=progress and parallel.is_first())
