@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -230,14 +231,18 @@ def test_an_interrupted_run_is_resumed(table, tmp_path, quick_workers):
 def test_a_terminated_sweep_takes_its_workers_along(table, tmp_path, quick_workers):
     command = [sys.executable, "-m", "gapkd", "sweep", table(settings={"images": 40_000}),
                "--jobs", "2"]
-    sweeper = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    sweeper = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     logs = [tmp_path / "runs" / f"{arm}-0" / "log.jsonl" for arm in ("alone", "paper")]
     deadline = time.monotonic() + 240
-    while not all(log.exists() and log.read_text() for log in logs):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    sweeper.send_signal(signal.SIGTERM)
-    _, said = sweeper.communicate(timeout=60)
+    try:
+        while not all(log.exists() and log.read_text() for log in logs):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        sweeper.send_signal(signal.SIGTERM)
+        _, said = sweeper.communicate(timeout=60)
+    finally:
+        with suppress(ProcessLookupError):  # else nobody is left, as it should be
+            os.killpg(sweeper.pid, signal.SIGKILL)
     assert sweeper.returncode == 130 and said.count("the state is saved") == 2
     assert "the same command goes on from here" in said
     for log in logs:
