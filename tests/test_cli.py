@@ -162,6 +162,8 @@ def test_bad_input_is_one_sentence(tmp_path, monkeypatch, capsys, arguments, mes
 @pytest.mark.parametrize("options, message", [
     ("--keeep 0.5", "--keep"), ("--keep many", "keep"), ("--recipe papper", "papper"),
     ("--teacher no-such --generator", "Unrecognized options: --generator"),
+    ("--images 1.5", "'1.5' is no whole number"), ("--images inf", "'inf' is no whole number"),
+    ("--images 2k", "'2k' is no whole number"),
 ])
 def test_mistyped_options_are_named(capsys, options, message):
     with pytest.raises(SystemExit) as caught:
@@ -169,6 +171,14 @@ def test_mistyped_options_are_named(capsys, options, message):
     assert caught.value.code == 2
     output = capsys.readouterr()
     assert message in output.err + output.out and "Traceback" not in output.err
+
+
+@pytest.mark.parametrize("word, number", [("1e6", 1_000_000), ("2.5E3", 2_500), ("20_000", 20_000)])
+def test_whole_numbers_as_people_write_them(word, number):
+    options = ["--images", word, "--ld-blocks", "2", word]
+    config = parsed("distill", DistillConfig, options, "")
+    assert config.images == number and type(config.images) is int
+    assert config.ld_blocks == (2, number)
 
 
 def test_embedded_networks_that_are_nearly_right(capsys):

@@ -6,12 +6,16 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import field, fields, is_dataclass, make_dataclass
 from typing import Annotated, Any, get_type_hints
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from gapkd.settings import RunConfig
+
+WHOLE_NUMBERS = ConstructorRegistry()
 
 GROUPS = {
     "main": ("recipe", "teacher", "architecture", "resolution", "data", "keep", "images", "batch",
@@ -38,11 +42,31 @@ def parsed(command: str, cls: type, options: Sequence[str], example: str) -> Any
     shown = _grouped(cls) if issubclass(cls, RunConfig) else cls
     about = f"{inspect.cleandoc(cls.__doc__)}\n\nexample: gapkd {command} {example}"
     found = tyro.cli(tyro.conf.OmitArgPrefixes[shown], prog=f"gapkd {command}", args=options,
-                     description=about)
+                     description=about, registry=WHOLE_NUMBERS)
     if shown is cls:
         return found
     return cls(**{name: value for group in vars(found).values() for name, value in
                   vars(group).items()})
+
+
+@WHOLE_NUMBERS.primitive_rule
+def _whole_number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
+    """1e6 is a whole number on the command line, as it is in the files of settings."""
+    if info.type is not int:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1, metavar="INT", instance_from_str=lambda words: _as_whole(words[0]),
+        is_instance=lambda value: isinstance(value, int), str_from_instance=lambda n: [str(n)])
+
+
+def _as_whole(word: str) -> int:
+    try:
+        return int(word)
+    except ValueError:
+        with suppress(ValueError):
+            if "e" in word.lower() and float(word).is_integer():
+                return int(float(word))
+        raise ValueError(f"{word!r} is no whole number, such as 20000 or 2e4") from None
 
 
 def _grouped(cls: type) -> type:
