@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from dataclasses import asdict, dataclass, fields
 from pathlib import PurePath
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
@@ -473,8 +474,8 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
     return _plain(asdict(config))
 
 
-MINE = ("out", "resume", "progress", "device", "log_every", "grid_every", "checkpoint_every",
-        "tensorboard")
+OF_THE_DAY = ("out", "resume", "progress", "device", "log_every", "grid_every",
+              "checkpoint_every", "tensorboard")
 """Settings that say nothing about the weights."""
 FILES = ("data", "teacher", "discriminator", "start_from", "perceptual", "fid_features", "judge")
 """Settings that may name a file."""
@@ -482,7 +483,7 @@ FILES = ("data", "teacher", "discriminator", "start_from", "perceptual", "fid_fe
 
 def shareable(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings without what belongs to one machine or one day; files by their names alone."""
-    kept = {name: value for name, value in settings.items() if name not in MINE}
+    kept = {name: value for name, value in settings.items() if name not in OF_THE_DAY}
     for name in FILES:
         if name in kept:
             kept[name] = PurePath(kept[name].replace("\\", "/")).name  # of a path of Windows' too
@@ -492,7 +493,7 @@ def shareable(settings: dict[str, Any]) -> dict[str, Any]:
 def command_line(command: str, cls: type, values: dict[str, Any]) -> str:
     """The command that gives a settings dataclass these values: whatever differs from today's
     defaults, and from those of the recipe."""
-    words, values = [command], _plain(values)
+    words, values = [], _plain(values)
     plain, recipe = to_dict(cls()), values.get("recipe")
     if cls is DistillConfig:
         plain |= RECIPES.get(recipe, {})
@@ -504,7 +505,7 @@ def command_line(command: str, cls: type, values: dict[str, Any]) -> str:
             words.append(f"--{option}" if value else f"--no-{option}")
         else:
             words += [f"--{option}", *(value if isinstance(value, list) else [value])]
-    return " ".join(map(str, words))
+    return " ".join([command, *(shlex.quote(str(word)) for word in words)])
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

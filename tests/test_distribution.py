@@ -141,13 +141,15 @@ def test_the_path_length_of_a_linear_generator_is_that_of_its_matrix():
     """A step of epsilon moves the image by epsilon A (w_b - w_a) anywhere: E = 2 |A|^2."""
     G, lengths = Linear(), []
     generator = torch.Generator().manual_seed(7)
-    for n in (40, 40, 20):
+    for n in (50, 50):
         w_a, w_b = (torch.randn(n, 6, generator=generator).double() for _ in range(2))
         torch.rand(n, 1, generator=generator)
         lengths.append(((w_b - w_a) @ G.matrix.detach()).square().sum(dim=1))
     # of 100, the 1st and the 99th percentile leave out one at either end
     expected = torch.cat(lengths).sort().values[1:-1].mean().item()
-    assert path_length(G, squared, 100, seed=7, batch=40) == pytest.approx(expected, rel=1e-4)
+    for batch in (50, 40, 100):
+        found = path_length(G, squared, 100, seed=7, batch=batch)
+        assert found == pytest.approx(expected, rel=1e-4)
     many = path_length(G, squared, 20_000, batch=5000)
     assert many == pytest.approx(2 * G.matrix.square().sum().item(), rel=0.05)
 

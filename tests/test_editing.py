@@ -113,6 +113,15 @@ def test_a_linear_factor_is_known_as_one():
     assert explained["tilt"] > 0.9 and explained["light"] > 0.9 and 0.4 < explained["hat"] < 0.9
 
 
+def test_chance_is_not_explained():
+    """A fit to few samples explains these, and not those that it has not seen."""
+    dice = torch.Generator().manual_seed(0)
+    read = {name: torch.randn(100, generator=dice) for name in Reader.continuous}
+    read["hat"] = torch.randint(2, (100,), generator=dice)
+    explained = linear_fit(Reader(), (torch.randn(100, 60, generator=dice), read))
+    assert max(explained.values()) < 0
+
+
 def test_regressions_find_the_gradient():
     dice = torch.Generator().manual_seed(0)
     x = torch.randn(20_000, 3, dtype=torch.float64, generator=dice)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import attribute_network, generator, pictures
+from tiny import attribute_network, generator, perturb, pictures
 
 from gapkd.metrics.distribution import collect
 from gapkd.metrics.evaluation import (
@@ -77,7 +77,7 @@ def test_a_sheet_shows_all_classes_in_turn_or_one(conditional):
 
 
 def test_batch_size_changes_nothing():
-    net, G, T = attribute_network(), generator(0), generator(1)
+    net, G, T = attribute_network(), perturb(generator(0)), perturb(generator(1))
     real = collect(net, pictures(60, 3))
     whole, parts = (evaluate_generator(G, net, 60, seed=4, teacher=T, real=real, batch=batch)
                     for batch in (60, 17))

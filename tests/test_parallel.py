@@ -166,6 +166,19 @@ def test_two_processes_train_a_gan_like_one(tmp_path):
     assert sum(1 for _ in open(tmp_path / "two" / "log.jsonl")) == len(one[1])  # one writer
 
 
+def test_two_processes_see_the_magnitudes_that_one_sees(tmp_path):
+    """Of StyleGAN3's layers; after one step, before Adam makes rounding visible."""
+    changes = {"architecture": "stylegan3-t", "resolution": 16, "channels": (6, 4), "layers": 4,
+               "d_channels": (4,), "margin": 2, "path_weight": 0.0, "images": 16}
+    one, _ = _teacher(str(tmp_path / "one"), changes)
+    (first, _), (second, _) = together(_teacher, str(tmp_path / "two"), changes)
+    assert first == second
+    tracked = [name for name in one if name.endswith("magnitude_ema")]
+    assert len(tracked) == 5
+    for name in tracked:
+        assert first[name] == pytest.approx(one[name], rel=1e-6) != 1
+
+
 @pytest.mark.parametrize("changes", [{}, {"ld_offsets": "none", "path_weight": 0.0},
                                      {"feature_weight": 2.0}, {"moment_weight": 5.0}])
 def test_two_processes_distil_like_one(tmp_path, teacher_file, changes):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -63,6 +64,15 @@ def test_content_scores_step_by_step(networks, kind):
         noisy = pruning.salt_and_pepper(images, 0.3, dice, content(images))
         expected = expected + n / 6 * torch.cat(images_scores(G, w, noisy))
     torch.testing.assert_close(torch.cat(scores), expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("score, published", [
+    (pruning.content_scores, {"samples": 400, "probability": 0.05}),
+    (pruning.diversity_scores, {"samples": 400, "directions": 10, "strength": 5.0}),
+])
+def test_scores_are_taken_as_published(score, published):
+    parameters = inspect.signature(score).parameters
+    assert {name: parameters[name].default for name in published} == published
 
 
 @KINDS

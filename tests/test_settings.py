@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 
 import pytest
 import tyro
@@ -125,6 +126,14 @@ def test_a_recipe_decides_its_settings_and_nothing_else(name):
     assert RECIPES[name].keys() == RECIPES["paper"].keys()
 
 
+def test_the_papers_recipe_has_the_papers_numbers():
+    """Weights of the losses and the rate, as its authors train."""
+    config = DistillConfig(recipe="paper")
+    assert (config.rgb_weight, config.perceptual_weight, config.ld_weight) == (3, 3, 30)
+    assert (config.lr, config.lr_end, config.gan_weight, config.gan_from) == (0.002, 1, 1, 0)
+    assert (config.keep, config.mapping, config.synthesis) == (0.3, "inherit", "random")
+
+
 def test_what_is_given_wins_even_where_it_is_the_papers_value():
     config = DistillConfig(recipe="gapkd", ld_weight=30.0)
     assert config.ld_weight == 30 and config.synthesis == RECIPES["gapkd"]["synthesis"]
@@ -134,11 +143,11 @@ def test_what_is_given_wins_even_where_it_is_the_papers_value():
 
 @pytest.mark.parametrize("changes", [
     {}, {"ld_weight": 30.0}, {"images": 77, "synthesis": "random"}, {"recipe": "paper"},
-    {"lr": 0.004},
+    {"lr": 0.004}, {"data": "my photos/a b.zip", "content": "toyfaces"},
 ])
 def test_the_command_line_gives_the_same_settings(changes):
     config = DistillConfig(**{"recipe": "gapkd"} | changes)
-    _, *words = command_line("distill", DistillConfig, to_dict(config)).split()
+    _, _, *words = shlex.split(command_line("gapkd distill", DistillConfig, to_dict(config)))
     assert tyro.cli(DistillConfig, args=words) == config
     stored = to_dict(DistillConfig()) | {"ld_kind": "kl"}  # a setting that is gone
     assert command_line("distill", DistillConfig, stored) == "distill"

@@ -43,9 +43,12 @@ def test_magnitudes_are_tracked_in_training_only():
     G = AliasFreeGenerator(16, 6, 6, [4, 4, 4, 4], mapping_layers=1)
     z, first = torch.randn(2, 6), G.synthesis.layers[0]
     with torch.no_grad():
-        G.eval()(z)
+        G.train()(z)  # as for a discriminator, which leaves the generator as it is
         assert first.magnitude_ema == 1
-        G.train()(z)
+    G.eval()(z)
+    assert first.magnitude_ema == 1
+    G.train()(z)
+    with torch.no_grad():
         square = G.synthesis.input(G.mapping(z)).square().mean()
         torch.testing.assert_close(first.magnitude_ema, 0.999 + 0.001 * square)
         x, w = torch.randn(2, 4, first.plan.in_size, first.plan.in_size), torch.randn(2, 6)

@@ -52,7 +52,7 @@ from gapkd.training import lessons, loop, runs
 from gapkd.training.graphs import StepGraphs
 from gapkd.training.lessons import Lessons
 from gapkd.training.loop import distill, fresh_generator, train_gan
-from gapkd.training.trainer import Trainer, TrainingDiverged
+from gapkd.training.trainer import PATH_EVERY, R1_EVERY, Trainer, TrainingDiverged
 
 
 def on_gpu(test):
@@ -258,6 +258,41 @@ def test_half_precision_is_what_features_have(tmp_path, precision, dtype):
     with half.autocast():
         assert half.G.synthesis(torch.randn(4, 8)).features[-1].dtype == dtype
     assert half.scaler.is_enabled() == (precision == "fp16")
+
+
+def test_regularisers_are_computed_in_float32(tmp_path):
+    """They differentiate twice and square."""
+    half = Trainer(config(tmp_path, precision="bf16"), Generator(8, 8, 8), Discriminator(8))
+    seen = []
+    for step, network in ((half.r1_step, half.D), (half.path_step, half.G.synthesis.convs[-1])):
+        network.register_forward_hook(lambda _, given, out: seen.append(out.dtype))
+        step(half.real_batch())
+        assert seen and set(seen) == {torch.float32}
+    half.generator_step(None)
+    assert torch.bfloat16 in seen
+
+
+def test_another_device_goes_on_with_numbers_of_its_own(tmp_path):
+    trainer = Trainer(config(tmp_path, device="cpu"), Generator(8, 8, 8), Discriminator(8))
+    before = trainer.state() | {"device": "cuda", "images": 12}
+    with pytest.warns(UserWarning, match="cpu goes on with other random numbers"):
+        trainer.load_state(before)
+    fresh = torch.Generator().manual_seed(trainer.config.seed + 12)
+    assert torch.equal(trainer.draw(3), torch.randn(3, generator=fresh))
+
+
+def test_how_often_regularisers_come():
+    assert (R1_EVERY, PATH_EVERY) == (16, 4)  # as in StyleGAN2
+
+
+def test_the_average_of_w_does_not_begin_at_zero():
+    """After forty steps of 0.995 that zero would still be most of it."""
+    mapping = Generator(8, 8, 8).mapping
+    first, then = torch.randn(2, 5, 8) + 1
+    mapping.track(first)
+    torch.testing.assert_close(mapping.w_avg, first.mean(dim=0))
+    mapping.track(then)
+    torch.testing.assert_close(mapping.w_avg, 0.995 * first.mean(dim=0) + 0.005 * then.mean(dim=0))
 
 
 @pytest.mark.parametrize(("precision", "products", "convolutions"), [

@@ -26,10 +26,13 @@ def magnitude_scores(G: StyleGenerator) -> list[Tensor]:
     return [weight.detach().abs().mean(dim=(0, 2, 3)) for weight in weights(G)]
 
 
-def gradient_scores(G: StyleGenerator, images: Tensor, target: Tensor) -> list[Tensor]:
+def gradient_scores(G: StyleGenerator, images: Tensor, target: Tensor, again: bool = False
+                    ) -> list[Tensor]:
     """Mean absolute gradient of sum |images - target| with respect to the weights that read a
-    channel: images (N, 3, R, R), drawn by G with gradients, and constants of the same shape."""
-    gradients = torch.autograd.grad((images - target.detach()).abs().sum(), weights(G))
+    channel: images (N, 3, R, R), drawn by G with gradients, and constants of the same shape.
+    `again`: the images will be asked once more."""
+    difference = (images - target.detach()).abs().sum()
+    gradients = torch.autograd.grad(difference, weights(G), retain_graph=again)
     return [gradient.abs().mean(dim=(0, 2, 3)) for gradient in gradients]
 
 
@@ -90,11 +93,11 @@ def diversity_scores(G: StyleGenerator, samples: int = 400, directions: int = 10
     total = [0.0] * len(weights(G))
     for w in draw_ws(G, samples, batch, dice, progress):
         drawn = torch.multinomial(spread.square(), directions, replacement=True, generator=dice)
-        found = []
+        images, found = G.synthesis(w).image, []
         for axis in axes[drawn]:
             with torch.no_grad():
                 moved = G.synthesis(w + strength * axis).image
-            found.append(gradient_scores(G, G.synthesis(w).image, moved))
+            found.append(gradient_scores(G, images, moved, again=True))
         for group, scores in enumerate(zip(*found, strict=True)):
             scores = torch.stack(scores)  # (directions, C)
             total[group] = total[group] + (scores - scores.mean(dim=0)).square().sum(dim=0)

@@ -61,7 +61,7 @@ from gapkd.training.trainer import TrainingDiverged
 
 MEASURING = ("probe_every", "fid_every", "fid_samples", "fid_features")
 """Settings that decide when is measured, not what is trained."""
-MINE = ("seed", "out", "resume", "device", "progress")
+CHOSEN = ("seed", "out", "resume", "device", "progress")
 """Settings that the sweep chooses."""
 SWEEPS = ROOT / "tools" / "sweeps"
 """The tables of the course."""
@@ -231,7 +231,7 @@ def _check_arm(path: str | Path, table: Table, arm: str) -> None:
                          f"`settings`, serve all arms, and {' and '.join(REFERENCES)} are the "
                          "names of their rows")
     for name in {**table.settings, **changes}:
-        if name in MINE:
+        if name in CHOSEN:
             raise ValueError(f"{path}: {name} is for the sweep to choose: leave it out")
     if table.commit:  # its settings may be unknown by now
         return

@@ -178,8 +178,8 @@ class AliasFreeLayer(nn.Module):
         return [self]
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        if self.training:
-            with torch.no_grad():  # averaged over processes, so that two compute what one does
+        if self.training and torch.is_grad_enabled():  # once a step: a discriminator's images have
+            with torch.no_grad():  # no gradients. Over all processes, so that two do as one does
                 magnitude = parallel.mean(x.float().square().mean())
                 self.magnitude_ema.lerp_(magnitude, 0.001)
         with full_precision(x):

@@ -60,8 +60,6 @@ from gapkd.training.trainer import Trainer, TrainingDiverged
 
 Probe = Callable[[StyleGenerator], dict]
 AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
-KINDS = {"teacher": ("train_gan", TrainConfig), "distill": ("distill", DistillConfig)}
-"""Kind of a run -> the function that trains it, and its settings."""
 MANY = 4000
 """Images of the teacher's that stand for all of them, in the distribution matching."""
 
@@ -256,10 +254,10 @@ def resume_run(folder: str | Path, images: int = 0, device: str = "", progress: 
     """
     about = read_about(folder)
     kind, settings = about.get("kind"), about.get("settings")
-    if kind not in ("teacher", "distill") or not isinstance(settings, dict):
+    if kind not in KINDS or not isinstance(settings, dict):
         raise ValueError(f"{folder} holds no run of gapkd (settings.json is missing or not "
                          "readable): name the folder of one")
-    cls, train = (TrainConfig, train_gan) if kind == "teacher" else (DistillConfig, distill)
+    train, cls = KINDS[kind]
     if other := settings.keys() ^ {field.name for field in fields(cls)}:
         raise ValueError(f"cannot resume {folder}: another version of gapkd started it (its "
                          f"settings differ in {sorted(other)[0]}); go on with that version, or "
@@ -277,12 +275,16 @@ def resume_run(folder: str | Path, images: int = 0, device: str = "", progress: 
     return train(from_dict(cls, settings))
 
 
+KINDS = {"teacher": (train_gan, TrainConfig), "distill": (distill, DistillConfig)}
+"""Kind of a run -> the function that trains it, and its settings."""
+
+
 def _begin(config: AnyConfig, kind: str) -> AnyConfig:
     """Find the other processes, if there are any; after a restart by torchrun's agent, resume. What
     is wrong with the run's folder is said here."""
-    name, cls = KINDS[kind]
+    train, cls = KINDS[kind]
     if not isinstance(config, cls):
-        raise ValueError(f"{name} takes a {cls.__name__}, not a {type(config).__name__}")
+        raise ValueError(f"{train.__name__} takes a {cls.__name__}, not a {type(config).__name__}")
     parallel.join()
     if parallel.may_restart() and not config.out:
         raise ValueError("torchrun may restart this run (--max-restarts): name its folder with "

@@ -25,13 +25,13 @@ from gapkd.files.storage import check_place, json_lines, write_atomically
 from gapkd.networks.base import StyleGenerator
 from gapkd.networks.stylegan2 import Discriminator
 from gapkd.parallel import choose_device
-from gapkd.settings import DISTANCES, FEATURE_SPACES, MINE, RunConfig, to_dict
+from gapkd.settings import DISTANCES, FEATURE_SPACES, OF_THE_DAY, RunConfig, to_dict
 
 KEPT_CHECKPOINTS = 2
 """The newest checkpoints that stay on the disk."""
 
 
-FREE = {*MINE, "probe_every", "fid_every", "fid_samples", "fid_features", "precision",
+FREE = {*OF_THE_DAY, "probe_every", "fid_every", "fid_samples", "fid_features", "precision",
         "cuda_graphs"}
 """Settings that a resumed run may change: they do not change what its weights mean."""
 KNOWN_BY_CONTENT = {"data", "teacher", "perceptual"}

@@ -433,11 +433,11 @@ class Trainer:
                     getattr(self, name).load_state_dict(state[name])
             if self.distiller and self.distiller.regressors:
                 self.distiller.regressors.load_state_dict(state["regressors"])
-            if moved:
+            self.dice.set_state(state["dice"].cpu())
+            if moved:  # on a CPU both are one
                 self.rng.manual_seed(self.config.seed + state["images"])
             else:
                 self.rng.set_state(state["rng"].cpu())
-            self.dice.set_state(state["dice"].cpu())
             self.path_mean.copy_(state["path_mean"])
             self.lessons.load_state(state["lessons"], self.device)
             self.sums = {name: total.to(self.device) for name, total in state["sums"].items()}
