@@ -658,6 +658,14 @@ def test_names_in_a_zip_that_none_can_have(tmp_path):
         assert open_dataset(path, 16).names == ["b.png"]
 
 
+@no_notice
+def test_a_zip_made_beside_its_pictures_is_read(tmp_path):
+    """Packed as ../photos; nothing is unpacked, so that the names lead nowhere."""
+    names = ["../../photos/a.png", "../photos/b.png", "./photos/c.png", "/photos/d.png"]
+    dataset = open_dataset(zip_of(tmp_path / "set.zip", dict.fromkeys(names, gradient())), 16)
+    assert dataset.names == names
+
+
 def test_damaged_entries_are_named(six, tmp_path):
     for name in ("00000/img4.png", "00001/img3.png"):
         (six / name).write_bytes((six / name).read_bytes()[:50])

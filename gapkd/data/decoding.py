@@ -62,7 +62,7 @@ def same_name(name: str) -> str:
 
 def is_put_away(name: str) -> bool:
     """Whether a file is hidden, or lies in a folder of the system's."""
-    return any(part.startswith(".") or part.lower() in PUT_AWAY
+    return any(part.startswith(".") and part != ".." or part.lower() in PUT_AWAY
                for part in PurePosixPath(same_name(name)).parts)
 
 
