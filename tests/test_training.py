@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,7 @@ from gapkd.files.checkpoints import (
     read_metadata,
     save_network,
 )
+from gapkd.files.foreign import to_rosinality
 from gapkd.metrics.attributes import load_attribute_network
 from gapkd.metrics.evaluation import (
     FidProbe,
@@ -52,6 +54,7 @@ from gapkd.training import lessons, loop, runs
 from gapkd.training.graphs import StepGraphs
 from gapkd.training.lessons import Lessons
 from gapkd.training.loop import distill, fresh_generator, train_gan
+from gapkd.training.start import say_if_other_data
 from gapkd.training.trainer import PATH_EVERY, R1_EVERY, Trainer, TrainingDiverged
 
 
@@ -122,6 +125,35 @@ def test_toy_faces_that_nobody_asked_for_are_named(tmp_path, teacher_file, capsy
         distill(distill_config(tmp_path / "run", own, images=8))
     main(["evaluate", str(own), "--samples", "8", "--no-progress"])
     assert "own.safetensors was trained on photos, and here data is" in capsys.readouterr().err
+
+
+def test_a_network_of_another_repository_knows_other_images(tmp_path, teacher_file, capsys):
+    torch.save(to_rosinality(load_generator(teacher_file)), tmp_path / "theirs.pt")
+    content = nvidia_pickle(named_like_nvidia(load_generator(teacher_file)))
+    (tmp_path / "theirs.bin").write_bytes(content)
+    for name in ("theirs", "again"):  # which was converted from what was converted
+        main(["convert", str(tmp_path / f"{name}.pt"), str(tmp_path / "again.safetensors")])
+        shutil.copy(tmp_path / "again.safetensors", tmp_path / "again.pt")
+    for name in ("theirs.pt", "theirs.bin", "again.safetensors"):
+        say_if_other_data(str(tmp_path / name), "photos")
+        with pytest.warns(UserWarning, match=f"{name} was trained on images that its file does"):
+            say_if_other_data(str(tmp_path / name), "toyfaces")
+    main(["evaluate", str(tmp_path / "theirs.pt"), "--samples", "8", "--no-progress"])
+    assert "theirs.pt was trained on images that its file" in capsys.readouterr().err
+    with warnings.catch_warnings(action="error"):
+        say_if_other_data("toyfaces32", "toyfaces")
+
+
+@pytest.mark.parametrize("settings, message", [
+    ("x", ""), ([1], ""), ({"data": 5}, "trained on 5,"),
+    ({"data": "\x1b[31mred\nline"}, r"trained on '\\x1b\[31mred\\nline', and")])
+def test_a_file_may_say_anything_of_its_images(tmp_path, teacher_file, settings, message):
+    save_network(load_generator(teacher_file), tmp_path / "odd.safetensors", {"settings": settings})
+    with warnings.catch_warnings(record=True) as notices:
+        warnings.simplefilter("always")
+        say_if_other_data(str(tmp_path / "odd.safetensors"), "toyfaces")
+    said = [str(notice.message) for notice in notices]
+    assert len(said) == bool(message) and re.search(message, "".join(said))
 
 
 def test_figures_of_photographs_by_the_toy_faces_network_are_named(tmp_path, teacher_file, capsys):

@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 import torch
 
 from gapkd import parallel
+from gapkd.data.decoding import shown
 from gapkd.distillation.directions import check_blocks
 from gapkd.distillation.students import check_request
 from gapkd.files.checkpoints import (
@@ -95,15 +96,18 @@ def fresh_discriminator(config: TrainConfig | DistillConfig, G: StyleGenerator) 
 
 
 def say_if_other_data(network: str, data: str) -> None:
-    """Warn where the default toy faces meet a network whose own file says that it knows other
-    images."""
-    file = find_checkpoint(network)
-    if file.suffix == ".pkl":
-        known = "other images"  # NVIDIA's
-    else:
-        settings = read_metadata(file)["provenance"].get("settings", {})
-        known = PurePath(str(settings.get("data", "toyfaces"))).name
-    if data == "toyfaces" != known and parallel.is_first():
+    """Warn where the default toy faces meet a network that knows other images, by what its own file
+    says, or is another repository's."""
+    if data != "toyfaces" or not parallel.is_first():
+        return
+    origin = read_metadata(network)["provenance"]
+    while isinstance(origin.get("converted_from"), dict):
+        origin = origin["converted_from"]
+    settings = origin.get("settings")
+    known = "images that its file does not name" if "source" in origin else "toyfaces"
+    if isinstance(settings, dict):
+        known = shown(PurePath(str(settings.get("data", "toyfaces"))).name)
+    if known != "toyfaces":
         warnings.warn(f"{network} was trained on {known}, and here data is toyfaces: name its "
                       "images (--data), if rendered faces are not what you mean", stacklevel=3)
 
