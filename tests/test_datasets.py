@@ -423,6 +423,19 @@ def test_the_hidden_value_of_a_deep_png_becomes_white(tmp_path, channels, larges
 
 
 @no_notice
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_the_hidden_value_of_a_shallow_png_becomes_white(tmp_path, bits):
+    row = "".join(f"{value:0{bits}b}" for value in [1] + [0] * 7)  # 1 is hidden, 0 is black
+    rows = (b"\0" + int(row, 2).to_bytes(bits, "big")) * 8
+    header = struct.pack(">IIBBBBB", 8, 8, bits, 0, 0, 0, 0)
+    (tmp_path / "a.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"tRNS", b"\0\1")
+        + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    image = load_image(tmp_path / "a.png", 8)[0]
+    assert (image[..., 0] == 1).all() and (image[..., 1:] == -1).all()
+
+
+@no_notice
 def test_another_size_is_cropped_and_resized_with_one_notice(tmp_path):
     wide = Image.new("RGB", (64, 32), "red")
     ImageDraw.Draw(wide).rectangle((16, 0, 47, 31), fill="blue")  # the central square

@@ -136,6 +136,7 @@ def _bare_jpeg(content: bytes) -> bytes:
 
 
 DEEP_COLOUR = re.compile("((?:RGB[AX]?|LA|CMYK);16)([BLN])")  # Pillow reads the upper bytes of it
+SHALLOW = {"L;2": 4, "L;4": 16}  # greys, whose pixels Pillow brings to 255, not the hidden value
 DEPTHS = (8, 10, 12, 14, 16)
 """Bits that cameras, scanners and formats give a value."""
 
@@ -175,6 +176,8 @@ def to_8_bits(image: Image.Image, depth: int) -> Image.Image:
     elif tags.get(339, (1,))[0] == 2:  # signed, which Pillow does not mind
         values = np.asarray(image).view(np.int8)
     else:
+        if hidden is not None and (levels := SHALLOW.get(_raw_mode(image))):
+            image.info["transparency"] = hidden % levels * 255 // (levels - 1)
         return image
     if values.size and (values.min() < 0 or values.max() > 65535):
         raise ValueError("it has pixels below 0 or above 65,535; 8 or 16 bits are understood")
@@ -193,9 +196,14 @@ def to_8_bits(image: Image.Image, depth: int) -> Image.Image:
 
 def _deep_colour(image: Image.Image) -> re.Match | None:
     """How the bytes of a colour image of 16 bits lie, as long as it is not loaded."""
+    return DEEP_COLOUR.fullmatch(_raw_mode(image))
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How Pillow calls that; "" where it is loaded."""
     arguments = image.tile[0].args if getattr(image, "tile", None) else None
     raw = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
-    return DEEP_COLOUR.fullmatch(raw) if isinstance(raw, str) else None
+    return raw if isinstance(raw, str) else ""
 
 
 def _both_bytes(image: Image.Image, found: re.Match) -> np.ndarray:
@@ -220,7 +228,7 @@ def _told(tile: tuple, raw: str) -> tuple:
 
 
 SPARE = 2**31  # bytes of a disk that are left to others
-DECODING = f"2, Pillow {PIL.__version__}"  # another number where other pixels come of a file
+DECODING = f"3, Pillow {PIL.__version__}"  # another number where other pixels come of a file
 
 
 class SmallCopies:
