@@ -128,6 +128,7 @@ def test_a_direction_that_is_named_twice_is_written_once(tmp_path, teacher):
     ("distill --teacher nowhere.safetensors", "there is no checkpoint nowhere.safetensors"),
     ("teacher --resolution 48", "power of two"),
     ("teacher --data no/such/folder", "no/such/folder"),
+    ("teacher --data no\x1b[31m/folder", r"no\x1b[31m/folder"),
     ("chapter 99", "there is no chapter 99"),
     ("sample README.md", "is text: expected a network as"),
     ("sample .", "is a folder: name the file in it"),

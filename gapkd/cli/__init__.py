@@ -144,9 +144,14 @@ def _is_full(error: Exception) -> bool:
 def _note(message: Warning, category: type, *where: object, **more: object) -> None:
     """A warning of ours as one line, without the place in the code."""
     ours = category is UserWarning
-    print(f"{'gapkd' if ours else category.__name__}: {message}", file=sys.stderr)
+    print(f"{'gapkd' if ours else category.__name__}: {_plain(message)}", file=sys.stderr)
 
 
 def _complain(error: Exception | str) -> None:
     number = int(os.environ.get("RANK", 0))
-    print(f"gapkd{f' (process {number})' if number else ''}: {error}", file=sys.stderr)
+    print(f"gapkd{f' (process {number})' if number else ''}: {_plain(error)}", file=sys.stderr)
+
+
+def _plain(text: object) -> str:
+    """A message without what a terminal would obey, whatever a file has put into it."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(text))
