@@ -77,7 +77,9 @@ def test_unusable_files_raise_one_sentence(tmp_path):
         load_attribute_network(path)
     metadata = {"gapkd": "1", "kind": "attribute-network", "provenance": "{}"}
     broken = {name: tensor * torch.nan for name, tensor in tensors.items()}
+    far = {name: tensor.double() * 1e200 for name, tensor in tensors.items()}
     for weights, changes, message in ((tensors, {"hidden": 13}, "Error"), (broken, {}, "finite"),
+                                      (far, {}, "finite"),
                                       (tensors, {"channels": [8] * 10**6}, "four blocks"),
                                       (tensors, {"name": 7}, "must be a text")):
         architecture = json.dumps(net.architecture() | changes)

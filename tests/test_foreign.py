@@ -236,6 +236,9 @@ def test_what_cannot_be_translated_is_named(write, nvidia, change, attributes, m
     (dict, {"synthesis": {"layer_names": ["L0"]}}, "synthesis has the layer_names"),
     (dict, {"synthesis": {"margin_size": -3}}, "margin is -3"),
     (dict, {"synthesis": {"num_critical": "2"}}, "critical is '2'"),
+    *[(lambda s, ema=ema: s | {"synthesis.L2_36_24.magnitude_ema": torch.tensor(ema).double()}, {},
+       "layers.2.magnitude_ema that is not above 0")
+      for ema in (0.0, -1.0)],
     (having("synthesis.L2_36_24.weight", 2, 2, 3, 3), {}, r"\(2, 2, 3, 3\), not \(24, 24, 3, 3\)")])
 def test_stylegan3_files_that_cannot_be_translated(write, change, attributes, message):
     state = under("G.", arrays("stylegan3t_nvidia"))
@@ -428,6 +431,7 @@ def test_rosinality_discriminator(write):
     (having("convs.1.attention.weight", 3, 3), "it holds convs.1.attention.weight, which the"),
     *[(of_kind(dtype), "holds numbers of a kind that no network of gapkd has: save it with float32")
       for dtype in (torch.int8, torch.complex64, torch.float8_e5m2, torch.uint16)],
+    (lambda s: s | {"input.input": s["input.input"].double() * 1e60}, "that are not finite"),
     (lambda s: {"weights": torch.ones(3)}, "holds no StyleGAN2 network under .* 'g_ema'")])
 def test_bad_rosinality_files(write, stylekd, change, message):
     refused(write(torch_bytes({"g_ema": change(under("student.state.", stylekd))})), message)

@@ -74,7 +74,7 @@ def network_bytes(network: nn.Module, provenance: dict | None = None) -> bytes:
     tensors = {name: tensor.detach().cpu().clone().contiguous()
                for name, tensor in network.state_dict().items()}
     for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
+        if not tensor.float().isfinite().all():
             raise ValueError(f"{name} is not finite, and a file of such weights could not be "
                              "loaded: save the network as it was before its training diverged")
     try:
@@ -329,9 +329,13 @@ def _load(path: str | Path, role: str, **hub: object) -> nn.Module:
     if not all(t.dtype in DTYPES for t in tensors.values()):
         raise CheckpointError(f"{name} holds numbers of a kind that no network of gapkd has: save "
                               "it with float32 weights")
-    if not all(t.isfinite().all() for t in tensors.values()):
+    if not all(t.float().isfinite().all() for t in tensors.values()):  # as they will be used
         raise CheckpointError(f"{name} holds weights that are not finite: it is damaged, or its "
                               "training diverged")
+    for key, t in tensors.items():
+        if key.endswith("magnitude_ema") and not (t.float() > 0).all():  # its root is divided by
+            raise CheckpointError(f"{name} holds a {key[-80:]} that is not above 0: it is damaged, "
+                                  "or its training diverged")
     try:
         # compare shapes first: a hostile size then costs no memory
         outline(kind, architecture).load_state_dict(tensors, assign=True)

@@ -150,7 +150,7 @@ def load_attribute_network(path: str | Path = "attributes") -> AttributeNetwork:
         with torch.device("meta"):  # a hostile size costs nothing before the weights confirm it
             net = AttributeNetwork(**metadata["architecture"])
         net.load_state_dict(load_file(file), assign=True)
-        if not all(weight.isfinite().all() for weight in net.parameters()):
+        if not all(weight.isfinite().all() for weight in net.float().parameters()):
             raise ValueError("some are not finite")
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
