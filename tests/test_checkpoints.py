@@ -102,6 +102,15 @@ def test_missing_files(monkeypatch, tmp_path):
         load_generator(tmp_path)
 
 
+def test_an_empty_name_is_not_what_lies_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_network(Generator(8, 4, 4, 4, mapping_layers=1), "model.safetensors")
+    save_network(Discriminator(8, 2), "discriminator.safetensors")
+    for read in (load_generator, load_discriminator, read_metadata, sha256):
+        with pytest.raises(CheckpointError, match="a network's name is empty: give a file, or"):
+            read("")
+
+
 # -------------------------------------------------------------------------- storage, provenance
 
 

@@ -118,6 +118,9 @@ def find_checkpoint(path: str | Path, role: str = "", **hub: object) -> Path:
     if unknown := sorted(hub.keys() - HUB_OPTIONS):
         raise TypeError(f"unexpected argument {', '.join(unknown)}: what can be said of a hub's "
                         f"repository is {', '.join(HUB_OPTIONS)}")
+    if str(path) == "":  # which Path takes for the folder that one stands in
+        raise CheckpointError("a network's name is empty: give a file, or the name of an embedded "
+                              "network")
     if address := address_of(path):
         try:
             path = fetch(address, **hub)
