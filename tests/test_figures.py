@@ -69,6 +69,8 @@ def test_the_png_of_a_grid_holds_all_pixels_and_colours(figure, size):
 def test_rows_need_one_resolution_and_captions_one_image_each():
     with pytest.raises(ValueError, match="one resolution"):
         figures.compare_rows({"a": images(2), "b": images(2, 16)})
+    with pytest.raises(ValueError, match="1 heads do not fit 2 columns"):
+        figures.compare_rows({"a": images(2)}, heads=["x"])
     with pytest.raises(ValueError, match="3 titles do not fit 2 images"):
         figures.show_grid(images(2), titles=["x", "y", "z"])
     with pytest.raises(ValueError, match="shape"):
@@ -96,6 +98,8 @@ CRAMPED = {  # "function, case" -> a figure whose texts are long for the room th
     "show_grid, title alone": lambda: figures.show_grid(images(1), title=LONG),
     "compare_rows, rows": lambda: figures.compare_rows({TWO: images(6), WORD: images(6)}, LONG),
     "compare_rows, tiny": lambda: figures.compare_rows({TWO: images(2), LONG: images(2)}, size=8),
+    "compare_rows, heads": lambda: figures.compare_rows({TWO: images(3), WORD: images(3)}, LONG,
+                                                        heads=["−2 std", "its mean", TWO], size=96),
     "curves, names": lambda: figures.curves(
         {TWO: line(0, 1, 2), WORD: line(2, 1, 0), NAME: line(1, 1, 0)}, LONG, LONG,
         "mean correlation of continuous factors", {"chance": 0.3}),
@@ -331,6 +335,13 @@ def test_alternative_texts_hold_the_last_values():
     faces = {"teacher": images(4), "student": images(4)}
     assert figures.compare_rows(faces, "Alike", 3).alt == (
         "Alike. Rows of 3 images: teacher, student.")
+
+
+@pytest.mark.parametrize("last, tick", [(100_000, "100k"), (4_000, "4000")])
+def test_many_images_are_counted_in_thousands(last, tick):
+    figure = figures.curves({"a": ([0, last], [0, 1])}, "t", "images", "y")
+    figure.draw_without_rendering()
+    assert tick in [label.get_text() for label in figure.axes[0].get_xticklabels()]
 
 
 def test_names_stand_at_the_ends_of_their_lines_in_their_colours():

@@ -150,19 +150,21 @@ def make_sheet(images: Tensor, ncols: int, size: int = 64,
 @styled
 def _grid(images: Tensor, ncols: int, size: int, title: str, captions: Sequence[str] = (),
           names: Sequence[str] = ()) -> Figure:
-    """Images (N, 3, R, R), each pixel exact, with a caption above each, or a name left of each row.
-    All lengths are px, all heights count from the upper edge."""
+    """Images (N, 3, R, R), each pixel exact, with a caption above each, or a name left of each row
+    and the captions above the columns. All lengths are px; heights count from the upper edge."""
     count = f"{len(images)} images, {ncols} a row" if len(images) > 1 else "One image"
     about = f"Rows of {ncols} images" if names else count
-    alt = _words(title, ": ".join([about, ", ".join(captions or names)]).rstrip(": "))
+    alt = _words(title, ": ".join([about, ", ".join(names or captions)]).rstrip(": "),
+                 f"Columns: {', '.join(captions)}" if names and captions else "")
     tile = images.shape[-1] * _factor(images.shape[-1], size)
-    captions = [_measure(caption, max(tile + 14, 64), **CAPTION) for caption in captions]
+    room = tile if names else max(tile + 14, 64)
+    captions = [_measure(caption, room, **CAPTION) for caption in captions]
     names = [_measure(name, 220, **ROW_NAME) for name in names]
     (caption_width, caption_height), (name_width, name_height) = _largest(captions), _largest(names)
 
     over = max(0, math.ceil((name_height - tile) / 2))  # what a tall name needs beyond its row
     down, across = 2 + 2 * over, 2
-    if captions:
+    if captions and not names:
         down, across = max(18, caption_height + 6), max(18, caption_width + 4 - tile)
     sheet = make_sheet(images, ncols, size, (down, across))
     height, width = sheet.shape[:2]
@@ -211,18 +213,21 @@ def show_grid(images: Tensor, ncols: int = 8, title: str = "", titles: Sequence[
 
 
 def compare_rows(rows: Mapping[str, Tensor], title: str = "", ncols: int = 10,
-                 size: int = 64) -> Figure:
+                 size: int = 64, heads: Sequence[str] = ()) -> Figure:
     """One row of images per entry; column i shows what every network makes of latent i.
 
     Args:
         rows: name -> images (N, 3, R, R), all of one resolution; the first `ncols` are shown.
+        heads: one short caption above every column, or none.
     """
     if len({tuple(images.shape[1:]) for images in rows.values()}) != 1:
         shapes = {name: tuple(images.shape) for name, images in rows.items()}
         raise ValueError(f"rows must hold images of one resolution, not {shapes}")
     ncols = min(ncols, *(len(images) for images in rows.values()))
     images = torch.cat([row[:ncols].cpu() for row in rows.values()])
-    return _grid(images, ncols, size, title, names=list(rows))
+    if heads and len(heads) != ncols:
+        raise ValueError(f"{len(heads)} heads do not fit {ncols} columns")
+    return _grid(images, ncols, size, title, captions=heads, names=list(rows))
 
 
 # ------------------------------------------------------------------------------- numbers
@@ -296,6 +301,8 @@ def curves(lines: Mapping[str, tuple[Sequence[float], Sequence]], title: str, xl
             ends.append(_at_right(axes, text, last[name], look["color"]))
     ends += _level_lines(axes, levels)
     axes.margins(x=0.03)
+    if max((max(x, default=0) for x, _ in lines.values()), default=0) >= 10_000:
+        axes.xaxis.set_major_formatter(lambda at, _: f"{at / 1000:g}k" if at else "0")
     _finish(axes, title, xlabel, ylabel, width, height)
     if labels == "ends":
         _move_apart(figure, axes, ends)
