@@ -171,10 +171,18 @@ def test_what_the_words_of_a_chart_say():
         assert re.search(rf"\b{re.escape(word)}", written), word
     bars = figures.bars_with_chance({"a": agreement(0.9)})
     left, right = bars.axes
-    assert [tick.get_text() for tick in left.get_yticklabels()] == ["hair style", "mean accuracy"]
+    names = [tick.get_text() for tick in left.get_yticklabels()]
+    assert names == ["hair style", "same class, mean"]
+    assert left.get_xlabel() == "share of faces with the same class"
     assert right.get_title(loc="left") == "continuous factors"
     assert [bar.get_width() for bar in right.patches] == pytest.approx([0.4, 0.1])
     assert list(left.collections[0].get_offsets()[:, 0]) == pytest.approx([0.3, 0.3])
+
+
+def test_thousands_of_images_are_written_short():
+    figure = figures.curves({"a": ([0, 50_000, 100_000], [0, 1, 2])}, "t", "images", "y")
+    ticks = figure.axes[0].xaxis.get_major_formatter()
+    assert [ticks(value, 0) for value in (0, 2_500, 100_000)] == ["0", "2.5k", "100k"]
 
 
 @pytest.mark.parametrize("points", [4, 200])  # with markers and without

@@ -301,7 +301,7 @@ def curves(lines: Mapping[str, tuple[Sequence[float], Sequence]], title: str, xl
             ends.append(_at_right(axes, text, last[name], look["color"]))
     ends += _level_lines(axes, levels)
     axes.margins(x=0.03)
-    if max((max(x, default=0) for x, _ in lines.values()), default=0) >= 10_000:
+    if axes.get_xlim()[1] >= 10_000:
         axes.xaxis.set_major_formatter(lambda at, _: f"{at / 1000:g}k" if at else "0")
     _finish(axes, title, xlabel, ylabel, width, height)
     if labels == "ends":
@@ -356,11 +356,16 @@ def _name_rows(axes: Axes, names: Sequence[str]) -> None:
     axes.set_ylim(len(names) - 0.4, -0.6)
 
 
+def _in_words(factor: str) -> str:
+    """A key of `semantic_agreement` as the chapters call it."""
+    return factor.replace("mean_accuracy", "same class, mean").replace("_", " ")
+
+
 @styled
 def bars_with_chance(agreements: Mapping[str, Mapping[str, Agreement]],
                      title: str = "Do they show the same face?") -> Figure:
-    """Agreement per factor as horizontal bars, a black tick where chance lies; accuracies left,
-    correlations right.
+    """Agreement per factor as horizontal bars, a black tick where chance lies; shares of the same
+    class left, correlations right.
 
     Args:
         agreements: name of a network -> its `semantic_agreement` with the teacher.
@@ -381,18 +386,20 @@ def bars_with_chance(agreements: Mapping[str, Mapping[str, Agreement]],
             axes.scatter([a.chance for a in found], y, marker="|", s=340 * bar, linewidths=1.6,
                          color=INK, zorder=3)
         axes.collections[-1].set_label("chance")
-        _name_rows(axes, [factor.replace("_", " ") for factor in factors])
+        _name_rows(axes, [_in_words(factor) for factor in factors])
         for tick, factor in zip(axes.get_yticklabels(), factors, strict=True):
             tick.set_weight("bold" if factor.startswith("mean_") else "normal")
         lowest = min(a[factor].value for a in agreements.values() for factor in factors)
         axes.set_xlim(min(0.0, lowest) * 1.05, 1.0)
         axes.grid(axis="y", visible=False)
-        heading = {"accuracy": "categorical factors", "correlation": "continuous factors"}[kind]
-        _finish(axes, heading, kind, "", width / len(sides), width, **PANEL)
+        heading, label = {
+            "accuracy": ("categorical factors", "share of faces with the same class"),
+            "correlation": ("continuous factors", "correlation")}[kind]
+        _finish(axes, heading, label, "", width / len(sides), width, **PANEL)
     _headline(figure, title)
     _legend(figure, panels[0], 4)
     means = [factor for factor in first if factor.startswith("mean_")] or list(first)
-    values = {name: {factor.replace("_", " "): found[factor].value for factor in means}
+    values = {name: {_in_words(factor): found[factor].value for factor in means}
               for name, found in agreements.items()}
     figure.alt = _words(title, "Bars per factor, beside chance", values=values)
     return figure
