@@ -103,6 +103,25 @@ def test_the_second_judge_counts_where_it_has_read_both(write):
     assert "--arms a old --results runs/C-t.jsonl" in table and "| t: T, 1,000 |" in table
 
 
+def test_l1_needs_no_judge_and_less_of_it_is_nearer(write):
+    write("t", {"a": [{"l1": value} for value in (0.10, 0.11, 0.10)],
+                "b": [{"l1": value} for value in (0.20, 0.21, 0.21)]})
+    (nearer,) = findings(Claim("C", "", (Contrast("t", "a", "b", "L1", -1),)))
+    assert nearer.verdict == SUPPORTED and nearer.pair.mean < 0 and not nearer.second
+    assert " L1, `a`" in claims_table([Claim("C", "", (nearer.contrast,))])  # and no dagger
+    assert verdicts(Contrast("t", "b", "a", "L1", -1)) == [CONTRADICTED]
+
+
+def test_the_latent_direction_loss_is_judged_in_every_figure_for_every_pair_of_arms():
+    says = {}
+    for one in next(claim for claim in CLAIMS if claim.name == "C6").contrasts:
+        says.setdefault((one.sweep, one.arm, one.other), {})[one.figure] = one.says
+    assert len(says) == 4
+    for (sweep, *_), found in says.items():
+        psnr = {"PSNR": 1} if sweep == "pairs" else {}
+        assert found == {"FID": -1, "correlation": 1, "L1": -1} | psnr
+
+
 def test_a_claim_pays_for_the_number_of_its_contrasts(write):
     write("t", {"a": agreeing(0.3, 0.4, 0.5), "b": agreeing(0.1, 0.15, 0.1)})
     one = Contrast("t", "a", "b", "correlation", 1)  # p 0.035
