@@ -130,7 +130,7 @@ def test_without_an_address_the_first_cell_says_where_it_goes(tmp_path, monkeypa
     command = [sys.executable, "-I", "-S", "-c", readme.first_cell()]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert "write it into pyproject.toml, Repository, and run `python -m tools" in done.stderr
+    assert "open it in a clone, or run `pip install git+ADDRESS` first" in done.stderr
 
 
 def test_the_first_cell_finds_the_clone_around_it(tmp_path, monkeypatch):

@@ -57,8 +57,8 @@ INSTALL = """\
         sys.exit("gapkd could not be installed (pip says why above): check the connection")"""
 UNSET = """\
     if not clone:
-        sys.exit("Nobody has said where gapkd is published: write it into pyproject.toml, "
-                 "Repository, and run `python -m tools.readme` in the clone.")"""
+        sys.exit("gapkd is not installed here, and this notebook does not know its repository: "
+                 "open it in a clone, or run `pip install git+ADDRESS` first.")"""
 BADGE = re.compile(
     r"(?:<!-- colab: (?P<chapter>[\w-]+) -->)?"
     r"(?:\[!\[Open in Colab\]\([^)]*\)\]\([^)]*/notebooks/(?P<name>[\w-]+)\.ipynb\))?")
@@ -158,10 +158,9 @@ def chapter_rows() -> str:
     return "\n".join(lines)
 
 
-BY_HAND = """On Colab: write the address of your copy of this repository into pyproject.toml \
-(`Repository`), run
-`python -m tools.readme`, and a badge stands beside every chapter; or upload the notebook there by hand and put `!pip
-install git+ADDRESS` above its first cell."""  # noqa: E501
+BY_HAND = """To open chapters on Colab, write the address of your copy of this repository into
+pyproject.toml (`Repository`) and run `python -m tools.readme`: every chapter gets a badge.
+Or upload a notebook by hand and put `!pip install git+ADDRESS` above its first cell."""
 
 SUMMARY = {"own": "a mapping network of its own",
            "own-fast": "the same, and that network learns at the full rate",
@@ -186,9 +185,9 @@ def summary() -> str:
         lines.append(f"| {words} | {final[f'{agree}_correlation']:.2f} | {same:.2f} "
                      f"({chance:.2f}) | {final[fid]:.2f} |")
     fast, slow = (records[arm]["settings"]["lr"] for arm in ("own", "paper"))
-    legend = ("r: how well the factors of the two faces of one z correlate. FID: of toy-face "
-              "features, 5,000 images. Read by a network that no student was trained with. Rates: "
-              f"{fast}, in the last row {slow}, without path-length regularisation.")
+    legend = ("r: mean correlation of the factors of the two faces of one z. FID: in toy-face "
+              "features, 5,000 images. All are read by a network that no student was trained with. "
+              f"Learning rate {fast}; in the last row {slow}, without path-length regularisation.")
     return "\n".join([*lines, "", legend])
 
 
