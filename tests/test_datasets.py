@@ -204,7 +204,7 @@ def test_every_format_of_pillow_is_taken_with_its_first_frame(tmp_path):
     assert (dataset.load(torch.arange(dataset.size)) - expected).abs().max() < 0.06
 
 
-def test_what_is_left_out_is_said_in_one_line(six, tmp_path):
+def test_what_is_skipped_is_said_in_one_line(six, tmp_path):
     for name in ("a.heic", "b.heic", "notes.txt", "Thumbs.db", "what is.this one", "README",
                  "@eaDir/0.png/SYNOPHOTO_THUMB_M.png", ".thumbs/0.jpg", "#recycle/0.png",
                  "__MACOSX/00000/img0.png", "00000/._img0.png", "00000/.DS_Store"):
@@ -214,9 +214,8 @@ def test_what_is_left_out_is_said_in_one_line(six, tmp_path):
     with pytest.warns(UserWarning) as notices:
         assert open_dataset(six, 16).names == sorted(SIX)
     assert [str(notice.message) for notice in notices] == [
-        "9 of the 15 files in six are left out, since they are no images that can be read: "
-        "3 hidden, deleted or thumbnails, 2 .heic, 2 of other kinds, 1 .txt, "
-        "1 that are no files or lead to none"]
+        "skipped 9 of 15 files in six (not readable images: 3 hidden, deleted or thumbnails, "
+        "2 .heic, 2 of other kinds, 1 .txt, 1 that are no files or lead to none)"]
 
 
 @no_notice
@@ -242,7 +241,7 @@ def test_a_picture_without_a_suffix_is_known_by_its_content(tmp_path):
     folder = folder_of(tmp_path / "hashes", {"a.png": gradient(), "b.jpg": gradient()})
     (folder / "a.png").rename(folder / "d41d8cd9")
     (folder / "notes").write_text("no picture")
-    with pytest.warns(UserWarning, match="1 of the 3 files .* left out.* 1 of other kinds"):
+    with pytest.warns(UserWarning, match="skipped 1 of 3 files .* 1 of other kinds"):
         assert open_dataset(folder, 16).names == ["b.jpg", "d41d8cd9"]
 
 
@@ -667,7 +666,7 @@ def test_names_in_a_zip_that_none_can_have(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         for name in ("", "b.png"):
             archive.writestr(zipfile.ZipInfo(name), png(gradient()))
-    with pytest.warns(UserWarning, match="1 of the 2 files .* left out.* 1 without a name"):
+    with pytest.warns(UserWarning, match="skipped 1 of 2 files .* 1 without a name"):
         assert open_dataset(path, 16).names == ["b.png"]
 
 

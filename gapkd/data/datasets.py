@@ -113,9 +113,9 @@ class ImageFiles:
     """What a folder and a zip share: named files that become square RGB images of one size.
 
     Every header is read at once, so that what is too small or damaged is named before training
-    starts; what is no picture is left out, which one line says. Pixels are kept as uint8 if the
-    whole set fits into `cache_bytes`; if not, small copies of larger pictures are kept on the disk.
-    They are decoded when asked for; where all of that takes seconds, here.
+    starts; files that are not images are skipped, which one line says. Pixels are kept as uint8 if
+    the whole set fits into `cache_bytes`; if not, small copies of larger pictures are kept on the
+    disk. They are decoded when asked for; where all of that takes seconds, here.
 
     Args:
         path: of the folder or zip.
@@ -196,12 +196,11 @@ class ImageFiles:
         left = self._left_out.total()
         if not self.size:
             raise ValueError(f"there is no image in {shown(self.path)}"
-                             f"{f' (left out: {listed})' if left else ''}: it should hold files "
+                             f"{f' (skipped: {listed})' if left else ''}: it should hold files "
                              "that end in .png, .jpg, .webp, .gif, .tif...")
         if left:
-            self._warn(f"{left:,} of the {left + self.size:,} files",
-                       "are left out, since they are no images that can be read: "
-                       f"{listed}{', ...' if ordered[8:] else ''}")
+            self._warn(f"skipped {left:,} of {left + self.size:,} files",
+                       f"(not readable images: {listed}{', ...' if ordered[8:] else ''})")
 
     def _say_what_is_resized(self, count: int) -> None:
         if not count:
