@@ -58,7 +58,11 @@ WORD = "distilled, teacher's mapping\nand the direction loss"
     (lambda: figures.show_grid(images(4), 2, "Four", ["a", "b", "c", "d"], size=16), 16),
     (lambda: figures.show_grid(images(4), 2, LONG, [TWO] * 4, size=24), 24),
     (lambda: figures.compare_rows({"a": images(4), "b": images(4)}, "Latents", size=16), 16),
-    (lambda: figures.compare_rows({TWO: images(4)[:2], "b": images(4)[2:]}, LONG, size=16), 16)])
+    (lambda: figures.compare_rows({TWO: images(4)[:2], "b": images(4)[2:]}, LONG, size=16), 16),
+    (lambda: figures.compare_rows({"a": images(4)[:2], "b": images(4)[2:]}, size=16,
+                                  titles=[TWO, "more"]), 16),
+    (lambda: figures.compare_rows({TWO: images(4)[:2], "b": images(4)[2:]}, size=16,
+                                  titles=["a", TWO, LONG, "d"]), 16)])
 def test_the_png_of_a_grid_holds_all_pixels_and_colours(figure, size):
     for png in (figures.to_png(figure()), figure()._repr_png_()[0]):
         for n in range(4):
@@ -69,10 +73,10 @@ def test_the_png_of_a_grid_holds_all_pixels_and_colours(figure, size):
 def test_rows_need_one_resolution_and_captions_one_image_each():
     with pytest.raises(ValueError, match="one resolution"):
         figures.compare_rows({"a": images(2), "b": images(2, 16)})
-    with pytest.raises(ValueError, match="1 heads do not fit 2 columns"):
-        figures.compare_rows({"a": images(2)}, heads=["x"])
     with pytest.raises(ValueError, match="3 titles do not fit 2 images"):
         figures.show_grid(images(2), titles=["x", "y", "z"])
+    with pytest.raises(ValueError, match="3 titles fit neither 2 columns nor 4 images"):
+        figures.compare_rows({"a": images(2), "b": images(2)}, titles=["x", "y", "z"])
     with pytest.raises(ValueError, match="shape"):
         figures.show_grid(images(2)[0])
 
@@ -98,8 +102,10 @@ CRAMPED = {  # "function, case" -> a figure whose texts are long for the room th
     "show_grid, title alone": lambda: figures.show_grid(images(1), title=LONG),
     "compare_rows, rows": lambda: figures.compare_rows({TWO: images(6), WORD: images(6)}, LONG),
     "compare_rows, tiny": lambda: figures.compare_rows({TWO: images(2), LONG: images(2)}, size=8),
-    "compare_rows, heads": lambda: figures.compare_rows({TWO: images(3), WORD: images(3)}, LONG,
-                                                        heads=["−2 std", "its mean", TWO], size=96),
+    "compare_rows, heads": lambda: figures.compare_rows({TWO: images(2), WORD: images(2)}, LONG,
+                                                        titles=[LONG, "b"]),
+    "compare_rows, captions": lambda: figures.compare_rows(
+        {TWO: images(2), WORD: images(2)}, LONG, titles=["a", TWO, WORD, "b"]),
     "curves, names": lambda: figures.curves(
         {TWO: line(0, 1, 2), WORD: line(2, 1, 0), NAME: line(1, 1, 0)}, LONG, LONG,
         "mean correlation of continuous factors", {"chance": 0.3}),
@@ -343,6 +349,8 @@ def test_alternative_texts_hold_the_last_values():
     faces = {"teacher": images(4), "student": images(4)}
     assert figures.compare_rows(faces, "Alike", 3).alt == (
         "Alike. Rows of 3 images: teacher, student.")
+    assert figures.compare_rows(faces, "Steps", 2, titles=["less", "more"]).alt == (
+        "Steps. Rows of 2 images: teacher, student. Above them: less, more.")
 
 
 @pytest.mark.parametrize("last, tick", [(100_000, "100k"), (4_000, "4000")])

@@ -150,22 +150,23 @@ def make_sheet(images: Tensor, ncols: int, size: int = 64,
 @styled
 def _grid(images: Tensor, ncols: int, size: int, title: str, captions: Sequence[str] = (),
           names: Sequence[str] = ()) -> Figure:
-    """Images (N, 3, R, R), each pixel exact, with a caption above each, or a name left of each row
-    and the captions above the columns. All lengths are px; heights count from the upper edge."""
+    """Images (N, 3, R, R), each pixel exact, with a caption above each (or above each of the first
+    row), and names left of the rows. All lengths are px, all heights count from the upper edge."""
     count = f"{len(images)} images, {ncols} a row" if len(images) > 1 else "One image"
     about = f"Rows of {ncols} images" if names else count
     alt = _words(title, ": ".join([about, ", ".join(names or captions)]).rstrip(": "),
-                 f"Columns: {', '.join(captions)}" if names and captions else "")
+                 f"Above them: {', '.join(captions)}" if names and captions else "")
     tile = images.shape[-1] * _factor(images.shape[-1], size)
-    room = tile if names else max(tile + 14, 64)
-    captions = [_measure(caption, room, **CAPTION) for caption in captions]
+    captions = [_measure(caption, max(tile + 14, 64), **CAPTION) for caption in captions]
     names = [_measure(name, 220, **ROW_NAME) for name in names]
     (caption_width, caption_height), (name_width, name_height) = _largest(captions), _largest(names)
 
     over = max(0, math.ceil((name_height - tile) / 2))  # what a tall name needs beyond its row
     down, across = 2 + 2 * over, 2
-    if captions and not names:
-        down, across = max(18, caption_height + 6), max(18, caption_width + 4 - tile)
+    if captions:
+        across = max(2 if names else 18, caption_width + 4 - tile)
+    if len(captions) > ncols:
+        down = max(down, 18, caption_height + 6)
     sheet = make_sheet(images, ncols, size, (down, across))
     height, width = sheet.shape[:2]
 
@@ -213,21 +214,22 @@ def show_grid(images: Tensor, ncols: int = 8, title: str = "", titles: Sequence[
 
 
 def compare_rows(rows: Mapping[str, Tensor], title: str = "", ncols: int = 10,
-                 size: int = 64, heads: Sequence[str] = ()) -> Figure:
+                 size: int = 64, titles: Sequence[str] = ()) -> Figure:
     """One row of images per entry; column i shows what every network makes of latent i.
 
     Args:
         rows: name -> images (N, 3, R, R), all of one resolution; the first `ncols` are shown.
-        heads: one short caption above every column, or none.
+        titles: one short caption above every column, or above every image, or none.
     """
     if len({tuple(images.shape[1:]) for images in rows.values()}) != 1:
         shapes = {name: tuple(images.shape) for name, images in rows.items()}
         raise ValueError(f"rows must hold images of one resolution, not {shapes}")
     ncols = min(ncols, *(len(images) for images in rows.values()))
     images = torch.cat([row[:ncols].cpu() for row in rows.values()])
-    if heads and len(heads) != ncols:
-        raise ValueError(f"{len(heads)} heads do not fit {ncols} columns")
-    return _grid(images, ncols, size, title, captions=heads, names=list(rows))
+    if titles and len(titles) not in (ncols, len(images)):
+        raise ValueError(f"{len(titles)} titles fit neither {ncols} columns nor {len(images)} "
+                         "images")
+    return _grid(images, ncols, size, title, captions=titles, names=list(rows))
 
 
 # ------------------------------------------------------------------------------- numbers
@@ -429,7 +431,8 @@ def grouped_bars(values: Mapping[str, Mapping[str, float]], title: str, ylabel: 
         drawn = draw(at, list(series.values()), 0.92 * bar, label=name, color=colour)
         if len(values) * len(categories) <= 0.3 * width * DPI / 9:
             form = "{:.2g}" if decimals is None else f"{{:.{decimals}f}}"
-            axes.bar_label(drawn, fmt=form, padding=2, size=8.5)
+            axes.bar_label(drawn, fmt=form, padding=2, size=8.5,  # legible on a dashed line
+                           path_effects=[withStroke(linewidth=2.5, foreground="white")])
     if lying:
         for level in (levels or {}).values():
             line(level, **LEVEL)
