@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 import shlex
 from dataclasses import asdict, dataclass, fields
 from pathlib import PurePath
@@ -33,7 +34,7 @@ LEAST = {
 }
 """Setting -> the least that it may be."""
 MOST = {"resolution": 4096, "mapping_layers": 64, "z_dim": 2**16, "w_dim": 2**16, "margin": 1000,
-        "batch": 2**14, "fid_samples": 10**6}
+        "batch": 2**14, "fid_samples": 10**6, "images": 10**12}
 """Setting -> the most that it may be: more is in no file that `load_generator` opens, or in no
 machine."""
 WIDEST = 2**14
@@ -328,6 +329,8 @@ class DistillConfig(RunConfig):
                  f"begins: set it to 0, or give one of {', '.join(WEIGHTS[1:])} a weight")
         _require(self.ld_blocks or not (self.ld_weight or self.feature_weight),
                  "ld_blocks must name at least one block")
+        _require(len({*self.ld_blocks}) == len(self.ld_blocks),
+                 f"ld_blocks must name each block once, not {in_brief(self.ld_blocks)}")
         _network_or(self, "perceptual", DISTANCES, (".safetensors", "_discriminator"))
 
 
@@ -345,14 +348,23 @@ def _check_type(name: str, value: object, hint: Any) -> None:
     if get_origin(hint) is Literal:
         allowed = get_args(hint)
         _require(value in allowed,
-                 f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
+                 f"{name} must be one of {', '.join(map(repr, allowed))}, not {in_brief(value)}")
         return
     accepted = {int: int, float: (int, float), str: str, bool: bool}.get(hint, tuple)
     right = isinstance(value, accepted) and (hint is bool or not isinstance(value, bool))
     if accepted is tuple and right:
         right = all(isinstance(v, int) and not isinstance(v, bool) for v in value)
     kind = "a tuple of whole numbers" if accepted is tuple else KINDS[hint]
-    _require(right, f"{name} must be {kind}, not {value!r}")
+    _require(right, f"{name} must be {kind}, not {in_brief(value)}")
+    _require(hint is not float or abs(value) < 1e18,
+             f"{name} must be a number below 1e18 in magnitude, not {in_brief(value)}")
+
+
+def in_brief(value: object) -> str:
+    """A value of a file in a message: lists that hold one another may have no end."""
+    brief = reprlib.Repr()
+    brief.maxlevel, brief.maxstring = 2, 100
+    return brief.repr(value)
 
 
 def _require(condition: object, message: str) -> None:
@@ -446,6 +458,9 @@ def read_yaml(text: str) -> Any:
         return yaml.load(text, _Written)  # noqa: S506 (a SafeLoader)
     except RecursionError as error:
         raise yaml.YAMLError("it is nested too deeply") from error
+    except (ValueError, LookupError, AttributeError, ArithmeticError) as error:  # of constructors
+        raise yaml.YAMLError("it holds a value that is not of the kind that it is said to be, or a "
+                             "number of thousands of digits: write it as it is meant") from error
 
 
 def as_kind(value: Any, kind: type) -> Any:
@@ -485,7 +500,7 @@ def shareable(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings without what belongs to one machine or one day; files by their names alone."""
     kept = {name: value for name, value in settings.items() if name not in OF_THE_DAY}
     for name in FILES:
-        if name in kept:
+        if isinstance(kept.get(name), str):
             kept[name] = PurePath(kept[name].replace("\\", "/")).name  # of a path of Windows' too
     return kept
 

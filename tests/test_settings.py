@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shlex
 
 import pytest
@@ -36,6 +37,12 @@ NO_LOSS = {"gan_weight": 0.0, "rgb_weight": 0, "perceptual_weight": 0, "ld_weigh
     (TrainConfig, {"batch": "x"}, "batch must be a whole number"),
     (TrainConfig, {"batch": True}, "batch must be a whole number"),
     (TrainConfig, {"lr": 0.0}, "lr must be positive"),
+    *[(cls, {name: value}, f"{name} must be a number below 1e18 in magnitude, not {said}")
+      for cls, name, value, said in (
+          (TrainConfig, "lr", math.inf, "inf"), (TrainConfig, "r1_gamma", math.nan, "nan"),
+          (DistillConfig, "rgb_weight", math.inf, "inf"), (TrainConfig, "path_weight", 1e300, "1e"),
+          (TrainConfig, "ema_half_life", 10**400, "1000000"))],
+    (TrainConfig, {"images": 10**20}, "images must be at most 1,000,000,000,000, not 100,000,"),
     (TrainConfig, {"lr_end": 1.5}, r"lr_end must lie in \(0, 1\]"),
     (DistillConfig, {"gan_from": 1.0}, r"gan_from must lie in \[0, 1\).* set gan_weight to 0"),
     (DistillConfig, {"recipe": "gapkd", "rgb_weight": 0, "perceptual_weight": 0},
@@ -61,6 +68,7 @@ NO_LOSS = {"gan_weight": 0.0, "rgb_weight": 0, "perceptual_weight": 0, "ld_weigh
     (DistillConfig, {"ld_blocks": "2,3"}, "ld_blocks must be a tuple of whole numbers"),
     (DistillConfig, {"ld_blocks": ["2"]}, "ld_blocks must be a tuple of whole numbers"),
     (DistillConfig, {"ld_blocks": ()}, "ld_blocks must name at least one"),
+    (DistillConfig, {"ld_blocks": (2, 3, 2)}, r"ld_blocks must name each block once, not \(2, 3"),
     (DistillConfig, {"feature_weight": -1.0}, "feature_weight must not be negative"),
     (DistillConfig, {"moment_weight": 20, "perceptual": "lpips"},
      "moment_weight compares features, which perceptual=\"lpips\" does not give"),
@@ -77,7 +85,7 @@ def test_settings_survive_json():
 
 @pytest.mark.parametrize("path", ["/home/anna/a.pkl", "C:\\Users\\anna\\a.pkl", "C:anna/a.pkl"])
 def test_of_a_file_the_name_is_shared(path):
-    assert shareable({"teacher": path})["teacher"] == "a.pkl"
+    assert shareable({"teacher": path, "data": 5}) == {"teacher": "a.pkl", "data": 5}
 
 
 def test_a_fifth_of_the_images_goes_into_slimming():
@@ -108,6 +116,8 @@ def test_settings_in_one_line():
     ("ld_blocks: [1, 2", "cannot be read as settings: write name: value, name: value"),
     ("ld_blocks: [1, x]", r"ld_blocks must be a tuple of whole numbers, not \(1, 'x'\)"),
     ("kernel: 1}, {lr: 1", "cannot be read as settings"),
+    *[(f"lr: !!{wrong}", "cannot be read as settings: write name: value") for wrong in (
+        "bool maybe", "timestamp x", "int abc", 'float ""', "int [1]", "int " + "9" * 5000)],
     ("noise: 2", "noise must be true or false, not 2"),
     ("seeds: 1", "no setting seeds; did you mean seed"), ("lr=3", "no setting lr=3; did you mean")])
 def test_a_wrong_setting_in_one_line_is_one_sentence(text, message):

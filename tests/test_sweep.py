@@ -26,6 +26,7 @@ from gapkd.metrics.attributes import AttributeNetwork
 from gapkd.metrics.equivariance import equivariance
 from gapkd.metrics.sampling import sample_images
 from gapkd.networks.stylegan3 import AliasFreeGenerator
+from gapkd.settings import read_yaml
 from gapkd.sharing.hub import save_pretrained
 from gapkd.training.trainer import TrainingDiverged
 
@@ -123,11 +124,12 @@ def test_networks_from_elsewhere_say_where_they_come_from(table, tmp_path, teach
     teacher = AliasFreeGenerator(32, 8, 8, [6, 6, 6], mapping_layers=2, margin=2)
     save_pretrained(teacher, tmp_path / "net", {"seed": 7})
     net = AttributeNetwork(channels=(8, 8, 8, 8), hidden=8)
-    judge = save_network(net, tmp_path / "judge.safetensors", {"command": "judge"})
+    judge = save_network(net, tmp_path / "judge.safetensors", {"command": "judge", "settings": [1]})
     settings = {"teacher": str(tmp_path / "net"), "ld_blocks": [1, 2]}
     file = table(**ONE, settings=settings, judge=str(judge))
     real, teacher, record = run_sweep(SweepConfig(file))
-    assert real["teacher_origin"]["seed"] == 7 and teacher["judge_origin"] == {"command": "judge"}
+    assert real["teacher_origin"]["seed"] == 7
+    assert teacher["judge_origin"] == {"command": "judge", "settings": [1]}
     assert record["settings"]["ld_blocks"] == [1, 2] and record["settings"]["teacher"] == "net"
     G = load_generator(tmp_path / "runs" / "paper-0" / "generator.safetensors")
     assert record["final"]["eq_t"] == pytest.approx(equivariance(G, "translation"), rel=1e-3)
@@ -327,6 +329,24 @@ def test_when_is_measured_and_newer_or_older_settings_do_not_make_another_run(ta
 def test_bad_tables(table, changes, message):
     with pytest.raises(ValueError, match=message):
         read_table(table(**changes))
+
+
+@pytest.mark.parametrize("text", ["!!bool maybe", "!!timestamp x", "!!int abc", "9" * 5000])
+def test_values_that_are_not_of_their_kind_are_named_with_the_file(tmp_path, text):
+    (tmp_path / "t.yml").write_text(f"arms: {{a: {{flip: {text}}}}}")
+    with pytest.raises(ValueError, match=r"t.yml is not YAML: it holds a value that is not of the"):
+        read_table(tmp_path / "t.yml")
+
+
+@pytest.mark.parametrize("entry", ["seeds: *e", "settings: {lr: *e}"])
+def test_a_value_without_end_is_shown_in_brief(tmp_path, entry):
+    levels = "".join(f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n"
+                     for old, new in ("ab", "bc", "cd", "de"))
+    content = read_yaml(f"a: &a [{', '.join('x' * 10)}]\n{levels}last: {{{entry}}}")["last"]
+    (tmp_path / "t.yml").write_text(yaml.dump({"arms": {"a": None}} | content))
+    with pytest.raises(ValueError, match="must be a") as caught:
+        read_table(tmp_path / "t.yml")
+    assert len(str(caught.value)) < 1000
 
 
 def test_numbers_and_names_are_what_they_look_like(tmp_path):

@@ -51,6 +51,7 @@ from gapkd.settings import (
     DistillConfig,
     command_line,
     from_dict,
+    in_brief,
     read_yaml,
     shareable,
     to_dict,
@@ -207,7 +208,7 @@ def read_table(path: str | Path) -> Table:
             raise ValueError(f"{path} has an entry {name}: known are {known}")
         fits, kind = ENTRIES[name]
         if not fits(value):
-            raise ValueError(f"{path}: `{name}` must be {kind}, not {value!r}")
+            raise ValueError(f"{path}: `{name}` must be {kind}, not {in_brief(value)}")
     stem = Path(path).stem
     content = {"results": f"runs/{stem}.jsonl", "folder": f"runs/{stem}"} | content
     content["seeds"] = tuple(content.get("seeds", Table.seeds))
@@ -468,7 +469,7 @@ def _origins(table: Table) -> dict[str, dict]:
     for role, file in (("teacher", table.common().teacher), ("judge", table.judge)):
         if Path(file).exists():
             origin = read_metadata(file)["provenance"]
-            if "settings" in origin:
+            if isinstance(origin.get("settings"), dict):
                 origin |= {"settings": shareable(origin["settings"])}
             origins[f"{role}_origin"] = origin
     return origins
