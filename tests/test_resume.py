@@ -10,6 +10,7 @@ import random
 import shutil
 import signal
 import time
+import warnings
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -163,6 +164,13 @@ def state(run: Path, content, mine: bool = True) -> None:
     """Put another state in the newest checkpoint's place, of this run or of any."""
     name = torch.load(newest(run), weights_only=True)["run"]
     torch.save(content | {"run": name} if mine else content, newest(run))
+
+
+@pytest.mark.parametrize("put", [Path.touch, Path.mkdir, lambda file: file.symlink_to("nowhere")])
+def test_a_name_alone_is_no_checkpoint(half, put):
+    put(half / "checkpoints" / "000000099.pt")
+    with warnings.catch_warnings(record=True):
+        assert train_gan(config(half, images=32, resume=True)).log[-1]["images"] == 32
 
 
 @pytest.mark.parametrize("edit, changes, message", [

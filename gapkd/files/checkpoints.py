@@ -191,7 +191,7 @@ def states_of(run: Path) -> list[Path]:
     """The checkpoints in the folder of a training, oldest first. A file of any other name than its
     count of images, such as a copy's, is somebody else's."""
     files = (run / "checkpoints").glob("*.pt")
-    return sorted(file for file in files if re.fullmatch("[0-9]+", file.stem))
+    return sorted(file for file in files if re.fullmatch("[0-9]+", file.stem) and file.is_file())
 
 
 def _network_of_run(folder: Path) -> Path | None:

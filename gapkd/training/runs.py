@@ -234,6 +234,8 @@ class RunFolder:
                              f"{'; '.join(differences)}{why}; give the old values, or choose "
                              "another out")
         reached = int(self.checkpoints()[-1].stem)
+        if self.config.images <= reached - self.config.batch:  # or so says a name
+            reached = self._newest_state().get("images", reached)
         if self.config.images <= reached - self.config.batch:
             raise ValueError(f"the run in {self.path} is already at image {reached}: give images "
                              "of at least that")
