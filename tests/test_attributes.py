@@ -202,7 +202,7 @@ def test_what_only_one_image_shows_is_left_out(tmp_path):
     ([int(k == 3) for k in range(20)], "alike but for a single image"),
     ([[math.nan if k == 3 else k / 20] for k in range(20)], "label of 003.png .* finite"),
     (None, "has no labels: a judge needs a dataset.json"), ([1, 1, 1], "are all alike"),
-    ([[1.0], [1.0]], "are all alike"), ([0, 1], "too few to hold 10% out")])
+    ([[1.0], [1.0]], "are all alike"), ([0, 1], "too few to hold 0.1 of them out: add images or")])
 def test_labels_that_teach_nothing(tmp_path, labels, message):
     data = labelled(tmp_path / "d", labels or [0, 1, 0])
     if labels is None:
@@ -214,6 +214,8 @@ def test_labels_that_teach_nothing(tmp_path, labels, message):
 def test_bad_settings_and_files(judged, tmp_path, teacher_file):
     for changes, message in (({"batch": 0}, "batch must be at least 1"),
                              ({"held_out": 1.0}, "held_out must lie between"),
+                             ({"seed": -1}, "seed must lie between 0 and 2.63 - 1, not -1"),
+                             ({"seed": 2**63}, "seed must lie between 0 and"),
                              ({"out": "judge.pt"}, "must end in .safetensors")):
         with pytest.raises(ValueError, match=message):
             AttributeConfig(**{"data": "d"} | changes)

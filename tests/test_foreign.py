@@ -212,6 +212,8 @@ def test_a_discriminator_that_cannot_be_read_spares_the_generator(write, nvidia)
     (dict, {"synthesis.b8.torgb": {"weight_gain": 0.1}}, "torgb has the weight_gain 0.1"),
     (dict, {"synthesis.b8.conv1": {"padding": 0}}, "conv1 has the padding 0: in .* it is 1"),
     (dict, {"mapping": {"num_layers": 1}}, "mapping has the num_layers 1"),
+    (dict, {"mapping": {"num_ws": 9}}, "mapping has the num_ws 9: in .* it is 8"),
+    (dict, {"synthesis": {"img_resolution": 64}}, "synthesis has the img_resolution 64: in .* 32"),
     (dict, {"synthesis": {"block_resolutions": [4, 8]}}, r"it is \[4, 8, 16, 32\]"),
     (dict, {"mapping.fc3": {"bias_gain": 1.0}}, "learning-rate multiplier 1.0")])
 def test_what_cannot_be_translated_is_named(write, nvidia, change, attributes, message):
@@ -234,6 +236,8 @@ def test_what_cannot_be_translated_is_named(write, nvidia, change, attributes, m
     (dict, {"synthesis.input": {"sampling_rate": 15.0}}, "sampling_rate 15.0: in .* it is 16"),
     (dict, {"synthesis.input": {"size": np.array([37, 37])}}, "input has the size .* it is 36"),
     (dict, {"synthesis": {"layer_names": ["L0"]}}, "synthesis has the layer_names"),
+    (dict, {"synthesis": {"num_ws": 3}}, "synthesis has the num_ws 3: in .* it is 10"),
+    (dict, {"synthesis": {"img_resolution": 64}}, "synthesis has the img_resolution 64: in .* 32"),
     (dict, {"synthesis": {"margin_size": -3}}, "margin is -3"),
     (dict, {"synthesis": {"num_critical": "2"}}, "critical is '2'"),
     *[(lambda s, ema=ema: s | {"synthesis.L2_36_24.magnitude_ema": torch.tensor(ema).double()}, {},
@@ -294,9 +298,13 @@ def test_a_missing_latent_avg_is_estimated(write, stylekd):
     error = w.std(dim=0) * (1 / 5000 + 1 / 10_000)**0.5  # of the difference of the two means
     assert ((G.mapping.w_avg - w.mean(dim=0)).abs() < 5 * error + 1e-6).all()
     assert G.mapping.w_avg.abs().max() > 0
-    for a_layer in ({}, {"latent_avg": torch.ones(6, 48)}):  # as projections into W+ keep it
+    own = torch.arange(6 * 48.0).reshape(6, 48)
+    for a_layer in ({}, {"latent_avg": own}):  # as projections into W+ may keep it
         again = write(torch_bytes({"g_ema": under("student.state.", stylekd), **a_layer}))
         assert torch.equal(load_generator(again).mapping.w_avg, G.mapping.w_avg)
+    rows = own[:1].repeat(6, 1)
+    same = write(torch_bytes({"g_ema": under("student.state.", stylekd), "latent_avg": rows}))
+    assert torch.equal(load_generator(same).mapping.w_avg, own[0])
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -431,6 +439,10 @@ def test_rosinality_discriminator(write):
     (having("convs.1.attention.weight", 3, 3), "it holds convs.1.attention.weight, which the"),
     *[(of_kind(dtype), "holds numbers of a kind that no network of gapkd has: save it with float32")
       for dtype in (torch.int8, torch.complex64, torch.float8_e5m2, torch.uint16)],
+    (lambda s: s | {k: v.to(torch.float8_e5m2) for k, v in s.items() if k.endswith("kernel")},
+     r"another filter than \[1, 3, 3, 1\], or too coarse: save it with float32 weights"),
+    (lambda s: s | {"style.1.weight": s["style.1.weight"].to_sparse()},
+     "style.1.weight is no tensor, but .*: save plain tensors"),
     (lambda s: s | {"input.input": s["input.input"].double() * 1e60}, "that are not finite"),
     (lambda s: {"weights": torch.ones(3)}, "holds no StyleGAN2 network under .* 'g_ema'")])
 def test_bad_rosinality_files(write, stylekd, change, message):

@@ -312,6 +312,8 @@ def test_when_is_measured_and_newer_or_older_settings_do_not_make_another_run(ta
     ({"arms": {"teacher": {}}}, "are the names of their rows"),
     ({"arms": {"a/b": None}}, "'a/b' cannot name a folder"),
     ({"arms": {"..": None}}, "'..' cannot name a folder"),
+    ({"arms": {"A": None, "a": None}}, "'A' and 'a' are one folder on some systems: rename one"),
+    ({"arms": {"\u00e9": None, "e\u0301": None}}, "are one folder on some systems: rename one"),
     ({"arms": {"a\0": None}}, "cannot name a folder"),
     ({"arms": {"ä" * 101: None}}, "cannot name a folder: choose another name, of 200 letters at"),
     ({"arms": {"a": {"teacher": "toyfaces64"}}}, "one teacher and one set of data"),

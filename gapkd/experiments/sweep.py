@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import threading
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, fields, replace
@@ -214,9 +215,13 @@ def read_table(path: str | Path) -> Table:
     content["seeds"] = tuple(content.get("seeds", Table.seeds))
     content["settings"] = content.get("settings") or {}
     content["arms"] = {str(arm): changes or {} for arm, changes in content["arms"].items()}
-    table = Table(**content)
+    table, spelt = Table(**content), {}
     for arm in table.arms:
         _check_arm(path, table, arm)
+        same = spelt.setdefault(unicodedata.normalize("NFC", arm).casefold(), arm)
+        if same != arm:
+            raise ValueError(f"{path}: the arms {same!r} and {arm!r} are one folder on some "
+                             "systems: rename one of them")
     return table
 
 

@@ -257,7 +257,9 @@ def _collect(kind: str, architecture: dict, theirs: State, rules: Rules, source:
         raise ForeignError(f"its sizes make no network: {error}") from error
     for name, value in theirs.items():
         if name.endswith(("resample_filter", "kernel")) and not _is_low_pass(value):
-            raise ForeignError(f"{_named(name)} is another filter than [1, 3, 3, 1]")
+            coarse = isinstance(value, Tensor) and value.dtype.itemsize == 1
+            mend = ", or too coarse: save it with float32 weights" if coarse else ""
+            raise ForeignError(f"{_named(name)} is another filter than [1, 3, 3, 1]{mend}")
     taken, storages, used = {}, {}, set()
     for name, wanted in network.state_dict().items():
         their_name, default = _renamed(name, rules), DEFAULTS.get(name.rsplit(".", 1)[-1])
@@ -295,8 +297,8 @@ def _need(state: State, name: str, dimensions: int | None = None) -> Tensor:
         raise ForeignError(f"it lacks {name}: it is not a network of the layout that it resembles")
     tensor = state[name]
     if not isinstance(tensor, Tensor):
-        raise ForeignError(f"{name} is no tensor, but {_shown(tensor)}: save tensors "
-                           "(torch.from_numpy makes one of an array)")
+        raise ForeignError(f"{name} is no tensor, but {_shown(tensor)}: save plain tensors "
+                           "(torch.from_numpy makes one of an array, to_dense of a sparse one)")
     if not tensor.numel() or dimensions not in (None, tensor.ndim):
         raise ForeignError(f"{name} has the shape {tuple(tensor.shape)}, which is empty or has not "
                            "as many sizes as usual")
@@ -519,6 +521,8 @@ def nvidia_generator(modules: Modules) -> Found:
                     **_mapping_sizes(state, "mapping.fc", 0)}
     modules.agree("mapping", num_layers=architecture["mapping_layers"])
     modules.agree("synthesis", block_resolutions=sizes)
+    for path in ("", "mapping", "synthesis"):
+        modules.agree(path, img_resolution=sizes[-1], num_ws=2 * len(sizes))
     found = _collect("stylegan2-generator", architecture, state, NVIDIA, "NVIDIA's StyleGAN2")
     return _with_mean_w(found, state, "mapping.w_avg")
 
@@ -543,6 +547,8 @@ def nvidia_alias_free(modules: Modules) -> Found:
                     **modules.clamp(), **_mapping_sizes(state, "mapping.fc", 0)}
     modules.agree("mapping", num_layers=architecture["mapping_layers"])
     modules.agree("synthesis", layer_names=[path.removeprefix("synthesis.") for path in paths])
+    for path in ("", "mapping", "synthesis"):
+        modules.agree(path, img_resolution=resolutions[-1], num_ws=len(paths) + 1)
     names: Rules = [(r"^synthesis\.layers\.(\d+)", lambda m: paths[int(m[1])])]
     found = _collect("stylegan3-generator", architecture, state, NVIDIA + names,
                      "NVIDIA's StyleGAN3")
@@ -606,8 +612,11 @@ def rosinality_generator(modules: Modules) -> Found:
     for layer in layers:
         _need(state, f"{layer}.noise.weight")
     sizes = _mapping_sizes(state, "style.", 1)
-    if "latent_avg" in state and state["latent_avg"].numel() != sizes["w_dim"]:  # one a layer
+    if "latent_avg" in state and state["latent_avg"].numel() != sizes["w_dim"]:
+        rows = state["latent_avg"]  # one a layer, which may be the same
         state = {name: value for name, value in state.items() if name != "latent_avg"}
+        if rows.ndim == 2 and rows.shape[1] == sizes["w_dim"] and (rows == rows[:1]).all():
+            state["latent_avg"] = rows[:1]
     channels = [_need(state, "input.input", 4).shape[1], *(weight.shape[1] for weight in weights)]
     pairs = [channels[i:i + 2] for i in range(0, len(channels), 2)]
     architecture = {"resolution": 2 << len(pairs), "channels": pairs,

@@ -197,6 +197,8 @@ class AttributeConfig:
                              f"{self.batch} and {self.images}")
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out must lie between 0 and 1, not {self.held_out}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must lie between 0 and 2^63 - 1, not {self.seed}")
         if Path(self.out).suffix != ".safetensors":
             raise ValueError(f"{self.out} must end in .safetensors: that is what is written")
 
@@ -247,8 +249,8 @@ class _LabelLessons:
         kept = round(size * (1 - config.held_out))
         seen, unseen = order[:kept], order[kept:]
         if not len(seen) or not len(unseen):
-            raise ValueError(f"{path} holds {size} images, too few to hold {config.held_out:.0%} "
-                             "out")
+            raise ValueError(f"{path} holds {size} images, too few to hold {config.held_out:g} "
+                             "of them out: add images or change held_out")
         for values in truth.values():
             seen, unseen = lend(seen, unseen, values)
             unseen, seen = lend(unseen, seen, values)
