@@ -314,31 +314,40 @@ def relations(s: Sketch) -> None:
 
 @drawing(7.4, 2.45)
 def loss(s: Sketch) -> None:
-    """The four losses whose sum is trained on, and where their gradients go: all reach the
-    student's painter and, through it, its mapping network; gan passes the discriminator,
-    perceptual a frozen feature network; none reaches the teacher."""
-    terms = {"gan": "$L_{gan}$", "rgb": "$\\lambda_{rgb}\\;L_{rgb}$",
+    """The four losses whose sum is trained on. Solid arrows: from the student's mapping network and
+    painter to every loss, and from the teacher to all but gan; gan's pass the discriminator,
+    perceptual's a frozen feature network. Dashed arrows: gradients go back to the student's painter
+    and, through it, its mapping network; none reaches the teacher."""
+    terms = {"gan": "$\\lambda_{gan}\\;L_{gan}$", "rgb": "$\\lambda_{rgb}\\;L_{rgb}$",
              "perceptual": "$\\lambda_{p}\\;L_{perceptual}$", "ld": "$\\lambda_{ld}\\;L_{ld}$"}
     judges = {"gan": "discriminator,\nlearns from its own loss",
               "perceptual": "feature network, frozen"}
-    gradient = {"colour": LOSS, "dashed": True}
-    every = tuple(terms)
+    gradient, every = {"colour": LOSS, "dashed": True}, tuple(terms)
+
+    def lane(box: Box, up: float) -> Box:  # arrows there and back, one above the other
+        return box._replace(y=box.y + up)
+
+    def both_ways(part: Part, here: Box, there: Box) -> None:
+        s.arrow(part, lane(here, 0.09), lane(there, 0.09))
+        s.arrow(part, lane(there, -0.09), lane(here, -0.09), **gradient)
+
     mapping = s.box(every, 0.62, 1.2, "mapping\n$f_s$, learns\nslowly", STUDENT, h=0.76)
     student = s.box(every, 2.02, 1.2, "student's\npainter\n$g_s$\nlearns", STUDENT, w=0.9, h=2.2)
-    s.box("stops", 6.85, 0.92, "teacher\n$G_t$\nfrozen", TEACHER, w=0.8, h=1.64)
-    s.arrow(every, student, mapping, **gradient)
+    teacher = s.box("stops", 6.85, 0.92, "teacher\n$G_t$\nfrozen", TEACHER, w=0.8, h=1.64)
+    both_ways(every, mapping, student)
     s.note(every, 0.62, 2.04, "total loss: the\nsum of the four")
-    s.note(every, 0.62, 0.36, "dashed:\ngradients", colour=LOSS)
+    s.note(every, 0.66, 0.5, "solid: forward")
+    s.note(every, 0.66, 0.28, "dashed: gradients", colour=LOSS)
     for n, (part, text) in enumerate(terms.items()):
         y = 2.06 - 0.58 * n
-        term = s.box(part, 5.35, y, text, LOSS, w=1.14, h=0.42)
-        way = [term, student]
+        way = [student, s.box(part, 5.35, y, text, LOSS, w=1.14, h=0.42)]
         if part in judges:
             way.insert(1, s.box(part, 3.65, y, judges[part], CONTEXT, w=1.72, h=0.46))
         for pair in pairwise(way):
-            s.arrow(part, *pair, **gradient)
+            both_ways(part, *pair)
         if part != "gan":
-            s.arrow((part, "stops"), term, (6.3, y), stops=True, **gradient)
+            s.arrow(part, lane(teacher, y + 0.09 - teacher.y), lane(way[-1], 0.09))
+            s.arrow((part, "stops"), lane(way[-1], -0.09), (6.3, y - 0.09), stops=True, **gradient)
 
 
 @drawing(7.3, 2.35)
