@@ -403,7 +403,7 @@ def run_chapter(name: str, parameters: Sequence[str] = (), out: str = "") -> Pat
             progress_bar=sys.stderr.isatty(),
             extra_arguments=["--IPKernelApp.log_level=CRITICAL"])  # no warning on transports
     except papermill.PapermillExecutionError as error:
-        raise ValueError(f"{notebook.name} stopped at cell {error.exec_count}: {error.ename}: "
+        raise ValueError(f"{notebook.name} stopped at In [{error.exec_count}]: {error.ename}: "
                          f"{error.evalue}; see {where}") from error
     except DeadKernelError as error:
         raise ValueError(f"{notebook.name} stopped, its kernel died (there may be too little "

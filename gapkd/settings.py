@@ -183,6 +183,8 @@ class TrainConfig(RunConfig):
     d_channels: tuple[int, ...] = (64, 32)
     """Widths of the discriminator, likewise: most of its work would lie in the finest block, hence
     the 32."""
+    conditional: bool = False
+    """Learn the classes that the data's dataset.json names; `gapkd sample --label` draws one."""
     start_from: str = ""
     """Run (its folder, or an embedded teacher's name) or file of another repository to start
     from."""

@@ -59,7 +59,7 @@ def test_a_kernel_of_another_name_is_this_one_and_one_that_dies_is_one_sentence(
 
 
 def test_a_failing_cell_is_one_sentence(notebook, tmp_path):
-    with pytest.raises(ValueError, match="07_tiny.ipynb stopped at cell 3: AssertionError: too ma"):
+    with pytest.raises(ValueError, match=r"07_tiny.ipynb stopped at In \[3\]: AssertionError: too"):
         chapters.run_chapter("7", ["images=500"], str(tmp_path / "out"))
 
 

@@ -674,6 +674,33 @@ def test_labels_are_embedded_in_full_precision(classes, tmp_path, precision):
     assert torch.equal(w, G.mapping(z, c)) and result.log[-1]["images"] == 8
 
 
+@pytest.mark.parametrize("architecture", ["stylegan2", "stylegan3-t"])
+def test_a_conditional_teacher(classes, tmp_path, architecture):
+    folder, labels, _ = classes
+    settings = {"resolution": 32, "data": str(folder), "images": 8, "architecture": architecture,
+                "layers": 4, "margin": 2, "path_weight": 0.0, "conditional": True}
+    first = train_gan(config(tmp_path / "run", **settings))
+    again = loop.resume_run(tmp_path / "run", images=12, progress=False)
+    for result in (first, again):
+        assert result.generator.c_dim == result.discriminator.c_dim == 3
+        z, c = torch.randn(2, 8), torch.eye(3)[[0, 2]]
+        assert (result.generator.mapping(z, c) - result.generator.mapping(z, c.flip(0))).any()
+
+
+def test_classes_are_learnt_where_that_is_asked_for(classes, tmp_path):
+    folder, _, _ = classes
+    with pytest.warns(UserWarning, match="dataset.json of pictures are not learnt: --conditional"):
+        plain = train_gan(config(tmp_path / "plain", resolution=32, data=str(folder), images=4))
+    assert plain.generator.c_dim == 0
+    with pytest.raises(ValueError, match="but toyfaces has no class labels: .*leave conditional o"):
+        train_gan(config(tmp_path / "toys", conditional=True))
+    (folder / "dataset.json").write_text(json.dumps({"labels": [[f"{i}.png", i - 1]
+                                                                for i in range(8)]}))
+    with pytest.raises(ValueError, match="names class -1: number the classes from 0"):
+        train_gan(config(tmp_path / "odd", resolution=32, data=str(folder), conditional=True))
+    assert not (tmp_path / "odd").exists()
+
+
 def test_a_conditional_training_needs_its_classes(classes, tmp_path):
     folder, labels, file = classes
     with pytest.raises(ValueError, match="with 3 classes, but toyfaces has no class labels"):

@@ -514,18 +514,34 @@ def open_dataset(source: str | Path, resolution: int, seed: int = 0,
 def class_shares(dataset: Dataset, c_dim: int) -> Tensor:
     """How frequent each class of a labelled dataset is: (c_dim,), sum 1. Raises ValueError for data
     that do not have the network's classes."""
-    labels = getattr(dataset, "labels", None)
-    if labels is None or labels.ndim != 1:
-        has = "no class labels" if labels is None else "vectors for labels"
-        raise ValueError(f"the network is conditional, with {c_dim} classes, but {dataset.name} "
-                         f"has {has}: give data with a dataset.json that names the class of every "
-                         "image, or take a network without classes")
+    labels = _classes(dataset, f"the network is conditional, with {c_dim} classes",
+                      "take a network without classes")
     if labels.min() < 0 or labels.max() >= c_dim:
         strange = int(labels[(labels < 0) | (labels >= c_dim)][0])
         raise ValueError(f"dataset.json of {dataset.name} names class {strange}, but the "
                          f"network's classes are 0 to {c_dim - 1}: give the data that it was "
                          "trained on")
     return torch.bincount(labels, minlength=c_dim) / len(labels)
+
+
+def class_count(dataset: Dataset) -> int:
+    """How many classes a labelled dataset has, 0 to the highest one that is named. Raises
+    ValueError."""
+    labels = _classes(dataset, "a conditional network is asked for", "leave conditional out")
+    if labels.min() < 0:
+        raise ValueError(f"dataset.json of {dataset.name} names class {int(labels.min())}: number "
+                         "the classes from 0")
+    return int(labels.max()) + 1
+
+
+def _classes(dataset: Dataset, wanted: str, instead: str) -> Tensor:
+    """The class of every image, int64 (size,)."""
+    labels = getattr(dataset, "labels", None)
+    if labels is None or labels.ndim != 1:
+        has = "no class labels" if labels is None else "vectors for labels"
+        raise ValueError(f"{wanted}, but {dataset.name} has {has}: give data with a dataset.json "
+                         f"that names the class of every image, or {instead}")
+    return labels
 
 
 @lru_cache(maxsize=4)

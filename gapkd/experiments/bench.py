@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 
 from gapkd.data.datasets import open_dataset, ordered_indices
@@ -60,8 +62,8 @@ class Bench:
 
     def train(self, settings: DistillConfig) -> dict:
         """Distil, measure on the way and at the end: a run's record."""
-        result = distill(settings, agreement_probe(self.teacher, self.net))
-        curve = []
+        result, curve = distill(settings, agreement_probe(self.teacher, self.net)), []
+        print(f"{settings.out}: trained, is being measured", file=sys.stderr, flush=True)
         for line in result.log:
             point = {name: value for name, value in line.items()
                      if name in PROBED or name.startswith("fid_")}

@@ -3,7 +3,7 @@
     gapkd sweep tools/sweeps/table.yml                      one run after the other
     gapkd sweep tools/sweeps/table.yml --jobs 2             two at a time; on GPUs, one process each
     gapkd sweep tools/sweeps/table.yml --arms dcp --seeds 0 one row of the table
-    gapkd sweep tools/sweeps/table.yml                      once more: the finished table
+    gapkd sweep tools/sweeps/table.yml                      once more: the finished table alone
     gapkd sweep tools/sweeps/table.yml --results runs/mine.jsonl     again, beside what is there
 
 Workers claim runs by locks in the sweep's folder, so the same command may be started as often as
@@ -310,10 +310,7 @@ def run_sweep(config: SweepConfig) -> list[dict]:
         check_place(table.run_folder(*todo[0]), "folder")
     _check_students(config, table, arms if todo else ())
     every = len(arms) * len(seeds)
-    print(f"{every - len(todo)} of {every} runs are in {table.results}")
-    if not todo:
-        records = read_results(table.results)
-        print(results_table([r for r in records if r["arm"] in (*REFERENCES, *arms)]))
+    print(f"{every - len(todo)} of {every} runs are in {table.results}", flush=True)
     if config.dry_run:
         for arm, seed in todo:
             print(f"missing: {arm} seed {seed}: {row_command(table.config(arm, seed))}")
@@ -322,9 +319,13 @@ def run_sweep(config: SweepConfig) -> list[dict]:
     jobs = min(config.jobs or max(1, gpus), len(todo))
     if jobs > 1:
         _spread(config, jobs, gpus)
-    elif todo:
+        return read_results(table.results)
+    if todo:
         _work(config, table, todo)
-    return read_results(table.results)
+    records = read_results(table.results)
+    if not missing(table, arms, seeds):  # else another worker is at the last ones, and shows them
+        print(results_table([r for r in records if r["arm"] in (*REFERENCES, *arms)]))
+    return records
 
 
 def _check_students(config: SweepConfig, table: Table, arms: Sequence[str]) -> None:

@@ -24,7 +24,14 @@ import torch
 from torch import Tensor
 
 from gapkd import parallel
-from gapkd.data.datasets import CHECK_SECONDS, Dataset, ImageFiles, class_shares, open_dataset
+from gapkd.data.datasets import (
+    CHECK_SECONDS,
+    Dataset,
+    ImageFiles,
+    class_count,
+    class_shares,
+    open_dataset,
+)
 from gapkd.distillation.distiller import Distiller, Moments, make_regressors
 from gapkd.distillation.students import make_student
 from gapkd.files.checkpoints import (
@@ -106,9 +113,13 @@ def train_gan(config: TrainConfig, probe: Probe | None = None) -> RunResult:
         (state saved).
     """
     config, G, D = first_networks(_begin(config, "teacher"))
+    dataset, judge = _open_data(config, G)
+    if config.conditional and not G.c_dim:
+        G, D = fresh_networks(config, class_count(dataset))
+    elif not G.c_dim:
+        start.say_if_labelled(dataset)
     if not config.noise:
         G.silence()
-    dataset, judge = _open_data(config, G)
     return fit(Trainer(config, G, D, dataset=dataset), "teacher", probe, judge)
 
 
@@ -121,10 +132,15 @@ def first_networks(config: TrainConfig) -> tuple[TrainConfig, StyleGenerator, Di
         return replace(config, **taken), G, D
     if config.start_from:
         return start.networks_of_start(config)
+    return config, *fresh_networks(config)
+
+
+def fresh_networks(config: TrainConfig, c_dim: int = 0) -> tuple[StyleGenerator, Discriminator]:
+    """The networks that the settings ask for, for images of c_dim classes."""
     with seeded(config.seed):
-        G = fresh_generator(config)
-        D = Discriminator(config.resolution, widths(config.d_channels, config.resolution))
-    return config, G, D
+        G = fresh_generator(config, c_dim)
+        D = Discriminator(config.resolution, widths(config.d_channels, config.resolution), c_dim)
+    return G, D
 
 
 def _known_networks(config: RunConfig) -> dict:
@@ -135,9 +151,9 @@ def _known_networks(config: RunConfig) -> dict:
     return known if isinstance(known, dict) else {}
 
 
-def fresh_generator(config: TrainConfig) -> StyleGenerator:
-    """The generator that the settings ask for."""
-    common = {"z_dim": config.z_dim, "w_dim": config.w_dim,
+def fresh_generator(config: TrainConfig, c_dim: int = 0) -> StyleGenerator:
+    """The generator that the settings ask for, of c_dim classes."""
+    common = {"z_dim": config.z_dim, "w_dim": config.w_dim, "c_dim": c_dim,
               "mapping_layers": config.mapping_layers}
     if config.architecture == "stylegan2":
         channels = widths(config.channels, config.resolution)

@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 import torch
 
 from gapkd import parallel
+from gapkd.data.datasets import Dataset
 from gapkd.data.decoding import shown
 from gapkd.distillation.directions import check_blocks
 from gapkd.distillation.students import check_request
@@ -110,6 +111,14 @@ def say_if_other_data(network: str, data: str) -> None:
     if known != "toyfaces":
         warnings.warn(f"{network} was trained on {known}, and here data is toyfaces: name its "
                       "images (--data), if rendered faces are not what you mean", stacklevel=3)
+
+
+def say_if_labelled(dataset: Dataset) -> None:
+    """Warn where a teacher without classes is about to learn from images that have them."""
+    labels = getattr(dataset, "labels", None)
+    if labels is not None and labels.ndim == 1 and parallel.is_first():
+        warnings.warn(f"the classes in the dataset.json of {dataset.name} are not learnt: "
+                      "--conditional asks for a network that learns them", stacklevel=3)
 
 
 def say_if_other_images(data: str, network: str, figures: str) -> None:
