@@ -20,8 +20,10 @@ import gapkd
 from gapkd import chapters, cli
 from gapkd.cli import main
 from gapkd.cli.options import GROUPS, parsed
+from gapkd.data.datasets import open_dataset
 from gapkd.files.checkpoints import load_generator, read_metadata
 from gapkd.metrics.editing import load_directions
+from gapkd.metrics.sampling import draw_sheet
 from gapkd.settings import DistillConfig, TrainConfig
 from gapkd.training.plan import PlanConfig
 
@@ -115,6 +117,17 @@ def test_sample(tmp_path, teacher, capsys):
     assert main(["sample", teacher, "--out", str(few), *wide]) == 0
     assert Image.open(few).size == (2 * 33 - 1, 32)
     assert "exists already" in refusal(capsys, *command)
+
+
+def test_sample_as_single_files(tmp_path, teacher, capsys):
+    command = ["sample", teacher, "--separate", "--count", "3", "--seed", "5", "--out"]
+    assert main([*command, str(tmp_path / "faces")]) == 0
+    dataset = open_dataset(str(tmp_path / "faces"), 32)
+    assert dataset.names == [f"00000{n}.png" for n in range(3)]
+    drawn = draw_sheet(load_generator(teacher), 3, 5).clamp(-1, 1)
+    torch.testing.assert_close(dataset.load(torch.arange(3)), drawn, atol=0.01, rtol=0)
+    assert "exists already: remove it or choose another folder" in refusal(
+        capsys, *command, tmp_path / "faces")
 
 
 def test_a_direction_that_is_named_twice_is_written_once(tmp_path, teacher):

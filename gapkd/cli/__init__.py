@@ -42,7 +42,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
                   "table --arms dcp --seeds 0 --results runs/mine.jsonl"),
     },
     "Use a generator": {
-        "sample": ("files", "draw a sheet of images",
+        "sample": ("files", "draw images, as a sheet or one by one",
                    "toyfaces64 --truncation 0.7 --out runs/faces.png"),
         "directions": ("files", "find directions in W with a name: smile, glasses...",
                        "toyfaces64 --out runs/directions.safetensors"),

@@ -17,12 +17,14 @@ SHEET_PIXELS = 2**28
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """Draw a sheet of images and save it as PNG."""
+    """Draw images and save them as PNG: one sheet, or a folder of single files."""
 
     generator: tyro.conf.Positional[str]
     """A run's folder, a file of any format, a hub's name, or an embedded network's."""
     out: str = "runs/samples.png"
-    """PNG file to write; an existing one is not overwritten."""
+    """PNG file to write, or a new folder with --separate; an existing one is not overwritten."""
+    separate: bool = False
+    """Write every image to a file of its own: 000000.png, 000001.png... in the folder `out`."""
     count: int = 64
     """How many images."""
     label: int = -1
@@ -32,7 +34,7 @@ class SampleConfig:
     seed: int = 0
     """Of the latents."""
     columns: int = 8
-    """Images a row."""
+    """Images per row of the sheet."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class ConvertConfig:
 def sample(config: SampleConfig) -> None:
     from gapkd.data.images import save_png
     from gapkd.files.checkpoints import load_generator
-    from gapkd.files.storage import new_file
+    from gapkd.files.storage import new_file, new_folder
     from gapkd.metrics.sampling import draw_sheet
 
     if not 0 <= config.seed < 2**63:
@@ -87,18 +89,22 @@ def sample(config: SampleConfig) -> None:
     if not abs(config.truncation) <= 1000:  # nan is not either
         raise ValueError("truncation must lie between -1000 and 1000, 1 for none, not "
                          f"{config.truncation}")
-    new_file(config.out, ".png", ".PNG")
+    out = new_folder(config.out) if config.separate else new_file(config.out, ".png", ".PNG")
     G = load_generator(config.generator)
     if config.count > (most := SHEET_PIXELS // G.resolution**2):
         raise ValueError(f"count must be at most {most:,} at {G.resolution} px, not "
-                         f"{config.count:,}: draw several sheets, each with another seed")
+                         f"{config.count:,}: draw them in several parts, each with another seed")
     if not -1 <= config.label < max(G.c_dim, 0):
         mend = f"classes, 0 to {G.c_dim - 1}; -1 takes them in turn"
         has = f"{G.c_dim} {mend}" if G.c_dim else "no classes: leave it at -1"
         raise ValueError(f"label={config.label}: {config.generator} has {has}")
     images = draw_sheet(G, config.count, config.seed, config.truncation, config.label)
-    columns = min(config.columns, config.count)
-    print(f"{config.count} images written to {save_png(images, config.out, columns)}")
+    if config.separate:
+        for n, image in enumerate(images.split(1)):
+            save_png(image, out / f"{n:06}.png", columns=1)
+    else:
+        save_png(images, out, min(config.columns, config.count))
+    print(f"{config.count} images written to {out}")
 
 
 def directions(config: DirectionsConfig) -> None:
