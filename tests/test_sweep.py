@@ -75,6 +75,8 @@ def names(records):
 def test_every_run_is_made_once(table, tmp_path, monkeypatch, capsys):
     file = table()
     assert names(run_sweep(SweepConfig(file, arms=("alone",), seeds=(1,)))) == [("alone", 1)]
+    said = capsys.readouterr()
+    assert "| alone | 1 |" in said.out and "alone-1: trained, is being measured" in said.err
     records = run_sweep(SweepConfig(file))
     assert names(records) == [("alone", 1), ("alone", 0), ("paper", 0), ("paper", 1)]
     lines = (tmp_path / "results.jsonl").read_text().splitlines()
