@@ -314,10 +314,11 @@ def test_a_restart_takes_up_its_own_run_only(monkeypatch, tmp_path, begun_by, re
             train_gan(config(tmp_path, images=32))
 
 
-def test_a_mistake_that_one_process_alone_meets_is_heard():
+def test_a_mistake_that_one_process_alone_meets_is_heard(tmp_path):
     command = [sys.executable, "-m", "gapkd", "sample", "nowhere.safetensors"]
     second = os.environ | {"RANK": "1", "WORLD_SIZE": "1"}
-    job = subprocess.run(command, text=True, capture_output=True, env=second, timeout=120)
+    job = subprocess.run(command, text=True, capture_output=True, env=second, timeout=120,
+                         cwd=tmp_path)
     assert job.returncode == 2 and "gapkd (process 1): there is no checkpoint" in job.stderr
 
 
