@@ -670,6 +670,16 @@ def test_names_in_a_zip_that_none_can_have(tmp_path):
         assert open_dataset(path, 16).names == ["b.png"]
 
 
+def test_an_entry_that_a_later_one_replaces_is_mentioned(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        for size in (8, 16):
+            archive.writestr("a.png", png(gradient(size)))
+    with pytest.warns(UserWarning, match="skipped 1 of 2 files .* 1 replaced by later ones of"):
+        dataset = open_dataset(path, 16)
+    assert dataset.names == ["a.png"] and dataset._fits == [True]
+
+
 @no_notice
 def test_a_zip_made_beside_its_pictures_is_read(tmp_path):
     """Packed as ../photos; nothing is unpacked, so that the names lead nowhere."""

@@ -179,6 +179,8 @@ def test_a_file_as_editors_leave_it(tmp_path):
     file.write_text("".join(lines), "utf-16")
     with pytest.raises(ValueError, match="r.jsonl is not UTF-8 text .*: save it as UTF-8"):
         read_results(file)
+    with pytest.raises(ValueError, match="cannot be read .*: it should be a text file"):
+        read_results(tmp_path)
 
 
 def test_a_run_that_stands_there_twice_is_no_second_seed(tmp_path):

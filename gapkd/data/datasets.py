@@ -420,7 +420,9 @@ class ImageZip(ImageFiles):
             if entry.flag_bits & 1 or entry.compress_type not in UNPACKED:
                 raise ValueError(f"{self.path} is encrypted, or packed by a method that Python "
                                  "does not know: unpack it, and give the folder")
-        return [entry.filename for entry in entries]
+        names = [entry.filename for entry in entries]
+        self._left_out["replaced by later ones of their name"] += len(names) - len(set(names))
+        return names
 
     def _open(self, name: str) -> BinaryIO:
         entry = self._zip.getinfo(name)

@@ -143,8 +143,8 @@ def find_network(content: object, role: str | None) -> Found:
     if wrong:
         which = f"since {_shown(ordered[0].path)} cannot be read: {wrong[0]}"
     listed = ", ".join(_shown(place.path) for place in chosen[:8])
-    return replace(found, note=f"it holds {len(chosen)} {best.role}s ({listed}): taken is "
-                               f"{_shown(best.path)}, {which}")
+    note = f"it holds {len(chosen)} {best.role}s ({listed}): taken is {_shown(best.path)}, {which}"
+    return replace(found, note="; ".join(filter(None, (note, found.note))))
 
 
 def _places(content: object) -> tuple[list[Place], list[ForeignError]]:
@@ -611,12 +611,15 @@ def rosinality_generator(modules: Modules) -> Found:
     weights = [_need(state, f"{layer}.conv.weight", 5) for layer in layers]  # (1, O, I, k, k)
     for layer in layers:
         _need(state, f"{layer}.noise.weight")
-    sizes = _mapping_sizes(state, "style.", 1)
+    sizes, note = _mapping_sizes(state, "style.", 1), ""
     if "latent_avg" in state and state["latent_avg"].numel() != sizes["w_dim"]:
         rows = state["latent_avg"]  # one a layer, which may be the same
         state = {name: value for name, value in state.items() if name != "latent_avg"}
         if rows.ndim == 2 and rows.shape[1] == sizes["w_dim"] and (rows == rows[:1]).all():
             state["latent_avg"] = rows[:1]
+        else:
+            note = (f"its latent_avg, of shape {tuple(rows.shape)}, is no mean of w: the mean of "
+                    "10,000 w takes its place")
     channels = [_need(state, "input.input", 4).shape[1], *(weight.shape[1] for weight in weights)]
     pairs = [channels[i:i + 2] for i in range(0, len(channels), 2)]
     architecture = {"resolution": 2 << len(pairs), "channels": pairs,
@@ -625,7 +628,7 @@ def rosinality_generator(modules: Modules) -> Found:
                     **sizes}
     found = _collect("stylegan2-generator", architecture, state, ROSINALITY,
                      "rosinality's StyleGAN2")
-    return _with_mean_w(found, state, "latent_avg")
+    return replace(_with_mean_w(found, state, "latent_avg"), note=note)
 
 
 @torch.no_grad()

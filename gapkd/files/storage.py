@@ -58,9 +58,12 @@ def sha256(file: str | Path) -> str:
 
 def json_lines(path: str | Path) -> list[tuple[int, object]]:
     """(number, value) of the lines of a .jsonl file that are not blank; None for a line that is no
-    JSON. Raises ValueError, in one sentence, where the file is no text."""
+    JSON. Raises ValueError, in one sentence, where there is no text to be read."""
     try:
         lines = Path(path).read_text("utf-8-sig").split("\n")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): it should be a text file "
+                         "that you may read") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (see byte {error.start}): save it as UTF-8"
                          ) from error
