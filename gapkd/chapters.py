@@ -266,7 +266,8 @@ def check_settings(settings: str, **own: object) -> None:
         own: its other parameters; those that are fields of DistillConfig count.
 
     Raises ValueError, one sentence, for what `gapkd.distill` would refuse: of the settings, of
-    teacher and student, of the discriminator, of the device.
+    teacher and student, of the discriminator, of the device; and for `ld_blocks` that the teacher
+    lacks, since chapters show these blocks whatever the losses are.
     """
     given, fields = read_settings(settings), get_type_hints(DistillConfig)
     for name in given:

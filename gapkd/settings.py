@@ -262,7 +262,7 @@ class DistillConfig(RunConfig):
     """Weight of the adversarial loss."""
     gan_from: Annotated[float | None, _by_recipe("gan_from", "FLOAT")] = None
     """Fraction of the images after which the discriminator begins: until then, the teacher alone
-    has a say."""
+    takes part."""
     rgb_weight: float = 3.0
     """Weight of the mean absolute image difference."""
     rgb_levels: Literal["last", "all"] = "last"

@@ -48,7 +48,7 @@ def images_scores(G, w, target) -> list[torch.Tensor]:
     G.zero_grad()
     (G.synthesis(w).image - target).abs().sum().backward()
     return [weight.grad.abs().transpose(0, 1).flatten(1).mean(dim=1)
-            for weight in pruning.weights(G)]
+            for weight in pruning.scored_weights(G)]
 
 
 @KINDS
@@ -137,7 +137,7 @@ def test_slimming_shrinks_scales_and_folds_them_in(networks, kind):
     assert not any(module._forward_pre_hooks for module in G.modules())
     # Adam's first step with a gradient, its second one: lr / sqrt(0.01 / (1 - 0.99^2)).
     G, _ = pruning.slim(teacher, images=16, batch=8, lr=0.02)
-    moved = (pruning.weights(G)[-1] - pruning.weights(teacher)[-1]).abs()
+    moved = (pruning.scored_weights(G)[-1] - pruning.scored_weights(teacher)[-1]).abs()
     torch.testing.assert_close(moved, torch.full_like(moved, 0.02 * 1.99**0.5), rtol=0.01, atol=0)
 
 

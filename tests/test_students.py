@@ -99,7 +99,7 @@ def test_the_channels_of_highest_score_stay(networks, kind, name, monkeypatch):
 
     def rising(G, **options):
         asked.append(options)
-        return [torch.arange(w.shape[1]).float() for w in pruning.weights(G)]
+        return [torch.arange(w.shape[1]).float() for w in pruning.scored_weights(G)]
 
     def slim(G, images, **options):
         return G, rising(G, images=images, **options)
@@ -112,7 +112,7 @@ def test_the_channels_of_highest_score_stay(networks, kind, name, monkeypatch):
                "pruned-diversity": {"progress": True},
                "slimmed": {"images": 7, "seed": 3, "progress": True}}
     assert asked == [options[name]] and name in SYNTHESES
-    ours, theirs = pruning.weights(student)[1], pruning.weights(teacher)[1]
+    ours, theirs = pruning.scored_weights(student)[1], pruning.scored_weights(teacher)[1]
     assert torch.equal(ours, theirs[-ours.shape[0]:, -ours.shape[1]:])
 
 

@@ -294,7 +294,7 @@ def compare_exports(config: BenchmarkConfig) -> dict:
     """Teacher and student in all forms in which they can be run, on the CPU, by turns.
 
     Returns: {"rows"}; a row has each network's images a second and share of the peak, and how many
-        times as quick the student is, the median over neighbouring calls.
+        times as fast the student is, the median over neighbouring calls.
     """
     device, rows = torch.device("cpu"), []
     peak = machine_peak(device)
@@ -438,7 +438,7 @@ def show_alias_free(rows: Sequence[dict]) -> str:
 def show_exports(found: dict) -> str:
     """The table of `compare_exports` as Markdown."""
     lines = ["| on the CPU | px | batch | teacher, images/s | of the peak | student, images/s "
-             "| of the peak | times as quick |", "|---|--:|--:|--:|--:|--:|--:|--:|"]
+             "| of the peak | times as fast |", "|---|--:|--:|--:|--:|--:|--:|--:|"]
     for row in found["rows"]:
         rates = [f"{row[case]:.{0 if row[case] >= 10 else 2}f} | {row[f'{case}_of_peak']:.0%}"
                  for case in NETWORKS]

@@ -62,10 +62,10 @@ def check_blocks(name: str, blocks: Sequence[int], G: StyleGenerator, first: int
 
 def draw_offsets(n: int, w_dim: int, strength: float, generator: torch.Generator,
                  directions: Tensor | None = None) -> Tensor:
-    """One offset a sample: a random direction times N(0, 1) times strength.
+    """One offset per sample: a random direction times N(0, 1) times strength.
 
     Args:
-        strength: the paper's 5.0 belongs to 512 dimensions; compare it with your W's spread.
+        strength: the paper's 5.0 belongs to 512 dimensions; choose yours by the spread of your W.
         directions: (K, w_dim), unit rows to choose from; None for a uniformly random direction.
     Returns: (n, w_dim).
     """

@@ -1,4 +1,4 @@
-"""The paper's total loss (section 4): what a frozen teacher has to say of what its student draws.
+"""The paper's total loss (section 4): how a frozen teacher judges what its student draws.
 
     total = L_gan + 3 L_rgb + 3 L_lpips + 30 L_ld
 
@@ -33,8 +33,8 @@ class Distiller:
         teacher: on the device of the training; frozen here.
         perceptual: distance of image batches (N, 3, R, R) twice -> (N,); None: no perceptual loss.
         config: weights and options of the losses; a loss of weight 0 is not computed.
-        content_mask: maps teacher images to masks (N, 1, R, R) in [0, 1], in which the rgb and
-            perceptual losses look.
+        content_mask: maps teacher images to masks (N, 1, R, R) in [0, 1], the only region that the
+            rgb and perceptual losses compare.
         regressors: for the feature regression, see `make_regressors`.
         moments: for the distribution matching.
     Raises ValueError for blocks that the teacher does not have.
@@ -56,13 +56,13 @@ class Distiller:
         self.weights = {"rgb": c.rgb_weight, "ld": c.ld_weight, "feature": c.feature_weight,
                         "moment": c.moment_weight,
                         "perceptual": c.perceptual_weight if perceptual else 0.0}
-        self.compares = any(self.weights.values())  # whether there is anything to ask the teacher
+        self.compares = any(self.weights.values())  # whether any loss needs the teacher
         if self.weights["ld"]:
             check_blocks("ld_blocks", c.ld_blocks, teacher)
         self.views = 2 if self.weights["ld"] and c.ld_offsets != "none" else 1
         self.directions = None
         if self.views == 2 and c.ld_offsets != "random":
-            blocks = range(1, max(c.ld_blocks) + 1)
+            blocks = range(1, max(c.ld_blocks) + 1)  # the paper's: 8x8 to the last one compared
             self.directions = sefa_directions(teacher, blocks, c.ld_offsets)
 
     def draw_offsets(self, n: int, rng: torch.Generator) -> Tensor | None:

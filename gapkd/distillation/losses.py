@@ -41,7 +41,7 @@ def perceptual_loss(distance: Callable[[Tensor, Tensor], Tensor], student: Tenso
 
     Args:
         distance: maps two image batches to (N,), for example LPIPS.
-        mask: as in `rgb_loss`; masked pixels are set to mid-grey in both images.
+        mask: as in `rgb_loss`; pixels outside it are set to mid-grey in both images.
     """
     teacher = teacher.detach()
     if mask is not None:
@@ -52,8 +52,8 @@ def perceptual_loss(distance: Callable[[Tensor, Tensor], Tensor], student: Tenso
 def feature_loss(guesses: Sequence[Tensor], teacher_features: Sequence[Tensor],
                  mean: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
     """Feature regression (Romero et al., *FitNets*, 2015), a baseline: mean squared error of the
-    teacher's features (N, C, r, r), as guessed from the student's, over their mean square; summed
-    over blocks. `mean` averages over processes that share a batch."""
+    teacher's features (N, C, r, r), predicted from the student's, divided by the teacher's mean
+    square; summed over blocks. `mean` averages over processes that share a batch."""
     total = guesses[0].new_zeros((), dtype=torch.float32)
     for guess, features in zip(guesses, teacher_features, strict=True):
         features = features.detach().float()
@@ -98,7 +98,7 @@ def latent_direction_loss(student_features: Sequence[Tensor], teacher_features: 
             images of w, then N of w + offset, in the same order. C and r may differ between the
             networks.
         kind: "kl", KL(softmax(S_teacher) || softmax(S_student)) of each row, batch mean; or "mse",
-            the mean squared difference of the matrices. Summed over blocks.
+            the mean squared difference of the matrices (`distill` uses "kl"). Summed over blocks.
         views: 2 relates w_i to w_j + offset_j; 1 relates N images of w among themselves.
     """
     _check_features(student_features, teacher_features, kind, views)

@@ -1,5 +1,5 @@
 """Which of the teacher's channels a student keeps: a score for every channel that enters a layer,
-one tensor (C,) for each of the generator's `readers`. The higher, the sooner kept."""
+one tensor (C,) for each of the generator's `readers`. Those with higher scores are kept."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from gapkd.networks.base import StyleGenerator
 from gapkd.progress import bar
 
 
-def weights(G: StyleGenerator) -> list[Tensor]:
+def scored_weights(G: StyleGenerator) -> list[Tensor]:
     """The weights (O, C, k, k) that decide on each group of channels C, input side first."""
     return [readers[0].weight for readers in G.readers()]
 
 
 def magnitude_scores(G: StyleGenerator) -> list[Tensor]:
     """Mean absolute weight that reads a channel."""
-    return [weight.detach().abs().mean(dim=(0, 2, 3)) for weight in weights(G)]
+    return [weight.detach().abs().mean(dim=(0, 2, 3)) for weight in scored_weights(G)]
 
 
 def gradient_scores(G: StyleGenerator, images: Tensor, target: Tensor, again: bool = False
                     ) -> list[Tensor]:
     """Mean absolute gradient of sum |images - target| with respect to the weights that read a
     channel: images (N, 3, R, R), drawn by G with gradients, and constants of the same shape.
-    `again`: the images will be asked once more."""
+    `again`: another gradient of these images follows, so their graph is kept."""
     difference = (images - target.detach()).abs().sum()
-    gradients = torch.autograd.grad(difference, weights(G), retain_graph=again)
+    gradients = torch.autograd.grad(difference, scored_weights(G), retain_graph=again)
     return [gradient.abs().mean(dim=(0, 2, 3)) for gradient in gradients]
 
 
@@ -52,8 +52,8 @@ def salt_and_pepper(images: Tensor, probability: float, generator: torch.Generat
 def content_scores(G: StyleGenerator, samples: int = 400, probability: float = 0.05, seed: int = 0,
                    batch: int = 16, content: Callable[[Tensor], Tensor] | None = None,
                    progress: bool = False) -> list[Tensor]:
-    """CAGAN's score: mean `gradient_scores` between images and the same images with
-    salt-and-pepper noise on their content.
+    """CAGAN's score: `gradient_scores` between images and the same images with salt-and-pepper
+    noise on their content, mean over batches. (A batch has one gradient, of its sum.)
 
     Args:
         content: maps images to masks (N, 1, R, R) in [0, 1] of what matters (a face, not its
@@ -61,7 +61,7 @@ def content_scores(G: StyleGenerator, samples: int = 400, probability: float = 0
     Source: Liu et al., *Content-Aware GAN Compression* (CVPR 2021), section 3.1.
     """
     G, dice = _with_gradients(G, seed)
-    total = [0.0] * len(weights(G))
+    total = [0.0] * len(scored_weights(G))
     for w in draw_ws(G, samples, batch, dice, progress):
         images = G.synthesis(w).image
         mask = content(images.detach()) if content else None
@@ -79,7 +79,7 @@ def diversity_scores(G: StyleGenerator, samples: int = 400, directions: int = 10
 
     For every batch, `directions` principal axes of W are drawn, each with the probability of the
     variance it explains; squared deviations from the batch's mean are summed over directions and
-    batches. The moved image is a constant, as in the paper.
+    batches. (A batch has one gradient, of its sum.) The moved image is a constant, as in the paper.
 
     Source: Chung et al., *Diversity-aware Channel Pruning for StyleGAN Compression* (CVPR 2024),
     section 3.
@@ -90,7 +90,7 @@ def diversity_scores(G: StyleGenerator, samples: int = 400, directions: int = 10
     with torch.no_grad():
         many = torch.cat(list(draw_ws(G, 10_000, 1_000, dice)))
     _, spread, axes = torch.linalg.svd(many - many.mean(dim=0), full_matrices=False)
-    total = [0.0] * len(weights(G))
+    total = [0.0] * len(scored_weights(G))
     for w in draw_ws(G, samples, batch, dice, progress):
         drawn = torch.multinomial(spread.square(), directions, replacement=True, generator=dice)
         images, found = G.synthesis(w).image, []
@@ -117,10 +117,10 @@ def slim(teacher: StyleGenerator, images: int = 20_000, penalty: float = 0.006, 
          ) -> tuple[StyleGenerator, list[Tensor]]:
     """GAN Slimming: let a penalty decide which channels can go.
 
-    Every channel that enters a layer gets a scale, 1 at first. Weights and scales then learn to go
-    on drawing the teacher's images while an L1 penalty pulls all scales towards zero: those that
-    the image can do without get there first. Features are scaled, not styles: demodulation would
-    undo a factor that a layer's channels share.
+    Every channel that enters a layer gets a scale, 1 at first. Weights and scales are then trained
+    to keep drawing the teacher's images while an L1 penalty pulls all scales towards zero: those
+    that the image can do without get there first. Features are scaled, not styles: demodulation
+    would undo a factor that a layer's channels share.
 
     Args:
         images: length of the training.
@@ -133,7 +133,7 @@ def slim(teacher: StyleGenerator, images: int = 20_000, penalty: float = 0.006, 
         comes afterwards, with the distillation.
     """
     G, dice = _with_gradients(teacher, seed)
-    scales = [weight.new_ones(weight.shape[1]).requires_grad_() for weight in weights(G)]
+    scales = [weight.new_ones(weight.shape[1]).requires_grad_() for weight in scored_weights(G)]
     hooks = []
     for scale, readers in zip(scales, G.readers(), strict=True):
         scaled = partial(_scaled, scale)

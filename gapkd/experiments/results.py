@@ -23,7 +23,7 @@ from gapkd.data.images import untile
 from gapkd.files.storage import data_path, json_lines
 
 REFERENCES = ("real", "teacher")
-"""Arms that are none: real images against other real ones, and the teacher."""
+"""Rows that are not arms: real images against other real ones, and the teacher."""
 BENCH = ("judge_sha256", "second_judge_sha256", "samples")
 """Entries of a record that say what measured it."""
 

@@ -88,7 +88,7 @@ def images_per_second(G: StyleGenerator, batch: int = 16, repeats: int = 10) -> 
 
 def speed_ratio(fast: StyleGenerator, slow: StyleGenerator, batch: int = 16, repeats: int = 10
                 ) -> float:
-    """How many times the images per second of `slow` `fast` makes.
+    """Images per second of `fast`, divided by those of `slow`.
 
     Both run in turn, so that another program on the machine slows both: the median ratio of
     neighbours is far steadier than that of two throughputs.

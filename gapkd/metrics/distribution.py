@@ -79,8 +79,8 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 def kid(a: Tensor, b: Tensor, seed: int = 0, subsets: int = 50, subset_size: int = 500) -> float:
     """Kernel distance: unbiased squared MMD with k(x, y) = (x.y / F + 1)^3 (Binkowski et al.,
-    2018), mean over random subsets. 0 on average for two sets from one distribution, so it may come
-    out slightly negative."""
+    2018), mean over random subsets (often 1,000 images each; 500 here). 0 on average for two sets
+    from one distribution, so it may come out slightly negative."""
     a, b = _check_pair(a, b, least=2)
     size = min(subset_size, len(a), len(b))
     generator = torch.Generator().manual_seed(seed)
@@ -119,8 +119,8 @@ class Coverage(NamedTuple):
 
 def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> Coverage:
     """Of two feature sets (N, F) and (M, F). A manifold is the union of balls around its points
-    that reach to their k-th neighbour (Kynkaanniemi et al., 2019; density and coverage: Naeem et
-    al., 2020)."""
+    that reach to their k-th neighbour (Kynkaanniemi et al., 2019, with k = 3; density and coverage:
+    Naeem et al., 2020, where k is 5)."""
     real, fake = _check_pair(real, fake, least=k + 1)
     real_radius, fake_radius = _radii(real, k), _radii(fake, k)
     balls = real.new_zeros(len(fake))                             # real balls around every fake

@@ -70,8 +70,8 @@ class FidProbe:
 
     @torch.no_grad()
     def try_out(self, G: StyleGenerator) -> None:
-        """Look at two images of either side, so that what cannot be measured is known before a
-        training and not in the middle of it. Raises ValueError."""
+        """Look at two images of either side, to find out before a training whether the FID can be
+        measured. Raises ValueError."""
         try:
             if self.samples < 2:
                 raise ValueError(f"{self.dataset.name} holds {self.dataset.size} image, and two "

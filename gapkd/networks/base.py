@@ -64,7 +64,8 @@ class SynthesisOutput:
 
 
 class Network(nn.Module):
-    """A network of a file: it keeps every argument of its constructor under the same name."""
+    """A network that can be saved: it keeps every argument of its constructor under the same name.
+    """
 
     def architecture(self) -> dict:
         """The constructor's arguments, as JSON can hold them: type(G)(**G.architecture()) has G's

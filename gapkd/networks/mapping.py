@@ -61,7 +61,7 @@ class MappingNetwork(nn.Module):
         return x  # (N, w_dim)
 
     def _rows(self, message: str, given: Tensor | None, width: int) -> Tensor:
-        """z or c as numbers of the weights' kind. Raises ValueError for another shape."""
+        """z or c in the weights' dtype. Raises ValueError for another shape."""
         if not isinstance(given, Tensor) or given.ndim != 2 or given.shape[1] != width:
             raise ValueError(f"{message} (N, {width}), not {described(given)}")
         return given.to(self.w_avg.dtype)

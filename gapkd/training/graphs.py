@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 WARM_UP = 3
-"""So often a step runs as it is written before it is recorded: libraries set themselves up."""
+"""Ordinary runs of a step before it is recorded, in which libraries set themselves up."""
 
 
 class StepGraphs:

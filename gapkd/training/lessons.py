@@ -2,7 +2,7 @@
 
 A teacher draws the same image for the same latents for ever, and half of the time of a step with
 image losses alone goes into its drawing. So some lessons (batches of latents, and what the teacher
-made of them) are gathered, gone through a few times in a shuffled order, and given up for others.
+made of them) are gathered, gone through a few times in a shuffled order, and replaced by new ones.
 """
 
 from __future__ import annotations

@@ -263,7 +263,7 @@ def resume_run(folder: str | Path, images: int = 0, device: str = "", progress: 
     Args:
         images: its new length; 0: as before.
         device: empty: as before.
-        changes: other settings that say nothing of what the weights mean: where data or teacher are
+        changes: other settings that do not change what the weights mean: where data or teacher are
             by now, when is measured, logged or saved.
     Raises ValueError when the folder holds no run, or cannot go on so; else as `train_gan` and
         `distill`.
@@ -296,8 +296,8 @@ KINDS = {"teacher": (train_gan, TrainConfig), "distill": (distill, DistillConfig
 
 
 def _begin(config: AnyConfig, kind: str) -> AnyConfig:
-    """Find the other processes, if there are any; after a restart by torchrun's agent, resume. What
-    is wrong with the run's folder is said here."""
+    """Find the other processes, if there are any; after a restart by torchrun's agent, resume.
+    Problems with the run's folder are reported here."""
     train, cls = KINDS[kind]
     if not isinstance(config, cls):
         raise ValueError(f"{train.__name__} takes a {cls.__name__}, not a {type(config).__name__}")

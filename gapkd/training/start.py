@@ -1,5 +1,5 @@
 """Before the first step: take both networks of a GAN training from a run or from another
-repository's file; say what cannot be trained while it costs nothing yet."""
+repository's file; refuse what cannot be trained before any work is done."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def check_pair(G: StyleGenerator, D: Discriminator) -> None:
 
 
 def check_student(config: DistillConfig, teacher: StyleGenerator) -> None:
-    """Raise ValueError for a student that cannot be trained so, before it costs anything."""
+    """Raise ValueError for a student that cannot be trained with these settings."""
     Lessons(config.reuse, config.batch, teacher.resolution, teacher.silent)
     family, architecture = check_request(teacher, config.keep, config.kernel, config.mapping,
                                          config.synthesis, config.kind)

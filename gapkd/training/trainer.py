@@ -42,7 +42,7 @@ from gapkd.training.lessons import Lesson, Lessons
 Rows = Tensor | slice
 Notes = dict[str, Tensor]
 Latents = tuple[Tensor, Tensor, int | None, Tensor | None]
-"""Two z a sample, (N, z_dim) each, the layer from which the second one rules (None: nowhere), and
+"""Two z per sample, (N, z_dim) each, the first layer that takes the second (None: no layer), and
 one-hot labels (N, c_dim) (None: the networks know no classes)."""
 
 
@@ -243,7 +243,7 @@ class Trainer:
 
     @property
     def judged(self) -> bool:
-        """Whether the discriminator has a say by now."""
+        """Whether the discriminator takes part at this point of the run."""
         c = self.config
         return bool(c.gan_weight) and self.images >= c.gan_from * c.images
 
@@ -258,7 +258,7 @@ class Trainer:
         return self.opt_g.param_groups + self.opt_d.param_groups
 
     def faded(self, end: float) -> float:
-        """Factor of what falls along half a cosine from 1 to `end`."""
+        """Factor of a quantity that falls along half a cosine from 1 to `end`."""
         done = min(self.images / self.config.images, 1.0)
         return end + (1 - end) * (1 + math.cos(math.pi * done)) / 2
 
@@ -294,7 +294,8 @@ class Trainer:
         return adversarial.gradient_penalty(self.D(images, c), images)
 
     def generator_step(self, reals: Tensor, crossover: int | None = None) -> Notes:
-        """One route for z: draw, mapping of both networks, synthesis of both, losses, sum."""
+        """The path of z through a step: draw, both mapping networks, both synthesis networks,
+        losses, sum."""
         self.D.requires_grad_(False)
         n = self.config.batch
         lesson = self.lessons.next(lambda: self.draw_latents(n, self.mine, crossover), self.dice)

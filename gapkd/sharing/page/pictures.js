@@ -82,8 +82,8 @@ export class Pictures {
     this.views.forEach((view, i) => { view.time.textContent = medians[i].toFixed(1); });
     const { network } = this.views[0];
     const first = network.role === "student" ? "the student" : network.name;
-    if (ratio > 1.05 && ratio < Infinity) at("faster").textContent = `${first} is ${ratio.toFixed(1)} times as quick`;
-    else if (ratio) at("faster").textContent = `${first} is no quicker here`;
+    if (ratio > 1.05 && ratio < Infinity) at("faster").textContent = `${first} is ${ratio.toFixed(1)} times as fast`;
+    else if (ratio) at("faster").textContent = `${first} is no faster here`;
   }
 
   /** What is seen, side by side, small pixels enlarged to squares, as PNG. */

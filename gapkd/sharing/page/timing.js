@@ -11,7 +11,7 @@ export function median(numbers) {
 
 /**
  * count: of networks; run(order): draws once with each, in that order, and answers their ms; idle(): waits until nobody
- * wants a picture. Answers the medians, and how many times as quick the first is as the second, pair by pair.
+ * wants a picture. Answers the medians, and how many times as fast the first is as the second, pair by pair.
  */
 export async function measure(count, run, idle) {
   const times = Array.from({ length: count }, () => []);
