@@ -51,6 +51,8 @@ def test_larger_images_are_averaged_down_and_smaller_ones_refused():
     torch.testing.assert_close(net.embed(large), net.embed(F.avg_pool2d(large, 4)))
     with pytest.raises(ValueError, match="at least 32, not"):
         net.embed(pictures(2, 0, resolution=16))
+    with pytest.raises(ValueError, match=r"floats in \[-1, 1\], not torch.uint8"):
+        net.embed(pictures(2, 0).byte())
 
 
 def test_a_saved_network_reads_the_same_even_when_the_renderer_has_other_factors(tmp_path):

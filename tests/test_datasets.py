@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import struct
 import threading
@@ -12,6 +13,7 @@ import unicodedata
 import warnings
 import zipfile
 import zlib
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from gapkd.data.datasets import (
     ImageZip,
     Prefetcher,
     ToyFaces,
+    class_count,
     flip,
     load_image,
     open_dataset,
@@ -360,6 +363,17 @@ def test_colours_of_12_bits_are_not_black(tmp_path, kind, channels):
         image = open_dataset(tmp_path, 16).load(torch.tensor([0]))[0]
     expected = torch.from_numpy(values[..., :colours] / 4095 * 2 - 1).permute(2, 0, 1).float()
     assert (image - expected).abs().max() < 1 / 250
+
+
+@pytest.mark.filterwarnings("ignore:.*so white is")
+@pytest.mark.parametrize("channels", [2, 4])
+@pytest.mark.parametrize("grey, seen", [(0, 127), (4000, 252), (65_535, 255)])
+def test_opacity_has_16_bits_whatever_the_colours_have(tmp_path, channels, grey, seen):
+    values = np.full((16, 16, channels), grey)
+    values[..., -1] = 32_768  # half of it
+    (tmp_path / "a.png").write_bytes(png_of(values))
+    image = load_image(tmp_path / "a.png", 16)
+    assert (image - (seen / 127.5 - 1)).abs().max() < 1 / 100
 
 
 @pytest.mark.parametrize("deflated", [False, True])
@@ -763,7 +777,13 @@ NAN = r"label of 00001/img3.png in .* no finite number .* mend it in dataset.jso
     *[(having(labels), WRONG) for labels in (5, "x", [["00000/img0.png"]], [[1, 2, 3]])],
     (having([{"file": name, "label": 1} for name in SIX]), WRONG),
     (having([[name, i] for i in (1, 2) for name in SIX]), "gives 00000/img0.png two dif.* labels"),
-    *[(having([[name, label] for name in SIX]), WRONG) for label in (0.5, "smile", None, [[1]])],
+    *[(having([[name, bad if "img3" in name else label] for name in SIX]),
+       rf"label of 00001/img3.png in .* is {re.escape(json.dumps(bad))}, neither a whole")
+      for label, bad in ((1, None), (1, "3"), (1, 0.5), (1, math.nan), (1, 10**20), (1, [1, 0]),
+                         ([1, 0], [1]), ([1, 0], 1), ([1, 0], [1, "0"]))],
+    *[(having([[name, label] for name in SIX]),
+       f"label of 00000/img0.png in .* is {re.escape(json.dumps(label))}, neither a whole")
+      for label in (0.5, "smile", None, [[1]])],
     (having([[name, 1] for name in SIX if "img3" not in name]), "no label for 00001/img3.png"),
     *[(having([[name, label if "img3" in name else [0.5, 1.0]] for name in SIX]), NAN)
       for label in ([0.5, math.nan], [math.inf, 0.0])]])
@@ -796,6 +816,21 @@ def test_whole_labels_may_be_written_as_floats(six):
     (six / "dataset.json").write_text(having([[name, float(i % 3)] for i, name in enumerate(SIX)]))
     labels = open_dataset(six, 16).labels
     assert labels.dtype == torch.long and set(labels.tolist()) == {0, 1, 2}
+
+
+def test_classes_that_are_too_many_or_mostly_empty(six):
+    """A network of more could not be read from its file."""
+    for largest, message in ((2**20, "00001/img5.png in .* is of class 1,048,576, and a network"),
+                             (10**9, "class 1,000,000,000")):
+        (six / "dataset.json").write_text(having([[n, i // 5 * largest]
+                                                  for i, n in enumerate(SIX)]))
+        with pytest.raises(ValueError, match=message):
+            class_count(open_dataset(six, 16))
+    for labels, empty in ([0, 0, 0, 1, 1, 7], 5), ([0, 0, 0, 0, 0, 1], 0):
+        (six / "dataset.json").write_text(having([*zip(SIX, labels, strict=True)]))
+        told = pytest.warns(UserWarning, match=f"{empty} of the 8 classes .* have no image")
+        with told if empty else nullcontext():
+            assert class_count(open_dataset(six, 16)) == max(labels) + 1
 
 
 def test_a_label_may_be_said_twice(six):

@@ -27,6 +27,16 @@ def test_rows_lie_on_white_and_values_are_clamped(tmp_path):
     assert pixels[32].min() == 255 and pixels[:, 32].min() == 255
 
 
+@pytest.mark.parametrize("images, kind", [
+    (torch.full((1, 3, 8, 8), 128, dtype=torch.uint8), "torch.uint8"),
+    (np.zeros((1, 3, 8, 8), np.float32), "ndarray")])
+def test_what_is_in_no_range_of_floats_is_refused(images, kind):
+    """Clamped to [-1, 1], 0 to 255 would be white."""
+    for use in (to_uint8, tile):
+        with pytest.raises(ValueError, match=rf"of floats in \[-1, 1\], not {kind}: torch.as"):
+            use(images)
+
+
 def test_a_gif_keeps_its_frames_and_their_colours(tmp_path):
     across = np.linspace(0, 255, 64, dtype=np.uint8)
     pixels = np.stack(np.broadcast_arrays(across, across[:, None], 128), axis=2).astype(np.uint8)

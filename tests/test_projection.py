@@ -72,3 +72,10 @@ def test_bad_input():
     G = Generator(8, 8, 8, 8, mapping_layers=1)
     with pytest.raises(ValueError, match=r"must have shape \(N, 3, 8, 8\), not \(1, 3, 16, 16\): "):
         project(G, torch.zeros(1, 3, 16, 16), squared)
+    target = torch.zeros(1, 3, 8, 8)
+    for other, message in ((target.byte(), "not torch.uint8"), (target.numpy(), "not ndarray"),
+                           (target + 255, "not values of up to 255: torch.as_tensor"),
+                           (target + math.nan, "not values of up to nan")):
+        with pytest.raises(ValueError, match=message):
+            project(G, other, squared)
+    project(G, target + 3, squared, 1)  # generators overshoot

@@ -46,6 +46,7 @@ from gapkd.data.decoding import (
     without_metadata,
 )
 from gapkd.data.toyfaces import toy_faces
+from gapkd.files.foreign import LIMITS
 from gapkd.files.storage import cache_folder
 from gapkd.networks.base import check_resolution
 
@@ -323,7 +324,7 @@ class ImageFiles:
         return [] if outside else found
 
     def _read_labels(self, files: list[str]) -> Tensor | None:
-        by_name, twice, listed = {}, [], ", ".join(map(shown, files))
+        by_name, twice, listed, values = {}, [], ", ".join(map(shown, files)), []
         try:
             for file in files:
                 for name, label in self._entries(file):
@@ -332,8 +333,9 @@ class ImageFiles:
             if not by_name:
                 return None
             spelt = {same_name(name): label for name, label in by_name.items()}
-            labels = torch.tensor([by_name[name] if name in by_name else spelt[same_name(name)]
-                                   for name in self.names])
+            values = [by_name[name] if name in by_name else spelt[same_name(name)]
+                      for name in self.names]
+            labels = torch.tensor(values)
             whole = not labels.is_floating_point() or bool((labels == labels.floor()).all())
             if labels.ndim > 2 or (labels.ndim == 1 and not whole):
                 raise ValueError("a label is a whole number or a vector")
@@ -342,6 +344,11 @@ class ImageFiles:
                              f"{shown(error.args[0])}: add it, or remove {listed} to train without "
                              "labels") from error
         except Exception as error:  # parsers and decoders raise what they like
+            if (odd := _odd_one(values)) is not None:
+                raise ValueError(f"the label of {self._named(self.names[odd])} is "
+                                 f"{json.dumps(values[odd])[:40]}, neither a whole number nor a "
+                                 f"vector as the others are: mend it in {listed}, or remove "
+                                 f"{listed} to train without labels") from error
             raise ValueError(f"{listed} in {shown(self.path)} is not in StyleGAN's format, "
                              '{"labels": [["name.png", 3], ...]}, or damaged: mend or remove it'
                              ) from error
@@ -365,6 +372,20 @@ class ImageFiles:
             raise TypeError("each entry is a pair")  # of two characters or fields there are others
         folder = file[:-len(LABELS)]
         return [(folder + name, label) for name, label in pairs]
+
+
+def _odd_one(labels: list) -> int | None:
+    """The first label that is neither a whole number nor a vector, or not what most are."""
+    kinds = [_kind(label) for label in labels]
+    usual = Counter(filter(None, kinds)).most_common(1)
+    return next((i for i, kind in enumerate(kinds) if not kind or kind != usual[0][0]), None)
+
+
+def _kind(label: object) -> str | int | None:
+    if isinstance(label, list):
+        return len(label) if all(isinstance(number, (int, float)) for number in label) else None
+    whole = isinstance(label, (int, float)) and label % 1 == 0 and abs(label) < 2**63
+    return "whole" if whole else None
 
 
 class ImageFolder(ImageFiles):
@@ -533,7 +554,15 @@ def class_count(dataset: Dataset) -> int:
     if labels.min() < 0:
         raise ValueError(f"dataset.json of {dataset.name} names class {int(labels.min())}: number "
                          "the classes from 0")
-    return int(labels.max()) + 1
+    count, name = int(labels.max()) + 1, shown(dataset.names[labels.argmax()])
+    if count > LIMITS["c_dim"]:
+        raise ValueError(f"{name} in {dataset.name} is of class {count - 1:,}, and a network has "
+                         f"at most {LIMITS['c_dim']:,} classes: number them 0, 1, 2, ...")
+    if 2 * (empty := count - len(labels.unique())) > count:
+        warnings.warn(f"{empty:,} of the {count:,} classes of {dataset.name} have no image, since "
+                      f"{name} is of class {count - 1:,}: number the classes 0, 1, 2, ..., unless "
+                      "that is meant", stacklevel=2)
+    return count
 
 
 def _classes(dataset: Dataset, wanted: str, instead: str) -> Tensor:

@@ -136,6 +136,7 @@ def _bare_jpeg(content: bytes) -> bytes:
 
 
 DEEP_COLOUR = re.compile("((?:RGB[AX]?|LA|CMYK);16)([BLN])")  # Pillow reads the upper bytes of it
+WITH_OPACITY = "RGBA;16", "LA;16"  # which has 16 bits, however few the colours need
 SHALLOW = {"L;2": 4, "L;4": 16}  # greys, whose pixels Pillow brings to 255, not the hidden value
 DEPTHS = (8, 10, 12, 14, 16)
 """Bits that cameras, scanners and formats give a value."""
@@ -182,6 +183,8 @@ def to_8_bits(image: Image.Image, depth: int) -> Image.Image:
     if values.size and (values.min() < 0 or values.max() > 65535):
         raise ValueError("it has pixels below 0 or above 65,535; 8 or 16 bits are understood")
     white = 2**depth - 1
+    if deep_colour and deep_colour[1] in WITH_OPACITY and values[..., -1].max() > white:
+        white = np.array([white] * (values.shape[2] - 1) + [65_535])
     eight_bits = ((values.astype(np.uint32) * 255 + white // 2) // white).clip(0, 255)
     if tags.get(262) == 0:  # white is zero
         eight_bits = 255 - eight_bits
@@ -228,7 +231,7 @@ def _told(tile: tuple, raw: str) -> tuple:
 
 
 SPARE = 2**31  # bytes of a disk that are left to others
-DECODING = f"3, Pillow {PIL.__version__}"  # another number where other pixels come of a file
+DECODING = f"4, Pillow {PIL.__version__}"  # another number where other pixels come of a file
 
 
 class SmallCopies:

@@ -31,9 +31,23 @@ def with_channels(images: Tensor, channels: int = 3) -> Tensor:
     return images if channels == 3 else torch.cat([images, torch.ones_like(images[:, :1])], dim=1)
 
 
+def check_range(images: object, values: bool = False) -> None:
+    """Raise ValueError for what is no tensor of floats; where its `values` are looked at, too, for
+    some that are not finite, or far beyond [-1, 1], which generators overshoot a little."""
+    is_tensor = isinstance(images, Tensor)
+    kind = images.dtype if is_tensor else type(images).__name__
+    if is_tensor and images.is_floating_point():
+        if not values or (images.abs() <= 10).all():
+            return
+        kind = f"values of up to {images.abs().max():g}"
+    raise ValueError(f"images are tensors of floats in [-1, 1], not {kind}: "
+                     "torch.as_tensor(x) / 127.5 - 1 brings 0 to 255 there")
+
+
 def to_uint8(images: Tensor) -> Tensor:
     """(N, 3, R, R) in [-1, 1], clamped -> (N, R, R, 3) uint8 on the CPU; of grey and RGBA images
-    what they look like (`with_channels`)."""
+    what they look like (`with_channels`). Raises ValueError for what is no tensor of floats."""
+    check_range(images)
     scaled = with_channels(images.detach()).float().add(1).mul(127.5).round().clamp(0, 255)
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu()
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from gapkd.data.datasets import CHECK_SECONDS, ImageFiles, flip, open_dataset, ordered_indices
-from gapkd.data.images import with_channels
+from gapkd.data.images import check_range, with_channels
 from gapkd.data.toyfaces import CATEGORICAL, CONTINUOUS, face_mask, toy_faces
 from gapkd.files.checkpoints import (
     CheckpointError,
@@ -85,6 +85,7 @@ class AttributeNetwork(Network):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Output of every block: (N, C_i, r, r) with r = 16, 8, 4, 2."""
+        check_range(images)
         known = images.ndim == 4 and images.shape[1] in (1, 3, 4)
         if not known or min(images.shape[2:]) < self.size:
             raise ValueError("the attribute network reads images of shape (N, 3, R, R) with R of "

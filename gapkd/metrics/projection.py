@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gapkd.data.images import with_channels
+from gapkd.data.images import check_range, with_channels
 from gapkd.metrics.features import Distance
 from gapkd.metrics.sampling import device_of, draw_w
 from gapkd.networks.base import StyleGenerator
@@ -42,8 +42,9 @@ def project(G: StyleGenerator, targets: Tensor, distance: Distance, steps: int =
     Args:
         targets: (N, 3, R, R) in [-1, 1], at G's resolution.
         distance: LPIPS or `gapkd.metrics.features.perceptual_distance`.
-    Raises ValueError for targets of another shape.
+    Raises ValueError for targets of another shape or range.
     """
+    check_range(targets, values=True)
     r = G.resolution
     if targets.ndim != 4 or targets.shape[1:] not in ((3, r, r), (G.img_channels, r, r)):
         raise ValueError(f"targets must have shape (N, 3, {r}, {r}), not {tuple(targets.shape)}: "
