@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -95,6 +96,7 @@ def test_evaluate(tmp_path, teacher, capsys):
     assert [row["name"] for row in record["rows"]] == ["real", "teacher", "teacher.safetensors"]
     assert record["rows"][2]["l1"] == 0 and record["samples"] == 40 and record["commit"]
     assert "fid_toyfaces_40" in capsys.readouterr().out
+    assert "exists already" in refusal(capsys, *command, "--out", out)
     assert main(command) == 0
     alone = capsys.readouterr().out
     assert "| teacher.safetensors |" in alone and "agree" not in alone
@@ -307,6 +309,13 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path):
     done = subprocess.run(shell, capture_output=True, text=True)
     assert done.stdout.startswith("0 of 3000 runs") and done.stderr == ""
     assert done.returncode == 141
+
+
+def test_what_is_printed_commands_no_terminal(tmp_path, teacher, capsys):
+    odd = shutil.copy(teacher, tmp_path / "\x1b[2J\u202egnp\x07.safetensors")
+    assert main(["evaluate", str(odd), "--samples", "40"]) == 0
+    said = capsys.readouterr().out
+    assert r"| \x1b[2J\u202egnp\x07.safetensors |" in said and said.count("\n") == 4
 
 
 @pytest.mark.parametrize("command", [

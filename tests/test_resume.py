@@ -22,6 +22,7 @@ from gapkd.cli import main
 from gapkd.data.images import save_png
 from gapkd.files.checkpoints import (
     CheckpointError,
+    find_checkpoint,
     load_discriminator,
     load_generator,
     read_metadata,
@@ -123,7 +124,10 @@ def test_a_run_whose_last_batch_overshoots_can_be_taken_up(tmp_path):
         assert [r["images"] for r in result.log] == [8, 12]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [
+    signal.SIGINT, signal.SIGTERM,
+    pytest.param(getattr(signal, "SIGHUP", None), marks=pytest.mark.skipif(
+        not hasattr(signal, "SIGHUP"), reason="Windows has none"))])
 def test_a_signal_saves_and_says_so(tmp_path, capsys, monkeypatch, number):
     real, before = Trainer.train_step, signal.getsignal(number)
 
@@ -139,6 +143,26 @@ def test_a_signal_saves_and_says_so(tmp_path, capsys, monkeypatch, number):
     assert "stopped at image 12; the state is saved, and `gapkd resume" in err
     assert "Traceback" not in err and checkpoints(tmp_path) == ["12.pt"]
     assert signal.getsignal(number) == before
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has none")
+def test_a_closed_terminal_breaks_no_step_and_nohup_is_heeded(tmp_path, monkeypatch):
+    """A shell that ends sends its signal twice, or another one after it."""
+    real, sent = Trainer.train_step, [signal.SIGHUP, signal.SIGHUP, signal.SIGTERM]
+
+    def step(trainer):
+        for number in sent:
+            signal.raise_signal(number)
+        real(trainer)
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    with pytest.raises(KeyboardInterrupt, match="stopped at image 4; the state is saved"):
+        train_gan(config(tmp_path / "run"))
+    before, sent[1:] = signal.signal(signal.SIGHUP, signal.SIG_IGN), []
+    try:
+        assert train_gan(config(tmp_path / "nohup")).log[-1]["images"] == 32
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_second_signal_breaks_the_step(tmp_path, monkeypatch):
@@ -382,6 +406,41 @@ def test_a_stopped_run_can_be_looked_at(half, tmp_path):
     shutil.rmtree(half / "checkpoints")
     with pytest.raises(CheckpointError, match="half is a training that has not saved its networks"):
         load_generator(half)
+
+
+def test_a_copy_of_a_run_draws_what_the_run_does(half, tmp_path):
+    """A copy's files are all of one age: images tell which is the newest."""
+    shutil.copy(newest(half), half / "checkpoints" / "000000020.pt")  # as if it had gone on
+    for count, file in (20, "000000020.pt"), (16, "generator.safetensors"):
+        copy = shutil.copytree(half, tmp_path / f"copy{count}")
+        for there in copy.rglob("*.pt"):
+            os.utime(there, (1, 1) if count == 20 else None)
+            if int(there.stem) > count:
+                there.unlink()
+        assert find_checkpoint(copy).name == file
+        assert load_discriminator(copy).channels == [8, 8]
+
+
+@pytest.mark.parametrize("images, taken", [(4, "000000012.pt"), (12, "generator.safetensors"),
+                                           (None, "000000012.pt")])
+def test_a_damaged_checkpoint_is_not_drawn_with(half, images, taken, tmp_path, capsys):
+    """What was saved before it is, and nothing is put aside: a resume does that."""
+    G = load_generator(half)
+    (half / "generator.safetensors").unlink()
+    if images:
+        save_network(G, half / "generator.safetensors", {"images": images})
+    newest(half).write_bytes(bytes_turned(newest(half).read_bytes()))
+    message = f"000000016.pt cannot be read whole: {taken}, which was saved before it, is taken"
+    assert main(["sample", str(half), "--out", str(tmp_path / "s.png")]) == 0
+    assert message in capsys.readouterr().err
+    with pytest.warns(UserWarning, match=message):
+        assert find_checkpoint(half).name == taken
+    assert checkpoints(half) == ["12.pt", "16.pt"]
+    for file in half.glob("checkpoints/*.pt"):
+        file.write_bytes(b"")
+    if not images:
+        with pytest.raises(CheckpointError, match="000000016.pt is empty"):
+            load_generator(half)
 
 
 @pytest.mark.parametrize("left, message", [

@@ -649,7 +649,7 @@ def test_files_are_called_by_names_that_tell_them_apart(file, name):
     assert named(file) == name
 
 
-TRICK = "`![x](y)` | <img>\n# a title {{ 1 + 1 }}"
+TRICK = "\x1b[2J\u202e\x07`![x](y)` | <img>\n# a title {{ 1 + 1 }}"
 HOSTILE = [
     {"command": "distill", "settings": {"teacher": TRICK, "data": "```", "recipe": ["a"]}},
     {"command": "teacher", "settings": {"data": 3}, "images": "many", "seconds": None,
@@ -669,6 +669,7 @@ HOSTILE = [
 def test_no_provenance_upsets_the_card(tmp_path, provenance):
     data, text = card(save_pretrained(stylegan2(), tmp_path / "net", provenance))
     assert data["library_name"] == "gapkd"
+    assert text.replace("\n", "").isprintable()
     assert not re.search(r"\bnan\b|`kid`|True", text)  # what is no number is not measured
     plain = re.sub(r"```python\n.*?```", "", text, flags=re.DOTALL)
     plain = re.sub(r"`[^`\n]*`", "", plain)  # without code

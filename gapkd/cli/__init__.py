@@ -131,7 +131,7 @@ def say(text: str) -> None:
     from gapkd import parallel
 
     if parallel.is_first():
-        print(text)
+        print(_plain(text))
 
 
 def _is_full(error: Exception) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import tyro
 
+from gapkd.cli import say
 from gapkd.settings import MOST
 
 SHEET_PIXELS = 2**28
@@ -104,7 +105,7 @@ def sample(config: SampleConfig) -> None:
             save_png(image, out / f"{n:06}.png", columns=1)
     else:
         save_png(images, out, min(config.columns, config.count))
-    print(f"{config.count} images written to {out}")
+    say(f"{config.count} images written to {out}")
 
 
 def directions(config: DirectionsConfig) -> None:
@@ -127,7 +128,7 @@ def directions(config: DirectionsConfig) -> None:
         found = factor_directions(G, reader(config.attributes), names or None, config.alone,
                                   config.samples, config.seed)
     written = save_directions(found, out)
-    print(f"{len(found)} directions written to {written}: {', '.join(found.names)}")
+    say(f"{len(found)} directions written to {written}: {', '.join(found.names)}")
 
 
 def convert(config: ConvertConfig) -> None:
@@ -152,4 +153,4 @@ def convert(config: ConvertConfig) -> None:
         origin = checkpoints.read_metadata(config.source)["provenance"] | {
             "file": Path(config.source).name, "sha256": checkpoints.sha256(config.source)}
         checkpoints.save_network(network, out, {"converted_from": origin})
-    print(f"{role} written to {out}")
+    say(f"{role} written to {out}")

@@ -14,7 +14,7 @@ from gapkd.data.datasets import open_dataset
 from gapkd.experiments.sweep import SweepConfig, run_sweep
 from gapkd.files.checkpoints import load_generator
 from gapkd.files.provenance import provenance
-from gapkd.files.storage import check_place, write_atomically
+from gapkd.files.storage import new_file, write_atomically
 from gapkd.metrics.attributes import AttributeConfig, AttributeNetwork, reader
 from gapkd.metrics.attributes import train_attribute_network as train_judge
 from gapkd.metrics.evaluation import evaluation_table, format_table
@@ -46,7 +46,7 @@ class EvaluateConfig:
     seed: int = 0
     """Of latents and real images."""
     out: str = ""
-    """JSON file to write the numbers to; empty: none."""
+    """JSON file to write the numbers to; an existing one is not overwritten; empty: none."""
     progress: bool = True
     """Show progress bars."""
 
@@ -54,12 +54,12 @@ class EvaluateConfig:
 def evaluate(config: EvaluateConfig) -> None:
     parallel.join()
     if config.out and parallel.is_first():  # to complain before it measures, not after
-        check_place(config.out)
+        new_file(config.out, ".json")
     record = measure(config, config.progress)
     say(format_table(record["rows"]))
     if config.out and parallel.is_first():
         written = write_atomically(config.out, json.dumps(record, indent=1).encode())
-        print(f"written to {written}")
+        say(f"written to {written}")
 
 
 def measure(config: EvaluateConfig, progress: bool = False) -> dict:
@@ -95,9 +95,9 @@ def sweep(config: SweepConfig) -> None:
 def judge(config: AttributeConfig) -> None:
     scores = train_judge(config)
     listed = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
-    print(f"on images held out: {listed}\njudge written to {config.out}")
+    say(f"on images held out: {listed}\njudge written to {config.out}")
 
 
 def plan(config: PlanConfig) -> None:
     lines = [f"| {name} | {figure} |" for name, figure in make_plan(config)]
-    print("\n".join(["| what | figure |\n|---|--:|", *lines]))
+    say("\n".join(["| what | figure |\n|---|--:|", *lines]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, field
 
+from gapkd.cli import say
 from gapkd.cli.measure import EvaluateConfig, measure
 from gapkd.files.checkpoints import load_generator
 from gapkd.sharing import export as exporting
@@ -31,17 +32,17 @@ class ShareConfig(EvaluateConfig):
 
 
 def export(config: ExportConfig) -> None:
-    print("\n".join(map(str, exporting.export(config))))
+    say("\n".join(map(str, exporting.export(config))))
 
 
 def demo(config: DemoConfig) -> None:
     out = write_demo(config)
     path = shlex.quote(str(out))
-    print(f"written to {out}: run python -m http.server --directory {path}, "
+    say(f"written to {out}: run python -m http.server --directory {path}, "
           "and open the address that it prints")
     if config.space:
         name = shlex.quote(out.absolute().name)
-        print("to publish it, with your hub's client: "
+        say("to publish it, with your hub's client: "
               f"hf upload YOUR-NAME/{name} {path} --repo-type space")
 
 
@@ -55,7 +56,7 @@ def share(config: ShareConfig) -> None:
     record = measure(config, config.progress) if config.evaluate else None
     folder = save_pretrained(G, config.out, provenance_of(config.generator),
                              license=config.license, evaluation=record, teacher=teacher)
-    print(f"written to {folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
+    say(f"written to {folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
     name, path = shlex.quote(folder.absolute().name), shlex.quote(str(folder))
-    print(f"read {folder / 'README.md'} before you show it to anybody; to publish it, "
+    say(f"read {folder / 'README.md'} before you show it to anybody; to publish it, "
           f"with your hub's client: hf upload YOUR-NAME/{name} {path}")

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import warnings
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -195,17 +196,36 @@ def states_of(run: Path) -> list[Path]:
 
 
 def _network_of_run(folder: Path) -> Path | None:
-    """The generator of a training, or its newest checkpoint if that came later."""
+    """The generator of a training, or its newest whole checkpoint if that came later."""
     folder = folder.parent if folder.name == "checkpoints" else folder
     if not (folder / "settings.json").is_file():
         return None
-    networks = [folder / "generator.safetensors", *states_of(folder)[-1:]]
-    there = [file for file in networks if file.is_file()]
-    if not there and (folder / "log.jsonl").is_file():
+    own, states = folder / "generator.safetensors", states_of(folder)
+    later = [file for file in states if _is_later(file, own)] if own.is_file() else states
+    other = own if own.is_file() else later[-1] if later else None
+    if not other and (folder / "log.jsonl").is_file():
         raise CheckpointError(f"{folder} is a training that has not saved its networks yet: wait "
                               "for its first checkpoint, or start it with a shorter "
                               "checkpoint_every")
-    return max(there, key=lambda file: file.stat().st_mtime, default=None)
+    found = next(filter(_is_whole, reversed(later)), other)
+    if later and found != later[-1]:
+        warnings.warn(f"{later[-1]} cannot be read whole: {found.name}, which was saved before it, "
+                      "is taken", stacklevel=2)
+    return found
+
+
+def _is_later(state: Path, network: Path) -> bool:
+    """Whether a checkpoint came after a network of its run: by the images that both have seen,
+    since a copy's files are all of one age; by their age where that is not known."""
+    with suppress(CheckpointError, TypeError, KeyError, ValueError):
+        return int(state.stem) > int(_own_metadata(network)["provenance"]["images"])
+    return state.stat().st_mtime > network.stat().st_mtime
+
+
+def _is_whole(state: Path) -> bool:
+    with suppress(Exception), zipfile.ZipFile(state) as archive:  # it can raise almost anything
+        return archive.testzip() is None
+    return False
 
 
 def _network_of_state(content: object, role: str | None) -> tuple[dict, dict] | None:

@@ -321,8 +321,10 @@ def _short(value: float) -> str:
 
 
 def code(value: object) -> str:
-    """Text of a file or reader as Markdown code, which ends neither the code nor a table's cell."""
+    """Text of a file or reader as Markdown code, which ends neither the code nor a table's cell,
+    and commands no terminal."""
     text = " ".join(str(value).split())[:1500].replace("`", "'").replace("|", "/")
+    text = "".join(c if c.isprintable() else "?" for c in text)
     return f"`{text or ' '}`"
 
 

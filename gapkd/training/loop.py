@@ -72,7 +72,7 @@ MANY = 4000
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM: the state was saved before this was raised."""
+    """Ctrl-C, SIGTERM or SIGHUP: the state was saved before this was raised."""
 
 
 class TrainingHalted(ValueError):
@@ -325,8 +325,8 @@ def _begin(config: AnyConfig, kind: str) -> AnyConfig:
 def fit(trainer: Trainer, kind: str, probe: Probe | None = None, judge: Probe | None = None,
         inputs: dict[str, str] | None = None) -> RunResult:
     """Run a trainer to its end: log, grids, checkpoints, probes; exact resume; a clean stop on
-    Ctrl-C and SIGTERM. `kind` is "teacher" or "distill"; `judge` measures the FID; `inputs` as in
-    `RunFolder`."""
+    Ctrl-C, SIGTERM and SIGHUP. `kind` is "teacher" or "distill"; `judge` measures the FID; `inputs`
+    as in `RunFolder`."""
     names = getattr(trainer.dataset, "names", ())
     with RunFolder(trainer.config, kind, inputs, names) as folder:
         return Loop(trainer, kind, folder, probe, judge).run()
@@ -536,18 +536,20 @@ def _ancestor(config: RunConfig) -> dict:
 
 @contextmanager
 def _signals():
-    """Within the block, SIGINT and SIGTERM are noted in the list that it gives (looked at between
-    steps) instead of breaking a step; the second one breaks it."""
-    seen, before = [], {}
+    """Within the block, SIGINT, SIGTERM and SIGHUP (unless nohup has it ignored) are noted in the
+    list that it gives (looked at between steps) instead of breaking a step; the second one of the
+    first two breaks it."""
+    seen, before, hangup = [], {}, getattr(signal, "SIGHUP", None)  # Windows has none
 
     def take(number: int, frame: object) -> None:
-        if seen:
+        if number != hangup and {*seen} - {hangup}:  # a terminal that closes may send several
             raise KeyboardInterrupt("stopped at once: the step that was on its way is lost")
         seen.append(number)
 
     try:
         if threading.current_thread() is threading.main_thread():  # else the caller's stay
-            for number in (signal.SIGINT, signal.SIGTERM):
+            ignored = hangup is None or signal.getsignal(hangup) == signal.SIG_IGN
+            for number in (signal.SIGINT, signal.SIGTERM, *([] if ignored else [hangup])):
                 before[number] = signal.signal(number, take)
         yield seen
     finally:
