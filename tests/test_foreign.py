@@ -108,8 +108,21 @@ def test_stylegan3_files_give_the_recorded_numbers(write, name):
         assert load_generator(write(bare)).architecture() == G.architecture() | {"clamp": None}
     without_labels = nvidia_pickle(under("G.", data), attributes={"mapping": {"embed": None}})
     assert load_generator(write(without_labels)).c_dim == 0
-    bare = load_generator(write(nvidia_pickle(without("magnitude_ema")(under("G.", data)))))
-    assert all(layer.magnitude_ema == 1 for layer in bare.synthesis.layers)
+    refused(write(nvidia_pickle(without("L2_36_24.magnitude_ema")(under("G.", data)))),
+            "lacks synthesis.L2_36_24.magnitude_ema")
+
+
+@pytest.mark.parametrize("margin", [2, 10])
+def test_the_margin_of_a_stylegan3_stands_in_its_names(write, margin):
+    G = perturb(AliasFreeGenerator(32, 6, 6, [5, 4, 4, 3], mapping_layers=2, margin=margin)).eval()
+    state, z = named_like_nvidia(G), torch.randn(2, 6)
+    for file in (write(torch_bytes(state)), write(nvidia_pickle(state))):
+        assert torch.equal(load_generator(file)(z), G(z))
+    odd = {k.replace("L1_", "L1_1"): v for k, v in state.items()}
+    for file in (write(torch_bytes(odd)), write(nvidia_pickle(odd))):
+        refused(file, r"synthesis.L1_1\d+_4 has another size in its name than the published")
+    wider = write(nvidia_pickle(state, attributes={"synthesis": {"margin_size": margin + 1}}))
+    refused(wider, rf"synthesis.L0_\d+_5 has another size .* give it \({18 + 2 * margin}\)")
 
 
 def test_clamped_convolutions_are_clamped(write, nvidia):
@@ -194,6 +207,9 @@ def test_a_discriminator_that_cannot_be_read_spares_the_generator(write, nvidia)
     (without(".b8."), {}, r"blocks of the sizes \[4, 16, 32\]"),
     (without(".fc"), {}, "has no mapping network"),
     (having("synthesis.b8.conv0.resample_filter", 4, 4), {}, "is another filter"),
+    *[(lambda s, gain=gain: {k: gain * v if k.endswith("_filter") else v for k, v in s.items()},
+       {}, r"resample_filter is another filter than \[1, 3, 3, 1\], or has another gain")
+      for gain in (2, -1, 4)],
     (having("synthesis.b8.torgb.weight", 4, 24, 1, 1), {}, r"not \(3, 24, 1, 1\)"),
     (having("mapping.fc3.weight", 48, 48, 1, 2), {}, r"fc3.weight has the shape \(48, 48, 1, 2\)"),
     (having("synthesis.input.weight", 2, 2), {}, r"the layers \[\] of a StyleGAN3 generator"),
@@ -241,6 +257,7 @@ def test_what_cannot_be_translated_is_named(write, nvidia, change, attributes, m
     (dict, {"synthesis": {"img_resolution": 64}}, "synthesis has the img_resolution 64: in .* 32"),
     (dict, {"synthesis": {"margin_size": -3}}, "margin is -3"),
     (dict, {"synthesis": {"num_critical": "2"}}, "critical is '2'"),
+    (dict, {"synthesis": {"output_scale": None}}, "output_scale is None"),
     *[(lambda s, ema=ema: s | {"synthesis.L2_36_24.magnitude_ema": torch.tensor(ema).double()}, {},
        "layers.2.magnitude_ema that is not above 0")
       for ema in (0.0, -1.0)],
@@ -321,6 +338,9 @@ WRAPS = [
     lambda s: {"g_ema": prefixed("module.")(s)}, prefixed("g_ema."), prefixed("_orig_mod."),
     prefixed("decoder."), prefixed("net.generator."), lambda s: [{"epoch": 3}, (s,)],
     lambda s: {re.sub("^conv1", "conv1._orig_mod", k): v for k, v in s.items()},
+    *[lambda s, wrapper=wrapper: prefixed(f"{wrapper}.")({
+        re.sub(r"^(conv1|convs\.\d|style)\.", rf"\1.{wrapper}.", k): v for k, v in s.items()})
+      for wrapper in ("_checkpoint_wrapped_module", "_fsdp_wrapped_module", "module")],
     lambda s: {"state_dict": prefixed("decoder.")(s) | {"encoder.conv1.weight": torch.ones(3)},
                "hyper_parameters": Namespace(lr=1)}, lambda s: Namespace(model=s)]
 
@@ -349,6 +369,10 @@ def test_of_several_the_averaged_one_is_taken_and_it_is_said(write, stylekd):
             ({"netG": other, "netG_ema": state}, "netG_ema"),
             ({"model": other, "modelEma": state}, "modelEma"),
             ({"G": other, "G_smooth": state}, "G_smooth"),
+            ({"G": other, "Gavg": state}, "Gavg"), ({"netG": other, "netGE": state}, "netGE"),
+            *[({"g": other, name: state}, name) for name in (
+                "g_ema2", "ema999", "gen_mavg", "g_copy", "g_target", "g_test", "G_mean")],
+            ({"optimizer": {"exp_avg": other}, "n": {"m": {"gema": state}}}, "n.m.gema"),
             (prefixed("generator.")(other) | prefixed("generator_ema.")(state), "generator_ema"),
             ({"all": {"raw": other, "model": {"ema": state}}}, "all.model.ema")):
         with pytest.warns(UserWarning, match=f"net.pkl: it holds 2 .* '{path}', the averaged one"):
@@ -438,6 +462,8 @@ def test_rosinality_discriminator(write):
     (having("style.1.weight", 47, 48), r"style.1.weight has the shape \(47, 48\), not \(48, 48\)"),
     (having("style.1.weight", 1, 70_000), "z_dim is 70000"),
     (having("to_rgbs.0.upsample.kernel", 4, 4), "is another filter"),
+    *[(lambda s, gain=gain: {k: gain * v if k.endswith("kernel") else v for k, v in s.items()},
+       r"kernel is another filter than \[1, 3, 3, 1\], or has another gain") for gain in (2, 0.25)],
     (having("convs.1.conv.weight", 1, 8, 8, 1, 1), r"\(1, 8, 8, 1, 1\), not"),
     (having("convs.1.attention.weight", 3, 3), "it holds convs.1.attention.weight, which the"),
     *[(of_kind(dtype), "holds numbers of a kind that no network of gapkd has: save it with float32")

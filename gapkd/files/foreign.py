@@ -33,11 +33,13 @@ Rules = list[tuple[str, str | Callable[[re.Match], str]]]
 PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
 DEEPEST = 32  # levels of modules
 MOST_PARTS = 2**15  # modules and tensors of one network, several times those of the largest
-AVERAGED = {"ema", "gema", "average", "averaged", "avg", "mvavg", "polyak", "running", "shadow",
-            "smooth", "gsmooth", "swa", "gs"}
-"""Words in the names of averaged weights."""
+AVERAGED = {"ema", "gema", "average", "averaged", "avg", "gavg", "mavg", "mvavg", "mean", "polyak",
+            "running", "shadow", "smooth", "gsmooth", "swa", "gs", "ge", "copy", "target", "test"}
+"""Words in the names of averaged weights, whatever number follows them."""
+WRAPPERS = re.compile(r"(_orig_mod|_(checkpoint|fsdp)_wrapped_module|(?<=\.)module)\.")
+"""What torch puts into names: compiling, checkpointing, and training on several GPUs."""
 LONGEST = 300  # characters of a tensor's name
-DEFAULTS = {"w_avg": 0.0, "noise_const": 0.0, "noise_strength": 0.0, "magnitude_ema": 1.0}
+DEFAULTS = {"w_avg": 0.0, "noise_const": 0.0, "noise_strength": 0.0}
 """What may be missing, and is then as if it were not there."""
 FIXED = "filter", "kernel", "noise_const"  # what no training changes
 OUR_NAMES = re.compile(r"synthesis\.(blocks\.\d+\.conv1|layers\.\d+)\.")
@@ -110,8 +112,8 @@ class Place:
     @property
     def averaged(self) -> bool:
         path = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", self.path)  # modelEma, as some write
-        words = re.split(r"[^a-z0-9]+", path.lower())
-        return not AVERAGED.isdisjoint(words)
+        words = re.split(r"[^a-z0-9]+", path.lower().replace("exp_avg", ""))  # Adam's
+        return not AVERAGED.isdisjoint(word.rstrip("0123456789") for word in words)
 
 
 def find_network(content: object, role: str | None) -> Found:
@@ -242,7 +244,9 @@ def outline(kind: str, architecture: dict) -> nn.Module:
     Raises ValueError for sizes that no network has, whatever the constructor raises for others.
     """
     for name, most in LIMITS.items():
-        value = architecture.get(name) or 0
+        value = architecture.get(name, 0)
+        if value is None and name == "mbstd_group":  # the whole batch
+            continue
         if type(value) not in (int, float) or not 0 <= value <= most:
             raise ValueError(f"{name} is {_shown(value)}")
     with torch.device("meta"):
@@ -256,10 +260,12 @@ def _collect(kind: str, architecture: dict, theirs: State, rules: Rules, source:
     except ValueError as error:
         raise ForeignError(f"its sizes make no network: {error}") from error
     for name, value in theirs.items():
-        if name.endswith(("resample_filter", "kernel")) and not _is_low_pass(value):
+        # Where rosinality's upsample, their sum is that of the four pixels that one becomes.
+        gain = 4.0 if name.endswith("kernel") and kind.endswith("generator") else 1.0
+        if name.endswith(("resample_filter", "kernel")) and not _is_low_pass(value, gain):
             coarse = isinstance(value, Tensor) and value.dtype.itemsize == 1
-            mend = ", or too coarse: save it with float32 weights" if coarse else ""
-            raise ForeignError(f"{_named(name)} is another filter than [1, 3, 3, 1]{mend}")
+            fault = "too coarse: save it with float32 weights" if coarse else "has another gain"
+            raise ForeignError(f"{_named(name)} is another filter than [1, 3, 3, 1], or {fault}")
     taken, storages, used = {}, {}, set()
     for name, wanted in network.state_dict().items():
         their_name, default = _renamed(name, rules), DEFAULTS.get(name.rsplit(".", 1)[-1])
@@ -318,14 +324,11 @@ def _mapping_sizes(state: State, layer: str, first: int) -> dict:
     return {"z_dim": z_dim, "w_dim": w_dim, "c_dim": c_dim, "mapping_layers": depth}
 
 
-def _is_low_pass(kernel: Tensor | Record) -> bool:
-    """Whether it is [1, 3, 3, 1] x [1, 3, 3, 1] up to a factor."""
+def _is_low_pass(kernel: Tensor | Record, gain: float) -> bool:
+    """Whether it is [1, 3, 3, 1] x [1, 3, 3, 1] with that sum."""
     if not isinstance(kernel, Tensor) or kernel.shape[-2:] != (4, 4) or kernel.numel() != 16:
         return False
-    kernel = kernel.float().reshape(4, 4)
-    if not kernel.sum():
-        return False
-    return torch.allclose(kernel / kernel.sum(), fir_kernel()[0, 0], atol=1e-4)
+    return torch.allclose(kernel.float().reshape(4, 4), fir_kernel(gain)[0, 0], atol=1e-4)
 
 
 # ---------------------------------------------------------------------------------------- NVIDIA
@@ -352,8 +355,7 @@ PLANNED = {"in_sampling_rate": "in_rate", "out_sampling_rate": "out_rate",
            "out_half_width": "out_half_width", "is_critically_sampled": "critical",
            "is_torgb": "torgb", "in_size": "in_size", "out_size": "out_size"}
 """Fields of StyleGAN3's layers -> what they are called in our `LayerPlan`."""
-SYNTHESIS = {"critical": ("num_critical", 2), "margin": ("margin_size", 10),
-             "output_scale": ("output_scale", 0.25)}
+SYNTHESIS = {"critical": ("num_critical", 2), "output_scale": ("output_scale", 0.25)}
 """Our arguments -> fields of StyleGAN3's synthesis network, and what they usually are."""
 NOT_PERSISTENT = ("it holds a module that is not laid out as NVIDIA's torch_utils.persistence lays "
                   "out its own")
@@ -384,7 +386,7 @@ class Modules:
         """Of a pickled module, or of a state dict, whose attributes are then the usual ones."""
         modules = cls()
         if isinstance(value, dict):
-            modules.state = {name.replace("_orig_mod.", ""): part for name, part in value.items()
+            modules.state = {WRAPPERS.sub("", name): part for name, part in value.items()
                              if isinstance(name, str) and len(name) <= LONGEST
                              and isinstance(part, (Tensor, Record))}
             modules.attributes = {name.rpartition(".")[0]: {} for name in modules.state}
@@ -542,6 +544,8 @@ def nvidia_alias_free(modules: Modules) -> Found:
     down = state.get(f"{paths[0]}.down_filter")  # which a file of parameters alone has not
     radial = down.ndim == 2 if isinstance(down, Tensor) else kernel == 1
     numbers = {ours: modules.get("synthesis", *theirs) for ours, theirs in SYNTHESIS.items()}
+    # The first layer has 16 samples and the margin on both sides, whatever the resolution.
+    numbers["margin"] = modules.get("synthesis", "margin_size", (resolutions[0] - 16) // 2)
     architecture = {"resolution": resolutions[-1], "channels": list(widths[:-1]), **numbers,
                     "img_channels": widths[-1], "kernel": kernel, "radial": radial,
                     **modules.clamp(), **_mapping_sizes(state, "mapping.fc", 0)}
@@ -555,6 +559,9 @@ def nvidia_alias_free(modules: Modules) -> Found:
     synthesis = outline(found.kind, architecture).synthesis
     modules.agree("synthesis.input", size=synthesis.input.size, sampling_rate=synthesis.input.rate)
     for n, layer in enumerate(synthesis.layers):
+        if resolutions[n] != layer.plan.out_size:
+            raise ForeignError(f"{_named(paths[n])} has another size in its name than the "
+                               f"published configurations give it ({layer.plan.out_size})")
         bend, plan = layer.activation, {k: getattr(layer.plan, v) for k, v in PLANNED.items()}
         modules.agree(paths[n], **plan, conv_kernel=layer.kernel, up_factor=bend.up_factor,
                       down_factor=bend.down_factor, padding=[*bend.padding] * 2,
