@@ -46,9 +46,8 @@ from gapkd.data.decoding import (
     without_metadata,
 )
 from gapkd.data.toyfaces import toy_faces
-from gapkd.files.foreign import LIMITS
 from gapkd.files.storage import cache_folder
-from gapkd.networks.base import check_resolution
+from gapkd.networks.base import MOST_CLASSES, check_resolution
 
 CACHE_BYTES = 2**30
 UNPACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
@@ -555,9 +554,9 @@ def class_count(dataset: Dataset) -> int:
         raise ValueError(f"dataset.json of {dataset.name} names class {int(labels.min())}: number "
                          "the classes from 0")
     count, name = int(labels.max()) + 1, shown(dataset.names[labels.argmax()])
-    if count > LIMITS["c_dim"]:
+    if count > MOST_CLASSES:
         raise ValueError(f"{name} in {dataset.name} is of class {count - 1:,}, and a network has "
-                         f"at most {LIMITS['c_dim']:,} classes: number them 0, 1, 2, ...")
+                         f"at most {MOST_CLASSES:,} classes: number them 0, 1, 2, ...")
     if 2 * (empty := count - len(labels.unique())) > count:
         warnings.warn(f"{empty:,} of the {count:,} classes of {dataset.name} have no image, since "
                       f"{name} is of class {count - 1:,}: number the classes 0, 1, 2, ..., unless "

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from gapkd.files.pickles import Budget, Record
+from gapkd.networks.base import MOST_CLASSES
 from gapkd.networks.families import build
 from gapkd.networks.filtered_lrelu import low_pass
 from gapkd.networks.layers import fir_kernel
@@ -43,7 +44,8 @@ DEFAULTS = {"w_avg": 0.0, "noise_const": 0.0, "noise_strength": 0.0}
 """What may be missing, and is then as if it were not there."""
 FIXED = "filter", "kernel", "noise_const"  # what no training changes
 OUR_NAMES = re.compile(r"synthesis\.(blocks\.\d+\.conv1|layers\.\d+)\.")
-LIMITS = MOST | {"c_dim": 2**20, "mbstd_group": 2**10, "critical": 1000, "output_scale": 1000}
+LIMITS = MOST | {"c_dim": MOST_CLASSES, "mbstd_group": 2**10, "critical": 1000,
+                 "output_scale": 1000}
 
 # Our names to theirs, one rule after the other.
 NVIDIA: Rules = [

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from gapkd.networks.mapping import MappingNetwork, described
 
 Noise = str | list[Tensor]
+MOST_CLASSES = 2**20  # of a network, whether data or a file ask for them
 
 
 def check_resolution(resolution: int, least: int = 8) -> None:
