@@ -76,6 +76,23 @@ def test_chance_is_that_of_the_run(write):
     assert finding.verdict == SUPPORTED and finding.pair.mean == pytest.approx(0)
 
 
+def test_what_is_to_be_above_chance_is_so_by_more_than_the_margin(write):
+    write("t", {"above": agreeing(0.3, 0.31, 0.32), "hardly": agreeing(0.05, 0.051, 0.05),
+                "below": agreeing(-0.3, -0.31, -0.32)})
+    for arm, expected in (("above", SUPPORTED), ("hardly", NOT_SEEN), ("below", CONTRADICTED)):
+        assert verdicts(Contrast("t", arm, CHANCE, "correlation", 1)) == [expected]
+
+
+def test_runs_whose_teacher_is_elsewhere_cannot_be_made_again(write, tmp_path):
+    write("t", {"a": agreeing(0.5, 0.6), "b": agreeing(0.1, 0.1)})
+    claim = Claim("C", "It is so.", (Contrast("t", "a", "b", "correlation", 1),))
+    assert "gapkd sweep" in claims_table([claim])
+    with open(tmp_path / "results" / "t.jsonl", "a") as file:
+        file.write("\n" + json.dumps({"arm": "teacher", "final": {}, "teacher_origin": {}}))
+    table = claims_table([claim])
+    assert "t: its teacher is not part of this repository" in table and "gapkd" not in table
+
+
 def test_what_is_missing_is_said(write):
     write("t", {"a": agreeing(0.5), "b": agreeing(0.1)})
     assert verdicts(Contrast("t", "a", "b", "correlation", 1)) == [ONE_SEED]
@@ -100,7 +117,8 @@ def test_the_second_judge_counts_where_it_has_read_both(write):
     table = claims_table([Claim("C", "It is so.", (Contrast("t", "a", "old", "FID", -1),))])
     table = table.replace("\u00a0", " ")
     assert "✓ -2.000 [-2.000, -2.000] FID†, `a` − `old` (t, 2 seeds)" in table
-    assert "--arms a old --results runs/C-t.jsonl" in table and "| t: T, 1,000 |" in table
+    assert "--arms a old --seeds 0 1 --results runs/C-t.jsonl" in table
+    assert "| t: T, 1,000 |" in table
 
 
 def test_l1_needs_no_judge_and_less_of_it_is_nearer(write):
@@ -116,7 +134,7 @@ def test_the_latent_direction_loss_is_judged_in_every_figure_for_every_pair_of_a
     says = {}
     for one in next(claim for claim in CLAIMS if claim.name == "C6").contrasts:
         says.setdefault((one.sweep, one.arm, one.other), {})[one.figure] = one.says
-    assert len(says) == 4
+    assert len(says) == 3
     for (sweep, *_), found in says.items():
         psnr = {"PSNR": 1} if sweep == "pairs" else {}
         assert found == {"FID": -1, "correlation": 1, "L1": -1} | psnr
@@ -137,6 +155,8 @@ def test_a_claim_pays_for_the_number_of_its_contrasts(write):
     ((NOT_TRIED, SUPPORTED, NOT_TRIED), f"{SUPPORTED}; 2 {NOT_TRIED}"),
     ((NOT_SEEN, CONTRADICTED, SUPPORTED, SUPPORTED),
      f"divided: 2 {SUPPORTED}, 1 {CONTRADICTED}, 1 {NOT_SEEN}"),
+    ((NOT_SEEN, SUPPORTED, ONE_SEED, NOT_SEEN), f"in part {SUPPORTED}: 1 of 3 comparisons"),
+    ((CONTRADICTED, NOT_SEEN), f"in part {CONTRADICTED}: 1 of 2 comparisons"),
     ((ONE_SEED, NOT_TRIED), NOT_SEEN), ((NOT_TRIED,), NOT_TRIED)])
 def test_one_verdict_out_of_several(every, expected):
     assert verdict([SimpleNamespace(verdict=one) for one in every]) == expected

@@ -28,7 +28,7 @@ from gapkd.files.storage import write_atomically
 from gapkd.metrics.agreement import factor_coverage, read_factors
 from gapkd.metrics.attributes import load_attribute_network
 from gapkd.metrics.evaluation import evaluation_table
-from gapkd.metrics.sampling import sample_images
+from gapkd.metrics.sampling import SHEET, sample_images
 from gapkd.sharing.origins import command_of, public, runs_of
 from tools.readme import ROOT
 
@@ -83,7 +83,7 @@ def embed(config: EmbedConfig, folder: Path = DATA) -> None:
             D = load_discriminator(run / "discriminator.safetensors")
             stored = folder / f"{config.name}_discriminator.safetensors"
             save_network(D.half() if config.half else D, stored, {"trained with": config.name})
-        sheet = torch.cat(list(sample_images(G, config.shown, seed=1)))
+        sheet = torch.cat(list(sample_images(G, config.shown, SHEET)))
         save_png(sheet, folder / f"{config.name}.png", columns=16)
     write_card(folder)
 

@@ -166,14 +166,17 @@ SUMMARY = {"own": "a mapping network of its own",
            "own-fast": "the same, and that network learns at the full rate",
            "inherited": "**the teacher's mapping network**",
            "recipe": "and the teacher's best channels: the recipe",
+           "finished": "the recipe for {images:,} images",
            "paper": "the paper's losses, at its rate: a sixteenth of the others'"}
 """Arms of the README's table, and what they are."""
 
 
 def summary() -> str:
     """The README's table of results: the finished students at 64 px."""
-    file = ROOT / "data" / "results" / "students.jsonl"
-    records = {record["arm"]: record for record in read_results(file)}
+    folder = ROOT / "data" / "results"
+    records = {record["arm"]: record for record in read_results(folder / "students.jsonl")}
+    records["finished"] = next(record for record in read_results(folder / "finished.jsonl")
+                               if record["arm"] == "recipe")
     teacher, first = records["teacher"]["final"], records["own"]
     fid = next(name for name in teacher if name.startswith("second_fid_toyfaces"))
     agree = "second_agree_mean"
@@ -182,12 +185,13 @@ def summary() -> str:
     for arm, words in SUMMARY.items():
         final = records[arm]["final"]
         same, chance = (final[f"{agree}_accuracy{end}"] for end in ("", "_chance"))
-        lines.append(f"| {words} | {final[f'{agree}_correlation']:.2f} | {same:.2f} "
-                     f"({chance:.2f}) | {final[fid]:.2f} |")
+        lines.append(f"| {words.format(**records[arm])} | {final[f'{agree}_correlation']:.2f} "
+                     f"| {same:.2f} ({chance:.2f}) | {final[fid]:.2f} |")
     fast, slow = (records[arm]["settings"]["lr"] for arm in ("own", "paper"))
     legend = ("r: mean correlation of the factors of the two faces of one z. FID: in toy-face "
               "features, 5,000 images. All are read by a network that no student was trained with. "
-              f"Learning rate {fast}; in the last row {slow}, without path-length regularisation.")
+              f"Learning rate {fast}, with the recipe's schedule; in the last row {slow}, without "
+              "schedule and path-length regularisation.")
     return "\n".join([*lines, "", legend])
 
 
@@ -240,6 +244,7 @@ def results_page(text: str) -> str:
         "table64": sweep_section("table64"),
         "long": sweep_section("long"),
         "students": sweep_section("students"),
+        "finished": sweep_section("finished"),
         "sizes": sweep_section("sizes", beside=whole_models()),
         "stylegan3": sweep_section("stylegan3"),
         "photographs": sweep_section("photographs"),
@@ -289,13 +294,16 @@ def execute(name: str) -> float:
 STORY = {"teacher": "the teacher", "own": "a student with\nits own mapping",
          "inherited": "one that inherits\nthe mapping",
          "recipe": "one that inherits\nchannels, too"}
-"""Arms in the picture at the top, and what it calls them."""
+"""Arms of `students` in the picture at the top, and what it calls them."""
 
 
 def draw_story() -> None:
     """The README's picture: the teacher's faces above those of the first seed's students."""
-    faces = read_faces(ROOT / "data" / "results" / "students.jsonl", list(STORY))
+    folder = ROOT / "data" / "results"
+    faces = read_faces(folder / "students.jsonl", list(STORY))
     rows = {STORY[arm]: images[:6] for arm, images in faces.items()}
+    finished = read_faces(folder / "finished.jsonl", ["recipe"])["recipe"]
+    rows["the last one, trained\nfour times as long"] = finished[:6]
     title = "The same z down every column: what must a small StyleGAN inherit?"
     picture = figures.to_png(figures.compare_rows(rows, title, ncols=6, size=128))
     write_atomically(ROOT / "data" / "story.png", picture)

@@ -13,12 +13,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from gapkd.experiments.results import Paired, holm, paired, results
+from gapkd.experiments.results import Paired, holm, paired, reference_rows, results
 
 CHANCE, TEACHER = "chance", "teacher"
-"""Others that are no arms: an arm's own chance level, and a teacher's agreement with itself, 1."""
+"""Levels to compare with that are not arms: an arm's own chance level, and a teacher's agreement
+with itself, 1."""
 MARGIN = 0.1
-"""How far from chance, or from the teacher, still counts as there: for correlations."""
+"""How far from chance, or from the teacher, still counts as there: for correlations. What is to be
+above chance has to be further away."""
 LEVEL = 0.05
 """A difference is seen below this p, corrected by Holm for the contrasts of its claim."""
 
@@ -89,7 +91,8 @@ CLAIMS = (
            Contrast("table", "gapkd", TEACHER, "correlation", 0),
            Contrast("table64", "inherit", TEACHER, "correlation", 0),
            Contrast("table64", "gapkd", TEACHER, "correlation", 0),
-           Contrast("students", "inherited", TEACHER, "correlation", 0))),
+           Contrast("students", "inherited", TEACHER, "correlation", 0),
+           Contrast("finished", "inherited", TEACHER, "correlation", 0))),
     Claim("C5", "Trained long enough, fresh synthesis weights end ahead of pruned ones.",
           (Contrast("table", "inherit", "pruned", "FID", -1),
            Contrast("table", "paper", "dcp", "FID", -1),
@@ -97,9 +100,12 @@ CLAIMS = (
            Contrast("table64", "inherit", "pruned", "FID", -1),
            Contrast("table64", "paper", "dcp", "FID", -1),
            Contrast("students", "inherited", "recipe", "FID", -1),
+           Contrast("finished", "inherited", "recipe", "FID", -1),
            Contrast("long", "fresh", "pruned", "FID", -1))),
-    # Correlation and L1 came last, after all records had been seen: for all four pairs of arms.
-    Claim("C6", "The latent-direction loss lowers the FID and brings faces nearer to the teacher.",
+    # Correlation and L1 came last, after all records had been seen: for all pairs of arms. (Those
+    # of table64 differ in their rate, too, and are no test of the loss.)
+    Claim("C6", "The latent-direction loss lowers the FID, brings faces nearer to the teacher's "
+                "and improves projection.",
           (Contrast("pairs", "paper", "paper - ld", "FID", -1),
            Contrast("pairs", "paper", "paper - ld", "PSNR", 1),
            Contrast("pairs", "paper", "paper - ld", "correlation", 1),
@@ -110,10 +116,7 @@ CLAIMS = (
            Contrast("pairs", "recipe + ld", "recipe", "L1", -1),
            Contrast("table", "paper", "inherit", "FID", -1),
            Contrast("table", "paper", "inherit", "correlation", 1),
-           Contrast("table", "paper", "inherit", "L1", -1),
-           Contrast("table64", "paper", "inherit", "FID", -1),
-           Contrast("table64", "paper", "inherit", "correlation", 1),
-           Contrast("table64", "paper", "inherit", "L1", -1))),
+           Contrast("table", "paper", "inherit", "L1", -1))),
     Claim("C7", "Teacher and student may differ in architecture.",
           (Contrast("sizes", "paper, kernel 1", CHANCE, "correlation", 1),
            Contrast("sizes", "mobile", CHANCE, "correlation", 1),
@@ -179,16 +182,17 @@ def compare(contrast: Contrast) -> Finding:
     return Finding(contrast, paired(runs, *arms, name), name.startswith("second_"), where)
 
 
-def judge(says: int, pair: Paired, p: float) -> str:
-    """The verdict on one contrast; p, corrected, counts where a direction is claimed."""
+def judge(contrast: Contrast, pair: Paired, p: float) -> str:
+    """The verdict on one contrast; the corrected p is used only where a direction is claimed."""
     if pair.n < 2:
         return ONE_SEED if pair.n else NOT_TRIED
-    if says:
-        seen = p < LEVEL
-        right = pair.mean * says > 0
+    near = -MARGIN < pair.low and pair.high < MARGIN
+    far = pair.low > MARGIN or pair.high < -MARGIN
+    if not contrast.says:
+        right, seen = near, near or far
     else:
-        right = -MARGIN < pair.low and pair.high < MARGIN
-        seen = right or pair.low > MARGIN or pair.high < -MARGIN
+        right = pair.mean * contrast.says > 0
+        seen = p < LEVEL and (far or contrast.other not in (CHANCE, TEACHER))
     if not seen:
         return NOT_SEEN
     return SUPPORTED if right else CONTRADICTED
@@ -200,7 +204,7 @@ def findings(claim: Claim) -> list[Finding]:
     # A contrast that was named and not tried counts too: else a claim gains by what is left out.
     ps = holm({contrast: 1.0 if math.isnan(one.pair.p) else one.pair.p
                for contrast, one in found.items() if contrast.says})
-    return [replace(one, verdict=judge(contrast.says, one.pair, ps.get(contrast, 0.0)))
+    return [replace(one, verdict=judge(contrast, one.pair, ps.get(contrast, 0.0)))
             for contrast, one in found.items()]
 
 
@@ -210,9 +214,11 @@ def verdict(found: Sequence[Finding]) -> str:
     untried, single = tally.pop(NOT_TRIED, 0), tally.pop(ONE_SEED, 0)
     if not tally:
         return NOT_SEEN if single else NOT_TRIED
-    said = next(iter(tally))
-    if len(tally) > 1:
+    said = next(one for one in MARKS if one in tally)
+    if SUPPORTED in tally and CONTRADICTED in tally:
         said = "divided: " + ", ".join(f"{tally[one]} {one}" for one in MARKS if one in tally)
+    elif len(tally) > 1:
+        said = f"in part {said}: {tally[said]} of {tally.total()} comparisons"
     return f"{said}; {untried} not tried" if untried else said
 
 
@@ -248,13 +254,18 @@ def effect_line(finding: Finding) -> str:
 
 def again(claim: Claim) -> str:
     """The commands that make a claim's runs again, folded, as Markdown."""
-    arms: dict[str, list[str]] = {}
-    for contrast in claim.contrasts:
-        run = {record["arm"] for record in records_of(contrast.sweep)}
-        names = arms.setdefault(contrast.sweep, [])
-        names += [arm for arm in (contrast.arm, contrast.other) if arm in run - {*names}]
-    commands = [f"<code>gapkd sweep tools/sweeps/{sweep}.yml --arms {shlex.join(names)} --results "
-                f"runs/{claim.name}-{sweep}.jsonl</code>" for sweep, names in arms.items() if names]
+    commands = []
+    for sweep in dict.fromkeys(contrast.sweep for contrast in claim.contrasts):
+        named = {arm for one in claim.contrasts if one.sweep == sweep
+                 for arm in (one.arm, one.other)}
+        runs = [record for record in records_of(sweep) if record["arm"] in named]
+        if runs and any("teacher_origin" in row for row in reference_rows(sweep)):
+            commands.append(f"{sweep}: its teacher is not part of this repository")
+        elif runs:
+            arms = shlex.join(dict.fromkeys(record["arm"] for record in runs))
+            seeds = " ".join(map(str, sorted({record["seed"] for record in runs})))
+            commands.append(f"<code>gapkd sweep tools/sweeps/{sweep}.yml --arms {arms} --seeds "
+                            f"{seeds} --results runs/{claim.name}-{sweep}.jsonl</code>")
     if not commands:
         return "–"
     return f"<details><summary>command</summary>{'<br>'.join(commands)}</details>"

@@ -28,7 +28,7 @@ from gapkd.files.checkpoints import CONFIG, FOLDER_FORMAT, WEIGHTS, network_byte
 from gapkd.files.download import REPOSITORY, network_errors, reason
 from gapkd.files.storage import data_folder, new_folder, write_folder
 from gapkd.metrics.cost import macs, parameters
-from gapkd.metrics.sampling import draw_sheet
+from gapkd.metrics.sampling import SHEET, draw_sheet
 from gapkd.networks.base import StyleGenerator
 from gapkd.settings import FEATURE_SPACES, DistillConfig
 from gapkd.sharing.origins import as_dict, command_of, named, numbers, public, runs_of
@@ -178,9 +178,9 @@ def _cost(G: StyleGenerator) -> dict[str, str]:
 def _samples(G: StyleGenerator) -> tuple[Image.Image, dict]:
     """The sheet of samples, small images enlarged, and what the card says of it."""
     count, larger = 32 if G.resolution <= 256 else 8, max(1, 96 // G.resolution)
-    sheet = tile(draw_sheet(G, count, seed=0), columns=min(8, count // 2))
+    sheet = tile(draw_sheet(G, count, SHEET), columns=min(8, count // 2))
     sheet = sheet.resize((sheet.width * larger, sheet.height * larger), Image.Resampling.NEAREST)
-    return sheet, {"count": count, "enlarged": larger}
+    return sheet, {"count": count, "enlarged": larger, "seed": SHEET}
 
 
 # ------------------------------------------------------------------------------- the card

@@ -45,7 +45,7 @@ from gapkd.files.provenance import provenance
 from gapkd.metrics.attributes import head_mask, reader
 from gapkd.metrics.evaluation import FidProbe
 from gapkd.metrics.features import distance_for, embedding_for
-from gapkd.metrics.sampling import draw_sheet, sample_images
+from gapkd.metrics.sampling import SHEET, draw_sheet, sample_images
 from gapkd.networks.base import StyleGenerator
 from gapkd.networks.families import build
 from gapkd.networks.stylegan2 import Discriminator, Generator
@@ -458,7 +458,7 @@ class Loop:
             raise ValueError(f"a probe may not call a number {min(taken)}, which is a name of the "
                              "log's own: give it another")
         if c.grid_every and parallel.is_first() and self.due(c.grid_every):
-            self.folder.save_grid(draw_sheet(trainer.G_ema, 64, seed=0), trainer.images)
+            self.folder.save_grid(draw_sheet(trainer.G_ema, 64, SHEET), trainer.images)
         return record
 
     def write(self, record: dict) -> bool:
