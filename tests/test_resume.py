@@ -129,7 +129,9 @@ def test_a_run_whose_last_batch_overshoots_can_be_taken_up(tmp_path):
     pytest.param(getattr(signal, "SIGHUP", None), marks=pytest.mark.skipif(
         not hasattr(signal, "SIGHUP"), reason="Windows has none"))])
 def test_a_signal_saves_and_says_so(tmp_path, capsys, monkeypatch, number):
-    real, before = Trainer.train_step, signal.getsignal(number)
+    real, outside = Trainer.train_step, signal.getsignal(number)
+    before = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    signal.signal(number, before)  # under nohup a hangup would be ignored
 
     def step(trainer):
         if trainer.images == 8:
@@ -143,6 +145,7 @@ def test_a_signal_saves_and_says_so(tmp_path, capsys, monkeypatch, number):
     assert "stopped at image 12; the state is saved, and `gapkd resume" in err
     assert "Traceback" not in err and checkpoints(tmp_path) == ["12.pt"]
     assert signal.getsignal(number) == before
+    signal.signal(number, outside)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has none")
