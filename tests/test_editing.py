@@ -14,13 +14,13 @@ from gapkd.metrics.editing import (
     _least_squares,
     _logistic,
     direction_names,
+    draw_readings,
     factor_changes,
     factor_directions,
     linear_fit,
     load_directions,
     measure_edits,
     reach_of,
-    read_factors,
     save_directions,
     sefa,
 )
@@ -109,7 +109,7 @@ def test_effects_are_measured_in_known_units():
 
 
 def test_a_linear_factor_is_known_as_one():
-    explained = linear_fit(Reader(), read_factors(Known(), Reader(), samples=3000))
+    explained = linear_fit(Reader(), draw_readings(Known(), Reader(), samples=3000))
     assert explained["tilt"] > 0.9 and explained["light"] > 0.9 and 0.4 < explained["hat"] < 0.9
 
 

@@ -136,8 +136,8 @@ def sefa(G: StyleGenerator, count: int = 6) -> Directions:
     return _directions_in(G, [f"SeFa {i + 1}" for i in range(len(vectors))], vectors)
 
 
-def read_factors(G: StyleGenerator, net: AttributeNetwork, samples: int = 5000, seed: int = 0
-                 ) -> Readings:
+def draw_readings(G: StyleGenerator, net: AttributeNetwork, samples: int = 5000, seed: int = 0
+                  ) -> Readings:
     """w (samples, w_dim) and what the attribute network reads off the images drawn from them, on
     the CPU: factor -> (samples,) values if continuous, class numbers if categorical."""
     w = draw_w(G, samples, seed)
@@ -164,14 +164,14 @@ def factor_directions(G: StyleGenerator, net: AttributeNetwork, wanted: Sequence
     Args:
         wanted: names as in `direction_names`; None: all of them.
         alone: False for the plain gradient.
-        readings: of `read_factors`, if those are there already; else `samples` images are read.
+        readings: of `draw_readings`, if those are there already; else `samples` images are read.
     Returns: directions whose reach is the radius of W (`reach_of`).
     """
     names = direction_names(net)
     for name in wanted or ():
         if name not in names:
             raise ValueError(f"there is no factor {name!r}; there are: {', '.join(names)}")
-    w, read = readings or read_factors(G, net, samples, seed)
+    w, read = readings or draw_readings(G, net, samples, seed)
     w = (w - w.mean(dim=0)).double()
     gradients: dict[str, Tensor] = {}
     for name, target in zip(names, _shown(net, read).double().unbind(dim=1), strict=True):
@@ -197,7 +197,7 @@ def factor_directions(G: StyleGenerator, net: AttributeNetwork, wanted: Sequence
 def linear_fit(net: AttributeNetwork, readings: Readings) -> dict[str, float]:
     """How far each factor is a linear function of w at all: the share of its variance (of a
     category, that of showing the class) that the fit explains on a fifth of the samples, which it
-    has not seen. Readings: of `read_factors`."""
+    has not seen. Readings: of `draw_readings`."""
     w, read = readings
     w, known = (w - w.mean(dim=0)).double(), len(w) - len(w) // 5
     y = _shown(net, read).double()                                                   # (N, F)
