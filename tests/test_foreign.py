@@ -322,6 +322,9 @@ def test_a_missing_latent_avg_is_estimated(write, stylekd):
         told = pytest.warns(UserWarning, match=r"latent_avg, of shape \(6, 48\), is no mean of w")
         with told if a_layer else nullcontext():
             assert torch.equal(load_generator(again).mapping.w_avg, G.mapping.w_avg)
+    both = {name: under("student.state.", stylekd) for name in ("g", "g_ema")}
+    with pytest.warns(UserWarning, match="taken is 'g_ema', the averaged one; its lat"):
+        load_generator(write(torch_bytes({**both, "latent_avg": own})))
     rows = own[:1].repeat(6, 1)
     same = write(torch_bytes({"g_ema": under("student.state.", stylekd), "latent_avg": rows}))
     assert torch.equal(load_generator(same).mapping.w_avg, own[0])
