@@ -19,9 +19,10 @@ from torch import Tensor
 from gapkd.distillation.distiller import Distiller
 from gapkd.distillation.students import make_student
 from gapkd.files.checkpoints import load_generator
+from gapkd.metrics.sampling import draw_w
 from gapkd.networks.stylegan2 import Discriminator, Generator
-from gapkd.settings import RunConfig
-from gapkd.training.loop import RunResult, distill, train_gan
+from gapkd.settings import RunConfig, TrainConfig
+from gapkd.training.loop import RunResult, distill, fresh_networks, train_gan
 from gapkd.training.trainer import Trainer
 
 R1_EVERY, PATH_EVERY = 2, 3
@@ -348,8 +349,19 @@ def test_a_run_of_a_student_starts_from_what_its_settings_ask_for(tmp_path, teac
 
 def test_a_run_of_a_teacher_starts_from_its_seed(tmp_path):
     result = train_gan(config(tmp_path / "run", images=4, lr=1e-12, seed=5, d_channels=(6,)))
-    torch.manual_seed(5)
+    torch.manual_seed(2_000_005)
     assert_unmoved(result, Generator(8, 8, 8, 8, mapping_layers=2), Discriminator(8, 6))
+
+
+def test_latents_of_a_runs_seed_are_as_any_others_to_its_networks():
+    """Drawn from one seed, latents equal the rows of the mapping network's first layer, and their w
+    lie twice as far out."""
+    settings = TrainConfig(resolution=8, z_dim=64, w_dim=64, channels=(4,), d_channels=(4,), seed=5)
+    G, _ = fresh_networks(settings)
+    student = make_student(G, 0.5, mapping="random", seed=5)
+    for network in (G, student):
+        own, others = (draw_w(network, 64, seed).norm(dim=1).mean() for seed in (5, 6))
+        assert 0.9 < own / others < 1.1
 
 
 def test_a_student_does_not_draw_the_weights_its_teacher_began_with():

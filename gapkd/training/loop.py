@@ -67,6 +67,9 @@ from gapkd.training.trainer import Trainer, TrainingDiverged
 
 Probe = Callable[[StyleGenerator], dict]
 AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
+FIRST_TEACHER_SEED = 2_000_000
+"""Added to a run's seed for its first weights: latents of that seed itself would equal the rows of
+the mapping network's first layer, and their w lie twice as far out as others."""
 MANY = 4000
 """Images of the teacher's that stand for all of them, in the distribution matching."""
 
@@ -137,7 +140,7 @@ def first_networks(config: TrainConfig) -> tuple[TrainConfig, StyleGenerator, Di
 
 def fresh_networks(config: TrainConfig, c_dim: int = 0) -> tuple[StyleGenerator, Discriminator]:
     """The networks that the settings ask for, for images of c_dim classes."""
-    with seeded(config.seed):
+    with seeded(FIRST_TEACHER_SEED + config.seed):
         G = fresh_generator(config, c_dim)
         D = Discriminator(config.resolution, widths(config.d_channels, config.resolution), c_dim)
     return G, D
