@@ -88,6 +88,18 @@ def test_what_is_given_wins_over_the_recipe(monkeypatch, options):
     assert run.call_args[0][0].synthesis == "pruned-diversity"
 
 
+@pytest.mark.parametrize(("options", "given"), [
+    ("--tensorboard", {"tensorboard": True}),
+    ("--no-tensorboard --cuda-graphs", {"tensorboard": False, "cuda_graphs": True}),
+    ("--cuda_graphs False --images 9", {"cuda_graphs": False, "images": 9}),
+    ("--tensorboard None", {})])
+def test_switches_of_a_run_that_goes_on(monkeypatch, options, given):
+    run = Mock(return_value=Mock(checkpoint="there"))
+    monkeypatch.setattr("gapkd.training.loop.resume_run", run)
+    assert main(["resume", "runs/x", *options.split()]) == 0
+    assert run.call_args == (("runs/x",), {"images": 0, "device": "", "progress": True} | given)
+
+
 def test_evaluate(tmp_path, teacher, capsys):
     out = tmp_path / "table.json"
     command = ["evaluate", teacher, "--samples", "40"]

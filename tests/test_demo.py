@@ -166,7 +166,7 @@ def test_generators_are_exported_on_the_way(page, tmp_path, monkeypatch):
 
     monkeypatch.setattr(web, "export", fake)
     assert [n["role"] for n in networks_of(page())] == ["student", "teacher"]
-    assert asked == ["toyfaces64_recipe", "toyfaces64"]
+    assert asked == ["toyfaces64_finished", "toyfaces64"]
     assert [n["role"] for n in networks_of(page("some/where"))] == ["network"]
     assert asked[2:] == ["some/where"]
     assert json.loads((page() / "networks.json").read_text())["start"] == {

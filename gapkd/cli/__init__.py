@@ -48,7 +48,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
                        "toyfaces64 --out runs/directions.safetensors"),
         "convert": ("files", "write it in another format", "toyfaces64 runs/teacher.pt"),
         "export": ("share", "write it as an ONNX file or a torch.export program",
-                   "toyfaces64_recipe --onnx runs/student.onnx"),
+                   "toyfaces64_finished --onnx runs/student.onnx"),
         "demo": ("share", "make a page that draws with it in any browser",
                  "runs/student.onnx --out runs/page"),
         "share": ("share", "make a folder that a model hub takes as it is",

@@ -40,6 +40,8 @@ def parsed(command: str, cls: type, options: Sequence[str], example: str) -> Any
     """The settings that options say; of --help or bad ones, tyro ends the program."""
     if command in ("sample", "evaluate"):  # whose generator was an option once, and may be one
         options = [word.removeprefix("--generator=") for word in options if word != "--generator"]
+    elif command == "resume":
+        options = _switched(options)
     shown = _grouped(cls) if issubclass(cls, RunConfig) else cls
     about = f"{inspect.cleandoc(cls.__doc__)}\n\nexample: gapkd {command} {example}"
     found = tyro.cli(tyro.conf.OmitArgPrefixes[shown], prog=f"gapkd {command}", args=options,
@@ -48,6 +50,20 @@ def parsed(command: str, cls: type, options: Sequence[str], example: str) -> Any
         return found
     return cls(**{name: value for group in vars(found).values() for name, value in
                   vars(group).items()})
+
+
+def _switched(options: Sequence[str]) -> list[str]:
+    """Switches that may also stay as they were have a value; here without one they are on, or off,
+    as with the other commands."""
+    words = []
+    for word, after in zip(options, [*options[1:], ""], strict=True):
+        words.append(word)
+        plain = word.replace("-", "_")
+        if plain in ("__no_cuda_graphs", "__no_tensorboard"):
+            words[-1:] = [f"--{plain[5:]}", "False"]
+        elif plain in ("__cuda_graphs", "__tensorboard") and after not in ("True", "False", "None"):
+            words.append("True")
+    return words
 
 
 @WHOLE_NUMBERS.primitive_rule

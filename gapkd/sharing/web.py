@@ -46,7 +46,7 @@ MOST_SECONDS = 900  # for npm
 RUNTIME = {"wasm": ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"),
            "webgpu": ("ort.webgpu.bundle.min.mjs", "ort-wasm-simd-threaded.asyncify.wasm")}
 NEEDED = [*RUNTIME["wasm"], *RUNTIME["webgpu"]]  # what the page takes of that package
-PAIR = "toyfaces64_recipe", "toyfaces64"  # what is drawn with unless another network is named
+PAIR = "toyfaces64_finished", "toyfaces64"  # what is drawn with unless another network is named
 CARD = (1200, 630)  # px of the picture that stands for the page elsewhere
 PAPER = (246, 245, 241)
 
