@@ -116,6 +116,10 @@ def train_gan(config: TrainConfig, probe: Probe | None = None) -> RunResult:
         (state saved).
     """
     config, G, D = first_networks(_begin(config, "teacher"))
+    if config.conditional and config.start_from and not G.c_dim:
+        raise ValueError(f"the networks of start_from={config.start_from} know no classes, and "
+                         "conditional asks for some: leave conditional out, or train from scratch, "
+                         "without start_from")
     dataset, judge = _open_data(config, G)
     if config.conditional and not G.c_dim:
         G, D = fresh_networks(config, class_count(dataset))
