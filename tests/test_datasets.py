@@ -190,7 +190,6 @@ def test_labels_of_a_stylegan_zip(tmp_path):
     assert open_dataset(zip_of(tmp_path / "plain.zip", SIX), 16).labels is None
 
 
-@no_notice
 def test_every_format_of_pillow_is_taken_with_its_first_frame(tmp_path):
     first, second = Image.new("RGB", (16, 16), (200, 60, 20)), Image.new("RGB", (16, 16), "blue")
     frames = {"a.gif": "GIF", "b.webp": "WEBP", "c.tif": "TIFF", "d.avif": "AVIF", "e.apng": "PNG"}
@@ -201,7 +200,11 @@ def test_every_format_of_pillow_is_taken_with_its_first_frame(tmp_path):
              "p.png": "WEBP"}
     for name, kind in plain.items():
         first.save(tmp_path / name, kind)
-    dataset = open_dataset(tmp_path, 16)
+    with pytest.warns(UserWarning) as told:
+        dataset = open_dataset(tmp_path, 16)
+    (said,) = told
+    assert str(said.message).startswith(f"of 5 of the {len(frames | plain)} files in ")
+    assert "several pages or frames only the first one is used" in str(said.message)
     assert set(dataset.names) == {*frames, *plain}
     expected = torch.tensor([200, 60, 20]).view(1, 3, 1, 1) / 127.5 - 1
     assert (dataset.load(torch.arange(dataset.size)) - expected).abs().max() < 0.06
@@ -836,6 +839,31 @@ def test_classes_that_are_too_many_or_mostly_empty(six):
 def test_a_label_may_be_said_twice(six):
     (six / "dataset.json").write_text(having([[name, [1, 2]] for name in SIX] * 2))
     assert open_dataset(six, 16).labels.tolist() == [[1, 2]] * 6
+
+
+@pytest.mark.parametrize("spelling", ["./{}", "{}"])
+def test_two_spellings_of_a_name_may_not_have_two_labels(six, spelling):
+    pairs, again = [[name, 1] for name in SIX], spelling.format(min(SIX))
+    for order in (1, -1):
+        content = having([*pairs, [again, 2]][::order])
+        (six / "dataset.json").write_text(content)
+        fails("gives .* two different labels: keep the right one", six)
+    (six / "dataset.json").write_text(having([*pairs, [again, 1]]))
+    assert open_dataset(six, 16).labels.tolist() == [1] * 6
+
+
+def test_a_set_is_told_by_names_and_sizes_of_its_files(six, tmp_path):
+    """In a folder, under another name, or in a zip."""
+    known = open_dataset(six, 16).checksum()
+    shutil.copytree(six, tmp_path / "copy")
+    shutil.make_archive(str(tmp_path / "packed"), "zip", six)
+    for place in ("copy", "packed.zip"):
+        assert open_dataset(tmp_path / place, 16).checksum() == known
+    Image.new("RGB", (99, 99), "blue").save(tmp_path / "copy" / sorted(SIX)[0])
+    with pytest.warns(UserWarning, match="not 16x16"):
+        assert open_dataset(tmp_path / "copy", 16).checksum() != known
+    os.rename(six / sorted(SIX)[0], six / "other.png")
+    assert open_dataset(six, 16).checksum() != known
 
 
 def test_zips_that_cannot_be_unpacked_and_what_is_no_file(tmp_path, monkeypatch):

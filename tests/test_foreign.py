@@ -193,6 +193,19 @@ def test_conditional_networks(write):
         load_generator(file)(z)
 
 
+@pytest.mark.parametrize("classes", [3, 600])
+def test_a_missing_mean_of_w_is_that_of_all_classes(write, classes):
+    G = Generator(16, 6, 5, [4, 4, 3], mapping_layers=1, c_dim=classes).eval()
+    with torch.no_grad():  # late classes lie elsewhere
+        G.mapping.embed.weight.mul_(0.1).add_(torch.linspace(-1, 1, classes))
+    state = named_like_nvidia(G)
+    del state["mapping.w_avg"]
+    found = load_generator(write(torch_bytes(state))).mapping.w_avg
+    labels = torch.arange(60_000) % classes
+    w = G.mapping(torch.randn(60_000, 6), torch.nn.functional.one_hot(labels, classes).float())
+    assert ((found - w.mean(dim=0)).abs() < 0.06 * w.std(dim=0)).all()
+
+
 def test_a_discriminator_that_cannot_be_read_spares_the_generator(write, nvidia):
     """NVIDIA's cifar10.pkl: its discriminator is of the architecture 'orig', without skips."""
     file = write(nvidia_pickle(under("G.", nvidia), without(".skip.")(under("D.", nvidia))))
@@ -325,9 +338,17 @@ def test_a_missing_latent_avg_is_estimated(write, stylekd):
     both = {name: under("student.state.", stylekd) for name in ("g", "g_ema")}
     with pytest.warns(UserWarning, match="taken is 'g_ema', the averaged one; its lat"):
         load_generator(write(torch_bytes({**both, "latent_avg": own})))
-    rows = own[:1].repeat(6, 1)
-    same = write(torch_bytes({"g_ema": under("student.state.", stylekd), "latent_avg": rows}))
-    assert torch.equal(load_generator(same).mapping.w_avg, own[0])
+    for rows in (own[:1].repeat(6, 1), own[:1].repeat(1, 6, 1), own[0], own[0].view(48, 1)):
+        same = write(torch_bytes({"g_ema": under("student.state.", stylekd), "latent_avg": rows}))
+        assert torch.equal(load_generator(same).mapping.w_avg, own[0])
+    for odd in (own[0].numpy(), own[0].tolist()):
+        for content in ({"g_ema": under("student.state.", stylekd), "latent_avg": odd},
+                        {"g_ema": under("student.state.", stylekd) | {"latent_avg": odd}}):
+            if isinstance(content["g_ema"].get("latent_avg"), list):
+                continue  # no state dict holds lists
+            with pytest.warns(UserWarning, match="its latent_avg, which is no tensor, is no mean"):
+                again = load_generator(write(torch_bytes(content)))
+            assert torch.equal(again.mapping.w_avg, G.mapping.w_avg)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -405,6 +426,27 @@ def test_folders_with_one_network(tmp_path, stylekd):
         load_generator(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(content)
     assert load_generator(tmp_path).resolution == 32
+    split = tmp_path / "split"
+    split.mkdir()
+    for name in ("model-1-of-2.bin", "model-2-of-2.bin", "model.bin.index.json"):
+        (split / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match="split are split over 2 files, which are not read"):
+        load_generator(split)
+
+
+def test_a_training_of_others_that_names_its_parts_as_ours(write, stylekd):
+    state = under("student.state.", stylekd)
+    content = {"G_ema": state, "G": {**state}, "D": {}, "opt_g": {}, "opt_d": {}}
+    with pytest.warns(UserWarning, match="taken is 'G_ema', the averaged one"):
+        assert load_generator(write(torch_bytes(content))).resolution == 32
+
+
+def test_lazily_negated_tensors_keep_their_sign(write, stylekd):
+    state = under("student.state.", stylekd)
+    const = state["input.input"]
+    state["input.input"] = torch._neg_view(const)
+    G = load_generator(write(torch_bytes({"g_ema": state})))
+    assert torch.equal(G.synthesis.const, -const)
 
 
 @pytest.mark.parametrize("content, message", [

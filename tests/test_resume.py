@@ -31,7 +31,7 @@ from gapkd.files.checkpoints import (
 from gapkd.networks.stylegan2 import Generator
 from gapkd.training import lessons
 from gapkd.training.loop import best_record, distill, resume_run, train_gan
-from gapkd.training.runs import begun_by_this_job
+from gapkd.training.runs import RunFolder, begun_by_this_job
 from gapkd.training.trainer import Trainer
 
 
@@ -566,6 +566,45 @@ def test_the_newest_checkpoints_and_the_best_one_stay(tmp_path, monkeypatch):
     assert card["images"] == 16 and card["measured"]["fid_fake_10"] == 2.0
     saved = torch.load(tmp_path / "checkpoints" / "000000016.pt", weights_only=True)
     assert_same(load_generator(tmp_path / "best.safetensors").state_dict(), saved["G_ema"])
+
+
+def test_a_best_network_that_the_log_no_longer_knows_is_kept(tmp_path, monkeypatch):
+    """The log is lost; or the FID has another name from now on."""
+    name, values = "fid_fake_10", iter([5, 2, 4, 3, 6, 7, 8, 9, 10, 9.5, 9, 8])
+    judge = Mock(side_effect=lambda G: {name: next(values)})
+    monkeypatch.setattr("gapkd.training.loop.FidProbe", lambda *arguments: judge)
+    train_gan(config(tmp_path, images=48, fid_every=8, checkpoint_every=24))
+    best = (tmp_path / "best.safetensors").read_bytes()
+    (tmp_path / "log.jsonl").unlink()
+    with pytest.warns(UserWarning, match="is kept as best-000000016.safetensors"):
+        resume_run(tmp_path, images=64, progress=False)
+    assert (tmp_path / "best-000000016.safetensors").read_bytes() == best
+    card = read_metadata(tmp_path / "best.safetensors")["provenance"]
+    assert card["measured"]["images"] == 48 and card["measured"][name] == 8.0
+    name = "fid_fake_20"
+    with pytest.warns(UserWarning, match="is kept as best-000000048.safetensors"):
+        resume_run(tmp_path, images=80, progress=False)
+    assert read_metadata(tmp_path / "best.safetensors")["provenance"]["images"] == 80
+
+
+def test_a_run_that_dies_beside_its_best_network_finds_it_again(tmp_path, monkeypatch):
+    values = iter([5.0, 2.0, 2.0, 4.0])
+    judge = Mock(side_effect=lambda G: {"fid_fake_10": next(values)})
+    monkeypatch.setattr("gapkd.training.loop.FidProbe", lambda *arguments: judge)
+    with monkeypatch.context() as patch:
+        write, written = RunFolder.save_network, []
+
+        def die(self, network, name, card):
+            written.append(name)
+            if len(written) == 2:
+                raise SystemExit
+            write(self, network, name, card)
+
+        patch.setattr(RunFolder, "save_network", die)
+        with pytest.raises(SystemExit):
+            train_gan(config(tmp_path, images=24, fid_every=8, checkpoint_every=8))
+    train_gan(config(tmp_path, images=24, fid_every=8, checkpoint_every=8, resume=True))
+    assert read_metadata(tmp_path / "best.safetensors")["provenance"]["images"] == 16
 
 
 KILLS = 20

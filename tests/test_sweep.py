@@ -18,6 +18,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from gapkd.cli import main
+from gapkd.data.images import save_png
 from gapkd.experiments import sweep
 from gapkd.experiments.results import REFERENCES, read_faces, read_results
 from gapkd.experiments.sweep import ChildFailed, SweepConfig, read_table, run_sweep
@@ -278,6 +279,28 @@ def test_records_of_another_table_are_refused(table):
         with pytest.raises(ValueError, match="holds a run of paper, seed 0, with other settings, "
                                              "another teacher, judge or number of images judged"):
             run_sweep(SweepConfig(table(**ONE | changes)))
+
+
+def test_one_table_is_measured_on_one_set_of_images(table, tmp_path):
+    """Pictures that were replaced under their names would give one table two kinds of FID."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for seed in (0, 1):
+        for i in range(20):
+            pixels = torch.rand(1, 3, 32, 32 if seed else 1).expand(1, 3, 32, 32)
+            save_png(pixels, folder / f"{i}.png", columns=1)
+        made = SweepConfig(table({"data": str(folder)}, seeds=[seed], samples=10,
+                                 arms={"paper": {"perceptual_weight": 0}}))
+        if not seed:
+            records = run_sweep(made)
+            continue
+        with pytest.raises(ValueError, match="measured on other images than those .*photos: bring"):
+            run_sweep(made)
+    file = Path(read_table(made.table).results)
+    assert read_results(file) == records and all(r["data_sha256"] for r in records)
+    file.write_text("".join(json.dumps({k: v for k, v in r.items() if k != "data_sha256"}) + "\n"
+                            for r in records))
+    assert len(run_sweep(made)) == len(records) + 1  # of older records nobody can tell
 
 
 def test_another_network_in_a_file_of_the_same_name_is_another_run(table, tmp_path):

@@ -681,6 +681,10 @@ def test_a_conditional_teacher(classes, tmp_path, architecture):
                 "layers": 4, "margin": 2, "path_weight": 0.0, "conditional": True}
     first = train_gan(config(tmp_path / "run", **settings))
     again = loop.resume_run(tmp_path / "run", images=12, progress=False)
+    pairs = [[f"{i}.png", 2 - label] for i, label in enumerate(labels.tolist())]
+    (folder / "dataset.json").write_text(json.dumps({"labels": pairs}))
+    with pytest.raises(ValueError, match=r"not what it was .*new: .*0.png \(class 2\)"):
+        loop.resume_run(tmp_path / "run", images=16, progress=False)
     for result in (first, again):
         assert result.generator.c_dim == result.discriminator.c_dim == 3
         z, c = torch.randn(2, 8), torch.eye(3)[[0, 2]]
@@ -694,6 +698,9 @@ def test_classes_are_learnt_where_that_is_asked_for(classes, tmp_path):
     assert plain.generator.c_dim == 0
     with pytest.raises(ValueError, match="but toyfaces has no class labels: .*leave conditional o"):
         train_gan(config(tmp_path / "toys", conditional=True))
+    with pytest.raises(ValueError, match="start_from=.*plain know no classes, .*: leave conditio"):
+        train_gan(config(tmp_path / "on", resolution=32, data=str(folder), conditional=True,
+                         start_from=str(tmp_path / "plain")))
     (folder / "dataset.json").write_text(json.dumps({"labels": [[f"{i}.png", i - 1]
                                                                 for i in range(8)]}))
     with pytest.raises(ValueError, match="names class -1: number the classes from 0"):

@@ -10,6 +10,7 @@ and never unpacked.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -129,7 +130,7 @@ class ImageFiles:
     Raises ValueError for no image, a broken, huge or too small image, an unusable dataset.json.
 
     A kind of files has a `_list` of all names (what cannot be a file is counted in `_left_out`), a
-    way to `_open` one, and its `_identity`, which changes when the file does.
+    way to `_open` one, its `_bytes`, and its `_identity`, which changes when the file does.
     """
 
     def __init__(self, path: str | Path, resolution: int, cache_bytes: int = CACHE_BYTES,
@@ -141,6 +142,7 @@ class ImageFiles:
         # in another category.)
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
         self._left_out: Counter[str] = Counter()
+        self._longer = 0  # files with several images
         everything = [only] if only else self._list()
         reasons = {name: None if only else self._why_left_out(name) for name in everything}
         self._left_out += Counter(filter(None, reasons.values()))
@@ -158,6 +160,10 @@ class ImageFiles:
         self._copies = None if self._cached else SmallCopies(cache_folder() / "pictures")
         if not only:
             self._say_what_is_resized(self._fits.count(False))
+            if self._longer:
+                self._warn(f"of {self._longer:,} of the {self.size:,} files", "with several pages "
+                           "or frames only the first one is used: save the others as files of "
+                           "their own if they are wanted")
         self._depth = self._find_depth(
             [name for name, depth in zip(self.names, depths, strict=True) if depth is None])
         if self._cached and sum(width * height for width, height in sizes) <= AT_ONCE_PIXELS:
@@ -178,6 +184,11 @@ class ImageFiles:
             self.check(CHECK_SECONDS)
             raise
         return pixels.float().div_(127.5).sub_(1.0)
+
+    def checksum(self) -> str:
+        """Of the names and sizes of the files: the same for a folder and for a zip of it."""
+        entries = "\0".join(f"{name} {self._bytes(name)}" for name in self.names)
+        return hashlib.sha256(entries.encode(errors="surrogateescape")).hexdigest()
 
     def _why_left_out(self, name: str) -> str | None:
         """As decoding.why_left_out; a file without a suffix is asked what it is."""
@@ -244,8 +255,9 @@ class ImageFiles:
 
     def _size_and_depth(self, name: str) -> tuple[tuple[int, int], int | None]:
         """Width and height, and the bits of a value if the file states them."""
-        (width, height), depth = self._read(
-            name, lambda image: (image.size, stated_depth(image)))
+        (width, height), depth, longer = self._read(name, lambda image: (
+            image.size, stated_depth(image), getattr(image, "is_animated", False)))
+        self._longer += longer
         if min(width, height) < self.resolution:
             fitting = 1 << (min(width, height).bit_length() - 1)
             smaller = f", or ask for a resolution of at most {fitting}" if fitting >= 8 else ""
@@ -324,14 +336,18 @@ class ImageFiles:
 
     def _read_labels(self, files: list[str]) -> Tensor | None:
         by_name, twice, listed, values = {}, [], ", ".join(map(shown, files)), []
+        there, spelt = set(self.names), {}  # labels by other spellings of a file's name
         try:
             for file in files:
                 for name, label in self._entries(file):
-                    if by_name.setdefault(name, label) != label:
+                    labels = by_name if name in there else spelt
+                    key = name if name in there else same_name(name)
+                    if labels.setdefault(key, label) != label:
                         twice.append(name)
-            if not by_name:
+            if not (by_name or spelt):
                 return None
-            spelt = {same_name(name): label for name, label in by_name.items()}
+            twice += [name for name, label in by_name.items()
+                      if spelt.get(same_name(name), label) != label]
             values = [by_name[name] if name in by_name else spelt[same_name(name)]
                       for name in self.names]
             labels = torch.tensor(values)
@@ -417,6 +433,9 @@ class ImageFolder(ImageFiles):
     def _open(self, name: str) -> BinaryIO:
         return open(self.path / name, "rb")
 
+    def _bytes(self, name: str) -> int:
+        return os.stat(self.path / name).st_size
+
     def _identity(self, name: str) -> tuple:
         there = os.stat(self.path / name)
         return (os.path.realpath(self.path / name), there.st_size, there.st_mtime_ns,
@@ -449,6 +468,9 @@ class ImageZip(ImageFiles):
         if entry.file_size > ENTRY_BYTES:
             raise Image.DecompressionBombError(f"{entry.file_size:,} bytes")
         return self._zip.open(entry)
+
+    def _bytes(self, name: str) -> int:
+        return self._zip.getinfo(name).file_size
 
     def _identity(self, name: str) -> tuple:
         entry = self._zip.getinfo(name)

@@ -57,6 +57,8 @@ class Bench:
         self.real = {prefix: real_features(judge, self.dataset, samples, seed=REAL)
                      for prefix, judge in self.judges.items()}
         self.edits = EditAgreement(self.teacher, self.net)
+        toys = data == "toyfaces"
+        self.marks = {} if toys else {"data_sha256": self.dataset.checksum()}
         # Toy faces of this seed are new to every run; of a folder, these were trained on.
         self.targets = self.dataset.load(ordered_indices(self.dataset.size, 0, PROJECTED, 98))
 
@@ -71,7 +73,8 @@ class Bench:
                 curve.append({"images": line["images"], **point})
         return {"seed": settings.seed, "settings": shareable(to_dict(settings)),
                 "images": settings.images, "seconds": result.log[-1]["seconds"],
-                **provenance(self.device), "curve": curve, "final": self.measure(result.generator)}
+                **provenance(self.device), **self.marks, "curve": curve,
+                "final": self.measure(result.generator)}
 
     def measure(self, G: StyleGenerator) -> dict[str, float]:
         """All figures of a trained student."""

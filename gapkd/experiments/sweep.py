@@ -400,6 +400,11 @@ def _spread(config: SweepConfig, jobs: int, gpus: int) -> None:
 def _work(config: SweepConfig, table: Table, todo: Sequence[tuple[str, int]]) -> None:
     """Train and measure, in this process, what nobody else is at."""
     bench, failed = _bench(table, config.device), []
+    mark = bench.marks.get("data_sha256")
+    if any(record.get("data_sha256", mark) != mark for record in read_results(table.results)):
+        raise ValueError(f"{table.results} holds figures that were measured on other images than "
+                         f"those that are now in {table.common().data}: bring the others back, or "
+                         "give another results file")
     _add_references(table, bench, wait=False)
     for arm, seed in _claims(table, todo):
         out = table.run_folder(arm, seed)
@@ -463,7 +468,7 @@ def _add_references(table: Table, bench: Bench, wait: bool) -> None:
     with suppress(Timeout), claim.acquire(blocking=wait):
         there = {record["arm"] for record in read_results(table.results)}
         if not there & set(REFERENCES):
-            origin = {**provenance(bench.device), **table.bench_marks(), **_origins(table)}
+            origin = provenance(bench.device) | bench.marks | table.bench_marks() | _origins(table)
             rows = bench.references().items()
             _write(table.results, [{"arm": arm, "final": final, **origin} for arm, final in rows])
             _draw_faces(table, "teacher", table.seeds[0], bench.teacher)

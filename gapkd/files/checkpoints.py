@@ -230,7 +230,7 @@ def _is_whole(state: Path) -> bool:
 
 def _network_of_state(content: object, role: str | None) -> tuple[dict, dict] | None:
     """Metadata and weights of a network in a checkpoint of a training; None if it is none."""
-    if not isinstance(content, dict) or not {"G_ema", "D", "opt_g"} <= content.keys():
+    if not isinstance(content, dict) or not {"G_ema", "D", "opt_g", "about"} <= content.keys():
         return None
     about, D = json.loads(content["about"]), role == "discriminator"
     return (about["networks"]["D" if D else "G"] | {"provenance": about["provenance"]},
@@ -250,6 +250,9 @@ def _only_network(folder: Path) -> Path:
     if (folder / CONFIG).is_file() and not files:
         raise CheckpointError(f"{folder} holds {CONFIG}, but no {WEIGHTS}: fetch the folder again, "
                               "whole")
+    if any(folder.glob("*.index.json")):
+        raise CheckpointError(f"the weights in {folder} are split over {len(files)} files, which "
+                              "are not read: join them to one state dict, and save that")
     names = ", ".join(file.name[:60] for file in files[:5])
     listed = f"one of {names}" if files else "for example generator.safetensors"
     raise CheckpointError(f"{folder} is a folder: name the file in it, {listed}")

@@ -162,7 +162,7 @@ def _places(content: object) -> tuple[list[Place], list[ForeignError]]:
             problems.append(error)
             continue
         for prefix, role, translate in modules.marks():
-            if isinstance(latent_avg, Tensor):
+            if isinstance(latent_avg, (Tensor, Record, list, tuple)):
                 modules.state.setdefault(f"{prefix}latent_avg", latent_avg)
             places.append(Place(_joined(path, prefix), role, modules, prefix, translate))
     return places, problems
@@ -621,14 +621,16 @@ def rosinality_generator(modules: Modules) -> Found:
     for layer in layers:
         _need(state, f"{layer}.noise.weight")
     sizes, note = _mapping_sizes(state, "style.", 1), ""
-    if "latent_avg" in state and state["latent_avg"].numel() != sizes["w_dim"]:
-        rows = state["latent_avg"]  # one a layer, which may be the same
+    if (mean := state.get("latent_avg")) is not None:
         state = {name: value for name, value in state.items() if name != "latent_avg"}
-        if rows.ndim == 2 and rows.shape[1] == sizes["w_dim"] and (rows == rows[:1]).all():
-            state["latent_avg"] = rows[:1]
-        else:
-            note = (f"its latent_avg, of shape {tuple(rows.shape)}, is no mean of w: the mean of "
-                    "10,000 w takes its place")
+        w_dim, what = sizes["w_dim"], "which is no tensor,"
+        if isinstance(mean, Tensor):
+            what = f"of shape {tuple(mean.shape)},"
+            rows = mean.reshape(-1, w_dim if mean.shape[-1:] == (w_dim,) else max(mean.numel(), 1))
+            if mean.numel() and rows.shape[1] == w_dim and (rows == rows[:1]).all():
+                state["latent_avg"] = rows[:1]  # often there is a row for each layer, all the same
+        if "latent_avg" not in state:
+            note = f"its latent_avg, {what} is no mean of w: the mean of 10,000 w takes its place"
     channels = [_need(state, "input.input", 4).shape[1], *(weight.shape[1] for weight in weights)]
     pairs = [channels[i:i + 2] for i in range(0, len(channels), 2)]
     architecture = {"resolution": 2 << len(pairs), "channels": pairs,
@@ -653,10 +655,12 @@ def _with_mean_w(found: Found, state: State, their_name: str) -> Found:
     mapping.load_state_dict(layers, assign=True)
     dice = torch.Generator().manual_seed(0)
     z = torch.randn(40, 250, mapping.z_dim, generator=dice)
-    c = None
-    if mapping.c_dim:
-        c = nn.functional.one_hot(torch.arange(250) % mapping.c_dim, mapping.c_dim).float()
-    means = [mapping(part, c).mean(dim=0) for part in z]
+    c = [None] * len(z)
+    if n := mapping.c_dim:
+        drawn = torch.randint(n, (10_000,), generator=dice)
+        labels = torch.arange(10_000) % n if n <= 10_000 else drawn
+        c = [nn.functional.one_hot(part, n).float() for part in labels.view(40, 250)]
+    means = [mapping(*part).mean(dim=0) for part in zip(z, c, strict=True)]
     found.state["mapping.w_avg"] = torch.stack(means).mean(dim=0)
     return found
 

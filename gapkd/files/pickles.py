@@ -159,7 +159,7 @@ class Machine:
 
 
 def _tensor(machine: Machine, storage: object, offset: object, size: object, stride: object,
-            *rest: object) -> Tensor:
+            grad: object = None, hooks: object = None, marks: object = None) -> Tensor:
     """A view of a storage, within its bounds; None for a storage of an unknown kind."""
     if isinstance(storage, Record):
         return None
@@ -176,7 +176,11 @@ def _tensor(machine: Machine, storage: object, offset: object, size: object, str
     machine.budget.spend(VIEW)
     if not count:
         return storage.values.new_empty(size)
-    return storage.values.as_strided(size, stride, offset)
+    values = storage.values
+    if isinstance(marks, dict) and marks.get("neg") is True and values.is_floating_point():
+        machine.budget.spend(values.nbytes)  # torch negates when a number is asked for
+        values = -values
+    return values.as_strided(size, stride, offset)
 
 
 def _typed(machine: Machine, storage: object, offset: object, size: object, stride: object,

@@ -335,6 +335,9 @@ def fit(trainer: Trainer, kind: str, probe: Probe | None = None, judge: Probe | 
     Ctrl-C, SIGTERM and SIGHUP. `kind` is "teacher" or "distill"; `judge` measures the FID; `inputs`
     as in `RunFolder`."""
     names = getattr(trainer.dataset, "names", ())
+    if trainer.classes is not None:  # other classes are other data
+        labels = trainer.dataset.labels.tolist()
+        names = [f"{name} (class {label})" for name, label in zip(names, labels, strict=True)]
     with RunFolder(trainer.config, kind, inputs, names) as folder:
         return Loop(trainer, kind, folder, probe, judge).run()
 
@@ -472,11 +475,12 @@ class Loop:
         """Log a record; whether its FID is the lowest so far."""
         record = {"images": self.trainer.images, "seconds": round(self.seconds, 2), **record}
         self.log.append(record)
-        self.folder.log(record)
         new_best = record is best_record(self.log)
-        if new_best:
+        if new_best:  # before the log knows it: a run that dies here measures again
             card = self.card() | {"measured": record}
+            self.folder.put_best_aside(self.log)
             self.folder.save_network(self.trainer.G_ema, "best", card)
+        self.folder.log(record)
         return new_best
 
     def save(self, notes: dict) -> None:

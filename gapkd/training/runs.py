@@ -19,7 +19,13 @@ from torch import Tensor
 
 from gapkd import parallel
 from gapkd.data.images import save_png
-from gapkd.files.checkpoints import CheckpointError, find_checkpoint, save_network, states_of
+from gapkd.files.checkpoints import (
+    CheckpointError,
+    find_checkpoint,
+    read_metadata,
+    save_network,
+    states_of,
+)
 from gapkd.files.provenance import provenance
 from gapkd.files.storage import check_place, json_lines, write_atomically
 from gapkd.networks.base import StyleGenerator
@@ -324,6 +330,24 @@ class RunFolder:
         """Write <name>.safetensors."""
         if self.writes:
             save_network(network, self.path / f"{name}.safetensors", card)
+
+    def put_best_aside(self, log: Sequence[dict]) -> None:
+        """Before best.safetensors is written over: if it was measured otherwise than the log's last
+        record, or the log has lost its record, nobody can say that it was worse, and it is kept."""
+        file = self.path / "best.safetensors"
+        if not (self.writes and file.exists()):
+            return
+        try:
+            measured = read_metadata(file)["provenance"].get("measured", {})
+        except CheckpointError:  # damaged: nothing is lost
+            return
+        names = {name for name in measured if name.startswith("fid_")}
+        known = any(record["images"] == measured.get("images") for record in log)
+        if not known or names.isdisjoint(log[-1]):
+            aside = file.with_name(f"best-{measured.get('images', 0):09d}.safetensors")
+            os.replace(file, aside)
+            warnings.warn(f"{file} was the best by a measurement that cannot be compared with "
+                          f"those in this run's log: it is kept as {aside.name}", stacklevel=2)
 
     def save_state(self, state: dict, best: dict | None) -> None:
         """Write checkpoints/<images>.pt, whole or not at all; then remove all but the newest
