@@ -203,10 +203,9 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 """The settings of DistillConfig in which recipes differ, and what each recipe says of them.
 
-"paper" is the paper's method. "gapkd" was put together from what paid in
-tools/sweeps/screening.yml, and chapter 6 compares it with the others at equal budget; its schedule
-(image losses first, a rate that falls, the discriminator at the end) came later, from
-tools/sweeps/schedule.yml."""
+"paper" is the paper's method. "gapkd" is this course's: what paid in tools/sweeps/screening.yml,
+and the schedule of tools/sweeps/schedule.yml (image losses first, a rate that falls, the
+discriminator at the end). Chapter 6 compares it with the others at equal budget."""
 
 
 def _by_recipe(name: str, metavar: str) -> Any:
@@ -277,14 +276,14 @@ class DistillConfig(RunConfig):
     feature_weight: float = 0.0
     """Weight of the feature regression (FitNets), which is no part of the paper's loss."""
     moment_weight: float = 0.0
-    """Weight of distribution matching (DiME, whose authors take 20): the means and spreads of a
+    """Weight of distribution matching (after DiME, with 20 for an MMD): the means and spreads of a
     batch's features are compared with the teacher's, as the network sees them that `perceptual`
     names."""
     ld_weight: Annotated[float | None, _by_recipe("ld_weight", "FLOAT")] = None
     """Weight of the latent-direction loss."""
     ld_blocks: tuple[int, ...] = (2, 3)
-    """Blocks whose features are compared, in the regression too; block 1 is 8x8. Paper: 2, 3, 4, 5,
-    that is 16 to 128 px of 256."""
+    """Blocks whose features are compared, in the regression too; block 1 is 8x8 (of a StyleGAN3,
+    layer 1). Paper: 2, 3, 4, 5, that is 16 to 128 px of 256."""
     ld_offsets: Literal["split", "global", "random", "none"] = "split"
     """What w is moved along: SeFa directions of each block, of all blocks together, or random
     ones; "none": images of w are related among themselves (the paper's single view)."""

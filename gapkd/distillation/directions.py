@@ -34,7 +34,8 @@ def leading_eigenvectors(weight: Tensor, count: int) -> Tensor:
 
 def sefa_directions(G: StyleGenerator, blocks: Sequence[int], mode: str = "split",
                     per_block: int = 5) -> Tensor:
-    """SeFa directions of the given blocks (1 = 8x8; the paper uses 1..max(mimic layers)).
+    """SeFa directions of the given blocks (1 = 8x8, of a StyleGAN3 layer 1; the
+    paper uses 1..max(mimic layers)).
 
     Args:
         mode: "split", `per_block` directions of every block, pooled; "global", all blocks stacked
@@ -69,9 +70,9 @@ def draw_offsets(n: int, w_dim: int, strength: float, generator: torch.Generator
         directions: (K, w_dim), unit rows to choose from; None for a uniformly random direction.
     Returns: (n, w_dim).
     """
-    dice = {"generator": generator, "device": generator.device}
+    by = {"generator": generator, "device": generator.device}
     if directions is None:
-        drawn = normalize(torch.randn(n, w_dim, **dice), dim=1)
+        drawn = normalize(torch.randn(n, w_dim, **by), dim=1)
     else:
-        drawn = directions.to(generator.device)[torch.randint(len(directions), (n,), **dice)]
-    return drawn * torch.randn(n, 1, **dice) * strength
+        drawn = directions.to(generator.device)[torch.randint(len(directions), (n,), **by)]
+    return drawn * torch.randn(n, 1, **by) * strength

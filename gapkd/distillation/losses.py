@@ -63,10 +63,10 @@ def feature_loss(guesses: Sequence[Tensor], teacher_features: Sequence[Tensor],
 
 
 def moment_loss(features: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Distribution matching as in DiME (Yeo et al., *Nickel and Diming Your GAN*, ECCV 2024): how
-    far a batch's first and second moments of features (N, F) lie from those of very many images of
-    the teacher, mean and standard deviation (F,). In units of the latter, absolute, averaged over
-    features. No image is compared with another one."""
+    """Distribution matching after DiME (Yeo et al., *Nickel and Diming Your GAN*, ECCV 2024), whose
+    maximum mean discrepancy is reduced to two moments: how far those of a batch's features (N, F)
+    lie from those of very many images of the teacher, mean and standard deviation (F,). In units of
+    the latter, absolute, averaged over features. No image is compared with another one."""
     standard = (features - mean) / std.clamp(min=1e-8)
     first, second = standard.mean(dim=0), standard.square().mean(dim=0) - 1
     return first.abs().mean() + second.abs().mean()

@@ -32,7 +32,8 @@ def make_student(teacher: StyleGenerator, keep: float = 0.3, kernel: int = 3,
         synthesis: "random", fresh weights (the paper); or the teacher's weights of the channels
             with the highest score (pruning.py): "pruned", "pruned-content", "pruned-diversity",
             or "slimmed".
-        seed: of the fresh weights; the caller's random state is left alone.
+        seed: of fresh weights and of slimming (scored channels do not depend on it); the caller's
+            random state is left alone.
         content: for "pruned-content", maps images (N, 3, R, R) to masks (N, 1, R, R) in [0, 1] of
             what matters.
         slimming_images: for "slimmed", length of that training.

@@ -164,7 +164,7 @@ def path_length(G: StyleGenerator, distance: Distance, samples: int = 5000, seed
     al., 2019; by LPIPS). The published table of the paper leaves the division out.
     """
     generator, pairs, found = torch.Generator().manual_seed(seed), [], []
-    for start in range(0, samples, 50):  # whatever the batch: fifties, as the stored values have it
+    for start in range(0, samples, 50):  # whatever the batch is, a seed gives the same latents
         n = min(50, samples - start)
         (z_a, c), (z_b, _) = (draw_latents(G, n, generator) for _ in range(2))
         w_a, w_b = G.mapping(z_a, c), G.mapping(z_b, c)

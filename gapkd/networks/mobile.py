@@ -10,8 +10,9 @@ What it does otherwise than StyleGAN2:
 - Demodulation does not depend on the style, so that it can be fused (see `SeparableConv2d`).
 
 The paper trains a head at every resolution and draws with the last one, here the only one: the
-latent-direction loss guides the layers on the way. Nor is there a loss on coefficients: the
-transform is orthonormal, so their squared distance is that of the images.
+latent-direction loss guides the layers on the way. Nor is there a loss on coefficients, which the
+released code adds: squared, it would be that of the images (the transform is orthonormal);
+absolute, as ours is, it would not.
 
 Source: Belousov, *MobileStyleGAN: A Lightweight Convolutional Neural Network for High-Fidelity
 Image Synthesis* (2021, arXiv 2104.04767), and its released code.

@@ -136,9 +136,9 @@ def step_macs(n: Networks, views: int = 2, r1_every: int = 16, path_every: int =
 def weights_memory(n: Networks) -> int:
     """Bytes that stay for the whole run: weights, gradients, Adam's two moments and the weight
     average; the teacher; the perceptual network."""
-    student, D, teacher, judge = (sum(p.numel() for p in network.parameters())
-                                  for network in (n.student, n.D, n.teacher, n.perceptual))
-    return 4 * (5 * student + 4 * D + teacher + judge)
+    student, D, teacher, perceptual = (sum(p.numel() for p in network.parameters())
+                                       for network in (n.student, n.D, n.teacher, n.perceptual))
+    return 4 * (5 * student + 4 * D + teacher + perceptual)
 
 
 def activation_memory(n: Networks, views: int = 2) -> int:
@@ -149,8 +149,8 @@ def activation_memory(n: Networks, views: int = 2) -> int:
     small = torch.empty(1, 3, n.looked_at, n.looked_at, device="meta", requires_grad=True)
     student, critic = saved_bytes(n.student.synthesis, w), saved_bytes(n.D, image)
     # In the generator's step D is only a way back to the image.
-    judge = saved_bytes(copy.deepcopy(n.D).requires_grad_(False), image)
-    return max(student + judge + saved_bytes(n.perceptual, small), 2 * critic)
+    way_back = saved_bytes(copy.deepcopy(n.D).requires_grad_(False), image)
+    return max(student + way_back + saved_bytes(n.perceptual, small), 2 * critic)
 
 
 def saved_bytes(network: nn.Module, x: Tensor) -> int:

@@ -140,7 +140,7 @@ class Trainer:
     def fetch(self) -> None:
         """Load the real images of the next step, if it looks at some. ValueError names a broken
         one."""
-        if self.judged and self.fetched is None:
+        if self.adversarial_now and self.fetched is None:
             here, following = self.images, self.images + self.config.batch
             self.fetched = self.reals(self.load_reals, here, following)
 
@@ -224,8 +224,8 @@ class Trainer:
     def _train_step(self) -> None:
         c = self.config
         self.set_rates()
-        reals = self.real_batch() if self.judged else None
-        if self.judged:
+        reals = self.real_batch() if self.adversarial_now else None
+        if self.adversarial_now:
             self.do(self.discriminator_step, reals, self.draw_crossover())
             if c.r1_gamma and self.step % R1_EVERY == 0:
                 self.do(self.r1_step, reals, self.draw_crossover() if self.relativistic else None)
@@ -238,11 +238,11 @@ class Trainer:
 
     def do(self, step: Callable[[Tensor | None, int | None], Notes], reals: Tensor | None,
            crossover: int | None) -> None:
-        kind = step.__name__, crossover, self.judged  # what a step's course depends on
+        kind = step.__name__, crossover, self.adversarial_now  # what a step's course depends on
         self.note(**self.graphs.run(kind, step, reals, crossover))
 
     @property
-    def judged(self) -> bool:
+    def adversarial_now(self) -> bool:
         """Whether the discriminator takes part at this point of the run."""
         c = self.config
         return bool(c.gan_weight) and self.images >= c.gan_from * c.images
@@ -308,7 +308,7 @@ class Trainer:
                 total = self.distiller.total(parts)
             else:
                 out, parts, total = self.G.synthesis(ws, noise=noise), {}, 0.0
-            if self.judged:  # the discriminator meets the images of w, not of w + offset
+            if self.adversarial_now:  # the discriminator meets the images of w, not of w + offset
                 fakes, c = out.image[:len(ws)], lesson.latents[3]
                 parts["gan"] = self.adversarial_loss(fakes, c, reals)
                 total = total + self.config.gan_weight * parts["gan"]
