@@ -137,11 +137,12 @@ def test_a_recipe_decides_its_settings_and_nothing_else(name):
 
 
 def test_the_papers_recipe_has_the_papers_numbers():
-    """Weights of the losses and the rate, as its authors train."""
+    """Weights of the losses, offsets and the rate, as its authors train."""
     config = DistillConfig(recipe="paper")
     assert (config.rgb_weight, config.perceptual_weight, config.ld_weight) == (3, 3, 30)
     assert (config.lr, config.lr_end, config.gan_weight, config.gan_from) == (0.002, 1, 1, 0)
     assert (config.keep, config.mapping, config.synthesis) == (0.3, "inherit", "random")
+    assert (config.ld_offsets, config.ld_strength, config.ema_half_life) == ("split", 5, 10_000)
 
 
 def test_what_is_given_wins_even_where_it_is_the_papers_value():
