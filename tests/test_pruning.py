@@ -141,6 +141,15 @@ def test_slimming_shrinks_scales_and_folds_them_in(networks, kind):
     torch.testing.assert_close(moved, torch.full_like(moved, 0.02 * 1.99**0.5), rtol=0.01, atol=0)
 
 
+@KINDS
+def test_a_scale_below_0_counts_by_its_magnitude(networks, kind):
+    G, scores = pruning.slim(networks[kind], images=24, batch=8, lr=1e-9, scale_lr=20.0)
+    readers = zip(G.readers(), networks[kind].readers(), strict=True)
+    scales = torch.cat([ours[0].affine.bias / theirs[0].affine.bias for ours, theirs in readers])
+    assert scales.min() < -0.1
+    torch.testing.assert_close(torch.cat(scores), scales.abs())
+
+
 def test_the_images_hold_on_to_the_channels_that_they_need():
     """Half of the channels that enter the last layers are read by nothing: their scales go."""
     torch.manual_seed(3)

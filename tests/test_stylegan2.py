@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -116,6 +118,7 @@ def test_minibatch_std_by_hand():
         std = (x[first::2].var(dim=0, unbiased=False) + 1e-8).sqrt().mean()
         torch.testing.assert_close(out[first::2, 2], std.expand(4, 4, 4))
     assert torch.equal(minibatch_std(x[:6]), minibatch_std(x[:6], group=3))  # 4 divides not
+    assert Discriminator(8, 4).mbstd_group == 4
 
 
 @pytest.mark.parametrize("cls, arguments", [
@@ -135,9 +138,10 @@ def test_equalised_layers_start_at_unit_variance_and_a_clamp_follows_the_gain():
     layer = EqualLinear(256, 256, lr_multiplier=0.01)
     assert layer.weight.std().item() == pytest.approx(100, rel=0.05)
     assert layer(torch.randn(64, 256)).std().item() == pytest.approx(1, rel=0.05)
-    for activate in (True, False):
-        conv = EqualConv2d(3, 4, 1, activate=activate, gain=0.5, clamp=0.2)
-        assert conv(100 * torch.randn(2, 3, 8, 8)).max().item() == pytest.approx(0.1)
+    for activate, dtype in itertools.product((True, False), (torch.float32, torch.float16)):
+        conv = EqualConv2d(3, 4, 1, activate=activate, gain=0.5, clamp=0.2).to(dtype)
+        x = 100 * torch.randn(2, 3, 8, 8, dtype=dtype)
+        assert conv(x).max().item() == pytest.approx(0.1, rel=1e-3)
 
 
 def test_widths_of_configuration_f():
