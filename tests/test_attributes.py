@@ -23,6 +23,7 @@ from gapkd.metrics.attributes import (
     HELD_OUT,
     AttributeConfig,
     AttributeNetwork,
+    _roughen,
     factor_loss,
     factors_of,
     head_mask,
@@ -150,6 +151,16 @@ def test_training_on_toy_faces_learns_and_leaves_the_global_random_state_alone(t
     assert {"command": "judge", "data": "toyfaces", "images": 640}.items() <= provenance.items()
 
 
+def test_half_of_the_images_are_read_blurred_and_noisy():
+    flat, board = torch.zeros(400, 3, 16, 16), torch.ones(400, 3, 16, 16)
+    board[..., ::2, 1::2] = board[..., 1::2, ::2] = -1  # a blur turns it grey
+    noise = _roughen(flat, torch.Generator().manual_seed(0)).std(dim=(1, 2, 3))
+    sharp = (board * _roughen(board, torch.Generator().manual_seed(0))).mean(dim=(1, 2, 3))
+    for changed in (noise > 0, sharp < 1):
+        assert changed.float().mean().item() == pytest.approx(0.5, abs=0.1)
+    assert 0.07 < noise.max() < 0.09 and 0.5 < sharp.min() < 0.6
+
+
 def test_it_reads_labels_that_it_has_not_seen_and_is_the_same_for_the_same_seed(judged, tmp_path):
     data, file, scores = judged
     assert scores["label"] > 0.9 > scores["label_majority"] and scores["label_score"] > 0.9
@@ -237,3 +248,12 @@ def test_head_masks_are_those_of_the_renderer():
     # What one mask for all faces would reach.
     blind = (truth.float().mean(dim=0) > 0.5).expand_as(truth)
     assert ((truth & blind).sum() / (truth | blind).sum()) < 0.9
+
+
+def test_what_is_read_beyond_its_range_is_drawn_at_its_end():
+    net, images = load_attribute_network(), toy_faces(8, 32)[0]
+    for shift in (5.0, -5.0):
+        net.heads.bias[-len(CONTINUOUS):] = shift
+        mask = head_mask(net, images)
+        net.heads.bias[-len(CONTINUOUS):] = 2 * shift
+        assert torch.equal(head_mask(net, images), mask)

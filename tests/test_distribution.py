@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import pytest
@@ -75,6 +76,11 @@ def test_kid_equals_a_double_loop():
     assert kid(x, y, subsets=3, subset_size=9) == pytest.approx(expected, rel=1e-9)
     many = normal(50, 4, 0)
     assert kid(many, y, seed=1) == kid(many, y, seed=1) != kid(many, y, seed=2)
+
+
+def test_kid_takes_500_samples_fifty_times():
+    parameters = inspect.signature(kid).parameters
+    assert (parameters["subset_size"].default, parameters["subsets"].default) == (500, 50)
 
 
 def test_manifolds_that_are_the_same_narrower_and_wider():

@@ -71,6 +71,19 @@ def test_a_picture_that_moves_scores_high_and_one_that_does_not_scores_low(kind)
     assert 0 < equivariance(Drawing(deaf=True), kind, samples=16, batch=1) < 12
 
 
+def test_shifts_reach_an_eighth_of_the_image_and_turns_all_around(monkeypatch):
+    drawn = []
+
+    def watched(angle: float = 0.0, x: float = 0.0, y: float = 0.0) -> torch.Tensor:
+        drawn.append((angle / math.pi, 8 * x, 8 * y))
+        return motion(angle, x, y)
+
+    monkeypatch.setattr("gapkd.metrics.equivariance.motion", watched)
+    monkeypatch.setattr("gapkd.metrics.equivariance.resample", lambda images, by=None: images)
+    equivariance(Drawing(), "translation", samples=200, batch=1)
+    assert all(0.97 < furthest <= 1 for furthest in torch.tensor(drawn).abs().amax(dim=0))
+
+
 def alias_free(kernel: int, radial: bool) -> AliasFreeGenerator:
     torch.manual_seed(0)
     G = AliasFreeGenerator(32, 16, 16, [8] * 5, kernel, radial).eval().requires_grad_(False)

@@ -50,6 +50,7 @@ def test_latents_are_those_of_the_seed_for_every_batch_size(conditional):
     whole = torch.cat(list(sample_images(G, 20, 1, batch=20)))
     parts = [image for i in range(2) for image in sample_images(G, 20, 1, 3, part=(i, 2))]
     torch.testing.assert_close(torch.cat(parts), whole, atol=1e-5, rtol=0)
+    assert G(z).abs().max() > 1 == whole.abs().max()
     _, labels = draw_latents(conditional, 50, 0)
     assert labels.shape == (50, 3) and set(labels.sum(dim=1).tolist()) == {1.0}
     assert labels.sum(dim=0).min() > 5 and draw_w(conditional, 50, 0).shape == (50, 4)

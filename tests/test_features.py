@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import matplotlib.cbook
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny import attribute_network, distill_config, pictures
 
 from gapkd.cli import main
@@ -67,6 +68,41 @@ def test_a_missing_extra_or_its_weights_are_one_clear_sentence(monkeypatch, open
         monkeypatch.setitem(sys.modules, name, found)
     with pytest.raises(MissingExtraError, match=f"weights {weights}.* put that file into ~/.cache"):
         open_network()
+
+
+class Shown(torch.nn.Module):
+    """Stands for a network of the extra: keeps what it is shown."""
+
+    def forward(self, *images):
+        self.images = images
+        return images[0].float()
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    network = Shown()
+    found = SimpleNamespace(FeatureExtractorInceptionV3=lambda *_: network,
+                            LPIPS=lambda **_: network)
+    for name in ("torch_fidelity", "torch_fidelity.feature_extractor_inceptionv3", "lpips"):
+        monkeypatch.setitem(sys.modules, name, found)
+    return network
+
+
+def test_inception_is_shown_8_bits(shown):
+    row = torch.tensor([-1.2, -1.0, 0.5, 1.0, 1.2])
+    InceptionNetwork().embed(row.expand(2, 1, 5, 5))
+    (pixels,) = shown.images
+    assert pixels.dtype == torch.uint8 and pixels.shape == (2, 3, 5, 5)
+    assert pixels[1, 2, 3].tolist() == [0, 0, 191, 255, 255]
+
+
+@pytest.mark.parametrize("size", [32, 256, 300, 512])
+def test_lpips_is_shown_256_pixels_at_most(shown, size):
+    a, b = pictures(2, 0, size)
+    assert lpips_distance()(a[None, :1], b[None]).ndim == 1
+    least = min(size, 256)
+    assert [x.shape for x in shown.images] == 2 * [(1, 3, least, least)]
+    torch.testing.assert_close(shown.images[1], F.adaptive_avg_pool2d(b[None], least))
 
 
 # ---------------------------------------------------------------------------------------- ImageNet

@@ -61,6 +61,19 @@ def test_batch_size_changes_nothing_and_the_perceptual_distance_is_heeded():
     assert heeded.perceptual.mean() < 0.5 * 10 * together.perceptual.mean()
 
 
+def test_the_rate_falls_along_a_cosine(monkeypatch):
+    rates, real = [], torch.optim.Adam.step
+
+    def step(optimiser):
+        rates.append(optimiser.param_groups[0]["lr"])
+        return real(optimiser)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    G = Generator(8, 8, 8, 8, mapping_layers=1)
+    project(G, torch.zeros(1, 3, 8, 8), squared, 3)
+    assert rates == pytest.approx([0.2, 0.15, 0.05])  # 1 + cos of 0, 60, 120 degrees
+
+
 def test_a_probe_without_gradients_may_project():
     G, targets = Generator(8, 8, 8, 8, mapping_layers=1), torch.zeros(1, 3, 8, 8)
     with torch.no_grad():

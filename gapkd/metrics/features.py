@@ -174,8 +174,9 @@ class InceptionNetwork:
 def lpips_distance(device: str | torch.device = "cpu") -> Distance:
     """LPIPS with the VGG-16 backbone, through the lpips library (extra `metrics`).
 
-    Images are (N, 3, R, R) in [-1, 1]; above 256 px they are averaged down to 256 first, as the
-    paper does. Raises MissingExtraError when the library or the weights are not there.
+    Images are (N, 3, R, R) in [-1, 1]; larger ones are reduced to 256 px first; the paper's
+    released code interpolates. Raises MissingExtraError when the library or the weights are not
+    there.
     """
     with _or_say('LPIPS needs the extra "metrics": pip install "gapkd[metrics]"'):
         import lpips
