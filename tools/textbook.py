@@ -62,7 +62,7 @@ class ModulatedConv2d(layers.ModulatedConv2d):
         weight = weight.transpose(1, 2).reshape(n * i, o, k, k)
         x = F.conv_transpose2d(x, weight, stride=2, groups=n)
         x = x.reshape(n, o, *x.shape[2:])
-        return upfirdn(x, self.fir, pad=(1, 1) if k == 3 else (2, 2)), None
+        return upfirdn(x, self.fir, pad=(1, 1)), None
 
 
 class StyledConv(stylegan2.StyledConv):

@@ -216,7 +216,7 @@ class ModulatedConv2d(nn.Module):
 
     Args:
         demodulate: divide by the norm (off in toRGB).
-        up: upsample by 2: a transposed convolution followed by the FIR filter.
+        up: upsample by 2: a transposed convolution followed by the FIR filter; with kernel 3.
     Shape: x (N, I, H, W), style (N, I) -> (N, O, H, W) or (N, O, 2H, 2W), and the scale d (N, O, 1,
         1), or None, which the caller applies together with the bias.
     """
@@ -236,7 +236,7 @@ class ModulatedConv2d(nn.Module):
             # Demodulation undoes any factor, so take one that cannot overflow.
             largest = style.abs().amax(dim=1, keepdim=True).clamp(min=1e-8)
             style = style / largest * (self.kernel**2 * x.shape[1]) ** -0.5
-        if self.kernel == 1 and not (self.demodulate or self.up):
+        if self.kernel == 1 and not self.demodulate:
             # toRGB: a small matrix a sample costs less than scaling x.
             matrices = (style[:, :, None] * self.weight[:, :, 0, 0].t()).to(x.dtype)  # (N, I, O)
             pixels = torch.bmm(x.permute(0, 2, 3, 1).flatten(1, 2), matrices)         # (N, H W, O)
@@ -250,8 +250,6 @@ class ModulatedConv2d(nn.Module):
         x = x * style[:, :, None, None].to(x.dtype)
         if not self.up:
             x = F.conv2d(x, self.weight, padding=self.kernel // 2)
-        elif self.kernel == 1:  # commutes with the filter, so it runs on the small grid
-            x = upsample2(F.conv2d(x, self.weight), self.fir)
         else:
             x = F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2)
             x = blur(x, self.fir, padding=1)
