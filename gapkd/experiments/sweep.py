@@ -446,11 +446,11 @@ def _claims(table: Table, runs: Sequence[tuple[str, int]]) -> Iterator[tuple[str
                     failed.enter_context(lock)
 
 
-def _draw_faces(table: Table, arm: str, seed: int, G: StyleGenerator, count: int = 16) -> None:
+def _draw_faces(table: Table, arm: str, seed: int, G: StyleGenerator) -> None:
     """Keep what the first seed's networks make of the same latents, in a row, one PNG an arm."""
     if seed == table.seeds[0]:
-        images = next(sample_images(G, count, 7))
-        save_png(images, faces_folder(table.results) / f"{arm}.png", columns=count)
+        images = next(sample_images(G, 16, 7))
+        save_png(images, faces_folder(table.results) / f"{arm}.png", columns=len(images))
 
 
 def _bench(table: Table, device: str) -> Bench:

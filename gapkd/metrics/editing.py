@@ -233,14 +233,14 @@ def _least_squares(x: Tensor, y: Tensor, ridge: float = 0.3) -> Tensor:
     return torch.linalg.solve(x.t() @ x / len(x) + penalty, x.t() @ y / len(x))
 
 
-def _logistic(x: Tensor, y: Tensor, ridge: float = 0.03, steps: int = 30) -> Tensor:
+def _logistic(x: Tensor, y: Tensor, ridge: float = 0.03) -> Tensor:
     """Gradient of the log-odds of y = 1 as a linear function of x (N, D), by Newton's method."""
     x, width = torch.cat([x, x.new_ones(len(x), 1)], dim=1), x.shape[1]
     penalty = ridge * x[:, :width].square().mean() * torch.ones(width + 1, dtype=x.dtype)
     penalty[width] = 1e-9  # the constant is free
     b = torch.zeros_like(penalty)
     b[width] = torch.logit(y.mean())
-    for _ in range(steps):
+    for _ in range(30):  # at most
         p = torch.sigmoid(x @ b)
         curvature = (x * (p * (1 - p))[:, None]).t() @ x / len(x) + torch.diag(penalty)
         step = torch.linalg.solve(curvature, x.t() @ (p - y) / len(x) + penalty * b)

@@ -67,12 +67,13 @@ class MappingNetwork(nn.Module):
         return given.to(self.w_avg.dtype)
 
     @torch.no_grad()
-    def track(self, w: Tensor, decay: float = 0.995) -> None:
-        """Move the running average w_avg towards the mean of w (N, w_dim); once a training step.
-        An average that is still zero begins with that mean, so that short trainings have one."""
+    def track(self, w: Tensor) -> None:
+        """Move the running average w_avg towards the mean of w (N, w_dim), half a percent of the
+        way; once a training step. An average that is still zero begins with that mean, so that
+        short trainings have one."""
         mean = w.detach().float().mean(dim=0)
         begun = self.w_avg.any()  # stays on the device: a step is replayed as a CUDA graph
-        self.w_avg.lerp_(mean, torch.where(begun, 1 - decay, 1.0).to(mean))
+        self.w_avg.lerp_(mean, torch.where(begun, 0.005, 1.0).to(mean))
 
 
 def mix_styles(w_a: Tensor, w_b: Tensor, crossover: int, num_ws: int) -> Tensor:
