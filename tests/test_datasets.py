@@ -206,6 +206,13 @@ def test_every_format_of_pillow_is_taken_with_its_first_frame(tmp_path):
     assert str(said.message).startswith(f"of 5 of the {len(frames | plain)} files in ")
     assert "several pages or frames only the first one is used" in str(said.message)
     assert set(dataset.names) == {*frames, *plain}
+    first.save(tmp_path / "k.jpg", "MPO", save_all=True, append_images=[second])  # of a phone
+    for missing in (1, 40, 50):  # of the frame that is not used
+        (tmp_path / "o.gif").write_bytes((tmp_path / "a.gif").read_bytes()[:-missing])
+        with pytest.warns(UserWarning, match=f"of {6 if missing == 1 else 5} of the 17 files"):
+            assert "o.gif" in open_dataset(tmp_path, 16).names
+    for name in ("k.jpg", "o.gif"):
+        (tmp_path / name).unlink()
     expected = torch.tensor([200, 60, 20]).view(1, 3, 1, 1) / 127.5 - 1
     assert (dataset.load(torch.arange(dataset.size)) - expected).abs().max() < 0.06
 

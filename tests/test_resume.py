@@ -570,7 +570,7 @@ def test_the_newest_checkpoints_and_the_best_one_stay(tmp_path, monkeypatch):
 
 def test_a_best_network_that_the_log_no_longer_knows_is_kept(tmp_path, monkeypatch):
     """The log is lost; or the FID has another name from now on."""
-    name, values = "fid_fake_10", iter([5, 2, 4, 3, 6, 7, 8, 9, 10, 9.5, 9, 8])
+    name, values = "fid_fake_10", iter([5, 2, 4, 3, 6, 7, 8, 9, 10, 9.5, 9, 8, 7])
     judge = Mock(side_effect=lambda G: {name: next(values)})
     monkeypatch.setattr("gapkd.training.loop.FidProbe", lambda *arguments: judge)
     train_gan(config(tmp_path, images=48, fid_every=8, checkpoint_every=24))
@@ -578,13 +578,19 @@ def test_a_best_network_that_the_log_no_longer_knows_is_kept(tmp_path, monkeypat
     (tmp_path / "log.jsonl").unlink()
     with pytest.warns(UserWarning, match="is kept as best-000000016.safetensors"):
         resume_run(tmp_path, images=64, progress=False)
-    assert (tmp_path / "best-000000016.safetensors").read_bytes() == best
+    aside = tmp_path / "best-000000016.safetensors"
+    assert aside.read_bytes() == best
     card = read_metadata(tmp_path / "best.safetensors")["provenance"]
     assert card["measured"]["images"] == 48 and card["measured"][name] == 8.0
     name = "fid_fake_20"
     with pytest.warns(UserWarning, match="is kept as best-000000048.safetensors"):
         resume_run(tmp_path, images=80, progress=False)
     assert read_metadata(tmp_path / "best.safetensors")["provenance"]["images"] == 80
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    log[-1][name] = 20.0  # measured again, elsewhere
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in log))
+    with pytest.warns(UserWarning, match="is kept as best-000000080.safetensors"):
+        resume_run(tmp_path, images=88, progress=False)
 
 
 def test_a_run_that_dies_beside_its_best_network_finds_it_again(tmp_path, monkeypatch):

@@ -297,8 +297,8 @@ def test_one_table_is_measured_on_one_set_of_images(table, tmp_path):
         with pytest.raises(ValueError, match="measured on other images than those .*photos: bring"):
             run_sweep(made)
     file = Path(read_table(made.table).results)
-    assert read_results(file) == records and all(r["data_sha256"] for r in records)
-    file.write_text("".join(json.dumps({k: v for k, v in r.items() if k != "data_sha256"}) + "\n"
+    assert read_results(file) == records and all(r["listing_sha256"] for r in records)
+    file.write_text("".join(json.dumps({k: v for k, v in r.items() if k != "listing_sha256"}) + "\n"
                             for r in records))
     assert len(run_sweep(made)) == len(records) + 1  # of older records nobody can tell
 

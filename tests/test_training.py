@@ -4,6 +4,7 @@ Whole steps, written out: test_assembly; stopping and resuming: test_resume."""
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import math
 import os
@@ -681,6 +682,15 @@ def test_a_conditional_teacher(classes, tmp_path, architecture):
                 "layers": 4, "margin": 2, "path_weight": 0.0, "conditional": True}
     first = train_gan(config(tmp_path / "run", **settings))
     again = loop.resume_run(tmp_path / "run", images=12, progress=False)
+    about = json.loads((tmp_path / "run/settings.json").read_text())
+    names = [f"{i}.png" for i in range(8)]  # of a run that began when classes were not kept
+    about["inputs"]["data"] = hashlib.sha256("\0".join(names).encode()).hexdigest()
+    (tmp_path / "run/settings.json").write_text(json.dumps(about))
+    (tmp_path / "run/data.json").write_text(json.dumps(names))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = loop.resume_run(tmp_path / "run", images=12, progress=False)
+    assert " (class 0)" in (tmp_path / "run/data.json").read_text()
     pairs = [[f"{i}.png", 2 - label] for i, label in enumerate(labels.tolist())]
     (folder / "dataset.json").write_text(json.dumps({"labels": pairs}))
     with pytest.raises(ValueError, match=r"not what it was .*new: .*0.png \(class 2\)"):

@@ -256,7 +256,7 @@ class ImageFiles:
     def _size_and_depth(self, name: str) -> tuple[tuple[int, int], int | None]:
         """Width and height, and the bits of a value if the file states them."""
         (width, height), depth, longer = self._read(name, lambda image: (
-            image.size, stated_depth(image), getattr(image, "is_animated", False)))
+            image.size, stated_depth(image), _has_more(image)))
         self._longer += longer
         if min(width, height) < self.resolution:
             fitting = 1 << (min(width, height).bit_length() - 1)
@@ -475,6 +475,15 @@ class ImageZip(ImageFiles):
     def _identity(self, name: str) -> tuple:
         entry = self._zip.getinfo(name)
         return name, entry.CRC, entry.file_size, entry.compress_size
+
+
+def _has_more(image: Image.Image) -> bool:
+    """Whether a file has pages or frames after the first one. (Layers of a PSD make up the one that
+    is read; a phone's MPO holds the same view again.)"""
+    try:
+        return image.format not in ("PSD", "MPO") and getattr(image, "is_animated", False)
+    except Exception:  # decoders raise what they like, of what is not used
+        return False
 
 
 def _place(folder: str | Path) -> tuple[int, int]:

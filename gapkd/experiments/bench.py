@@ -58,7 +58,7 @@ class Bench:
                      for prefix, judge in self.judges.items()}
         self.edits = EditAgreement(self.teacher, self.net)
         toys = data == "toyfaces"
-        self.marks = {} if toys else {"data_sha256": self.dataset.checksum()}
+        self.marks = {} if toys else {"listing_sha256": self.dataset.checksum()}
         # Toy faces of this seed are new to every run; of a folder, these were trained on.
         self.targets = self.dataset.load(ordered_indices(self.dataset.size, 0, PROJECTED, 98))
 

@@ -400,8 +400,8 @@ def _spread(config: SweepConfig, jobs: int, gpus: int) -> None:
 def _work(config: SweepConfig, table: Table, todo: Sequence[tuple[str, int]]) -> None:
     """Train and measure, in this process, what nobody else is at."""
     bench, failed = _bench(table, config.device), []
-    mark = bench.marks.get("data_sha256")
-    if any(record.get("data_sha256", mark) != mark for record in read_results(table.results)):
+    mark = bench.marks.get("listing_sha256")
+    if any(record.get("listing_sha256", mark) != mark for record in read_results(table.results)):
         raise ValueError(f"{table.results} holds figures that were measured on other images than "
                          f"those that are now in {table.common().data}: bring the others back, or "
                          "give another results file")

@@ -250,7 +250,7 @@ def _only_network(folder: Path) -> Path:
     if (folder / CONFIG).is_file() and not files:
         raise CheckpointError(f"{folder} holds {CONFIG}, but no {WEIGHTS}: fetch the folder again, "
                               "whole")
-    if any(folder.glob("*.index.json")):
+    if files and any(folder.glob("*.index.json")):
         raise CheckpointError(f"the weights in {folder} are split over {len(files)} files, which "
                               "are not read: join them to one state dict, and save that")
     names = ", ".join(file.name[:60] for file in files[:5])

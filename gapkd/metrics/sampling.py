@@ -14,8 +14,9 @@ T = TypeVar("T")
 Part = tuple[int, int]  # (i, n): the i-th of n shares, what process i of n has to do
 SHEET = 77_777
 """Seed of the latents on the sheets that come with networks: one that hardly any network has. What
-the seed of a training draws first are the rows of the mapping network's first layer. Latents of the
-same seed equal these rows, and their w lie twice as far out as those of others."""
+the seed of an older training drew first (the embedded networks are such) were the rows of the
+mapping network's first layer. Latents of the same seed equal these rows, and their w lie twice as
+far out as those of others."""
 
 
 def device_of(G: StyleGenerator) -> torch.device:

@@ -335,9 +335,9 @@ def fit(trainer: Trainer, kind: str, probe: Probe | None = None, judge: Probe | 
     Ctrl-C, SIGTERM and SIGHUP. `kind` is "teacher" or "distill"; `judge` measures the FID; `inputs`
     as in `RunFolder`."""
     names = getattr(trainer.dataset, "names", ())
-    if trainer.classes is not None:  # other classes are other data
+    if names and trainer.classes is not None:  # other classes are other data
         labels = trainer.dataset.labels.tolist()
-        names = [f"{name} (class {label})" for name, label in zip(names, labels, strict=True)]
+        names = [f"{name}{runs.CLASS}{label})" for name, label in zip(names, labels, strict=True)]
     with RunFolder(trainer.config, kind, inputs, names) as folder:
         return Loop(trainer, kind, folder, probe, judge).run()
 

@@ -33,6 +33,8 @@ from gapkd.networks.stylegan2 import Discriminator
 from gapkd.parallel import choose_device
 from gapkd.settings import DISTANCES, FEATURE_SPACES, OF_THE_DAY, RunConfig, to_dict
 
+CLASS = " (class "
+"""Between an image's name and its class, where classes are learnt."""
 KEPT_CHECKPOINTS = 2
 """The newest checkpoints that stay on the disk."""
 
@@ -263,6 +265,8 @@ class RunFolder:
         try:
             names = json.loads((self.path / "data.json").read_text())
             old, now = set(names), set(self.names)
+            if not any(CLASS in name for name in old):  # begun when classes were not kept
+                now = {name.rpartition(CLASS)[0] or name for name in now}
             known = digest_of(names) == before
         except (OSError, ValueError, TypeError):
             known = False
@@ -270,9 +274,10 @@ class RunFolder:
             return "other images"
         if new := sorted(now - old):
             return f"new: {_counted(new)}; gone: {_counted(sorted(old - now))}"
-        warnings.warn(f"{_counted(sorted(old - now))} of the {len(old):,} images that the run "
-                      "began with are gone: it goes on with the others, which come in another "
-                      "order from now on", stacklevel=2)
+        if gone := sorted(old - now):
+            warnings.warn(f"{_counted(gone)} of the {len(old):,} images that the run began with "
+                          "are gone: it goes on with the others, which come in another order from "
+                          "now on", stacklevel=2)
         return ""
 
     def remember(self, name: str, find: Callable[[], dict]) -> dict:
@@ -342,7 +347,8 @@ class RunFolder:
         except CheckpointError:  # damaged: nothing is lost
             return
         names = {name for name in measured if name.startswith("fid_")}
-        known = any(record["images"] == measured.get("images") for record in log)
+        known = any(all(record.get(name) == measured[name] for name in names | {"images"})
+                    for record in log if "images" in measured)
         if not known or names.isdisjoint(log[-1]):
             aside = file.with_name(f"best-{measured.get('images', 0):09d}.safetensors")
             os.replace(file, aside)
