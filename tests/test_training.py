@@ -660,7 +660,8 @@ def test_classes_are_measured_as_often_as_the_data_have_them(classes, tmp_path, 
     met.clear()
     evaluation_table({"G": G}, load_attribute_network(), dataset, None, 4)
     assert torch.cat(met)[:, 1].sum() == 0
-    assert shares_for(G, open_dataset("toyfaces", 32)) is None
+    with pytest.warns(UserWarning, match="toyfaces names no classes, so the network's . are drawn"):
+        assert shares_for(G, open_dataset("toyfaces", 32)) is None
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

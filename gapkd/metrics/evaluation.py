@@ -7,6 +7,7 @@ all numbers.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from functools import partial
 
@@ -94,9 +95,16 @@ class FidProbe:
 
 
 def shares_for(G: StyleGenerator, dataset: Dataset) -> Tensor | None:
-    """How frequent the classes are in the images to compare with, where both have classes."""
+    """How frequent the classes are in the images to compare with; None for a network without
+    classes, and, with a warning, for data without: then classes are drawn equally often."""
+    if not G.c_dim:
+        return None
     labels = getattr(dataset, "labels", None)
-    if not G.c_dim or labels is None or labels.ndim != 1:
+    if labels is None or labels.ndim != 1:
+        if parallel.is_first():
+            warnings.warn(f"{dataset.name} names no classes, so the network's {G.c_dim} are drawn "
+                          "equally often; distances to these images count that in (their "
+                          "dataset.json can name classes)", stacklevel=3)
         return None
     return class_shares(dataset, G.c_dim)
 
