@@ -193,6 +193,13 @@ class TrainConfig(RunConfig):
     ema_rampup: float = 0.05
     """The half-life is at most this fraction of the images seen so far."""
 
+    def __post_init__(self):
+        super().__post_init__()
+        _require(self.architecture == "stylegan2"
+                 or len(self.channels) < 3 and self.channels[0] >= self.channels[-1],
+                 "channels of a StyleGAN3 must be its widest and its narrowest layer's, not "
+                 f"{self.channels}")
+
 
 Synthesis = Literal["random", "pruned", "pruned-content", "pruned-diversity", "slimmed"]
 RECIPES: dict[str, dict[str, Any]] = {

@@ -211,5 +211,23 @@ def test_networks_load_from_addresses(server, tmp_path):
         load_generator(f"{server.address}#sha256={WRONG}")
 
 
+def test_what_a_server_sent_in_place_of_a_network_is_not_kept(tmp_path, monkeypatch):
+    """A login's page in the cache would be met again by every later try."""
+    page = tmp_path / "ab-net.pkl"
+    monkeypatch.setattr("gapkd.files.checkpoints.fetch", lambda *_, **__: page)
+    for end, stays in (("", False), (f"#sha256={WRONG}", True)):
+        page.write_text("<!doctype html><html>log in</html>")
+        with pytest.raises(CheckpointError, match="ab-net.pkl is a web page") as caught:
+            load_generator(f"https://host/net.pkl{end}")
+        said = str(caught.value)
+        assert page.exists() == stays == ("what was fetched was removed" not in said)
+        assert stays or "https://host/net.pkl: " in said
+    page = tmp_path / "own.pkl"
+    page.write_text("<html>")
+    with pytest.raises(CheckpointError, match="own.pkl is a web page"):
+        load_generator(page.as_uri())
+    assert page.exists()  # a file of the user's own
+
+
 def test_a_path_is_no_address():
     assert not any(map(is_address, ("runs/a.pkl", "/a/b.pkl", "toyfaces32", r"C:\nets\a.pkl")))

@@ -294,6 +294,11 @@ def test_badge_first_cell_and_notation_are_in_step(file):
     assert readme.badge(file.stem) in "".join("".join(cell["source"]) for cell in cells)
 
 
+def test_a_measured_time_takes_the_place_of_another_whole():
+    before = "**Time:** 1 min, measured on a Xeon CPU @\n2.20GHz. **Hardware:** any. More."
+    assert readme.TIME.sub("NEW", before) == "NEW **Hardware:** any. More."
+
+
 def test_the_notation_is_written_into_its_cell_alone():
     texts = [f"{readme.NOTATION}\n\nold\n", f"# X\n\n{readme.NOTATION}", "$z$"]
     cells = [{"cell_type": "markdown", "source": text} for text in texts]

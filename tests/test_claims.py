@@ -13,8 +13,8 @@ from gapkd.experiments.claims import (
     CLAIMS,
     CONTRADICTED,
     FIGURES,
+    NOT_MEASURED,
     NOT_SEEN,
-    NOT_TRIED,
     ONE_SEED,
     SUPPORTED,
     TEACHER,
@@ -100,9 +100,9 @@ def test_what_is_missing_is_said(write):
                     Contrast("t", "a", "b", "PPL", 1),
                     Contrast("t", "nobody", CHANCE, "correlation", 1),
                     Contrast("nowhere", "a", "b", "correlation", 1)):
-        assert verdicts(missing) == [NOT_TRIED]
+        assert verdicts(missing) == [NOT_MEASURED]
         table = claims_table([Claim("C", "It is so.", (missing,))])
-        assert "| **not tried** | –\u00a0not\u00a0tried " in table
+        assert "| **not measured** | –\u00a0not\u00a0measured " in table
 
 
 def test_the_second_judge_counts_where_it_has_read_both(write):
@@ -147,17 +147,17 @@ def test_a_claim_pays_for_the_number_of_its_contrasts(write):
     assert verdicts(one) == [SUPPORTED]
     assert verdicts(one, Contrast("t", "b", "a", "correlation", -1)) == [NOT_SEEN, NOT_SEEN]
     untried = Contrast("t", "a", "nobody", "correlation", 1)  # counts as well
-    assert verdicts(one, untried) == [NOT_SEEN, NOT_TRIED]
+    assert verdicts(one, untried) == [NOT_SEEN, NOT_MEASURED]
 
 
 @pytest.mark.parametrize(("every", "expected"), [
     ((SUPPORTED, SUPPORTED, ONE_SEED), SUPPORTED),
-    ((NOT_TRIED, SUPPORTED, NOT_TRIED), f"{SUPPORTED}; 2 {NOT_TRIED}"),
+    ((NOT_MEASURED, SUPPORTED, NOT_MEASURED), f"{SUPPORTED}; 2 {NOT_MEASURED}"),
     ((NOT_SEEN, CONTRADICTED, SUPPORTED, SUPPORTED),
      f"divided: 2 {SUPPORTED}, 1 {CONTRADICTED}, 1 {NOT_SEEN}"),
     ((NOT_SEEN, SUPPORTED, ONE_SEED, NOT_SEEN), f"in part {SUPPORTED}: 1 of 3 comparisons"),
     ((CONTRADICTED, NOT_SEEN), f"in part {CONTRADICTED}: 1 of 2 comparisons"),
-    ((ONE_SEED, NOT_TRIED), NOT_SEEN), ((NOT_TRIED,), NOT_TRIED)])
+    ((ONE_SEED, NOT_MEASURED), NOT_SEEN), ((NOT_MEASURED,), NOT_MEASURED)])
 def test_one_verdict_out_of_several(every, expected):
     assert verdict([SimpleNamespace(verdict=one) for one in every]) == expected
 

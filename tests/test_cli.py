@@ -142,6 +142,18 @@ def test_sample_as_single_files(tmp_path, teacher, capsys):
     torch.testing.assert_close(dataset.load(torch.arange(3)), drawn, atol=0.01, rtol=0)
     assert "exists already: remove it or choose another folder" in refusal(
         capsys, *command, tmp_path / "faces")
+    assert main([*command, str(tmp_path / "more.png")]) == 0  # as the default: a folder "more"
+    assert sorted(file.name for file in (tmp_path / "more").iterdir()) == dataset.names
+    assert not (tmp_path / "more.png").exists()
+
+
+@pytest.mark.parametrize("option", [["--no-alone"], ["--samples", "200"], ["--seed", "1"]])
+def test_directions_of_the_weights_look_at_no_images(tmp_path, teacher, capsys, option):
+    said = refusal(capsys, "directions", teacher, "--out", tmp_path / "d.safetensors",
+                   "--attributes", "none", *option)
+    name = option[0].removeprefix("--no-").removeprefix("--")
+    assert f"{name} is for directions that are found in images" in said
+    assert not list(tmp_path.glob("d.*"))
 
 
 def test_a_direction_that_is_named_twice_is_written_once(tmp_path, teacher):
@@ -166,6 +178,8 @@ def test_a_direction_that_is_named_twice_is_written_once(tmp_path, teacher):
     ("sample toyfaces32 --truncation 1e39", "truncation must lie between -1000 and 1000"),
     ("sample TOYFACES32.safetensors", "did you mean toyfaces32?"),
     ("distill --kind mobile --rgb-levels all --ld-weight 0", "leave rgb_levels at last"),
+    ("distill --teacher toyfaces32_stylegan3 --rgb-levels all --ld-blocks 1",
+     "a stylegan3-generator draws one image, not one a level: leave rgb_levels at last"),
     ("distill --kind mobile --teacher toyfaces32_stylegan3 --feature-weight 1 --ld-blocks 1",
      "which a mobile student shares with a StyleGAN2 alone"),
     ("sample toyfaces32 --count 0", "count and columns must be at least 1"),

@@ -754,8 +754,12 @@ def test_one_image_that_is_none_is_named(tmp_path):
     with pytest.raises(ValueError, match="there is no image .*a.png"):
         load_image(tmp_path / "a.png", 16)
     (tmp_path / "a.png").write_bytes(b"rubbish")
-    with pytest.raises(ValueError, match="a.png in .* cannot be read as an image"):
+    with pytest.raises(ValueError, match="a.png in .* cannot be read as an image .*: save it as "
+                                         "JPEG or PNG$"):
         load_image(tmp_path / "a.png", 16)
+    gradient().save(tmp_path / "b.png")
+    with pytest.raises(ValueError, match="b.png in .* is 16x16: give a picture of at least 64x64$"):
+        load_image(tmp_path / "b.png", 64)
 
 
 def test_bad_sizes_are_named_with_a_mend(six):
@@ -783,7 +787,7 @@ NAN = r"label of 00001/img3.png in .* no finite number .* mend it in dataset.jso
 
 
 @pytest.mark.parametrize("text, message", [
-    *[(text, WRONG) for text in ("{", "[]", "[" * 100_000)],
+    *[(text, WRONG) for text in ("{", "[]", "[" * 100_000, json.dumps(dict.fromkeys(SIX, 1)))],
     *[(having(labels), WRONG) for labels in (5, "x", [["00000/img0.png"]], [[1, 2, 3]])],
     (having([{"file": name, "label": 1} for name in SIX]), WRONG),
     (having([[name, i] for i in (1, 2) for name in SIX]), "gives 00000/img0.png two dif.* labels"),
@@ -857,6 +861,24 @@ def test_two_spellings_of_a_name_may_not_have_two_labels(six, spelling):
         fails("gives .* two different labels: keep the right one", six)
     (six / "dataset.json").write_text(having([*pairs, [again, 1]]))
     assert open_dataset(six, 16).labels.tolist() == [1] * 6
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("spelling", ["./{}", "in/{}", "{}", "./in/{}"])
+def test_labels_below_the_top_may_name_pictures_from_either_place(tmp_path, packed, spelling):
+    names = {f"{i}.png": i for i in range(3)}
+    (tmp_path / "set" / "in").mkdir(parents=True)
+    for name in names:
+        gradient().save(tmp_path / "set" / "in" / name)
+    content = having([[spelling.format(name), label] for name, label in names.items()])
+    (tmp_path / "set" / "in" / "dataset.json").write_text(content)
+    if packed:
+        shutil.make_archive(str(tmp_path / "set"), "zip", tmp_path / "set")
+    path = tmp_path / ("set.zip" if packed else "set")
+    if spelling == "./in/{}":
+        fails("no label for in/0.png", path)  # neither from here nor from there
+    else:
+        assert open_dataset(path, 16).labels.tolist() == [0, 1, 2]
 
 
 def test_a_set_is_told_by_names_and_sizes_of_its_files(six, tmp_path):

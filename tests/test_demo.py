@@ -292,9 +292,16 @@ def test_the_command_refuses_in_one_sentence(options, message, files, runtime, t
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_missing_runtime_is_found_before_networks_are_exported(files, monkeypatch, tmp_path):
+    monkeypatch.setattr(web, "networks_of", lambda _: pytest.fail("exported"))
+    with pytest.raises(web.DemoError, match="nowhere holds no onnxruntime-web"):
+        write_demo(DemoConfig(files[0], out=str(tmp_path / "p"), runtime=str(tmp_path / "nowhere")))
+
+
 def test_the_command_says_how_to_open_the_page(files, runtime, tmp_path, capsys):
     assert main(["demo", *files, "--out", str(tmp_path / "p"), "--runtime", str(runtime)]) == 0
-    assert f"python -m http.server --directory {tmp_path / 'p'}" in capsys.readouterr().out
+    command = f"python -m http.server --bind 127.0.0.1 --directory {tmp_path / 'p'}"
+    assert command in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------- the runtime

@@ -362,6 +362,21 @@ def test_morphing_moves_until_it_is_paused(visit):
     assert all(np.array_equal(a, b) for a, b in zip(still, seen.canvases(), strict=True))
 
 
+def test_a_morph_that_is_begun_again_at_once_is_one(visit):
+    """The one that was stopped still waits for its picture; a key that is held repeats itself."""
+    seen = visit(script="""window.ways = [];
+        addEventListener("load", () => new MutationObserver(() =>
+            window.ways.push(document.getElementById("key").textContent)).observe(
+                document.getElementById("key"), {childList: true}));""").rest()
+    seen.page.evaluate("""() => { for (const repeat of [false, false, false, true, true])
+        document.body.dispatchEvent(
+            new KeyboardEvent("keydown", {key: "m", repeat, bubbles: true})); }""")
+    seen.page.wait_for_timeout(1500)
+    assert seen.page.locator("#morph").inner_text() == "Pause"
+    ways = [way.rpartition("@")[0] for way in seen.page.evaluate("window.ways")][3:]
+    assert len(ways) > 3 and len({*ways}) == 1, "several draw in turns"
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone(visit, scheme):
     seen = visit(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True,

@@ -236,6 +236,7 @@ def test_the_file_tells_nothing_of_the_machine(G, tmp_path):
     ("--onnx g.bin", "onnx=g.bin must end in .onnx"),
     ("--program g.onnx", "program=g.onnx must end in .pt2"),
     ("--program g.pt2 --precision int8", "precision=int8 is for ONNX files"),
+    ("--program g.pt2 --directions d.safetensors", "directions=d.safetensors is for ONNX files"),
     ("--onnx g.onnx --latents 0", "latents must be at least 1"),
     ("--onnx there.onnx", "there.onnx exists already"),
     ("--onnx g.onnx --directions d.safetensors", "directions of width 4")])

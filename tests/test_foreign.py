@@ -3,6 +3,7 @@ recorded numbers; what cannot be translated is named."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from argparse import Namespace
@@ -341,6 +342,10 @@ def test_a_missing_latent_avg_is_estimated(write, stylekd):
     for rows in (own[:1].repeat(6, 1), own[:1].repeat(1, 6, 1), own[0], own[0].view(48, 1)):
         same = write(torch_bytes({"g_ema": under("student.state.", stylekd), "latent_avg": rows}))
         assert torch.equal(load_generator(same).mapping.w_avg, own[0])
+    huge = torch.zeros(1, 48).expand(2**40, 48)
+    again = write(torch_bytes({"g_ema": under("student.state.", stylekd), "latent_avg": huge}))
+    with pytest.warns(UserWarning, match=r"latent_avg, of shape \(1099511627776, 48\), is no mean"):
+        load_generator(again)
     for odd in (own[0].numpy(), own[0].tolist()):
         for content in ({"g_ema": under("student.state.", stylekd), "latent_avg": odd},
                         {"g_ema": under("student.state.", stylekd) | {"latent_avg": odd}}):
@@ -395,7 +400,8 @@ def test_of_several_the_averaged_one_is_taken_and_it_is_said(write, stylekd):
             ({"G": other, "G_smooth": state}, "G_smooth"),
             ({"G": other, "Gavg": state}, "Gavg"), ({"netG": other, "netGE": state}, "netGE"),
             *[({"g": other, name: state}, name) for name in (
-                "g_ema2", "ema999", "gen_mavg", "g_copy", "g_target", "g_test", "G_mean")],
+                "g_smoothing", "G_moving", "gma", "g_ema2", "ema999", "gen_mavg", "g_copy",
+                "g_target", "g_test", "G_mean")],
             ({"optimizer": {"exp_avg": other}, "n": {"m": {"gema": state}}}, "n.m.gema"),
             (prefixed("generator.")(other) | prefixed("generator_ema.")(state), "generator_ema"),
             ({"all": {"raw": other, "model": {"ema": state}}}, "all.model.ema")):
@@ -441,6 +447,25 @@ def test_a_training_of_others_that_names_its_parts_as_ours(write, stylekd):
         assert load_generator(write(torch_bytes(content))).resolution == 32
 
 
+def test_a_training_state_that_was_edited_is_refused(write):
+    G = Generator(8, 4, 4, 4, mapping_layers=1)
+    about = {"networks": {"G": {"kind": G.kind, "architecture": G.architecture()}},
+             "provenance": {}}
+
+    def state(network: dict = {}, weights: object = None, **changes: object) -> str:  # noqa: B006
+        own = {**about, "networks": {"G": about["networks"]["G"] | network}} | changes
+        content = {"G_ema": G.state_dict() if weights is None else weights, "D": {}, "opt_g": {},
+                   "about": json.dumps(own)}
+        return write(torch_bytes(content), "state.pt")
+
+    assert load_generator(state()).resolution == 8
+    huge = G.state_dict() | {"synthesis.const": torch.zeros(1).expand(2**44)}
+    for file in (state({"kind": [G.kind]}), state({"kind": 3}), state({"architecture": None}),
+                 state(weights=[1]), state(weights=G.state_dict() | {"synthesis.const": 1.0}),
+                 state(provenance=None), state(weights=huge)):
+        refused(file, "not laid out as a network|do not fit the architecture")
+
+
 def test_lazily_negated_tensors_keep_their_sign(write, stylekd):
     state = under("student.state.", stylekd)
     const = state["input.input"]
@@ -453,6 +478,7 @@ def test_lazily_negated_tensors_keep_their_sign(write, stylekd):
     ({"GAN": {"S.net.0.weight": torch.ones(1)}}, r"gapkd reads both in NVIDIA's layout"),
     ({"x.weight": torch.ones(1)}, r"no StyleGAN2 network under .*: a Tensor\): gapkd reads"),
     (Generator(8, 4, 4, 4, mapping_layers=1).state_dict(), "of a gapkd network without its arch"),
+    (Generator(8, 4, 4, 4, mapping_layers=1), "whole modules of gapkd: write .*gapkd.save_network"),
     (torch.nn.Linear(2, 2), "whole modules .'torch.nn.*Linear'.*save the network's state_dict")])
 def test_what_a_file_holds_instead_is_named(write, content, message):
     refused(write(torch_bytes(content), "net.pt"), message)
@@ -564,3 +590,6 @@ def test_convert_refuses(tmp_path, capsys):
                          (str(tmp_path / "b.onnx"), "must end in .safetensors or .pt")):
         assert main(["convert", source, out]) == 2
         assert message in capsys.readouterr().err
+    assert main(["convert", source, str(tmp_path / "b.safetensors"), "--drop-clamp"]) == 2
+    assert "drop_clamp is for .pt files" in capsys.readouterr().err
+    assert not (tmp_path / "b.safetensors").exists()

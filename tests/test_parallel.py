@@ -25,6 +25,7 @@ from gapkd.metrics.attributes import load_attribute_network
 from gapkd.metrics.evaluation import evaluate_generator, real_features
 from gapkd.networks.stylegan2 import Generator
 from gapkd.settings import TrainConfig
+from gapkd.training import loop
 from gapkd.training.loop import distill, train_gan
 
 
@@ -113,12 +114,18 @@ def _uneven(out: str) -> None:
     train_gan(config(Path(out), batch=12))
 
 
+def _uneven_student(out: str) -> None:
+    loop.make_student = None  # what may take hours comes after
+    distill(distill_config(Path(out), batch=12, teacher="toyfaces32"))
+
+
 def _other_settings(out: str) -> None:
     train_gan(config(Path(out), batch=8, seed=int(os.environ["RANK"])))
 
 
 @pytest.mark.parametrize("task, message", [
     (_uneven, "batch=12 cannot be shared by 2 processes in whole groups of 4: .* multiple of 8"),
+    (_uneven_student, "batch=12 cannot be shared by 2 processes in whole groups of 4"),
     (_other_settings, "process . has other settings than process .: start all of them with one"),
 ])
 def test_what_does_not_fit_together_is_refused(tmp_path, task, message):

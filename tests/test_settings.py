@@ -60,6 +60,9 @@ NO_LOSS = {"gan_weight": 0.0, "rgb_weight": 0, "perceptual_weight": 0, "ld_weigh
     (TrainConfig, {"fid_samples": 10**9}, "fid_samples must be at most 1,000,000, not"),
     (TrainConfig, {"mapping_layers": 65}, "mapping_layers must be at most 64, not 65"),
     (TrainConfig, {"resolution": 2**16}, "resolution must be at most 4,096, not 65,536"),
+    *[(TrainConfig, {"architecture": "stylegan3-t", "channels": channels},
+       "channels of a StyleGAN3 must be its widest and its narrowest layer's, not")
+      for channels in ((64, 48, 32), (32, 64))],
     (TrainConfig, {"layers": 2}, "layers must be at least 3, not 2"),
     (TrainConfig, {"resume": True}, "resume needs out"),
     (TrainConfig, {"fid_features": "vgg"}, "fid_features must be 'toyfaces', 'inception', 'imagen"),

@@ -364,6 +364,7 @@ def test_the_sheet_is_what_the_card_says(tmp_path, kind):
     classes = ", the classes in turn" if kind == "conditional" else ""
     said = f"The first 32 latents of seed {SHEET}{classes}, no truncation, every pixel"
     assert said in card(folder)[1]
+    assert "and to distil further (`gapkd distill --teacher`)." in card(folder)[1]
 
 
 def test_data_and_origin_of_a_student(tmp_path):

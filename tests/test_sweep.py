@@ -281,6 +281,32 @@ def test_records_of_another_table_are_refused(table):
             run_sweep(SweepConfig(table(**ONE | changes)))
 
 
+def test_figures_on_another_scale_are_refused_before_a_run_joins_them(table, monkeypatch):
+    """Neither found out after the training nor, as with another teacher, never."""
+    file = table(**ONE)
+    records = run_sweep(SweepConfig(file))
+    monkeypatch.setattr(sweep.Bench, "train", lambda *a: pytest.fail("trained"))
+    for changes in ({"settings": {**SMALL, "teacher": "toyfaces32"}}, {"samples": 50},
+                    {"judge": "second_judge"}, {"second_judge": "second_judge"}):
+        with pytest.raises(ValueError, match="another teacher, judge or number of images judged "
+                                             "than this table's .real.: no run of it may join"):
+            run_sweep(SweepConfig(table(**{"arms": {"other": None}, "seeds": [0]} | changes)))
+    results = Path(read_table(file).results)
+    assert read_results(results) == records
+    results.write_text("".join(json.dumps(row | {"second_judge_sha256": "0"}) + "\n"
+                               for row in records))
+    with pytest.raises(ValueError, match="no run of it may join them"):  # without the second one
+        run_sweep(SweepConfig(table(arms={"other": None}, seeds=[0])))
+
+
+def test_runs_of_several_lengths_are_shown_in_a_table_each(table, capsys):
+    run_sweep(SweepConfig(table(arms={"short": None, "long": {"images": 24}}, seeds=[0])))
+    said = capsys.readouterr().out
+    assert [said.count(text) for text in ("| 16 images each", "| 24 images each")] == [1, 1]
+    assert said.index("| short | 1 |") < said.index("| 24 images each") < said.index("| long | 1 |")
+    assert said.count("| real, against other real |") == 2
+
+
 def test_one_table_is_measured_on_one_set_of_images(table, tmp_path):
     """Pictures that were replaced under their names would give one table two kinds of FID."""
     folder = tmp_path / "photos"

@@ -87,3 +87,16 @@ def test_mask_covers_the_face_and_not_the_corners():
     assert mask.shape == (50, 1, 32, 32) and mask.min() >= 0 and mask.max() <= 1
     assert (mask[:, 0, 16, 16] > 0.99).all()
     assert mask[:, 0, 0, [0, -1]].max() < 0.01
+
+
+def test_mask_leaves_the_shirt_out():
+    """Of long-haired faces too: their hair falls behind it."""
+    factors = draw_factors(torch.arange(100))
+    other = factors | {"shirt_hue": 1 - factors["shirt_hue"]}
+    changed = (render(factors, 64) - render(other, 64)).abs().amax(dim=1, keepdim=True)
+    mask = face_mask(factors, 64)
+    shirt = changed > 0.9 * changed.amax(dim=(1, 2, 3), keepdim=True)
+    assert (shirt.sum(dim=(1, 2, 3)) > 50).sum() > 80
+    assert mask[shirt].max() < 0.1
+    long_hair = (factors["hair_style"] == 2)[:, None, None, None] & (mask > 0.5)
+    assert long_hair[:, :, 32:, :12].any() and long_hair[:, :, 32:, -12:].any()  # but not the hair

@@ -50,12 +50,12 @@ from gapkd.metrics.evaluation import (
 from gapkd.metrics.features import distance_for
 from gapkd.metrics.sampling import draw_latents
 from gapkd.networks.stylegan2 import Discriminator, Generator
-from gapkd.settings import TrainConfig
+from gapkd.settings import DistillConfig, TrainConfig
 from gapkd.training import lessons, loop, runs
 from gapkd.training.graphs import StepGraphs
 from gapkd.training.lessons import Lessons
 from gapkd.training.loop import distill, fresh_generator, train_gan
-from gapkd.training.start import say_if_other_data
+from gapkd.training.start import say_if_never_adversarial, say_if_other_data
 from gapkd.training.trainer import PATH_EVERY, R1_EVERY, Trainer, TrainingDiverged
 
 
@@ -555,6 +555,8 @@ def test_what_a_training_cannot_measure_is_known_before_it(tmp_path, teacher_fil
     slow = {"synthesis": "slimmed"}  # what takes long comes last
     for teacher, changes, message in (
             (small, {"ld_weight": 0.0}, "cannot look at the teacher's images .*set perceptual_"),
+            (small, {"ld_weight": 0.0, "perceptual_weight": 0.0, "moment_weight": 1.0},
+             "cannot look at the teacher's images .*set perceptual_weight and moment_weight to 0"),
             (small, {"ld_blocks": (1,), "content": "toyfaces"}, "leave content empty"),
             (teacher_file, {"ld_blocks": (9,)}, "ld_blocks must name blocks 1 to 3"),
             (tmp_path / "missing.safetensors", {}, "there is no checkpoint"),
@@ -662,6 +664,16 @@ def test_classes_are_measured_as_often_as_the_data_have_them(classes, tmp_path, 
     assert torch.cat(met)[:, 1].sum() == 0
     with pytest.warns(UserWarning, match="toyfaces names no classes, so the network's . are drawn"):
         assert shares_for(G, open_dataset("toyfaces", 32)) is None
+
+
+@pytest.mark.parametrize("images, never", [(64, True), (65, False), (160, True), (161, False)])
+def test_a_discriminator_that_would_never_begin_is_told_of(images, never, recwarn):
+    say_if_never_adversarial(DistillConfig(images=images, batch=32, gan_from=0.9))
+    say_if_never_adversarial(DistillConfig(images=images, gan_from=0.9, gan_weight=0.0))
+    steps = range(0, images, 32)
+    assert never == (steps[-1] < 0.9 * images)
+    said = f"{images} images in batches of 32 end before the discriminator begins"
+    assert [said in str(w.message) for w in recwarn] == [True] * never
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -63,7 +63,7 @@ BADGE = re.compile(
     r"(?:<!-- colab: (?P<chapter>[\w-]+) -->)?"
     r"(?:\[!\[Open in Colab\]\([^)]*\)\]\([^)]*/notebooks/(?P<name>[\w-]+)\.ipynb\))?")
 NOTATION = "<details><summary>Notation of the course</summary>"
-TIME = re.compile(r"\*\*Time:\*\*[^.]*\.")
+TIME = re.compile(r"\*\*Time:\*\*.*?\.(?=\s|$)", re.DOTALL)
 
 
 # -------------------------------------------------------------------- one address, many places

@@ -23,7 +23,8 @@ class SampleConfig:
     generator: tyro.conf.Positional[str]
     """A run's folder, a file of any format, a hub's name, or an embedded network's."""
     out: str = "runs/samples.png"
-    """PNG file to write, or a new folder with --separate; an existing one is not overwritten."""
+    """PNG file to write; with --separate a new folder of that name, without the ending. An existing
+    one is not overwritten."""
     separate: bool = False
     """Write every image to a file of its own: 000000.png, 000001.png... in the folder `out`."""
     count: int = 64
@@ -90,7 +91,10 @@ def sample(config: SampleConfig) -> None:
     if not abs(config.truncation) <= 1000:  # nan is not either
         raise ValueError("truncation must lie between -1000 and 1000, 1 for none, not "
                          f"{config.truncation}")
-    out = new_folder(config.out) if config.separate else new_file(config.out, ".png", ".PNG")
+    if config.separate:
+        out = new_folder(config.out.removesuffix(".png").removesuffix(".PNG"))
+    else:
+        out = new_file(config.out, ".png", ".PNG")
     G = load_generator(config.generator)
     if config.count > (most := SHEET_PIXELS // G.resolution**2):
         raise ValueError(f"count must be at most {most:,} at {G.resolution} px, not "
@@ -115,6 +119,10 @@ def directions(config: DirectionsConfig) -> None:
     from gapkd.metrics.editing import factor_directions, save_directions, sefa
 
     out = new_file(config.out, ".safetensors")
+    for name in ("alone", "samples", "seed") if config.attributes == "none" else ():
+        if getattr(config, name) != getattr(DirectionsConfig, name):
+            raise ValueError(f"{name} is for directions that are found in images, and attributes="
+                             f"none looks at the weights alone: leave {name} out")
     most = MOST["fid_samples"]
     if not 100 <= config.samples <= most or not 0 <= config.seed < 2**63:
         raise ValueError(f"samples must lie between 100 and {most:,}, and seed between 0 and "
@@ -144,6 +152,8 @@ def convert(config: ConvertConfig) -> None:
     if is_discriminator and out.suffix != ".safetensors":
         raise ValueError(f"{out}: discriminators are written as .safetensors, for `gapkd distill "
                          "--discriminator`; choose that ending, or another name for a generator")
+    if config.drop_clamp and out.suffix != ".pt":
+        raise ValueError(f"drop_clamp is for .pt files, and {out} keeps the clamp: leave it out")
     network = getattr(checkpoints, f"load_{role}")(config.source)
     if out.suffix == ".pt":
         content = io.BytesIO()

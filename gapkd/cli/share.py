@@ -38,7 +38,7 @@ def export(config: ExportConfig) -> None:
 def demo(config: DemoConfig) -> None:
     out = write_demo(config)
     path = shlex.quote(str(out))
-    say(f"written to {out}: run python -m http.server --directory {path}, "
+    say(f"written to {out}: run python -m http.server --bind 127.0.0.1 --directory {path}, "
           "and open the address that it prints")
     if config.space:
         name = shlex.quote(out.absolute().name)

@@ -137,7 +137,7 @@ class ImageFiles:
                  only: str = ""):
         check_resolution(resolution)
         self.path, self.resolution = Path(path), resolution
-        self.name = self.path.resolve().stem
+        self.name, self._alone = self.path.resolve().stem, bool(only)
         # What Pillow finds odd in metadata is of no use to anybody here. (It warns of large images
         # in another category.)
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -247,8 +247,9 @@ class ImageFiles:
             raise ValueError(f"{self._named(name)} is refused, it would unpack to an enormous "
                              f"image ({error}): remove it or make it smaller") from error
         except Exception as error:  # decoders raise what they like: OSError, struct.error, ...
-            raise ValueError(f"{self._named(name)} cannot be read as an image ({error}): remove or "
-                             "replace it") from error
+            mend = "save it as JPEG or PNG" if self._alone else "remove or replace it"
+            raise ValueError(f"{self._named(name)} cannot be read as an image ({error}): {mend}"
+                             ) from error
 
     def _named(self, name: str) -> str:
         return f"{shown(name)} in {shown(self.path)}"
@@ -259,6 +260,9 @@ class ImageFiles:
             image.size, stated_depth(image), _has_more(image)))
         self._longer += longer
         if min(width, height) < self.resolution:
+            if self._alone:
+                raise ValueError(f"{self._named(name)} is {width}x{height}: give a picture of at "
+                                 f"least {self.resolution}x{self.resolution}")
             fitting = 1 << (min(width, height).bit_length() - 1)
             smaller = f", or ask for a resolution of at most {fitting}" if fitting >= 8 else ""
             raise ValueError(f"{self._named(name)} is {width}x{height}, smaller than the "
@@ -339,7 +343,7 @@ class ImageFiles:
         there, spelt = set(self.names), {}  # labels by other spellings of a file's name
         try:
             for file in files:
-                for name, label in self._entries(file):
+                for name, label in self._entries(file, there):
                     labels = by_name if name in there else spelt
                     key = name if name in there else same_name(name)
                     if labels.setdefault(key, label) != label:
@@ -378,15 +382,27 @@ class ImageFiles:
                              "labels")
         return labels.float() if labels.ndim == 2 else labels.long()
 
-    def _entries(self, file: str) -> list[tuple[str, object]]:
+    def _entries(self, file: str, there: set[str]) -> list[tuple[str, object]]:
         """Names and labels of a dataset.json, which speaks of the folder in which it lies."""
         with self._open(file) as content:
-            entries = json.loads(content.read()).get("labels") or []
+            found = json.loads(content.read())
+        if found and "labels" not in found:
+            raise TypeError("its entries are elsewhere")
+        entries = found.get("labels") or []
         pairs = [*entries.items()] if isinstance(entries, dict) else entries
         if not all(isinstance(pair, (list, tuple)) for pair in pairs):
             raise TypeError("each entry is a pair")  # of two characters or fields there are others
         folder = file[:-len(LABELS)]
-        return [(folder + name, label) for name, label in pairs]
+        return [(_place_of(name, folder, there), label) for name, label in pairs]
+
+
+def _place_of(name: str, folder: str, there: set[str]) -> str:
+    """Where the picture lies that a dataset.json in a folder names: some name it from the top."""
+    below = folder + name
+    if not folder or below in there:
+        return below
+    tidy = folder + same_name(name)
+    return name if name in there and tidy not in there else tidy
 
 
 def _odd_one(labels: list) -> int | None:

@@ -196,19 +196,22 @@ class _Portrait:
         self.rgb.lerp_(colour.expand_as(self.rgb), coverage)
 
     def paint_background(self) -> Tensor:
-        """A soft light behind the head, hair that falls behind the shoulders, whose coverage is
-        returned, neck and shirt."""
+        """A soft light behind the head, hair that falls behind the shoulders, neck and shirt;
+        returns what stays to be seen of that hair, its coverage."""
         wall = _hsv(self.factors["background_hue"], 0.36, 0.86)
         glow = (1.10 - 0.16 * (self.x.square() + (self.y + 0.2).square())).clamp(0.6, 1.1)
         self.rgb.copy_(wall.expand_as(self.rgb)).mul_(glow)
         behind = self.inside(self.curtain).mul_(self.long_hair)
         self.paint(behind, self.dark_hair)
         neck = (self.x - 0.02 * self.f["yaw"]).abs() - self.w * 0.46
-        self.paint(self.inside(torch.maximum(neck, -(self.y - 0.3))), self.shade)
         shirt, one = _hsv(self.factors["shirt_hue"], 0.55, 0.72), torch.ones_like(self.w)
-        self.paint(self.oval(0.0, 1.20, one * 1.02, one * 0.56), shirt)
-        self.paint(self.oval(0.0, 0.72, self.w * 0.60, one * 0.15), shirt * 0.74)
-        self.paint(self.oval(0.0, 0.69, self.w * 0.50, one * 0.13), self.shade)
+        for coverage, colour in (
+                (self.inside(torch.maximum(neck, -(self.y - 0.3))), self.shade),
+                (self.oval(0.0, 1.20, one * 1.02, one * 0.56), shirt),
+                (self.oval(0.0, 0.72, self.w * 0.60, one * 0.15), shirt * 0.74),
+                (self.oval(0.0, 0.69, self.w * 0.50, one * 0.13), self.shade)):
+            self.paint(coverage, colour)
+            behind = behind * (1 - coverage)
         return behind
 
     def paint_ears(self) -> Tensor:

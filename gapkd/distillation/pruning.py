@@ -150,8 +150,9 @@ def slim(teacher: StyleGenerator, images: int = 20_000, penalty: float = 0.006, 
         for scale in scales:  # down the gradient, then nearer to 0, but not past it: the L1 norm
             scale.data = softshrink(scale.data - scale_lr * scale.grad, scale_lr * penalty)
             scale.grad = None
-            if not scale.any():
-                raise ValueError(f"penalty={penalty} switches a whole layer off: lower it")
+            if not (scale.any() and scale.isfinite().all()):
+                raise ValueError(f"slimming with penalty={penalty:g} ruins a whole layer of this "
+                                 "network: choose another synthesis, such as pruned-diversity")
     for hook in hooks:
         hook.remove()
     scales = [scale.detach() for scale in scales]

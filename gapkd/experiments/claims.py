@@ -32,8 +32,8 @@ UNJUDGED = ("L1", "PSNR")
 """Those of them that need no judge."""
 
 SUPPORTED, CONTRADICTED = "supported", "contradicted at this budget"
-NOT_SEEN, ONE_SEED, NOT_TRIED = "not seen", "one seed", "not tried"
-MARKS = {SUPPORTED: "✓", CONTRADICTED: "✗", NOT_SEEN: "·", ONE_SEED: "○", NOT_TRIED: "–"}
+NOT_SEEN, ONE_SEED, NOT_MEASURED = "not seen", "one seed", "not measured"
+MARKS = {SUPPORTED: "✓", CONTRADICTED: "✗", NOT_SEEN: "·", ONE_SEED: "○", NOT_MEASURED: "–"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Finding:
     pair: Paired
     second: bool = False  # read by the judge that no student was trained with
     where: str = ""       # teacher and budget
-    verdict: str = NOT_TRIED
+    verdict: str = NOT_MEASURED
 
 
 CLAIMS = (
@@ -185,7 +185,7 @@ def compare(contrast: Contrast) -> Finding:
 def judge(contrast: Contrast, pair: Paired, p: float) -> str:
     """The verdict on one contrast; the corrected p is used only where a direction is claimed."""
     if pair.n < 2:
-        return ONE_SEED if pair.n else NOT_TRIED
+        return ONE_SEED if pair.n else NOT_MEASURED
     near = -MARGIN < pair.low and pair.high < MARGIN
     far = pair.low > MARGIN or pair.high < -MARGIN
     if not contrast.says:
@@ -201,7 +201,7 @@ def judge(contrast: Contrast, pair: Paired, p: float) -> str:
 def findings(claim: Claim) -> list[Finding]:
     """What the records say of a claim, contrast by contrast."""
     found = {contrast: compare(contrast) for contrast in claim.contrasts}
-    # A contrast that was named and not tried counts too: else a claim gains by what is left out.
+    # A contrast that was named and not measured counts too: else a claim gains by what is left out.
     ps = holm({contrast: 1.0 if math.isnan(one.pair.p) else one.pair.p
                for contrast, one in found.items() if contrast.says})
     return [replace(one, verdict=judge(contrast, one.pair, ps.get(contrast, 0.0)))
@@ -211,15 +211,15 @@ def findings(claim: Claim) -> list[Finding]:
 def verdict(found: Sequence[Finding]) -> str:
     """One verdict: a single seed does not count beside others, what nobody tried is added."""
     tally = Counter(finding.verdict for finding in found)
-    untried, single = tally.pop(NOT_TRIED, 0), tally.pop(ONE_SEED, 0)
+    missing, single = tally.pop(NOT_MEASURED, 0), tally.pop(ONE_SEED, 0)
     if not tally:
-        return NOT_SEEN if single else NOT_TRIED
+        return NOT_SEEN if single else NOT_MEASURED
     said = next(one for one in MARKS if one in tally)
     if SUPPORTED in tally and CONTRADICTED in tally:
         said = "divided: " + ", ".join(f"{tally[one]} {one}" for one in MARKS if one in tally)
     elif len(tally) > 1:
         said = f"in part {said}: {tally[said]} of {tally.total()} comparisons"
-    return f"{said}; {untried} not tried" if untried else said
+    return f"{said}; {missing} {NOT_MEASURED}" if missing else said
 
 
 # ---------------------------------------------------------------------------------------- table
@@ -244,7 +244,7 @@ def effect_line(finding: Finding) -> str:
     """Markdown: a contrast, its mark, and how large the difference is over how many seeds; a dagger
     where the training judge has read it."""
     contrast, pair = finding.contrast, finding.pair
-    effect = f"{pair:+.3f}" if pair.n else NOT_TRIED
+    effect = f"{pair:+.3f}" if pair.n else NOT_MEASURED
     by_first = pair.n and contrast.figure not in UNJUDGED and not finding.second
     seeds = f", {pair.n} seeds" if pair.n > 1 else ""
     line = f"{MARKS[finding.verdict]} {effect}".replace(" ", "\u00a0")  # in one piece

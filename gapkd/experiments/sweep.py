@@ -266,6 +266,11 @@ def missing(table: Table, arms: Sequence[str], seeds: Sequence[int]) -> list[tup
                                  "other networks in the files that it names: give the arm another "
                                  "name, or take out that line and the folder "
                                  f"{table.run_folder(arm, seed)}")
+    for record in records.values() if todo else ():
+        if not _same_bench(record, marks):
+            raise ValueError(f"{table.results} holds figures of another teacher, judge or number "
+                             f"of images judged than this table's ({record['arm']}): no run of it "
+                             "may join them; give another results file")
     return todo
 
 
@@ -276,7 +281,11 @@ def _same_run(record: dict, config: DistillConfig, marks: dict, files: dict) -> 
     known = shareable(to_dict(DistillConfig())) | record["settings"]
     asked = shareable(to_dict(config))
     same = all(known[name] == value for name, value in asked.items() if name not in MEASURING)
-    return same and all(record.get(name) == marks.get(name) for name in ("teacher_sha256", *BENCH))
+    return same and _same_bench(record, marks)
+
+
+def _same_bench(record: dict, marks: dict) -> bool:
+    return all(record.get(name) == marks.get(name) for name in ("teacher_sha256", *BENCH))
 
 
 def _write(results: str | Path, records: Sequence[dict]) -> None:
@@ -324,7 +333,10 @@ def run_sweep(config: SweepConfig) -> list[dict]:
         _work(config, table, todo)
     records = read_results(table.results)
     if not missing(table, arms, seeds):  # else another worker is at the last ones, and shows them
-        print(results_table([r for r in records if r["arm"] in (*REFERENCES, *arms)]))
+        shown = [r for r in records if r["arm"] in arms]
+        for images in sorted({record["images"] for record in shown}):
+            print(results_table([r for r in records if r in shown and r["images"] == images
+                                 or r["arm"] in REFERENCES]))
     return records
 
 

@@ -125,6 +125,8 @@ def find_checkpoint(path: str | Path, role: str = "", **hub: object) -> Path:
     if address := address_of(path):
         try:
             path = fetch(address, **hub)
+            if not address.startswith(("file:", "hf:")):
+                _check_fetched(path, address)
         except AddressError as error:
             here = "" if address == str(path) else f"there is no checkpoint {path} here, and "
             raise CheckpointError(f"{here}{error}") from error
@@ -150,6 +152,18 @@ def find_checkpoint(path: str | Path, role: str = "", **hub: object) -> Path:
                               f"an embedded network ({listed}), or a hub's repository, "
                               "hf://user/name")
     return path
+
+
+def _check_fetched(file: Path, address: str) -> None:
+    """A server may answer with a page of its own, as where it wants a login: the next try asks
+    anew. What has its check sum stays."""
+    try:
+        recognise(file)
+    except CheckpointError as error:
+        if "#" not in address:
+            with suppress(OSError):
+                file.unlink()
+            raise AddressError(f"{address}: {error}; what was fetched was removed") from error
 
 
 def _is_a(role: str, file: Path) -> bool:
@@ -233,8 +247,12 @@ def _network_of_state(content: object, role: str | None) -> tuple[dict, dict] | 
     if not isinstance(content, dict) or not {"G_ema", "D", "opt_g", "about"} <= content.keys():
         return None
     about, D = json.loads(content["about"]), role == "discriminator"
-    return (about["networks"]["D" if D else "G"] | {"provenance": about["provenance"]},
-            content["D" if D else "G_ema"])
+    network, weights = about["networks"]["D" if D else "G"], content["D" if D else "G_ema"]
+    if not (isinstance(network["kind"], str) and isinstance(network["architecture"], dict)
+            and isinstance(about["provenance"], dict)
+            and all(isinstance(value, torch.Tensor) for value in weights.values())):
+        raise TypeError("not as it was written")
+    return network | {"provenance": about["provenance"]}, weights
 
 
 def _only_network(folder: Path) -> Path:
@@ -355,6 +373,10 @@ def _load(path: str | Path, role: str, **hub: object) -> nn.Module:
     if not all(t.dtype in DTYPES for t in tensors.values()):
         raise CheckpointError(f"{name} holds numbers of a kind that no network of gapkd has: save "
                               "it with float32 weights")
+    try:  # first of all shapes: a hostile size then costs no memory
+        outline(kind, architecture).load_state_dict(tensors, assign=True)
+    except Exception as error:  # whatever a hostile architecture brings about
+        raise _misfit(name, error) from error
     if not all(t.float().isfinite().all() for t in tensors.values()):  # as they will be used
         raise CheckpointError(f"{name} holds weights that are not finite: it is damaged, or its "
                               "training diverged")
@@ -363,17 +385,18 @@ def _load(path: str | Path, role: str, **hub: object) -> nn.Module:
             raise CheckpointError(f"{name} holds a {key[-80:]} that is not above 0: it is damaged, "
                                   "or its training diverged")
     try:
-        # compare shapes first: a hostile size then costs no memory
-        outline(kind, architecture).load_state_dict(tensors, assign=True)
         with seeded(0):  # the weights follow
             network = build(kind, architecture)
         network.load_state_dict(tensors)
-    except Exception as error:  # whatever a hostile architecture brings about
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise CheckpointError(f"the weights in {name} do not fit the architecture that it names "
-                              f"({lines[-1].strip()[:200]}): the file is damaged or was edited"
-                              ) from error
+    except Exception as error:
+        raise _misfit(name, error) from error
     return network.eval().requires_grad_(False)
+
+
+def _misfit(name: str, error: Exception) -> CheckpointError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return CheckpointError(f"the weights in {name} do not fit the architecture that it names "
+                           f"({lines[-1].strip()[:200]}): the file is damaged or was edited")
 
 
 def _own_metadata(path: Path) -> dict | None:

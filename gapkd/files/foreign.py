@@ -35,7 +35,8 @@ PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
 DEEPEST = 32  # levels of modules
 MOST_PARTS = 2**15  # modules and tensors of one network, several times those of the largest
 AVERAGED = {"ema", "gema", "average", "averaged", "avg", "gavg", "mavg", "mvavg", "mean", "polyak",
-            "running", "shadow", "smooth", "gsmooth", "swa", "gs", "ge", "copy", "target", "test"}
+            "running", "shadow", "smooth", "smoothed", "smoothing",
+            "gsmooth", "moving", "gma", "swa", "gs", "ge", "copy", "target", "test"}
 """Words in the names of averaged weights, whatever number follows them."""
 WRAPPERS = re.compile(r"(_orig_mod|_(checkpoint|fsdp)_wrapped_module|(?<=\.)module)\.")
 """What torch puts into names: compiling, checkpointing, and training on several GPUs."""
@@ -188,7 +189,8 @@ def _contents(content: object) -> Iterator[tuple[str, object, object]]:
 
 def _parts(value: object) -> Iterable[tuple[object, object]]:
     if isinstance(value, Record):
-        return [] if value.name == PERSISTENT else [("", value.state), ("", value.items)]
+        parts = value.arguments, value.state, value.items
+        return [] if value.name == PERSISTENT else [("", part) for part in parts]
     if isinstance(value, dict):
         return value.items()
     return enumerate(value) if isinstance(value, (list, tuple)) else ()
@@ -212,6 +214,9 @@ def _what_instead(content: object) -> str:
                     "of NVIDIA's stylegan2-ada-pytorch")
         if isinstance(value, Record) and isinstance(value.state, dict) and (
                 "_modules" in value.state):
+            if value.name.startswith("gapkd."):
+                return ("it holds whole modules of gapkd: write the network with "
+                        "gapkd.save_network, where it is at hand")
             return (f"it holds whole modules ({_shown(value.name)}), which only their own code can "
                     "read: save the network's state_dict() instead, where that code is at hand")
     entries = [*content.items()][:5] if isinstance(content, dict) else [("", content)]
@@ -627,7 +632,8 @@ def rosinality_generator(modules: Modules) -> Found:
         if isinstance(mean, Tensor):
             what = f"of shape {tuple(mean.shape)},"
             rows = mean.reshape(-1, w_dim if mean.shape[-1:] == (w_dim,) else max(mean.numel(), 1))
-            if mean.numel() and rows.shape[1] == w_dim and (rows == rows[:1]).all():
+            few = 0 < mean.numel() <= w_dim * LIMITS["mapping_layers"]
+            if few and rows.shape[1] == w_dim and (rows == rows[:1]).all():
                 state["latent_avg"] = rows[:1]  # often there is a row for each layer, all the same
         if "latent_avg" not in state:
             note = f"its latent_avg, {what} is no mean of w: the mean of 10,000 w takes its place"

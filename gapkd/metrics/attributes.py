@@ -176,8 +176,8 @@ class AttributeConfig:
     `--judge FILE`."""
 
     data: str
-    """Folder or zip of images with a dataset.json in StyleGAN's format; or "toyfaces", which made
-    the embedded network."""
+    """Folder or zip of images with a dataset.json in StyleGAN's format; or "toyfaces", which the
+    embedded network knows."""
     out: str = "runs/judge.safetensors"
     """The file to write."""
     images: int = 256_000
@@ -187,6 +187,8 @@ class AttributeConfig:
     held_out: float = 0.1
     """Share of the images that the training does not see; the scores are read on them. (Toy faces
     have no end: 5,000 of them.)"""
+    flip: bool = False
+    """Mirror labelled images at random: of use where no label knows left from right."""
     seed: int = 0
     """Of weights, order, and of what is held out."""
     progress: bool = True
@@ -239,7 +241,7 @@ class _ToyLessons:
 
 
 class _LabelLessons:
-    """Labelled images, some of them held out, the others mirrored at random."""
+    """Labelled images, some of them held out."""
 
     def __init__(self, config: AttributeConfig):
         self.config, self.dataset = config, open_dataset(config.data, AttributeNetwork.size)
@@ -279,7 +281,9 @@ class _LabelLessons:
         count, seed = self.config.batch, self.config.seed
         images, factors = self.read(
             self.seen[ordered_indices(len(self.seen), step * count, count, seed)])
-        return flip(images, torch.rand(count, generator=self.coins)), factors
+        if self.config.flip:
+            images = flip(images, torch.rand(count, generator=self.coins))
+        return images, factors
 
 
 def varies(values: Tensor) -> bool:

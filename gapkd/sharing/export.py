@@ -129,6 +129,9 @@ def _check(config: ExportConfig) -> None:
     if config.program and config.precision != "float32":
         raise ExportError(f"precision={config.precision} is for ONNX files: export the program "
                           "without it")
+    if config.directions and not config.onnx:
+        raise ExportError(f"directions={config.directions} is for ONNX files, which hold them: "
+                          "export the program without it")
     for field, ending in (("onnx", ".onnx"), ("program", ".pt2")):
         if path := getattr(config, field):
             if Path(path).suffix != ending:

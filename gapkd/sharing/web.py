@@ -95,8 +95,8 @@ def write_demo(config: DemoConfig) -> Path:
     if config.address and not re.fullmatch(r"https?://[^\s\"<>]+", config.address):
         raise DemoError(f"address must be that of a page, https://..., not {config.address[:80]}")
     out = new_folder(config.out)
-    networks = networks_of(config)
     runtime = given_runtime(config.runtime) if config.runtime else fetched_runtime()
+    networks = networks_of(config)  # may take minutes
     page = files("gapkd.sharing") / "page"
     content = {file.name: file.read_bytes() for file in page.iterdir() if file.name.endswith(PAGE)}
     for name, data in runtime.items():

@@ -189,6 +189,7 @@ def distill(config: DistillConfig, probe: Probe | None = None,
     device = choose_device(config.device)
     teacher = load_generator(config.teacher).to(device)
     start.check_student(config, teacher)
+    start.say_if_never_adversarial(config)
     if config.content and content_mask is None:
         content_mask = partial(head_mask, reader("toyfaces", device))
     sees = config.perceptual_weight or config.moment_weight
@@ -196,6 +197,7 @@ def distill(config: DistillConfig, probe: Probe | None = None,
     if perceptual:
         start.check_distance(config, perceptual, teacher)
     D = first_discriminator(config, teacher)
+    parallel.rows(config.batch, D.mbstd_group or config.batch)  # raises where it cannot be shared
     start.say_if_other_data(config.teacher, config.data)
     dataset, judge = _open_data(config, teacher)
     if perceptual and config.perceptual == "toyfaces" != config.data and parallel.is_first():

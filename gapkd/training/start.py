@@ -113,6 +113,16 @@ def say_if_other_data(network: str, data: str) -> None:
                       "images (--data), if rendered faces are not what you mean", stacklevel=3)
 
 
+def say_if_never_adversarial(config: DistillConfig) -> None:
+    """Warn where the discriminator's beginning lies behind the last step."""
+    before = config.slimming_images
+    last = before + (config.images - before - 1) // config.batch * config.batch
+    if config.gan_weight and last < config.gan_from * config.images and parallel.is_first():
+        warnings.warn(f"{config.images} images in batches of {config.batch} end before the "
+                      f"discriminator begins (gan_from={config.gan_from}): it is never trained",
+                      stacklevel=3)
+
+
 def say_if_labelled(dataset: Dataset) -> None:
     """Warn where a teacher without classes is about to learn from images that have them."""
     labels = getattr(dataset, "labels", None)
@@ -154,15 +164,16 @@ def check_student(config: DistillConfig, teacher: StyleGenerator) -> None:
     Lessons(config.reuse, config.batch, teacher.resolution, teacher.silent)
     family, architecture = check_request(teacher, config.keep, config.kernel, config.mapping,
                                          config.synthesis, config.kind)
-    check_network(config, teacher)
     with torch.device("meta"):
         student = family(**architecture)
+    check_network(config, student)
     if config.ld_weight or config.feature_weight:
         for network in (student, teacher):
             check_blocks("ld_blocks", config.ld_blocks, network)
-    if config.kind == "mobile" and config.rgb_weight and config.rgb_levels == "all":
-        raise ValueError("a mobile student draws one image, not one a level: leave rgb_levels at "
-                         "last")
+    for network in (student, teacher):
+        if config.rgb_weight and config.rgb_levels == "all" and network.kind != Generator.kind:
+            raise ValueError(f"a {network.kind} draws one image, not one a level: leave rgb_levels "
+                             "at last")
     if config.kind == "mobile" and config.feature_weight and teacher.kind != Generator.kind:
         raise ValueError("feature_weight compares feature maps of one size, which a mobile student "
                          "shares with a StyleGAN2 alone: leave it at 0")
@@ -178,4 +189,5 @@ def check_distance(config: DistillConfig, distance: Distance, teacher: StyleGene
         distance(*images.to(next(teacher.parameters()).device))
     except ValueError as error:
         raise ValueError(f"perceptual={config.perceptual} cannot look at the teacher's images "
-                         f"({error}): choose another, or set perceptual_weight to 0") from error
+                         f"({error}): choose another, or set perceptual_weight and moment_weight "
+                         "to 0") from error

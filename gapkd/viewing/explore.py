@@ -68,7 +68,7 @@ class Explorer:
                                             readout_format="+.2f", description=f"strength ({unit})")
         layers = max(G.num_ws for G in self.generators.values())
         self.layers = widgets.IntSlider(0, 0, layers, description="layers mixed", **ROW)
-        self.other = widgets.IntSlider(1, 0, 999, description="second seed",
+        self.other = widgets.IntSlider(2, 0, 999, description="second seed",
                                        continuous_update=False, **ROW)
         self.controls = [self.seed, self.truncation, self.direction, self.strength, self.layers,
                          self.other]

@@ -75,7 +75,7 @@ export async function main(say) {
   let wish = 0; // number of the newest
   let since = 0; // when it came
   let drawing = null; // promise of the draws that are under way
-  let playing = false;
+  let playing = false, passage = 0;
 
   /** Strengths, in units of the student's reach, times directions, in every layer: (num_ws w_dim). */
   function edits({ num_ws, w_dim, directions }) {
@@ -164,7 +164,9 @@ export async function main(say) {
 
   async function play() {
     setPlaying(true);
-    for (let from = state.face, to = numbered(from.seed + 1), began = performance.now(); playing; await frame()) {
+    const mine = ++passage; // one that was stopped may still wait for its picture
+    const goesOn = () => playing && mine === passage;
+    for (let from = state.face, to = numbered(from.seed + 1), began = performance.now(); goesOn(); await frame()) {
       const t = Math.min(1, (performance.now() - began) / PASSAGE);
       await go(t < 1 ? between(from, to, t) : to);
       if (t === 1) [from, to, began] = [to, numbered(to.seed + 1), performance.now()];

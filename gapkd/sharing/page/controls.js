@@ -48,6 +48,7 @@ export function seedField(input, current, use) {
 export function listen(actions) {
   for (const [id, action] of Object.entries(actions)) at(id).addEventListener("click", action);
   document.addEventListener("keydown", (event) => {
+    if (event.repeat && KEYS[event.key.toLowerCase()] === "morph") return;
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input[type=number]")) return;
     if (event.key === "?") {
       at("keys").open = true;

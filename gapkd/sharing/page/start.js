@@ -13,7 +13,7 @@
   } catch { /* no storage, no memory of the theme */ }
   if (location.protocol === "file:")
     say("Opened as a file, this page may not read its networks: " +
-      "run python -m http.server in its folder, and open the address that it prints.");
+      "run python -m http.server --bind 127.0.0.1 in its folder, and open the address that it prints.");
   else
     import("./app.js").then(({ main }) => main(say)).catch((error) =>
       say(error instanceof TypeError && /module|import/i.test(error.message)
