@@ -272,7 +272,8 @@ class DistillConfig(RunConfig):
     rgb_weight: float = 3.0
     """Weight of the mean absolute image difference."""
     rgb_levels: Literal["last", "all"] = "last"
-    """Compare the output image, or every toRGB output ("intermediate" in the released code)."""
+    """Compare the output image, or every toRGB output ("intermediate" in the released code), of
+    which only a StyleGAN2 has several."""
     perceptual_weight: float = 3.0
     """Weight of the perceptual distance."""
     perceptual: str = "toyfaces"

@@ -23,6 +23,7 @@ from gapkd.metrics.attributes import (
     HELD_OUT,
     AttributeConfig,
     AttributeNetwork,
+    _LabelLessons,
     _roughen,
     factor_loss,
     factors_of,
@@ -170,6 +171,28 @@ def test_it_reads_labels_that_it_has_not_seen_and_is_the_same_for_the_same_seed(
     train(tmp_path / "again.safetensors", data)
     again = load_attribute_network(tmp_path / "again.safetensors").state_dict()
     assert all(torch.equal(value, again[name]) for name, value in net.state_dict().items())
+
+
+def test_labelled_images_are_mirrored_only_where_that_is_asked_for(tmp_path):
+    """Labels may know left from right."""
+    (tmp_path / "sides").mkdir()
+    names = [f"{k:02d}.png" for k in range(40)]
+    for k, name in enumerate(names):
+        pixels = np.zeros((32, 32), np.uint8)
+        pixels[:, 16 * (k % 2):16 * (k % 2) + 16] = 255
+        Image.fromarray(pixels).save(tmp_path / "sides" / name)
+    labels = [[name, k % 2] for k, name in enumerate(names)]
+    (tmp_path / "sides" / "dataset.json").write_text(json.dumps({"labels": labels}))
+    for flip in (False, True):
+        lessons = _LabelLessons(AttributeConfig(str(tmp_path / "sides"), flip=flip))
+        images, factors = lessons.batch(0)
+        right = images[:, 0, 0, -1] > 0
+        contradicted = (right != factors["label"].bool()).float().mean()
+        assert 0.3 < contradicted < 0.7 if flip else contradicted == 0
+    train(tmp_path / "j.safetensors", str(tmp_path / "sides"), flip=True, images=16)
+    assert read_metadata(tmp_path / "j.safetensors")["provenance"]["flip"] is True
+    with pytest.raises(ValueError, match="toy faces are not mirrored: leave it out"):
+        AttributeConfig("toyfaces", flip=True)
 
 
 def test_labels_of_every_kind(tmp_path):

@@ -460,10 +460,10 @@ def test_a_training_state_that_was_edited_is_refused(write):
 
     assert load_generator(state()).resolution == 8
     huge = G.state_dict() | {"synthesis.const": torch.zeros(1).expand(2**44)}
-    for file in (state({"kind": [G.kind]}), state({"kind": 3}), state({"architecture": None}),
-                 state(weights=[1]), state(weights=G.state_dict() | {"synthesis.const": 1.0}),
-                 state(provenance=None), state(weights=huge)):
-        refused(file, "not laid out as a network|do not fit the architecture")
+    for changes in ({"network": {"kind": [G.kind]}}, {"network": {"kind": 3}},
+                    {"network": {"architecture": None}}, {"weights": [1]}, {"provenance": None},
+                    {"weights": G.state_dict() | {"synthesis.const": 1.0}}, {"weights": huge}):
+        refused(state(**changes), "(not laid out as a network|do not fit the architecture)")
 
 
 def test_lazily_negated_tensors_keep_their_sign(write, stylekd):

@@ -209,7 +209,7 @@ def findings(claim: Claim) -> list[Finding]:
 
 
 def verdict(found: Sequence[Finding]) -> str:
-    """One verdict: a single seed does not count beside others, what nobody tried is added."""
+    """One verdict: a single seed does not count beside others, what was not measured is added."""
     tally = Counter(finding.verdict for finding in found)
     missing, single = tally.pop(NOT_MEASURED, 0), tally.pop(ONE_SEED, 0)
     if not tally:

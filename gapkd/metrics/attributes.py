@@ -202,6 +202,9 @@ class AttributeConfig:
             raise ValueError(f"held_out must lie between 0 and 1, not {self.held_out}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must lie between 0 and 2^63 - 1, not {self.seed}")
+        if self.flip and self.data == "toyfaces":
+            raise ValueError("flip is for labelled images, and toy faces are not mirrored: leave "
+                             "it out")
         if Path(self.out).suffix != ".safetensors":
             raise ValueError(f"{self.out} must end in .safetensors: that is what is written")
 
@@ -218,7 +221,7 @@ def train_attribute_network(config: AttributeConfig) -> dict[str, float]:
     fit_network(net, lessons.batch, steps, config.seed, config.progress)
     scores = reading_scores(net, map(lessons.read, lessons.unseen.split(250)))
     settings = {"command": "judge", "data": lessons.name, "images": steps * config.batch,
-                "batch": config.batch, "seed": config.seed,
+                "batch": config.batch, "seed": config.seed, "flip": config.flip,
                 "seconds": round(time.perf_counter() - started),
                 "held_out": {"images": len(lessons.unseen), "scores": scores}}
     save_network(net, config.out, provenance() | settings)

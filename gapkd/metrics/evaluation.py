@@ -103,8 +103,9 @@ def shares_for(G: StyleGenerator, dataset: Dataset) -> Tensor | None:
     if labels is None or labels.ndim != 1:
         if parallel.is_first():
             warnings.warn(f"{dataset.name} names no classes, so the network's {G.c_dim} are drawn "
-                          "equally often; distances to these images count that in (their "
-                          "dataset.json can name classes)", stacklevel=3)
+                          "equally often; distances to these images count that in. Images that it "
+                          "was trained on, named with --data, tell how frequent they are",
+                          stacklevel=3)
         return None
     return class_shares(dataset, G.c_dim)
 
