@@ -9,6 +9,7 @@ import re
 from argparse import Namespace
 from contextlib import nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -47,6 +48,13 @@ def write(tmp_path):
         return tmp_path / name
 
     return write
+
+
+class Saved(NamedTuple):
+    """A pickle makes it by a call with these."""
+
+    step: int
+    model: object
 
 
 def refused(file: Path, message: str, load=load_generator) -> None:
@@ -371,7 +379,8 @@ WRAPS = [
         re.sub(r"^(conv1|convs\.\d|style)\.", rf"\1.{wrapper}.", k): v for k, v in s.items()})
       for wrapper in ("_checkpoint_wrapped_module", "_fsdp_wrapped_module", "module")],
     lambda s: {"state_dict": prefixed("decoder.")(s) | {"encoder.conv1.weight": torch.ones(3)},
-               "hyper_parameters": Namespace(lr=1)}, lambda s: Namespace(model=s)]
+               "hyper_parameters": Namespace(lr=1)}, lambda s: Namespace(model=s),
+    lambda s: Saved(step=1, model=s)]
 
 
 @pytest.mark.parametrize("wrap", WRAPS)
