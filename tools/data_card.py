@@ -158,16 +158,12 @@ def describe(file: Path) -> list[str]:
     if kind not in FAMILIES:
         held_out = card["held_out"]
         lines = [ROLES[file.stem], "",
-                 f"- command: `{card['command']}`, {card['seconds'] / 60:.0f} minutes (at the "
-                 "commit below; today `gapkd judge --data toyfaces`)",
+                 f"- command: `{card['command']}`, {card['seconds'] / 60:.0f} minutes",
                  f"- origin: {origin}"]
-        for key in held_out:
-            if key.startswith("scores"):  # the embedded ones have several sizes
-                size = key.removeprefix("scores").replace("_", " at ")
-                scores = [f"{name.replace('_', ' ')} {value:.3f}"
-                          for name, value in held_out[key].items()]
-                count = held_out.get("faces", held_out.get("images"))
-                lines.append(f"- {count} held-out faces{size}: {', '.join(scores)}")
+        for size in ("32px", "64px"):
+            scores = [f"{name.replace('_', ' ')} {value:.3f}"
+                      for name, value in held_out[f"scores_{size}"].items()]
+            lines.append(f"- {held_out['faces']} held-out faces at {size}: {', '.join(scores)}")
         return lines
     runs, teacher = runs_of(card)[0], card["settings"].get("teacher")
     hours = sum(run["seconds"] for run in runs) / 3600

@@ -160,10 +160,12 @@ def _check_fetched(file: Path, address: str) -> None:
     try:
         recognise(file)
     except CheckpointError as error:
-        if "#" not in address:
-            with suppress(OSError):
-                file.unlink()
-            raise AddressError(f"{address}: {error}; what was fetched was removed") from error
+        if "#" in address:
+            raise
+        with suppress(OSError):  # of a cache that may only be read
+            file.unlink()
+        kept = f"remove {file}" if file.exists() else "what was fetched was removed"
+        raise AddressError(f"{address}: {error}; {kept}") from error
 
 
 def _is_a(role: str, file: Path) -> bool:

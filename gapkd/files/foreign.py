@@ -35,8 +35,8 @@ PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
 DEEPEST = 32  # levels of modules
 MOST_PARTS = 2**15  # modules and tensors of one network, several times those of the largest
 AVERAGED = {"ema", "gema", "average", "averaged", "avg", "gavg", "mavg", "mvavg", "mean", "polyak",
-            "running", "shadow", "smooth", "smoothed", "smoothing",
-            "gsmooth", "moving", "gma", "swa", "gs", "ge", "copy", "target", "test"}
+            "running", "moving", "gma", "shadow", "smooth", "smoothed", "smoothing", "gsmooth",
+            "swa", "gs", "ge", "copy", "target", "test"}
 """Words in the names of averaged weights, whatever number follows them."""
 WRAPPERS = re.compile(r"(_orig_mod|_(checkpoint|fsdp)_wrapped_module|(?<=\.)module)\.")
 """What torch puts into names: compiling, checkpointing, and training on several GPUs."""
