@@ -10,6 +10,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -348,3 +349,13 @@ def test_functions_fit_a_screen():
             if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 60:
                 long.append(f"{module}.{node.name}")
     assert not long, "longer than 60 lines"
+
+
+@notebook
+def test_what_is_folded_is_rendered(path):
+    """A line that begins with a tag is left as it is, markup and links too, until a blank line."""
+    for cell in cells(path):
+        if cell["cell_type"] == "markdown":
+            for token in MarkdownIt("commonmark").parse(cell["source"]):
+                if token.type == "html_block" and not token.content.startswith("<!--"):
+                    assert not re.search(r"[`*]|\]\(", token.content), token.content
