@@ -69,7 +69,6 @@ class RunConfig:
     lr_end: float = 1.0
     """The learning rates fall along half a cosine, to this fraction of themselves at the last
     image; 1: they stay."""
-    r1_end: ClassVar[float] = 1.0
     r1_gamma: float = 0.5
     """Weight of R1. Paper: 10 at 256 px."""
     path_weight: float = 0.0
@@ -79,7 +78,6 @@ class RunConfig:
     ema_half_life: float = 10_000
     """Half-life of the weight average, in images; at most a twentieth of the images seen, so it
     counts from 20 times as many on."""
-    ema_rampup: ClassVar[float] = 0.05
     flip: bool = True
     """Mirror real images at random."""
     noise: bool = True
@@ -117,7 +115,9 @@ class RunConfig:
     """Show a progress bar."""
     resume: bool = False
     """Go on from the checkpoint in `out`."""
-    # Here and above: what only the one or only the other kind of training sets, as the rest has it.
+    # What only one kind of training sets, as the other has it.
+    r1_end: ClassVar[float] = 1.0
+    ema_rampup: ClassVar[float] = 0.05
     gan_weight: ClassVar[float] = 1.0
     gan_from: ClassVar[float] = 0.0
     reuse: ClassVar[int] = 1
@@ -323,6 +323,10 @@ class DistillConfig(RunConfig):
                                          or self.rgb_levels == "all"),
                  "reuse keeps the teacher's images alone, not its features: set reuse to 1, or "
                  'ld_weight and feature_weight to 0 and rgb_levels to "last"')
+        _require(self.reuse == 1 or self.rgb_weight or self.perceptual_weight
+                 or self.moment_weight,
+                 "reuse repeats images of the teacher's, and no loss looks at them: set it to 1, "
+                 "or give rgb_weight, perceptual_weight or moment_weight a weight")
         _require(any(getattr(self, name) for name in WEIGHTS),
                  f"{', '.join(WEIGHTS[:-1])} and {WEIGHTS[-1]} are all 0: give one of them a "
                  "weight")

@@ -195,7 +195,8 @@ class ByHand:
         latents, noise = self.latents(c.batch), self.noise(c.batch)
         ws = self.ws(self.G, latents)
         w_avg = self.G.mapping.w_avg
-        w_avg += 0.005 * (self.G.mapping(latents[0]).detach().mean(dim=0) - w_avg)
+        if any(p.requires_grad for p in self.G.mapping.parameters()):
+            w_avg += 0.005 * (self.G.mapping(latents[0]).detach().mean(dim=0) - w_avg)
         ours = self.G.synthesis(ws, noise=noise)
         total = self.compared(ours, ws, latents, noise) if self.teacher else 0
         logits = self.D(ours.image)

@@ -287,6 +287,18 @@ def test_intervals_reach_from_low_to_high_in_the_row_that_they_belong_to():
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["FID", "PPL"]
 
 
+def test_intervals_are_hollow_where_nothing_is_seen():
+    groups = {"a": {"FID": (1.0, 0.5, 2.0), "PPL": (3.0, 1.0, 4.0)},
+              "b": {"PPL": (-1.0, -2.0, 0.0)}}
+    figure = figures.intervals(groups, "Two", seen={"a": ["PPL"], "b": []})
+    assert figure.alt == "Two. difference, with intervals. a: FID 1, PPL (filled) 3. b: PPL -1."
+    (axes,) = figure.axes
+    paper = axes.get_facecolor()
+    hollow = [line for line in axes.lines if line.get_marker() in ("o", "s")
+              and tuple(line.get_markerfacecolor()) == paper]
+    assert [list(line.get_xdata()) for line in hollow] == [[1.0], [-1.0]]
+
+
 @pytest.mark.parametrize("name", diagrams.DRAWINGS)
 def test_a_diagram_is_in_colour_where_it_is_lit(name):
     def colourful(figure) -> int:

@@ -23,10 +23,11 @@ from gapkd import parallel
 from gapkd.data.datasets import open_dataset
 from gapkd.metrics.attributes import load_attribute_network
 from gapkd.metrics.evaluation import evaluate_generator, real_features
-from gapkd.networks.stylegan2 import Generator
+from gapkd.networks.stylegan2 import Discriminator, Generator
 from gapkd.settings import TrainConfig
 from gapkd.training import loop
 from gapkd.training.loop import distill, train_gan
+from gapkd.training.trainer import share_of_batch
 
 
 def free_port() -> str:
@@ -119,6 +120,11 @@ def _uneven_student(out: str) -> None:
     distill(distill_config(Path(out), batch=12, teacher="toyfaces32"))
 
 
+def _whole_batch(out: str) -> None:
+    parallel.join()
+    share_of_batch(config(Path(out), batch=16), Discriminator(8, 4, mbstd_group=None))
+
+
 def _other_settings(out: str) -> None:
     train_gan(config(Path(out), batch=8, seed=int(os.environ["RANK"])))
 
@@ -126,6 +132,7 @@ def _other_settings(out: str) -> None:
 @pytest.mark.parametrize("task, message", [
     (_uneven, "batch=12 cannot be shared by 2 processes in whole groups of 4: .* multiple of 8"),
     (_uneven_student, "batch=12 cannot be shared by 2 processes in whole groups of 4"),
+    (_whole_batch, "takes the spread of the whole batch, .*: train with one process"),
     (_other_settings, "process . has other settings than process .: start all of them with one"),
 ])
 def test_what_does_not_fit_together_is_refused(tmp_path, task, message):
@@ -193,6 +200,18 @@ def test_two_processes_distil_like_one(tmp_path, teacher_file, changes):
     first, second = together(_student, str(tmp_path / "two"), str(teacher_file), changes)
     assert first[0] == second[0]
     assert_close(one, first)
+
+
+def test_two_processes_that_go_on_log_what_an_unbroken_run_logs(tmp_path):
+    """From a checkpoint between two lines of the log."""
+    changes = {"log_every": 32, "checkpoint_every": 16, "images": 32}
+    unbroken, _ = together(_teacher, str(tmp_path / "whole"), changes)
+    run = tmp_path / "run"
+    together(_teacher, str(run), changes)
+    newest(run).unlink()
+    resumed, _ = together(_teacher, str(run), changes | {"resume": True})
+    assert_close(unbroken, resumed)
+    assert "loss_d" in resumed[1][-1]
 
 
 def test_another_number_of_processes_goes_on_and_says_so(tmp_path):

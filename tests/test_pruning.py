@@ -69,7 +69,7 @@ def test_content_scores_step_by_step(networks, kind):
 
 @pytest.mark.parametrize("score, published", [
     (pruning.content_scores, {"samples": 400, "probability": 0.05}),
-    (pruning.diversity_scores, {"samples": 400, "directions": 10, "strength": 5.0}),
+    (pruning.diversity_scores, {"directions": 10, "strength": 5.0}),
 ])
 def test_scores_are_taken_as_published(score, published):
     parameters = inspect.signature(score).parameters

@@ -49,6 +49,8 @@ NO_LOSS = {"gan_weight": 0.0, "rgb_weight": 0, "perceptual_weight": 0, "ld_weigh
      "gan_from=0.8 leaves nothing to learn from until the discriminator begins: set it to 0"),
     (DistillConfig, {"reuse": 0}, "reuse must be at least 1"),
     (DistillConfig, {"reuse": 2}, "set reuse to 1, or ld_weight and feature_weight to 0"),
+    (DistillConfig, {"reuse": 2, "ld_weight": 0.0, "rgb_weight": 0.0, "perceptual_weight": 0.0},
+     "reuse repeats images of the teacher's, and no loss looks at them: set it to 1, or give rgb"),
     (TrainConfig, {"style_mixing": 2.0}, "probability"),
     (TrainConfig, {"seed": -1}, "seed must not be negative"),
     (TrainConfig, {"seed": 2**63}, "seed must be below 2.63"),

@@ -111,6 +111,20 @@ def test_conditional_networks_use_their_label():
         assert torch.equal(G(z, first.to(dtype)), ours)
 
 
+def test_logits_keep_their_differences_far_from_zero():
+    """The last two layers are computed in float32, whatever the rest is."""
+    images = torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    D = Discriminator(16, 8)
+    found = []
+    for bias in (0.0, 64.0):
+        D.out.bias.data.fill_(bias)
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            found.append(D(images) - bias)
+    assert found[0].dtype == torch.float32 and found[0].std() > 0.05
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-4)
+
+
 def test_minibatch_std_by_hand():
     x = torch.randn(8, 2, 4, 4)
     out = minibatch_std(x, group=4)

@@ -49,13 +49,18 @@ from gapkd.metrics.evaluation import (
 )
 from gapkd.metrics.features import distance_for
 from gapkd.metrics.sampling import draw_latents
-from gapkd.networks.stylegan2 import Discriminator, Generator
+from gapkd.networks.stylegan2 import Discriminator, Generator, minibatch_std
 from gapkd.settings import DistillConfig, TrainConfig
 from gapkd.training import lessons, loop, runs
 from gapkd.training.graphs import StepGraphs
 from gapkd.training.lessons import Lessons
 from gapkd.training.loop import distill, fresh_generator, train_gan
-from gapkd.training.start import say_if_never_adversarial, say_if_other_data
+from gapkd.training.start import (
+    check_student,
+    say_if_never_adversarial,
+    say_if_nothing_varies,
+    say_if_other_data,
+)
 from gapkd.training.trainer import PATH_EVERY, R1_EVERY, Trainer, TrainingDiverged
 
 
@@ -628,15 +633,39 @@ def test_each_image_meets_the_label_that_it_was_drawn_for(classes, tmp_path, adv
     for _ in range(4):
         trainer.train_step()
     pictures = open_dataset(str(folder), 32).load(torch.arange(8))
-    real = 0
+    real, of_drawn = [], []
     for images, c in seen:
         places = [(pictures - image).abs().amax(dim=(1, 2, 3)).min(dim=0) for image in images]
         if all(place.values < 1e-6 for place in places):
-            real += 1
+            real.append(c.tolist())
             assert c.argmax(dim=1).tolist() == [labels[place.indices].item() for place in places]
         else:
+            of_drawn.append(c.tolist())
             assert any(torch.equal(c, other) for other in asked)
-    assert real >= 5  # of four steps, R1 among them
+    assert len(real) >= 5  # of four steps, R1 among them
+    if adversarial == "relativistic":  # pairs of one class, in both networks' steps and penalties
+        assert sorted(of_drawn) == sorted(real)
+
+
+def test_pairs_of_one_class_want_fresh_labels(classes, tmp_path):
+    c = distill_config(tmp_path, classes[2], adversarial="relativistic", reuse=2, ld_weight=0.0)
+    teacher = load_generator(classes[2])
+    teacher.silence()
+    with pytest.raises(ValueError, match="pairs images of one class, .*: set reuse to 1"):
+        check_student(c, teacher)
+
+
+@pytest.mark.parametrize("batch, group, varies", [(5, 4, False), (7, 4, False), (6, 4, True),
+                                                  (1, 4, True), (5, 1, True), (5, None, True)])
+def test_a_batch_without_groups_is_said(batch, group, varies, recwarn):
+    D = Discriminator(8, 4, mbstd_group=group)
+    say_if_nothing_varies(TrainConfig(batch=batch), D)
+    said = [str(one.message) for one in recwarn]
+    assert varies == (not said)
+    if said:
+        assert f"batch={batch} has no groups of 2 to 4 images" in said[0]
+        feature = minibatch_std(torch.randn(batch, 2, 4, 4))[:, -1]
+        assert feature.std() == 0  # as it says: nothing to see
 
 
 def test_a_conditional_student(classes, tmp_path):

@@ -79,7 +79,9 @@ def diversity_scores(G: StyleGenerator, samples: int = 400, directions: int = 10
 
     For every batch, `directions` principal axes of W are drawn, each with the probability of the
     variance it explains; squared deviations from the batch's mean are summed over directions and
-    batches. (A batch has one gradient, of its sum.) The moved image is a constant, as in the paper.
+    batches. A batch has one gradient, of its sum, so its size changes the score. (Published: 5,000
+    samples in batches of 5.) The moved image is a constant; in the released code the gradient flows
+    through it, too.
 
     Source: Chung et al., *Diversity-aware Channel Pruning for StyleGAN Compression* (CVPR 2024),
     section 3.

@@ -7,7 +7,9 @@ What it does otherwise than StyleGAN2:
 - The inverse Haar transform enlarges features too, C channels at r become C / 4 at 2r.
 - Convolutions are depthwise-separable: a 3x3 filter a channel, then a 1x1 convolution across
   channels. Only the first one, at 4x4, is dense.
-- Demodulation does not depend on the style, so that it can be fused (see `SeparableConv2d`).
+- Demodulation does not depend on the style, so that it can be fused (see `SeparableConv2d`); only
+  that of the dense convolution does, here but not in the released code, which also scales the
+  coefficients by a style before it enlarges features, and bounds no style by a tanh.
 
 The paper trains a head at every resolution and draws with the last one, here the only one: the
 latent-direction loss guides the layers on the way. Nor is there a loss on coefficients, which the

@@ -259,15 +259,20 @@ class Generator(StyleGenerator):
             s.torgb.take(t.torgb, kept[2 * b + 1])
 
 
+def group_size(batch: int, group: int | None = 4) -> int:
+    """Images of which the minibatch standard deviation is taken: `group`, or the largest number
+    below that divides the batch; None: all."""
+    return next(g for g in range(min(group or batch, batch), 0, -1) if batch % g == 0)
+
+
 def minibatch_std(x: Tensor, group: int | None = 4) -> Tensor:
-    """Append one feature map that tells how much a group of images varies; image n is in group n
-    mod (N / group). A batch that `group` does not divide uses its largest divisor below; None: the
-    whole batch is one group.
+    """Append one feature map that tells how much a group of images varies, groups being of
+    `group_size`; image n is in group n mod (number of groups). A group of one varies by nothing.
 
     Shape: (N, C, H, W) -> (N, C + 1, H, W).
     """
     n, c, h, w = x.shape
-    size = next(g for g in range(min(group or n, n), 0, -1) if n % g == 0)
+    size = group_size(n, group)
     grouped = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(size, n // size, c, h, w)
     std = (grouped.var(dim=0, unbiased=False) + 1e-8).sqrt().mean(dim=(1, 2, 3))  # (N / size,)
     std = std.repeat(size)[:, None, None, None].expand(-1, 1, h, w)  # (N, 1, H, W)
@@ -342,7 +347,8 @@ class Discriminator(Network):
         """Logits (N, 1), high means real, of images (N, 3, R, R) in [-1, 1]; c (N, c_dim) for a
         conditional network."""
         x = self.conv(minibatch_std(self.features(images)[-1], self.mbstd_group))  # (N, C, 4, 4)
-        x = self.out(self.fc(x.flatten(1))).to(self.out.weight.dtype)
+        with full_precision(x):  # logits far from 0 would differ by too few steps
+            x = self.out(self.fc(x.flatten(1).to(self.fc.weight.dtype)))
         if self.label is None:
             return x
         target = self.label(None, c)  # (N, C)

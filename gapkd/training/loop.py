@@ -63,7 +63,7 @@ from gapkd.settings import (
 )
 from gapkd.training import runs, start
 from gapkd.training.runs import RunFolder, read_about
-from gapkd.training.trainer import Trainer, TrainingDiverged
+from gapkd.training.trainer import Trainer, TrainingDiverged, share_of_batch
 
 Probe = Callable[[StyleGenerator], dict]
 AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
@@ -197,7 +197,7 @@ def distill(config: DistillConfig, probe: Probe | None = None,
     if perceptual:
         start.check_distance(config, perceptual, teacher)
     D = first_discriminator(config, teacher)
-    parallel.rows(config.batch, D.mbstd_group or config.batch)  # raises where it cannot be shared
+    share_of_batch(config, D)  # raises where it cannot be shared
     start.say_if_other_data(config.teacher, config.data)
     dataset, judge = _open_data(config, teacher)
     if perceptual and config.perceptual == "toyfaces" != config.data and parallel.is_first():
@@ -336,6 +336,7 @@ def fit(trainer: Trainer, kind: str, probe: Probe | None = None, judge: Probe | 
     """Run a trainer to its end: log, grids, checkpoints, probes; exact resume; a clean stop on
     Ctrl-C, SIGTERM and SIGHUP. `kind` is "teacher" or "distill"; `judge` measures the FID; `inputs`
     as in `RunFolder`."""
+    start.say_if_nothing_varies(trainer.config, trainer.D)
     names = getattr(trainer.dataset, "names", ())
     if names and trainer.classes is not None:  # other classes are other data
         labels = trainer.dataset.labels.tolist()
@@ -491,6 +492,7 @@ class Loop:
         trainer = self.trainer
         self.check_finite()
         parallel.check_equal("weights", trainer.fingerprint())
+        trainer.share_notes()
         self.folder.save_state(self.state(notes), best_record(self.log))
         self.saved_at = trainer.images
 

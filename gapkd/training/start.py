@@ -26,7 +26,7 @@ from gapkd.files.download import is_address
 from gapkd.metrics.attributes import AttributeNetwork
 from gapkd.metrics.features import Distance
 from gapkd.networks.base import StyleGenerator
-from gapkd.networks.stylegan2 import Discriminator, Generator
+from gapkd.networks.stylegan2 import Discriminator, Generator, group_size
 from gapkd.networks.stylegan3 import AliasFreeGenerator
 from gapkd.parallel import seeded
 from gapkd.settings import DistillConfig, TrainConfig, widths
@@ -123,6 +123,16 @@ def say_if_never_adversarial(config: DistillConfig) -> None:
                       stacklevel=3)
 
 
+def say_if_nothing_varies(config: TrainConfig | DistillConfig, D: Discriminator) -> None:
+    """Warn where no group of a discriminator's divides the batch: its minibatch statistic is 0."""
+    alone = group_size(config.batch, D.mbstd_group) == 1
+    if config.gan_weight and alone and 1 not in (config.batch, D.mbstd_group) \
+            and parallel.is_first():
+        warnings.warn(f"batch={config.batch} has no groups of 2 to {D.mbstd_group} images, so the "
+                      "discriminator cannot see how much they vary: choose a multiple of "
+                      f"{D.mbstd_group}", stacklevel=4)
+
+
 def say_if_labelled(dataset: Dataset) -> None:
     """Warn where a teacher without classes is about to learn from images that have them."""
     labels = getattr(dataset, "labels", None)
@@ -162,6 +172,9 @@ def check_pair(G: StyleGenerator, D: Discriminator) -> None:
 def check_student(config: DistillConfig, teacher: StyleGenerator) -> None:
     """Raise ValueError for a student that cannot be trained with these settings."""
     Lessons(config.reuse, config.batch, teacher.resolution, teacher.silent)
+    if config.reuse > 1 and teacher.c_dim and config.adversarial == "relativistic":
+        raise ValueError("a relativistic loss pairs images of one class, and reuse repeats others "
+                         "than the next real images': set reuse to 1")
     family, architecture = check_request(teacher, config.keep, config.kernel, config.mapping,
                                          config.synthesis, config.kind)
     with torch.device("meta"):

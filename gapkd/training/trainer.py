@@ -116,7 +116,7 @@ class Trainer:
         self.graphs = StepGraphs(self.rng if replay else None)
         # Numbers that steer are read at once: a GPU would have to be waited for.
         self.dice = self.rng if on_cpu else torch.Generator().manual_seed(config.seed)
-        self.mine = parallel.rows(config.batch, D.mbstd_group or config.batch)
+        self.mine = share_of_batch(config, D)
         self.dtype = autocast_dtype(config.precision, self.device)
         # float16 has few exponents: gradients are scaled up, and steps that overflow are left out.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
@@ -178,12 +178,13 @@ class Trainer:
             return 1 + int(place * (self.G.num_ws - 1))
         return None
 
-    def draw_latents(self, n: int, mine: Rows, crossover: int | None) -> Latents:
-        """Two z for each of `mine` of n samples, where the second one takes over, and labels as
-        frequent as in the data."""
+    def draw_latents(self, n: int, mine: Rows, crossover: int | None, paired: bool = False
+                     ) -> Latents:
+        """Two z for each of `mine` of n samples, where the second one takes over, and labels: as
+        frequent as in the data; or `paired`, those of the real images (R3GAN)."""
         z_a, z_b = self.draw(n, self.G.z_dim)[mine], self.draw(n, self.G.z_dim)[mine]
-        c = None
-        if self.classes is not None:
+        c = self.real_labels() if paired else None
+        if self.classes is not None and not paired:
             drawn = torch.multinomial(self.classes, n, replacement=True, generator=self.rng)
             c = one_hot(drawn, self.G.c_dim).float()[mine]
         return z_a, z_b, crossover, c
@@ -209,7 +210,7 @@ class Trainer:
         labels."""
         n = self.config.batch
         with torch.no_grad(), self.autocast():
-            latents = self.draw_latents(n, self.mine, crossover)
+            latents = self.draw_latents(n, self.mine, crossover, self.relativistic)
             ws = self.to_ws(self.G, latents)
             return self.G.synthesis(ws, noise=self.draw_noise(n, self.mine)).image, latents[3]
 
@@ -298,11 +299,13 @@ class Trainer:
         losses, sum."""
         self.D.requires_grad_(False)
         n = self.config.batch
-        lesson = self.lessons.next(lambda: self.draw_latents(n, self.mine, crossover), self.dice)
+        lesson = self.lessons.next(
+            lambda: self.draw_latents(n, self.mine, crossover, self.relativistic), self.dice)
         noise = self.draw_noise(n, self.mine)
         with self.autocast():
             ws = self.to_ws(self.G, lesson.latents)
-            self.G.mapping.track(parallel.gather(ws[:, 0].detach()))
+            if ws.requires_grad:  # a frozen mapping network keeps its teacher's average
+                self.G.mapping.track(parallel.gather(ws[:, 0].detach()))
             if self.distiller:
                 out, parts = self.compare(ws, lesson, noise)
                 total = self.distiller.total(parts)
@@ -404,6 +407,13 @@ class Trainer:
                     "raise r1_gamma, or set precision to float32")
         return means
 
+    def share_notes(self) -> None:
+        """Every process goes on from the mean over all of what was collected: a checkpoint keeps
+        the first one's."""
+        if self.sums:
+            means = parallel.mean(torch.stack([*self.sums.values()]))
+            self.sums = dict(zip(self.sums, means, strict=True))
+
     def state(self) -> dict:
         """All that the next step depends on, as tensors and plain values."""
         networks = {name: getattr(self, name).state_dict() for name in STATEFUL}
@@ -479,6 +489,15 @@ def check_network(config: RunConfig, G: StyleGenerator) -> None:
     if config.path_weight and not G.mixes_styles:
         raise ValueError("StyleGAN3 is trained without path-length regularisation: leave "
                          "path_weight at 0")
+
+
+def share_of_batch(config: RunConfig, D: Discriminator) -> Rows:
+    """This process's rows of a batch. Raises ValueError where the discriminator's minibatch
+    statistic does not let it be shared."""
+    if D.mbstd_group is None and parallel.count() > 1:
+        raise ValueError("this discriminator takes the spread of the whole batch, which several "
+                         "processes cannot share: train with one process")
+    return parallel.rows(config.batch, D.mbstd_group or 1)
 
 
 def _precision(dtype: object) -> str:

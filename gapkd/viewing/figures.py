@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import cycle, pairwise
 
 import matplotlib
@@ -501,12 +501,15 @@ def dots(panels: Mapping[str, Mapping[str, Sequence[float]]], title: str = "",
 
 @styled
 def intervals(groups: Mapping[str, Mapping[str, tuple[float, float, float]]], title: str = "",
-              xlabel: str = "difference") -> Figure:
+              xlabel: str = "difference", seen: Mapping[str, Collection[str]] | None = None
+              ) -> Figure:
     """Differences and their intervals, one row each; the dashed line is no difference.
 
     Args:
         groups: what is compared -> row -> (mean, low, high); nan bounds: a point alone. Rows that a
             group lacks stay empty.
+        seen: what is compared -> rows whose marker is filled, all others being hollow; None: all
+            are filled.
     """
     width, step = 6.6, 0.7 / len(groups)
     rows = list(dict.fromkeys(row for group in groups.values() for row in group))
@@ -521,13 +524,19 @@ def intervals(groups: Mapping[str, Mapping[str, tuple[float, float, float]]], ti
         axes.errorbar(mean, y, xerr=np.nan_to_num([mean - low, high - mean]), linestyle="none",
                       marker=marker, markersize=5, capsize=2.5, elinewidth=1.3, color=colour,
                       label=name)
+        if seen is not None:
+            hollow = np.array([row not in seen[name] for row in group])
+            axes.plot(mean[hollow], np.array(y)[hollow], linestyle="none", marker=marker,
+                      markersize=5, color=colour, markerfacecolor=axes.get_facecolor(), zorder=4)
     _name_rows(axes, labels)
     axes.grid(axis="y", visible=False)
     _finish(axes, "", xlabel, "", 0.7 * width, height)
     _headline(figure, title)
     if len(groups) > 1:
         _legend(figure, axes, 3)
-    means = {name: {row: ends[0] for row, ends in group.items()} for name, group in groups.items()}
+    filled = {name: () for name in groups} | dict(seen or {})
+    means = {name: {f"{row} (filled)" if row in filled[name] else row: ends[0]
+                    for row, ends in group.items()} for name, group in groups.items()}
     figure.alt = _words(title, f"{xlabel}, with intervals", values=means)
     return figure
 
