@@ -41,7 +41,7 @@ unit: $(READY) ## the tests in tests/
 
 notebooks: $(READY) ## run all notebooks; compare the cells tagged nbval-check-output with what is stored
 	@$(BIN)/python -m pytest notebooks --nbval-lax --nbval-current-env \
-		--nbval-cell-timeout $(CELL_SECONDS) --nbval-sanitize-with tests/nbval_sanitize.cfg
+		--nbval-cell-timeout $(CELL_SECONDS)
 
 site: $(SITE) ## chapters, results and reference as static pages in runs/site, links checked
 	@$(BIN)/python -m tools.site --links $(LINKS)

@@ -191,7 +191,7 @@ class TrainConfig(RunConfig):
     r1_end: float = 1.0
     """As lr_end: the fraction of r1_gamma that is left at the last image."""
     ema_rampup: float = 0.05
-    """The half-life is at most this fraction of the images seen so far."""
+    """The half-life is at most this fraction of the images seen so far; 0: no such bound."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -468,7 +468,7 @@ _Written.add_constructor("tag:yaml.org,2002:int",  # YAML's own takes 010 for 8
 def read_yaml(text: str) -> Any:
     """What a table's file or a parameter on the command line says. Raises yaml.YAMLError."""
     try:
-        return yaml.load(text, _Written)  # noqa: S506 (a SafeLoader)
+        return yaml.load(text, _Written)  # a SafeLoader
     except RecursionError as error:
         raise yaml.YAMLError("it is nested too deeply") from error
     except (ValueError, LookupError, AttributeError, ArithmeticError) as error:  # of constructors

@@ -209,7 +209,9 @@ class ByHand:
             self.adam_g.step(c.path_weight * self.path_penalty() * PATH_EVERY, rate)
         self.steps += 1
         self.images += c.batch
-        half_life = min(c.ema_half_life, c.ema_rampup * self.images)
+        half_life = c.ema_half_life
+        if c.ema_rampup:
+            half_life = min(half_life, c.ema_rampup * self.images)
         decay = 0.5 ** (c.batch / half_life)
         for average, p in zip(self.average.parameters(), self.G.parameters(), strict=True):
             average.data = decay * average.data + (1 - decay) * p.data
@@ -319,7 +321,7 @@ def test_steps_of_a_distillation(tmp_path, double, mapping, changes):
 
 @pytest.mark.parametrize("changes", [
     {}, {"adversarial": "relativistic", "lr_end": 0.1, "r1_end": 0.2},
-    {"flip": False, "batch": 8}, {"r1_gamma": 0.0}, {"path_weight": 0.0}])
+    {"flip": False, "batch": 8}, {"r1_gamma": 0.0}, {"path_weight": 0.0}, {"ema_rampup": 0.0}])
 def test_steps_of_a_gan_training(tmp_path, double, changes):
     settings = config(tmp_path, **SETTINGS | {"resolution": 16, "ema_rampup": 0.8} | changes)
     G, _, D = networks("random")

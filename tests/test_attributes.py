@@ -25,6 +25,7 @@ from gapkd.metrics.attributes import (
     AttributeNetwork,
     _LabelLessons,
     _roughen,
+    _ToyLessons,
     factor_loss,
     factors_of,
     head_mask,
@@ -98,6 +99,7 @@ def test_unusable_files_raise_one_sentence(tmp_path):
 def test_the_embedded_network_reads_faces_it_has_not_seen():
     net = load_attribute_network()
     faces = (toy_faces(part, 32, seed=11) for part in (HELD_OUT + torch.arange(500)).split(250))
+    assert _ToyLessons(toys := AttributeConfig("toyfaces")).unseen.min() >= toys.images
     scores = reading_scores(net, faces)
     assert all(scores[name] > 0.98 for name in net.categorical)
     assert 0.65 < scores["glasses_majority"] < 0.75
@@ -189,6 +191,11 @@ def test_labelled_images_are_mirrored_only_where_that_is_asked_for(tmp_path):
         right = images[:, 0, 0, -1] > 0
         contradicted = (right != factors["label"].bool()).float().mean()
         assert 0.3 < contradicted < 0.7 if flip else contradicted == 0
+    rows = []
+    lessons.read = lambda asked: rows.append(asked) or (images, {})
+    for step in range(4):
+        lessons.batch(step)
+    assert not {*torch.cat(rows).tolist()} & {*lessons.unseen.tolist()}  # what is held out
     train(tmp_path / "j.safetensors", str(tmp_path / "sides"), flip=True, images=16)
     assert read_metadata(tmp_path / "j.safetensors")["provenance"]["flip"] is True
     with pytest.raises(ValueError, match="toy faces are not mirrored: leave it out"):

@@ -19,12 +19,12 @@ from PIL import Image
 
 pytest.importorskip("onnxruntime", reason="needs the extra `export`")
 
-import handmade  # noqa: E402
+import handmade
 
-from gapkd.cli import main  # noqa: E402
-from gapkd.sharing import web  # noqa: E402
-from gapkd.sharing.export import session  # noqa: E402
-from gapkd.sharing.web import (  # noqa: E402
+from gapkd.cli import main
+from gapkd.sharing import web
+from gapkd.sharing.export import session
+from gapkd.sharing.web import (
     NEEDED,
     VERSION,
     DemoConfig,

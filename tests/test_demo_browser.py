@@ -20,16 +20,16 @@ from tiny import perturb
 
 pytest.importorskip("onnxruntime", reason="needs the extra `export`")
 
-import handmade  # noqa: E402
+import handmade
 
-from gapkd.data.images import to_uint8  # noqa: E402
-from gapkd.files.checkpoints import save_network  # noqa: E402
-from gapkd.metrics.editing import Directions, save_directions  # noqa: E402
-from gapkd.networks.mapping import mix_styles  # noqa: E402
-from gapkd.networks.stylegan2 import Generator  # noqa: E402
-from gapkd.sharing import web  # noqa: E402
-from gapkd.sharing.export import ExportConfig, export  # noqa: E402
-from gapkd.sharing.web import DemoConfig, latent, write_demo  # noqa: E402
+from gapkd.data.images import to_uint8
+from gapkd.files.checkpoints import save_network
+from gapkd.metrics.editing import Directions, save_directions
+from gapkd.networks.mapping import mix_styles
+from gapkd.networks.stylegan2 import Generator
+from gapkd.sharing import web
+from gapkd.sharing.export import ExportConfig, export
+from gapkd.sharing.web import DemoConfig, latent, write_demo
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 # One more than are shown at first.

@@ -91,6 +91,8 @@ def test_manifolds_that_are_the_same_narrower_and_wider():
     assert tight.precision > 0.95 and tight.recall < 0.1 and tight.coverage < 0.2
     wide = precision_recall(x, normal(500, 4, 1, scale=4))
     assert wide.precision < 0.2 and wide.recall > 0.95
+    named = distribution_metrics(x, normal(500, 4, 1, scale=0.1), "x")
+    assert named["precision_x_500"] > 0.95 and named["recall_x_500"] < 0.1
 
 
 @pytest.mark.parametrize("copies", [1, 45])  # 30 and 1,350 reals: distances come 1,000 rows a time

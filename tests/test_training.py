@@ -16,6 +16,7 @@ import sys
 import time
 import warnings
 import weakref
+from collections import defaultdict
 from types import SimpleNamespace
 from unittest.mock import MagicMock, Mock
 
@@ -412,6 +413,26 @@ def test_a_resumed_run_on_a_gpu_goes_on_at_its_falling_rate(tmp_path):
         now = trainer.rates[-1] * (0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2)
         assert rates[-1].item() == pytest.approx(now, rel=1e-4)
     assert len(places) == 1  # where the graphs read them
+
+
+def test_each_course_of_a_step_has_its_graph(tmp_path, teacher_file):
+    """Where a second style begins, and whether the discriminator takes part, is part of a graph."""
+    teacher = load_generator(teacher_file)
+    c = distill_config(tmp_path, teacher_file, style_mixing=0.7, images=200, gan_from=0.2)
+    trainer = Trainer(c, make_student(teacher, 0.5), Discriminator(32, 4),
+                      Distiller(teacher, None, c))
+    courses = defaultdict(set)
+
+    def run(kind, step, reals, crossover):
+        courses[kind].add((step.__name__, crossover, reals is None))
+        return step(reals, crossover)
+
+    trainer.graphs.run = run
+    for _ in range(24):
+        trainer.train_step()
+    assert all(len(found) == 1 for found in courses.values())
+    steps, layers, without = zip(*(found.pop() for found in courses.values()), strict=True)
+    assert {"generator_step", "r1_step"} <= {*steps} and len({*layers}) > 2 and len({*without}) == 2
 
 
 def test_all_graphs_read_one_batch_on_the_gpu_of_their_run(monkeypatch):

@@ -158,7 +158,8 @@ def slim(teacher: StyleGenerator, images: int = 20_000, penalty: float = 0.006, 
     for hook in hooks:
         hook.remove()
     scales = [scale.detach() for scale in scales]
-    for scale, readers in zip(scales, G.requires_grad_(False).readers(), strict=True):
+    G.requires_grad_(False)
+    for scale, readers in zip(scales, G.readers(), strict=True):
         for layer in readers:
             layer.affine.weight.mul_(scale[:, None])
             layer.affine.bias.mul_(scale)

@@ -101,10 +101,9 @@ class MobileBlock(nn.Module):
 
     def __init__(self, in_channels: int, width: int, w_dim: int, resolution: int):
         super().__init__()
-        dense = partial(ModulatedConv2d, kernel=3)
-        shapes = [(in_channels // BANDS, SeparableConv2d), (width, SeparableConv2d)]
-        if not in_channels:
-            shapes = [(width, dense)]
+        shapes = [(width, partial(ModulatedConv2d, kernel=3))]
+        if in_channels:
+            shapes = [(in_channels // BANDS, SeparableConv2d), (width, SeparableConv2d)]
         self.convs = nn.ModuleList(
             StyledConv(i, width, w_dim, resolution, conv) for i, conv in shapes)
 

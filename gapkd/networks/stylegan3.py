@@ -178,10 +178,10 @@ class AliasFreeLayer(nn.Module):
         return [self]
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        if self.training and torch.is_grad_enabled():  # once a step: a discriminator's images have
-            with torch.no_grad():  # no gradients. Over all processes, so that two do as one does
-                magnitude = parallel.mean(x.float().square().mean())
-                self.magnitude_ema.lerp_(magnitude, 0.001)
+        # Once a step (images for the discriminator have no gradients), over all processes.
+        if self.training and torch.is_grad_enabled():
+            magnitude = parallel.mean(x.detach().float().square().mean())
+            self.magnitude_ema.lerp_(magnitude, 0.001)
         with full_precision(x):
             style, weight = self.affine(w), self.weight  # (N, I), (O, I, k, k)
             scale = None

@@ -202,7 +202,7 @@ class Trainer:
         z_a, z_b, crossover, c = latents
         w_a = G.mapping(z_a, c)
         if crossover is None:
-            return mix_styles(w_a, w_a, G.num_ws, G.num_ws)
+            return w_a[:, None].repeat(1, G.num_ws, 1)
         return mix_styles(w_a, G.mapping(z_b, c), crossover, G.num_ws)
 
     def draw_fakes(self, crossover: int | None) -> tuple[Tensor, Tensor | None]:
