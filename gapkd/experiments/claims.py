@@ -139,6 +139,7 @@ CLAIMS = (
            Contrast("table", "paper-path", "alone", "PPL", -1),
            Contrast("table", "paper-path", "cagan", "PPL", -1),
            Contrast("pairs", "paper", "paper - ld", "PPL", -1),
+           Contrast("pairs", "recipe + ld", "recipe", "PPL", -1),
            Contrast("pairs", "paper", "paper - ld", "edits", 1),
            Contrast("pairs", "recipe + ld", "recipe", "edits", 1))),
 )
