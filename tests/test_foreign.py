@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from argparse import Namespace
 from contextlib import nullcontext
 from pathlib import Path
@@ -413,13 +414,68 @@ def test_of_several_the_averaged_one_is_taken_and_it_is_said(write, stylekd):
                 "g_target", "g_test", "G_mean")],
             ({"optimizer": {"exp_avg": other}, "n": {"m": {"gema": state}}}, "n.m.gema"),
             (prefixed("generator.")(other) | prefixed("generator_ema.")(state), "generator_ema"),
+            *[({word: {"g": other, "g_ema": state}}, f"{word}.g_ema") for word in ("ema", "test")],
+            (prefixed("copy.g.")(other) | prefixed("copy.g_ema.")(state), "copy.g_ema"),
             ({"all": {"raw": other, "model": {"ema": state}}}, "all.model.ema")):
         with pytest.warns(UserWarning, match=f"net.pkl: it holds 2 .* '{path}', the averaged one"):
             G = load_generator(write(torch_bytes(content)))
         assert torch.equal(G.synthesis.const, state["input.input"])
-    with pytest.warns(UserWarning, match="'first', the first, since none is called averaged"):
+    with pytest.warns(UserWarning, match="'first', the first, since none alone is called averaged"):
         G = load_generator(write(torch_bytes({"first": other, "second": state})))
     assert torch.equal(G.synthesis.const, other["input.input"])
+
+
+@pytest.mark.parametrize("name", ["g_no_ema", "g_without_ema", "nonEma"])
+def test_a_denied_word_is_none(write, stylekd, name):
+    state = under("student.state.", stylekd)
+    with pytest.warns(UserWarning, match="taken is 'g', the first that is not called unaveraged"):
+        G = load_generator(write(torch_bytes({name: having("input.input", 1, 8, 4, 4)(state),
+                                              "g": state})))
+    assert torch.equal(G.synthesis.const, state["input.input"])
+
+
+@pytest.mark.parametrize("layout", ["nvidia", "rosinality"])
+def test_an_average_of_parameters_alone_borrows_the_rest(write, layout):
+    """Noise maps and mean of w are no parameters, and stand beside the others in the same file."""
+    G = perturb(Generator(8, 4, 4, 4, mapping_layers=1)).eval()
+    G.mapping.w_avg.fill_(0.5)
+    state, z = named_like_nvidia(G), torch.randn(2, 4)
+    if layout == "rosinality":
+        named = to_rosinality(G)
+        state = named["g_ema"] | {"latent_avg": named["latent_avg"]}
+    bare = without("noise_const", "noises.", "_avg", "kernel", "filter")(state)
+    whole = {name: value if name not in bare else value + 1 for name, value in state.items()}
+    with pytest.warns(UserWarning, match="mean of w that it lacks are those of 'g'"):
+        loaded = load_generator(write(torch_bytes({"g": whole, "ema": {"shadow": bare}})))
+    torch.testing.assert_close(loaded(z, truncation=0.5), G(z, truncation=0.5), **close)
+    other = {name: value for name, value in whole.items() if "style.1.b" not in name
+             and "torgb.affine.bias" not in name}  # another network, or a damaged one
+    with pytest.warns(UserWarning, match="3 noise maps are missing: without noise=.random. it"):
+        silent = load_generator(write(torch_bytes({"g": other, "g_ema": bare})))
+    assert torch.equal(silent(z), silent(z, noise="none"))
+
+
+def test_averaged_weights_that_are_no_network_are_not_passed_over_in_silence(write, stylekd):
+    state = under("student.state.", stylekd)
+    bare = without("noises", "kernel")(state)
+    values, lit = [*bare.values()], {f"G_ema.{k.replace('.', '')}": v for k, v in bare.items()}
+    for content, where in (({"model": state, "ema": {"decay": 0.9, "shadow_params": values}},
+                            "ema.shadow_params"), (prefixed("G.")(state) | lit, "G_ema")):
+        with pytest.warns(UserWarning, match=f"the averaged weights in '{where}' are not read"):
+            load_generator(write(torch_bytes(content)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # other weights, or averages of another network
+        for content in ({"g": state, "d_ema": {"shadow_params": values[1:]}},
+                        {"g_ema": state, "ema": {"shadow_params": values}}):
+            load_generator(write(torch_bytes(content)))
+
+
+def test_a_mean_of_w_is_found_beside_and_above_a_network(write, stylekd):
+    """As Lightning writes a pSp network."""
+    state, mean = under("student.state.", stylekd), torch.arange(48.0)
+    for name in ("net.decoder.latent_avg", "net.latent_avg", "latent_avg"):
+        content = {"state_dict": prefixed("net.decoder.")(state) | {name: mean.repeat(6, 1)}}
+        assert torch.equal(load_generator(write(torch_bytes(content))).mapping.w_avg, mean)
 
 
 def test_a_whole_network_beside_an_averaged_one_that_is_not(write, stylekd):
@@ -552,6 +608,8 @@ def test_rosinality_discriminator(write):
      r"another filter than \[1, 3, 3, 1\], or too coarse: save it with float32 weights"),
     (lambda s: s | {"style.1.weight": s["style.1.weight"].to_sparse()},
      "style.1.weight is no tensor, but .*: save plain tensors"),
+    (lambda s: s | {"style.1.weight": s["style.1.weight"].numpy()},
+     "style.1.weight is no tensor, but a numpy array: save plain tensors"),
     (lambda s: s | {"input.input": s["input.input"].double() * 1e60}, "that are not finite"),
     (lambda s: {"weights": torch.ones(3)}, "holds no StyleGAN2 network under .* 'g_ema'")])
 def test_bad_rosinality_files(write, stylekd, change, message):

@@ -13,10 +13,11 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import count
+from itertools import count, pairwise
+from os.path import commonprefix
 
 import torch
 from torch import Tensor, nn
@@ -38,12 +39,15 @@ AVERAGED = {"ema", "gema", "average", "averaged", "avg", "gavg", "mavg", "mvavg"
             "running", "moving", "gma", "shadow", "smooth", "smoothed", "smoothing", "gsmooth",
             "swa", "gs", "ge", "copy", "target", "test"}
 """Words in the names of averaged weights, whatever number follows them."""
+DENIALS = {"no", "non", "not", "without"}
 WRAPPERS = re.compile(r"(_orig_mod|_(checkpoint|fsdp)_wrapped_module|(?<=\.)module)\.")
 """What torch puts into names: compiling, checkpointing, and training on several GPUs."""
 LONGEST = 300  # characters of a tensor's name
 DEFAULTS = {"w_avg": 0.0, "noise_const": 0.0, "noise_strength": 0.0}
 """What may be missing, and is then as if it were not there."""
 FIXED = "filter", "kernel", "noise_const"  # what no training changes
+KEPT = re.compile(r"(^|\.)(noise_const|noise_\d+|w_avg|latent_avg)$")
+"""What an average of parameters alone lacks: noise maps, and the mean of w."""
 OUR_NAMES = re.compile(r"synthesis\.(blocks\.\d+\.conv1|layers\.\d+)\.")
 LIMITS = MOST | {"c_dim": MOST_CLASSES, "mbstd_group": 2**10, "critical": 1000,
                  "output_scale": 1000}
@@ -112,11 +116,15 @@ class Place:
     prefix: str
     translate: Callable[[Modules], Found]
 
-    @property
-    def averaged(self) -> bool:
-        path = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", self.path)  # modelEma, as some write
-        words = re.split(r"[^a-z0-9]+", path.lower().replace("exp_avg", ""))  # Adam's
-        return not AVERAGED.isdisjoint(word.rstrip("0123456789") for word in words)
+
+def _raw(path: Iterable[str]) -> int:
+    """0 for the path of averaged weights, as its words say; 2 where they deny it, as in g_no_ema;
+    1 where they say nothing."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", ".".join(path))  # modelEma, as some write
+    words = re.split(r"[^a-z0-9]+", spaced.lower().replace("exp_avg", ""))  # Adam's
+    found = [2 if before in DENIALS else 0 for before, word in pairwise(["", *words])
+             if word.rstrip("0123456789") in AVERAGED]
+    return min(found, default=1)
 
 
 def find_network(content: object, role: str | None) -> Found:
@@ -133,23 +141,81 @@ def find_network(content: object, role: str | None) -> Found:
     chosen = chosen or places
     if not chosen:
         raise ForeignError(_what_instead(content))
-    wrong, ordered = [], sorted(chosen, key=lambda place: not place.averaged)[:8]
+    shared = len(commonprefix([place.path.split(".") for place in chosen]))  # tells nothing
+
+    def rank(place: Place) -> int:
+        return _raw(place.path.split(".")[shared:])
+
+    wrong, ordered = [], sorted(chosen, key=rank)[:8]
     for best in ordered:
+        own = best.modules.under(best.prefix)
+        lender = _complete(own, chosen[:8])
         try:
-            found = best.translate(best.modules.under(best.prefix))
+            found = best.translate(own)
             break
         except ForeignError as error:
             wrong.append(error)
     else:
         raise wrong[0]
-    if len(chosen) == 1:
-        return found
-    which = "the averaged one" if best.averaged else "the first, since none is called averaged"
-    if wrong:
-        which = f"since {_shown(ordered[0].path)} cannot be read: {wrong[0]}"
-    listed = ", ".join(_shown(place.path) for place in chosen[:8])
-    note = f"it holds {len(chosen)} {best.role}s ({listed}): taken is {_shown(best.path)}, {which}"
-    return replace(found, note="; ".join(filter(None, (note, found.note))))
+    notes = [found.note]
+    if lender:
+        notes.append(f"the noise maps or mean of w that it lacks are those of {_shown(lender)}")
+    if not wrong and (unread := _averaged_beside(content, best, own)):
+        notes.append(f"the averaged weights in {_shown(unread)} are not read, since they do not "
+                     "bear a network's names: copy them into it by the code that averaged them, "
+                     "and save that")
+    if len(chosen) > 1:
+        which = "the averaged one"
+        if rank(best):
+            which = "the first, since none alone is called averaged"
+        if wrong:
+            which = f"since {_shown(ordered[0].path)} cannot be read: {wrong[0]}"
+        elif rank(best) and best is not chosen[0]:
+            which = "the first that is not called unaveraged"
+        listed = ", ".join(_shown(place.path) for place in chosen[:8])
+        notes.insert(0, f"it holds {len(chosen)} {best.role}s ({listed}): taken is "
+                        f"{_shown(best.path)}, {which}")
+    return replace(found, note="; ".join(filter(None, notes)))
+
+
+def _parameters(modules: Modules) -> dict[str, tuple]:
+    """Name -> shape of what an average of parameters alone holds."""
+    return {name: tuple(value.shape) for name, value in modules.state.items()
+            if isinstance(value, Tensor) and not (KEPT.search(name) or name.endswith(FIXED))}
+
+
+def _complete(own: Modules, places: Iterable[Place]) -> str:
+    """Give a network the noise maps and mean of w that it lacks and one of its parameters' names
+    and shapes has; returns the path of that one, "" for none."""
+    for place in places:
+        other = place.modules.under(place.prefix)
+        lent = {name: value for name, value in other.state.items()
+                if name not in own.state and KEPT.search(name)}
+        if lent and _parameters(own) == _parameters(other):
+            own.state |= lent
+            return place.path
+    return ""
+
+
+def _averaged_beside(content: object, taken: Place, own: Modules) -> str:
+    """Where tensors of the shapes of all parameters of the network that is taken are called
+    averaged, as those in the list that torch_ema keeps, while it is not; "" if nowhere."""
+    there, places, path, seen = Counter(), [], taken.path.split("."), set()
+    for above, value, _ in _contents(content):
+        for key, part in value.items() if isinstance(value, dict) else ():
+            inside = isinstance(part, (list, tuple))
+            if inside and id(part) in seen:  # it may lie in a million places
+                continue
+            seen.add(id(part))
+            tensors = [t for t in (part if inside else [part]) if isinstance(t, Tensor)]
+            outer = key if inside or not isinstance(key, str) else key.rpartition(".")[0]
+            where = _joined(above, outer) if tensors else ""
+            parts = where.split(".")
+            shared = len(commonprefix([parts, path]))
+            if tensors and not _raw(parts[shared:]) and _raw(path[shared:]):
+                there.update(tuple(t.shape) for t in tensors)
+                places.append(where)
+    return places[0] if places and Counter(_parameters(own).values()) <= there else ""
 
 
 def _places(content: object) -> tuple[list[Place], list[ForeignError]]:
@@ -163,8 +229,11 @@ def _places(content: object) -> tuple[list[Place], list[ForeignError]]:
             problems.append(error)
             continue
         for prefix, role, translate in modules.marks():
-            if isinstance(latent_avg, (Tensor, Record, list, tuple)):
-                modules.state.setdefault(f"{prefix}latent_avg", latent_avg)
+            steps = prefix.split(".")[:-1]  # it may stand beside the network, or further out
+            outer = [".".join([*steps[:n], "latent_avg"]) for n in range(len(steps), -1, -1)]
+            mean = next((modules.state[at] for at in outer if at in modules.state), latent_avg)
+            if isinstance(mean, (Tensor, Record, list, tuple)):
+                modules.state.setdefault(f"{prefix}latent_avg", mean)
             places.append(Place(_joined(path, prefix), role, modules, prefix, translate))
     return places, problems
 
@@ -235,6 +304,8 @@ def _shown(value: object) -> str:
     if isinstance(value, (bool, int, float, type(None))):
         return repr(value)[:30]
     if isinstance(value, Record):
+        if re.fullmatch(r"numpy\..*\._(reconstruct|frombuffer)", value.name):
+            return "a numpy array"
         return f"{_shown(value.name)}, which gapkd neither knows nor calls"
     return f"a {type(value).__name__}"
 
@@ -273,12 +344,13 @@ def _collect(kind: str, architecture: dict, theirs: State, rules: Rules, source:
             coarse = isinstance(value, Tensor) and value.dtype.itemsize == 1
             fault = "too coarse: save it with float32 weights" if coarse else "has another gain"
             raise ForeignError(f"{_named(name)} is another filter than [1, 3, 3, 1], or {fault}")
-    taken, storages, used = {}, {}, set()
+    taken, storages, used, lost = {}, {}, set(), 0
     for name, wanted in network.state_dict().items():
         their_name, default = _renamed(name, rules), DEFAULTS.get(name.rsplit(".", 1)[-1])
         used.add(their_name)
         if their_name not in theirs and default is not None:
             tensor = torch.full(wanted.shape, default)
+            lost += name.endswith("noise_const")
         else:
             tensor = _need(theirs, their_name)
         if [n for n in tensor.shape if n != 1] != [n for n in wanted.shape if n != 1]:
@@ -295,7 +367,9 @@ def _collect(kind: str, architecture: dict, theirs: State, rules: Rules, source:
                            "memory than it")
     state = {name: tensor.detach().reshape(shape).contiguous()
              for name, (tensor, shape) in taken.items()}
-    return Found(kind, network.architecture(), state, source)
+    loud = any(value.any() for name, value in state.items() if name.endswith("noise_strength"))
+    note = f"{lost} noise maps are missing: without noise=\"random\" it draws none there"
+    return Found(kind, network.architecture(), state, source, note if lost and loud else "")
 
 
 def _renamed(name: str, rules: Rules) -> str:
@@ -645,6 +719,7 @@ def rosinality_generator(modules: Modules) -> Found:
                     **sizes}
     found = _collect("stylegan2-generator", architecture, state, ROSINALITY,
                      "rosinality's StyleGAN2")
+    note = "; ".join(filter(None, (found.note, note)))
     return replace(_with_mean_w(found, state, "latent_avg"), note=note)
 
 
