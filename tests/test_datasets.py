@@ -360,6 +360,21 @@ def test_the_largest_value_of_a_set_tells_its_depth(tmp_path, kind, largest, whi
     assert all(f"so white is {white:,}" in text and "2 of the 2 images" in text for text in said)
 
 
+@pytest.mark.parametrize("largest, shallow", [
+    ([4000, 65_535, 300], "2 of 3"), ([65_535, 16_000], ""), ([65_535, *[9] * 250], "84 of 85")])
+def test_images_of_12_bits_beside_one_of_16_are_mentioned(tmp_path, largest, shallow):
+    for i, value in enumerate(largest):
+        Image.fromarray(np.full((16, 16), value, np.uint16)).save(tmp_path / f"{i:03}.png")
+    with warnings.catch_warnings(record=True) as notices:
+        warnings.simplefilter("always")
+        images = open_dataset(tmp_path, 16).load(torch.arange(len(largest)))
+    assert (images[:, 0, 0, 0] - torch.tensor(largest) / 65_535 * 2 + 1).abs().max() < 1 / 250
+    said = [str(notice.message) for notice in notices]
+    assert len(said) == bool(shallow)
+    assert all(f"{shallow} images" in text and "hold no value above 4,095 (00" in text
+               for text in said)
+
+
 @pytest.mark.parametrize("kind, channels", [
     *itertools.product([png_of, tiff_of, lambda values: tiff_of(values, order=">"),
                         lambda values: tiff_of(values, deflated=True)], [3, 4]), (png_of, 2)])
@@ -702,6 +717,42 @@ def test_an_entry_that_a_later_one_replaces_is_mentioned(tmp_path):
     with pytest.warns(UserWarning, match="skipped 1 of 2 files .* 1 replaced by later ones of"):
         dataset = open_dataset(path, 16)
     assert dataset.names == ["a.png"] and dataset._fits == [True]
+
+
+@no_notice
+def test_names_in_utf8_that_no_flag_says_are_read(tmp_path):
+    """As macOS packs them."""
+    path = zip_of(tmp_path / "a.zip", {"m\u00fcller.png": gradient()}, [["m\u00fcller.png", 3]])
+    content = bytearray(path.read_bytes())
+    for mark, at in ((b"PK\x03\x04", 7), (b"PK\x01\x02", 9)):
+        content[content.index(mark) + at] &= ~8
+    path.write_bytes(content)
+    assert zipfile.ZipFile(path).namelist()[0] != "m\u00fcller.png"
+    dataset = open_dataset(path, 16)
+    assert dataset.names == ["m\u00fcller.png"] and dataset.labels.tolist() == [3]
+    assert dataset.load(torch.arange(1)).shape == (1, 3, 16, 16) and dataset.checksum()
+    with zipfile.ZipFile(path, "w") as archive:  # a name of the old code page stays
+        archive.writestr("n\u00fc.png", png(gradient()))
+    old = path.read_bytes().replace("\u00fc".encode(), b"\x81_").replace(b"\0\x08", b"\0\0")
+    path.write_bytes(old)
+    assert open_dataset(path, 16).names == ["n\u00fc_.png"]
+
+
+def test_links_in_a_zip_are_left_out_and_mentioned(tmp_path):
+    path, link = zip_of(tmp_path / "a.zip", {"a.png": gradient()}), zipfile.ZipInfo("b.png")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(link, "a.png")
+    with pytest.warns(UserWarning, match="skipped 1 of 2 files .* 1 that are links"):
+        assert open_dataset(path, 16).names == ["a.png"]
+
+
+def test_the_order_is_the_same_however_accents_are_composed(tmp_path):
+    names = ["f.png", "z.png", "\u00e9.png"]
+    for form in ("NFC", "NFD"):
+        spelt = [unicodedata.normalize(form, name) for name in names]
+        path = zip_of(tmp_path / "a.zip", dict.fromkeys(spelt[::-1], gradient()))
+        assert open_dataset(path, 16).names == spelt
 
 
 @no_notice

@@ -44,6 +44,7 @@ from gapkd.files.checkpoints import (
 )
 from gapkd.files.foreign import PERSISTENT, ForeignError, find_network, to_rosinality
 from gapkd.files.pickles import Record, UnreadableError, read
+from gapkd.metrics.editing import load_directions
 from gapkd.networks.stylegan2 import Discriminator, Generator
 
 HARM = {"os.system", "os.exec", "os.fork", "os.posix_spawn", "subprocess.Popen",
@@ -509,11 +510,15 @@ def test_long_paths(tmp_path, capsys):
 
 
 def test_names_that_are_not_utf8(tmp_path):
-    file = tmp_path / os.fsdecode(b"m\xff.safetensors")
-    file.write_bytes(network_bytes(small()))
-    with pytest.raises(CheckpointError, match="m.?.safetensors has a name that is not UTF-8"):
-        load_generator(file)
-    file.rename(tmp_path / "m.safetensors")
+    bad = os.fsdecode(b"m\xff")
+    (tmp_path / bad).mkdir()
+    for name, fault in ((f"{bad}.safetensors", r"file 'm.*safetensors'"),
+                        (f"{bad}/generator.safetensors", r"folder 'm[^.]*'")):
+        (tmp_path / name).write_bytes(network_bytes(small()))
+        for load, error in ((load_generator, CheckpointError), (load_directions, ValueError)):
+            with pytest.raises(error, match=f"the {fault} has a name that is not UTF-8, .*rename"):
+                load(tmp_path / name)
+    (tmp_path / name).rename(tmp_path / "m.safetensors")
     assert load_generator(tmp_path / "m.safetensors").resolution == 8
 
 

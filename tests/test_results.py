@@ -177,7 +177,7 @@ def test_a_file_as_editors_leave_it(tmp_path):
     file.write_text("\n".join(lines), "utf-8-sig")  # with a mark at its beginning
     assert read_results(file) == [run("a"), run("b")]
     file.write_text("".join(lines), "utf-16")
-    with pytest.raises(ValueError, match="r.jsonl is not UTF-8 text .*: save it as UTF-8"):
+    with pytest.raises(ValueError, match="r.jsonl, line 1, is not the record of a run"):
         read_results(file)
     with pytest.raises(ValueError, match="cannot be read .*: it should be a text file"):
         read_results(tmp_path)

@@ -10,6 +10,7 @@ import random
 import shutil
 import signal
 import time
+import unicodedata
 import warnings
 from pathlib import Path
 from unittest.mock import Mock
@@ -31,7 +32,7 @@ from gapkd.files.checkpoints import (
 from gapkd.networks.stylegan2 import Generator
 from gapkd.training import lessons
 from gapkd.training.loop import best_record, distill, resume_run, train_gan
-from gapkd.training.runs import RunFolder, begun_by_this_job
+from gapkd.training.runs import RunFolder, begun_by_this_job, digest_of
 from gapkd.training.trainer import Trainer
 
 
@@ -259,6 +260,28 @@ def test_data_and_teacher_may_move(tmp_path, teacher_file, photos, fake_distance
     assert_same(final_state(tmp_path / "half"), final_state(tmp_path / "whole"))
 
 
+def test_other_spellings_of_the_same_names_are_the_same_data(tmp_path):
+    """Accents that are composed otherwise, and a zip that holds the folder, not what lies in it."""
+    def change(now: list[str]) -> str:
+        folder = RunFolder(config(tmp_path), "teacher", names=now)
+        folder.path = tmp_path
+        return folder._change_of_data(digest_of(names))
+
+    names = ["a.png (class 0)", "b/f.png (class 1)", "m\u00fcller.png (class 2)"]
+    (tmp_path / "data.json").write_text(json.dumps(names))
+    composed = [unicodedata.normalize("NFD", name) for name in names]
+    packed = [f"photos/{name}" for name in composed]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert composed != names and not change(composed) and not change(packed)
+    with pytest.warns(UserWarning, match="spelt in another way: they come in another order"):
+        assert not change(packed[::-1])
+    for other in (packed[1:], [*packed, "photos/c.png (class 0)"], [*packed[:2], packed[2] + "9"]):
+        assert change(other).startswith("new: ")
+    with pytest.warns(UserWarning, match="of the 3 images that the run began with are gone"):
+        assert not change(names[1:])
+
+
 def test_what_may_change_when_a_run_is_resumed(half):
     with pytest.raises(ValueError, match="a teacher run cannot be resumed with another lr: leave"):
         resume_run(half, lr=0.1)
@@ -283,7 +306,8 @@ def edit(run: Path, **changes) -> None:
     ({"data": 5}, "half/settings.json was edited: data must be a text, not 5; give the old value"),
     ({"data": None}, "data must be a text, not None"),
     ({"fid_every": 8, "fid_features": 3}, "fid_features must be a text, not 3"),
-    ({"data": "x" * 5000}, "is not there any more: data=xxx"),
+    ({"data": "x" * 5000}, "is not there any more: data=x{200}; say"),
+    ({"data": "no\n\x1b[31m"}, r"is not there any more: data='no\\n\\x1b\[31m'; say"),
     ({"seed": 5}, "or settings.json was edited: bring .* or the old values in settings.json, back"),
     ({"channels": [16]}, "or settings.json was edited: bring")])
 def test_settings_that_were_edited_by_hand(half, changes, message):
@@ -481,11 +505,14 @@ def test_what_died_before_its_first_checkpoint_is_begun_anew(half):
     assert len((half / "log.jsonl").read_text().splitlines()) == 1
 
 
-def test_what_was_logged_after_the_checkpoint_is_logged_again(half):
+@pytest.mark.parametrize("torn", [b'{"imag', b'{"images": 32, "x": "\xff\xfe"}', bytes(8)])
+def test_what_was_logged_after_the_checkpoint_is_logged_again(half, torn):
     """Blank lines in between, and an editor's mark at the beginning, do no harm."""
     before = (half / "log.jsonl").read_text().replace("\n", "\n\n")
     with open(half / "log.jsonl", "w", encoding="utf-8-sig") as file:
-        file.write(before + '{"images": 24}\n{"imag')  # then the power was gone
+        file.write(before + '{"images": 24}\n')
+    with open(half / "log.jsonl", "ab") as file:
+        file.write(torn)  # then the power was gone
     log = train_gan(config(half, resume=True)).log
     assert [r["images"] for r in log] == [8, 16, 24, 32] and "loss_g" in log[2]
 
@@ -496,7 +523,7 @@ def test_a_line_of_the_log_that_is_no_record_is_named_and_nothing_cut(half, line
     log = half / "log.jsonl"
     log.write_bytes(line.encode("latin-1") + b"\n" + log.read_bytes())
     before = log.read_bytes()
-    message = "log.jsonl(, line 1, is not a record of the run: mend| is not UTF-8 text)"
+    message = "log.jsonl, line 1, is not a record of the run: mend"
     with pytest.raises(ValueError, match=message):
         resume_run(half, images=32, progress=False)
     assert log.read_bytes() == before

@@ -15,12 +15,15 @@ import io
 import json
 import math
 import os
+import stat
 import time
+import unicodedata
 import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -124,7 +127,8 @@ class ImageFiles:
         cache_bytes: memory that decoded images may take.
         only: name of the one image to read; empty: all of them.
     Attributes:
-        names: paths inside the folder or zip, sorted; index i is names[i].
+        names: paths inside the folder or zip, sorted, however accents are composed; index i is
+            names[i].
         labels: from a dataset.json in StyleGAN's format: int64 (size,), float32 (size, c_dim) or
             None.
     Raises ValueError for no image, a broken, huge or too small image, an unusable dataset.json.
@@ -146,7 +150,8 @@ class ImageFiles:
         everything = [only] if only else self._list()
         reasons = {name: None if only else self._why_left_out(name) for name in everything}
         self._left_out += Counter(filter(None, reasons.values()))
-        self.names = sorted(name for name, reason in reasons.items() if reason is None)
+        named = sorted(name for name, reason in reasons.items() if reason is None)
+        self.names = sorted(named, key=lambda name: unicodedata.normalize("NFC", name))
         self.size = len(self.names)
         self._say_what_is_left_out()
         self.labels = None if only else self._read_labels(self._label_files(everything))
@@ -312,15 +317,28 @@ class ImageFiles:
         return picture if turn is None else picture.transpose(turn)
 
     def _find_depth(self, names: list[str]) -> int:
-        """Bits of a value of images that do not state them: what the largest value of all needs."""
-        depth = DEPTHS[0]
+        """Bits of a value of images that do not state them: what the largest value of all needs.
+        Where that is all 16, some of the others tell whether they are as deep."""
+        needed = {}
         for name in names:
-            if depth < DEPTHS[-1]:
-                depth = max(depth, self._read(name, needed_depth))
+            needed[name] = self._read(name, needed_depth)
+            if needed[name] == DEPTHS[-1]:
+                break
+        rest = names[len(needed):]
+        for name in rest[::len(rest) // NAMED + 1]:
+            with suppress(ValueError):  # a damaged one is named with all others
+                needed[name] = self._read(name, needed_depth)
+        depth = max(needed.values(), default=DEPTHS[0])
         if names and depth < DEPTHS[-1]:
             self._warn(f"{len(names):,} of the {self.size:,} images", "store more than 8 bits a "
                        "value and do not say how many count: their largest value needs "
                        f"{depth}, so white is {2**depth - 1:,}")
+        shallow = [name for name, bits in needed.items() if bits <= 12 < 16 == depth]
+        if shallow:
+            self._warn(f"{len(shallow):,} of {len(needed):,} images of more than 8 bits that were "
+                       "looked at", f"hold no value above 4,095 ({shown(shallow[0])} is one); "
+                       "others need 16 bits, so white is 65,535 for all, and these are nearly "
+                       "black: unless they are meant to be, bring all images to one depth")
         return depth
 
     def _label_files(self, everything: list[str]) -> list[str]:
@@ -470,27 +488,40 @@ class ImageZip(ImageFiles):
         everything = self._zip.infolist()
         named = [entry for entry in everything if entry.filename]
         self._left_out["without a name"] += len(everything) - len(named)
-        entries = [entry for entry in named if not entry.is_dir()]
+        entries = [entry for entry in named
+                   if not (entry.is_dir() or stat.S_ISLNK(entry.external_attr >> 16))]
+        self._left_out["that are links"] += sum(
+            stat.S_ISLNK(entry.external_attr >> 16) for entry in named)
         for entry in entries:
             if entry.flag_bits & 1 or entry.compress_type not in UNPACKED:
                 raise ValueError(f"{self.path} is encrypted, or packed by a method that Python "
                                  "does not know: unpack it, and give the folder")
-        names = [entry.filename for entry in entries]
-        self._left_out["replaced by later ones of their name"] += len(names) - len(set(names))
-        return names
+        self._by_name = {_name_of(entry): entry for entry in entries}
+        replaced = len(entries) - len(self._by_name)
+        self._left_out["replaced by later ones of their name"] += replaced
+        return [*self._by_name]
 
     def _open(self, name: str) -> BinaryIO:
-        entry = self._zip.getinfo(name)
+        entry = self._by_name[name]
         if entry.file_size > ENTRY_BYTES:
             raise Image.DecompressionBombError(f"{entry.file_size:,} bytes")
         return self._zip.open(entry)
 
     def _bytes(self, name: str) -> int:
-        return self._zip.getinfo(name).file_size
+        return self._by_name[name].file_size
 
     def _identity(self, name: str) -> tuple:
-        entry = self._zip.getinfo(name)
+        entry = self._by_name[name]
         return name, entry.CRC, entry.file_size, entry.compress_size
+
+
+def _name_of(entry: zipfile.ZipInfo) -> str:
+    """Its name, also where a Mac wrote UTF-8 without the flag that says so: Python then reads the
+    characters of an old code page."""
+    if not entry.flag_bits & 0x800:
+        with suppress(UnicodeError):
+            return entry.filename.encode("cp437").decode()
+    return entry.filename
 
 
 def _has_more(image: Image.Image) -> bool:

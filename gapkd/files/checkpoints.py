@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import re
 import warnings
 import zipfile
@@ -420,9 +419,10 @@ def _own_metadata(path: Path) -> dict | None:
 def _open(path: Path, weights: bool = False) -> tuple[dict, dict[str, torch.Tensor]]:
     """The header's metadata and, if asked for, the tensors of a safetensors file."""
     tensors = {}
-    if os.fsencode(path) != str(path).encode(errors="replace"):  # as a name from an old archive
-        raise CheckpointError(f"{_title(path)} has a name that is not UTF-8, which the safetensors "
-                              "library cannot open: rename it")
+    try:
+        storage.check_utf8(path)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
     try:
         with safe_open(path, framework="pt") as file:
             raw = file.metadata() or {}

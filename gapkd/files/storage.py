@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import hashlib
 import json
@@ -56,23 +57,31 @@ def sha256(file: str | Path) -> str:
     return digest.hexdigest()
 
 
+def check_utf8(path: str | Path) -> None:
+    """Raise ValueError, in one sentence, for a file whose name, or that of a folder above it, is
+    not UTF-8, as some from old archives: the safetensors library opens none of them."""
+    for part in reversed(Path(path).parts):
+        if os.fsencode(part) != part.encode(errors="replace"):
+            what = "file" if part == Path(path).name else "folder"
+            raise ValueError(f"the {what} {ascii(part)} has a name that is not UTF-8, so that the "
+                             "safetensors library cannot open what it holds: rename it")
+
+
 def json_lines(path: str | Path) -> list[tuple[int, object]]:
     """(number, value) of the lines of a .jsonl file that are not blank; None for a line that is no
-    JSON. Raises ValueError, in one sentence, where there is no text to be read."""
+    JSON, or no UTF-8, as a power cut may leave it. Raises ValueError, in one sentence, where the
+    file cannot be read."""
     try:
-        lines = Path(path).read_text("utf-8-sig").split("\n")
+        lines = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}): it should be a text file "
                          "that you may read") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (see byte {error.start}): save it as UTF-8"
-                         ) from error
     found = []
     for number, line in enumerate(lines, 1):
         if line.strip():
             found.append((number, None))
             with suppress(ValueError, RecursionError):
-                found[-1] = number, json.loads(line)
+                found[-1] = number, json.loads(line.decode())
     return found
 
 

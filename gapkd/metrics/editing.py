@@ -19,7 +19,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from gapkd.distillation.directions import sefa_directions
-from gapkd.files.storage import write_atomically
+from gapkd.files.storage import check_utf8, write_atomically
 from gapkd.metrics import agreement
 from gapkd.metrics.agreement import Reading
 from gapkd.metrics.attributes import AttributeNetwork
@@ -93,6 +93,7 @@ def load_directions(path: str | Path) -> Directions:
     path, mend = Path(path), "with `gapkd directions`"
     if not path.is_file():
         raise ValueError(f"there is no file of directions {path}: write one {mend}")
+    check_utf8(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

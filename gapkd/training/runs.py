@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from gapkd import parallel
+from gapkd.data.decoding import same_name, shown
 from gapkd.data.images import save_png
 from gapkd.files.checkpoints import (
     CheckpointError,
@@ -98,7 +99,7 @@ def find_files(settings: dict, started_in: str, given: Iterable[str]) -> dict[st
                          f"not {settings[wrong[0]]!r}; give the old value there")
     places = {name: _place(settings[name], started_in, name) for name in wanted}
     if missing := [name for name, place in places.items() if place is None]:
-        named = ", ".join(f"{name}={settings[name]}" for name in missing)
+        named = ", ".join(f"{name}={shown(settings[name])[:200]}" for name in missing)
         options = " ".join(f"--{name.replace('_', '-')} PATH" for name in missing)
         raise ValueError(f"what the run in {settings['out']} needs is not there any more: {named}; "
                          f"say where it is now, `gapkd resume {settings['out']} {options}`")
@@ -260,18 +261,24 @@ class RunFolder:
                 f"(`gapkd resume {self.path} --{name} PATH`), or choose another out")
 
     def _change_of_data(self, before: str) -> str:
-        """How the images differ from those of a digest; empty where some were only taken out, as
-        broken ones are: the run goes on, and that is said."""
+        """How the images differ from those of a digest; empty where they are only spelt in another
+        way, or where some were taken out, as broken ones are: the run goes on, and that is said."""
         try:
-            names = json.loads((self.path / "data.json").read_text())
-            old, now = set(names), set(self.names)
-            if not any(CLASS in name for name in old):  # begun when classes were not kept
-                now = {name.rpartition(CLASS)[0] or name for name in now}
+            names, ours = json.loads((self.path / "data.json").read_text()), self.names
+            if not any(CLASS in name for name in names):  # begun when classes were not kept
+                ours = [name.rpartition(CLASS)[0] or name for name in ours]
+            old, now = set(names), set(ours)
             known = digest_of(names) == before
         except (OSError, ValueError, TypeError):
             known = False
         if not known:
             return "other images"
+        were, are = _spelt_alike(names), _spelt_alike(ours)
+        if sorted(were) == sorted(are):
+            if were != are:
+                warnings.warn("the images that the run began with are spelt in another way: they "
+                              "come in another order from now on", stacklevel=2)
+            return ""
         if new := sorted(now - old):
             return f"new: {_counted(new)}; gone: {_counted(sorted(old - now))}"
         if gone := sorted(old - now):
@@ -401,6 +408,14 @@ class RunFolder:
             return state
         raise CheckpointError(f"no checkpoint in {self.path / 'checkpoints'} is whole: start the "
                               "run anew in another folder") from damaged
+
+
+def _spelt_alike(names: Sequence[str]) -> list[str]:
+    """Names without what differs between a folder and a zip of it, or between systems: the folders
+    that all lie in, and how accents are composed."""
+    paths = [same_name(name).split("/") for name in names]
+    shared = len(os.path.commonprefix([path[:-1] for path in paths]))
+    return ["/".join(path[shared:]) for path in paths]
 
 
 def _counted(names: Sequence[str]) -> str:
