@@ -333,8 +333,8 @@ class ImageFiles:
             self._warn(f"{len(names):,} of the {self.size:,} images", "store more than 8 bits a "
                        "value and do not say how many count: their largest value needs "
                        f"{depth}, so white is {2**depth - 1:,}")
-        shallow = [name for name, bits in needed.items() if bits <= 12 < 16 == depth]
-        if shallow:
+        shallow = [name for name, bits in needed.items() if bits <= 12]
+        if shallow and depth == DEPTHS[-1]:
             self._warn(f"{len(shallow):,} of {len(needed):,} images of more than 8 bits that were "
                        "looked at", f"hold no value above 4,095 ({shown(shallow[0])} is one); "
                        "others need 16 bits, so white is 65,535 for all, and these are nearly "
