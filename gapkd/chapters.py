@@ -395,7 +395,8 @@ def run_chapter(name: str, parameters: Sequence[str] = (), out: str = "") -> Pat
         values["out"] = str(folder)
     check_place(executed)
     folder.mkdir(parents=True, exist_ok=True)
-    where = short(executed)
+    where, summary = short(executed), folder / "result.json"
+    before = summary.stat().st_mtime_ns if summary.exists() else None  # another chapter's
     print(f"running {notebook.stem} (some minutes on two cores); {where} fills in", flush=True)
     try:
         papermill.execute_notebook(
@@ -413,8 +414,7 @@ def run_chapter(name: str, parameters: Sequence[str] = (), out: str = "") -> Pat
         raise ValueError(f"{notebook} is no notebook of format 4 ({error.message[:100]}): open it "
                          "in JupyterLab and save it") from error
     print(f"notebook  {where}")
-    summary = folder / "result.json"
-    if summary.exists():
+    if summary.exists() and summary.stat().st_mtime_ns != before:
         for key, value in json.loads(summary.read_text()).items():
             is_file = (folder / str(value)).exists()
             print(f"{key:<9} {short(folder / value) if is_file else value}")

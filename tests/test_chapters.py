@@ -44,6 +44,8 @@ def test_parameters_reach_the_notebook_and_nothing_is_overwritten(notebook, tmp_
     assert "07_tiny.ipynb" in printed and "result    42" in printed
     with pytest.raises(ValueError, match="exists already: choose another out"):
         chapters.run_chapter("07", out=str(tmp_path / "out"))
+    chapters.run_chapter(checked_notebook(tmp_path, "a = 1"), out=str(tmp_path / "out"))
+    assert "result    42" not in capsys.readouterr().out, "another chapter's result"
 
 
 def test_a_kernel_of_another_name_is_this_one_and_one_that_dies_is_one_sentence(notebook, tmp_path):

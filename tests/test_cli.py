@@ -22,7 +22,7 @@ from gapkd import chapters, cli
 from gapkd.cli import main
 from gapkd.cli.options import GROUPS, parsed
 from gapkd.data.datasets import open_dataset
-from gapkd.files.checkpoints import load_generator, read_metadata
+from gapkd.files.checkpoints import load_generator, read_metadata, save_network
 from gapkd.metrics.editing import load_directions
 from gapkd.metrics.sampling import draw_sheet
 from gapkd.settings import DistillConfig, TrainConfig
@@ -161,6 +161,22 @@ def test_a_direction_that_is_named_twice_is_written_once(tmp_path, teacher):
     command = ["directions", teacher, "--out", str(out), "--attributes", "none", "--names", *names]
     assert main(command) == 0
     assert load_directions(out).names == ("SeFa 2", "SeFa 1")
+
+
+@pytest.mark.parametrize("provenance, images", [
+    ({}, ""), ({"settings": {"data": "toyfaces"}}, ""),
+    ({"settings": {"data": "a/b.zip"}}, "b.zip"),
+    ({"source": "theirs"}, "images that its file does not name")])
+def test_directions_of_other_images_by_the_toy_faces_network_are_named(
+        tmp_path, teacher, capsys, provenance, images):
+    file = save_network(load_generator(teacher), tmp_path / "net.safetensors", provenance)
+    command = ["directions", str(file), "--names", "hats", "--out"]  # which are no factor
+    assert main([*command, str(tmp_path / "d.safetensors")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("was trained on") == bool(images)
+    assert f"{file} was trained on {images}, and its factors are read by" in said or not images
+    assert main([*command, str(tmp_path / "d.safetensors"), "--attributes", "none"]) == 2
+    assert "was trained on" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments, message", [
