@@ -41,6 +41,8 @@ def test_unrelated_images_agree_as_chance_says():
     assert result["hat"].value == pytest.approx(result["hat"].chance, abs=0.015)
     assert result["yaw"].chance == 0 and abs(result["yaw"].value) < 0.03
     assert result["mean_accuracy"] == result["hat"]
+    with pytest.raises(ValueError, match="yaw was read in nan or infinite numbers"):
+        compare_readings({"yaw": torch.tensor([1, torch.nan])}, {"yaw": torch.ones(2)})
     constant = {"yaw": torch.full((10,), 0.3)}  # it correlates with nothing
     assert compare_readings(constant, constant)["yaw"] == Agreement("correlation", 0.0, 0.0)
 

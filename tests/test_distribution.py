@@ -113,11 +113,26 @@ def test_precision_and_recall_equal_a_slow_version(copies):
     assert tuple(precision_recall(real, fake, k)) == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("samples, seed", [(20, 2), (100, 2), (100, 3), (1000, 4)])
+def test_points_that_are_all_the_same_lie_within_one_another(samples, seed):
+    points = normal(1, 64, seed, scale=3).repeat(samples, 1)
+    found = precision_recall(points, points)
+    assert (found.precision, found.recall, found.coverage) == (1, 1, 1)
+    away = precision_recall(points, points + 1e-3)
+    assert (away.precision, away.recall) == (0, 0)
+
+
 def test_unusable_feature_sets_are_refused():
     with pytest.raises(ValueError, match="one width"):
         frechet_distance(normal(10, 3, 0), normal(10, 4, 0))
     with pytest.raises(ValueError, match="at least 4 samples"):
         precision_recall(normal(3, 3, 0), normal(10, 3, 0))
+    for bad in (math.nan, math.inf):
+        for metric in (frechet_distance, kid, precision_recall):
+            with pytest.raises(ValueError, match="some features are not finite"):
+                metric(normal(10, 3, 0), normal(10, 3, 0).fill_diagonal_(bad))
+    with pytest.raises(ValueError, match="at least 3 samples, not 2"):
+        path_length(Linear(), squared, 2)
 
 
 # -- path length

@@ -68,6 +68,8 @@ def compare_readings(a: Reading, b: Reading) -> dict[str, Agreement]:
             raise ValueError(f"agreement compares equally many images, not {len(left)} and "
                              f"{len(right)}")
         if left.is_floating_point():
+            if not (left.isfinite().all() and right.isfinite().all()):
+                raise ValueError(f"{name} was read in nan or infinite numbers: look at the images")
             agreement[name] = Agreement("correlation", _correlation(left, right), 0.0)
         else:
             classes = int(max(left.max(), right.max())) + 1

@@ -57,6 +57,9 @@ def _check_pair(a: Tensor, b: Tensor, least: int) -> tuple[Tensor, Tensor]:
     if min(len(a), len(b)) < least:
         raise ValueError(f"this metric needs at least {least} samples on either side, not {len(a)} "
                          f"and {len(b)}")
+    if not (a.isfinite().all() and b.isfinite().all()):
+        raise ValueError("some features are not finite: a network drew images, or read them, in "
+                         "nan or infinite numbers")
     return a.double(), b.double()
 
 
@@ -122,11 +125,12 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> Coverage:
     that reach to their k-th neighbour (Kynkaanniemi et al., 2019, with k = 3; density and coverage:
     Naeem et al., 2020, where k is 5)."""
     real, fake = _check_pair(real, fake, least=k + 1)
-    real_radius, fake_radius = _radii(real, k), _radii(fake, k)
+    zero = 1e-6 * max(points.norm(dim=1).max().item() for points in (real, fake))
+    real_radius, fake_radius = _radii(real, k, zero), _radii(fake, k, zero)
     balls = real.new_zeros(len(fake))                             # real balls around every fake
     recalled, covered = [], []
     for rows, radius in zip(real.split(1000), real_radius.split(1000), strict=True):
-        distance = torch.cdist(rows, fake)                        # (1000, M) at a time
+        distance = _distances(rows, fake, zero)                   # (1000, M) at a time
         inside = distance <= radius[:, None]
         balls += inside.sum(dim=0)
         covered.append(inside.any(dim=1))
@@ -135,11 +139,17 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> Coverage:
     return Coverage((balls > 0).float().mean().item(), recall, balls.mean().item() / k, coverage)
 
 
-def _radii(points: Tensor, k: int) -> Tensor:
+def _distances(a: Tensor, b: Tensor, zero: float) -> Tensor:
+    """(N, M) by matrix products, which leave noise where points are the same: what is no larger
+    than `zero` is 0."""
+    return torch.nn.functional.threshold(torch.cdist(a, b), zero, 0.0)
+
+
+def _radii(points: Tensor, k: int, zero: float) -> Tensor:
     """Distance of every point to its k-th neighbour, (N,)."""
     found = []
     for rows in points.split(1000):
-        distance = torch.cdist(rows, points)
+        distance = _distances(rows, points, zero)
         found.append(distance.kthvalue(k + 1, dim=1).values)  # its own distance 0 comes first
     return torch.cat(found)
 
@@ -161,8 +171,12 @@ def path_length(G: StyleGenerator, distance: Distance, samples: int = 5000, seed
 
     For w_a, w_b of two z and t uniform in [0, 1]: distance(G(lerp(w_a, w_b, t)), G(lerp(w_a, w_b, t
     + epsilon))) / epsilon^2, mean of what lies between the 1st and the 99th percentile (Karras et
-    al., 2019; by LPIPS). The published table of the paper leaves the division out.
+    al., 2019; by LPIPS). The percentiles are interpolated: NVIDIA's code keeps one length more at
+    either end. The published table of the paper leaves the division out.
     """
+    if samples < 3:
+        raise ValueError(f"a path length needs at least 3 samples, not {samples}: others lie "
+                         "outside the percentiles")
     generator, pairs, found = torch.Generator().manual_seed(seed), [], []
     for start in range(0, samples, 50):  # whatever the batch is, a seed gives the same latents
         n = min(50, samples - start)
