@@ -3,7 +3,8 @@
 `torchrun --nproc_per_node N -m gapkd distill ...` starts N processes. Each draws the random numbers
 of the whole batch and keeps its own rows; losses are means, so the mean of the processes' gradients
 is the gradient of the whole batch. N processes therefore compute what one computes, up to the order
-of float sums. Without torchrun every function here does nothing or returns its argument.
+of float sums. Without torchrun the functions for several processes do nothing or return their
+argument; those for the device, its precision, memory and random numbers are for any process.
 """
 
 from __future__ import annotations

@@ -22,14 +22,14 @@ FEATURE_SPACES = ("toyfaces", "inception", "imagenet")
 """Names of feature spaces that are no files."""
 DISTANCES = ("toyfaces", "lpips", "imagenet")
 """Names of perceptual distances that are no files."""
-WEIGHTS = ("gan_weight", "rgb_weight", "perceptual_weight", "feature_weight", "moment_weight",
-           "ld_weight")
-"""Of the losses of a distillation."""
+LOSS_WEIGHTS = ("gan_weight", "rgb_weight", "perceptual_weight", "feature_weight", "moment_weight",
+                "ld_weight")
+"""Of the losses of a distillation; the teacher speaks in all but the first."""
 LEAST = {
     **dict.fromkeys(("images", "batch", "log_every", "probe_every", "z_dim", "w_dim",
                      "mapping_layers", "reuse"), 1),
     **dict.fromkeys(("seed", "r1_gamma", "path_weight", "grid_every", "checkpoint_every",
-                     "fid_every", "ema_rampup", "margin", "ld_strength", *WEIGHTS), 0),
+                     "fid_every", "ema_rampup", "margin", "ld_strength", *LOSS_WEIGHTS), 0),
     "fid_samples": 2, "layers": 3,
 }
 """Setting -> the least that it may be."""
@@ -327,9 +327,9 @@ class DistillConfig(RunConfig):
                  or self.moment_weight,
                  "reuse repeats images of the teacher's, and no loss looks at them: set it to 1, "
                  "or give rgb_weight, perceptual_weight or moment_weight a weight")
-        _require(any(getattr(self, name) for name in WEIGHTS),
-                 f"{', '.join(WEIGHTS[:-1])} and {WEIGHTS[-1]} are all 0: give one of them a "
-                 "weight")
+        _require(any(getattr(self, name) for name in LOSS_WEIGHTS),
+                 f"{', '.join(LOSS_WEIGHTS[:-1])} and {LOSS_WEIGHTS[-1]} are all 0: give one of "
+                 "them a weight")
         _require(self.batch >= self.least_batch,
                  "the latent-direction loss relates the images of a batch to one another, the "
                  "distribution matching counts on their spread, and one image has neither: choose "
@@ -337,9 +337,9 @@ class DistillConfig(RunConfig):
         _require(not self.moment_weight or self.perceptual != "lpips",
                  'moment_weight compares features, which perceptual="lpips" does not give: choose '
                  'another network, such as "imagenet", or set moment_weight to 0')
-        _require(not self.gan_from or any(getattr(self, name) for name in WEIGHTS[1:]),
+        _require(not self.gan_from or any(getattr(self, name) for name in LOSS_WEIGHTS[1:]),
                  f"gan_from={self.gan_from} leaves nothing to learn from until the discriminator "
-                 f"begins: set it to 0, or give one of {', '.join(WEIGHTS[1:])} a weight")
+                 f"begins: set it to 0, or give one of {', '.join(LOSS_WEIGHTS[1:])} a weight")
         _require(self.ld_blocks or not (self.ld_weight or self.feature_weight),
                  "ld_blocks must name at least one block")
         _require(len({*self.ld_blocks}) == len(self.ld_blocks),

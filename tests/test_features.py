@@ -25,7 +25,7 @@ from gapkd.metrics.features import (
     lpips_distance,
     perceptual_distance,
 )
-from gapkd.settings import WEIGHTS
+from gapkd.settings import LOSS_WEIGHTS
 from gapkd.training.loop import distill, resume_run
 
 
@@ -156,7 +156,7 @@ def test_the_imagenet_distance_teaches_the_image_and_nothing_else(imagenet, chan
 
 
 def test_a_student_learns_from_moments_alone(tmp_path):
-    alone = {name: 0.0 for name in WEIGHTS} | {"moment_weight": 20.0}
+    alone = {name: 0.0 for name in LOSS_WEIGHTS} | {"moment_weight": 20.0}
     config = distill_config(tmp_path / "run", "toyfaces32", images=480, batch=24, log_every=24,
                             lr=0.01, path_weight=0.0, **alone)
     log = distill(config).log

@@ -13,6 +13,7 @@ import tyro
 
 from gapkd.networks.stylegan2 import Discriminator
 from gapkd.settings import (
+    LOSS_WEIGHTS,
     RECIPES,
     DistillConfig,
     TrainConfig,
@@ -148,6 +149,11 @@ def test_the_papers_recipe_has_the_papers_numbers():
     assert (config.lr, config.lr_end, config.gan_weight, config.gan_from) == (0.002, 1, 1, 0)
     assert (config.keep, config.mapping, config.synthesis) == (0.3, "inherit", "random")
     assert (config.ld_offsets, config.ld_strength, config.ema_half_life) == ("split", 5, 10_000)
+
+
+def test_all_losses_of_a_distillation_are_listed():
+    own = {name for name in vars(DistillConfig)["__annotations__"] if name.endswith("_weight")}
+    assert {*LOSS_WEIGHTS} == own and LOSS_WEIGHTS[0] == "gan_weight"
 
 
 def test_what_is_given_wins_even_where_it_is_the_papers_value():

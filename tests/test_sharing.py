@@ -33,7 +33,8 @@ from gapkd.metrics.sampling import SHEET
 from gapkd.networks.mobile import MobileGenerator
 from gapkd.networks.stylegan2 import Discriminator, Generator
 from gapkd.networks.stylegan3 import AliasFreeGenerator
-from gapkd.sharing.hub import LESSONS, save_pretrained
+from gapkd.settings import LOSS_WEIGHTS
+from gapkd.sharing.hub import repository_name, save_pretrained
 from gapkd.sharing.origins import named, provenance_of
 from gapkd.training.loop import distill
 from gapkd.training.plan import architecture_of
@@ -149,12 +150,12 @@ def test_uploading(tmp_path, sent, kind):
                                                     strict=True):
         assert [name, *files] == [wanted, wanted.split("/")[1], FILES]
         loading = section(text, "Load it and draw")
-        assert f'\nG = gapkd.load_generator("{name}")\n' in loading
+        assert f'\nG = gapkd.load_generator({name!r})\n' in loading
         module, family = type(G).__module__, type(G).__name__
-        assert f'`{family}.from_pretrained("{name}")`, of `{module}`' in loading
+        assert f'`{family}.from_pretrained({name!r})`, of `{module}`' in loading
         assert "folder" not in loading.split("```")[0]
     assert sent[0][3][0]["license"] == "mit"
-    assert 'gapkd.load_generator("a")' in card(tmp_path / "a")[1]
+    assert "gapkd.load_generator('a')" in card(tmp_path / "a")[1]
 
 
 def test_arguments_of_the_hub_arrive(tmp_path, sent):
@@ -341,7 +342,7 @@ def test_a_repository_as_teacher_is_the_base_model(tmp_path, monkeypatch):
 @network
 def test_the_code_on_the_card_runs_elsewhere(tmp_path, kind):
     G = NETWORKS[kind]()
-    _, text = card(save_pretrained(G, tmp_path / 'my "net"'))
+    _, text = card(save_pretrained(G, tmp_path / 'my "net" \N{SLIGHTLY SMILING FACE}'))
     code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
     size = (8, 3, G.resolution, G.resolution)
     assert f"# {size}" in code
@@ -391,7 +392,7 @@ def test_data_and_origin_of_a_student(tmp_path):
     ({}, "distilled from the generator `toyfaces32` (one of the networks that come with gapkd):"),
     ({"teacher": "runs/big/generator.safetensors"}, "generator `big/generator.safetensors`: from"),
     ({"teacher": "/a/ffhq.pkl"}, "distilled from the generator `ffhq.pkl`: from"),
-    ({name: 0.0 for name in LESSONS}, "trained with the adversarial loss alone")])
+    ({name: 0.0 for name in LOSS_WEIGHTS[1:]}, "trained with the adversarial loss alone")])
 def test_what_is_said_of_the_teacher(tmp_path, changes, words):
     provenance = DISTILLED | {"settings": DISTILLED["settings"] | changes}
     data, text = card(save_pretrained(stylegan2(), tmp_path / "net", provenance))
@@ -470,6 +471,21 @@ def test_the_numbers_on_the_card_are_those_of_evaluate(tmp_path, teacher_file, c
     # they travel with the weights
     assert main(["share", str(out), "--out", str(tmp_path / "again")]) == 0
     assert section(card(tmp_path / "again")[1], "How good it is") == table
+
+
+@pytest.mark.parametrize("folder, name", [
+    ("my page", "my-page"), ("a", "a"), ("Für Élise_2.0", "Fur-Elise_2.0"), ("..a--b.git", "a-b"),
+    ("\N{SLIGHTLY SMILING FACE}", "gapkd"), ("x" * 200, "x" * 90), ("日本 1.", "1")])
+def test_a_folder_gives_a_name_that_hubs_take(folder, name):
+    assert repository_name(Path(folder)) == name
+    hub.utils.validate_repo_id(f"YOUR-NAME/{name}")
+
+
+def test_metrics_are_named_without_their_number_of_samples(tmp_path):
+    numbers = {f"fid_toyfaces_{count}": 1.0 for count in ("5k", "1.5k", "300", "1234")}
+    record = {"rows": [{"name": "net", **numbers}], "data": "toyfaces", "features": "toyfaces"}
+    data, _ = card(save_pretrained(stylegan2(), tmp_path / "net", evaluation=record))
+    assert data["metrics"] == ["fid_toyfaces"]
 
 
 def test_foreign_files_are_named_with_their_checksum(tmp_path, stylekd):

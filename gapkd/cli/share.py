@@ -10,7 +10,7 @@ from gapkd.cli.measure import EvaluateConfig, measure
 from gapkd.files.checkpoints import load_generator
 from gapkd.sharing import export as exporting
 from gapkd.sharing.export import ExportConfig
-from gapkd.sharing.hub import ready, save_pretrained
+from gapkd.sharing.hub import ready, repository_name, save_pretrained
 from gapkd.sharing.origins import provenance_of
 from gapkd.sharing.web import DemoConfig, write_demo
 
@@ -41,9 +41,8 @@ def demo(config: DemoConfig) -> None:
     say(f"written to {out}: run python -m http.server --bind 127.0.0.1 --directory {path}, "
           "and open the address that it prints")
     if config.space:
-        name = shlex.quote(out.absolute().name)
         say("to publish it, with your hub's client: "
-              f"hf upload YOUR-NAME/{name} {path} --repo-type space")
+              f"hf upload YOUR-NAME/{repository_name(out)} {path} --repo-type space")
 
 
 def share(config: ShareConfig) -> None:
@@ -57,6 +56,5 @@ def share(config: ShareConfig) -> None:
     folder = save_pretrained(G, config.out, provenance_of(config.generator),
                              license=config.license, evaluation=record, teacher=teacher)
     say(f"written to {folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
-    name, path = shlex.quote(folder.absolute().name), shlex.quote(str(folder))
-    say(f"read {folder / 'README.md'} before you show it to anybody; to publish it, "
-          f"with your hub's client: hf upload YOUR-NAME/{name} {path}")
+    say(f"read {folder / 'README.md'} before you show it to anybody; to publish it, with your "
+        f"hub's client: hf upload YOUR-NAME/{repository_name(folder)} {shlex.quote(str(folder))}")

@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import re
 import tempfile
+import unicodedata
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -30,7 +31,7 @@ from gapkd.files.storage import data_folder, new_folder, write_folder
 from gapkd.metrics.cost import macs, parameters
 from gapkd.metrics.sampling import SHEET, draw_sheet
 from gapkd.networks.base import StyleGenerator
-from gapkd.settings import FEATURE_SPACES, DistillConfig
+from gapkd.settings import FEATURE_SPACES, LOSS_WEIGHTS, DistillConfig
 from gapkd.sharing.origins import as_dict, command_of, named, numbers, public, runs_of
 
 LICENCES = frozenset(
@@ -38,8 +39,6 @@ LICENCES = frozenset(
     "cc-by-nc-sa-4.0 cc-by-sa-4.0 cc0-1.0 gpl-2.0 gpl-3.0 isc lgpl-3.0 mit mpl-2.0 openrail "
     "unlicense zlib".split())
 """Hubs know these by their identifiers; any other goes into the card's data as "other", named."""
-LESSONS = ("rgb_weight", "perceptual_weight", "feature_weight", "moment_weight", "ld_weight")
-"""Settings of a distillation; where all are 0, the teacher teaches nothing."""
 
 
 def save_pretrained(G: StyleGenerator, folder: str | Path, provenance: Mapping | None = None, *,
@@ -147,6 +146,13 @@ def check_repository(repo_id: str) -> None:
                          "digits, -, _ and .")
 
 
+def repository_name(folder: Path) -> str:
+    """The folder's name as far as hubs allow it for a repository; never empty."""
+    plain = unicodedata.normalize("NFKD", folder.absolute().name).encode("ascii", "ignore").decode()
+    name = re.sub(r"([.-])[.-]+", r"\1", re.sub(r"[^\w.-]+", "-", plain))[:90]
+    return name.strip("._-").removesuffix(".git") or "gapkd"
+
+
 def ready(folder: str | Path, license: str, repo_id: str | None = None) -> Path:
     """The folder. Raises ValueError where `save_pretrained` would refuse one of these."""
     if license:
@@ -216,12 +222,12 @@ def _card(G: StyleGenerator, provenance: dict, name: str, **more: object) -> str
         eval_results=results or None, model_name=name if results else None)
     card = ModelCard.from_template(
         data, template_str=(files("gapkd.sharing") / "card.md").read_text("utf-8"), code=code,
-        title=re.sub(r"([<*`[])", r"\\\1", name), folder=name, kind=G.kind, a=G.architecture(),
-        family=type(G).__name__, module=type(G).__module__, version=__version__, home=_home(),
+        repr=repr, title=re.sub(r"([<*`[])", r"\\\1", name), folder=name, kind=G.kind,
+        a=G.architecture(), family=type(G).__name__, module=type(G).__module__, version=__version__, home=_home(),
         licence=licence, stages=_stages(runs),
         source=source if "file" in source else {}, teacher=code(teacher) if teacher else "",
         embedded=embedded, rendered=rendered, **measured, **more,
-        taught=any(settings.get(name, getattr(DistillConfig, name)) for name in LESSONS),
+        taught=any(settings.get(name, getattr(DistillConfig, name)) for name in LOSS_WEIGHTS[1:]),
         data="rendered toy faces" if rendered else trained_on,
         compared=any(score.startswith(("l1", "agree_")) for score in measured["scores"]),
         judged_by_its_loss=settings.get("perceptual_weight")
@@ -300,7 +306,7 @@ def _results(measured: dict, task: str) -> list:
 
     results, dataset = [], measured["dataset"]
     for name, cells in measured["scores"].items() if dataset else ():
-        kind = re.sub(r"_\d+k?$", "", name)  # fid_toyfaces_5k is a fid_toyfaces, and no fid
+        kind = re.sub(r"_[\d.]+k?$", "", name)  # fid_toyfaces_5k is a fid_toyfaces, no fid
         if kind == "perceptual" or kind.startswith("agree_"):
             kind = f"{kind}_{_slug(measured['judge'])}"
         results.append(EvalResult(
