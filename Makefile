@@ -3,6 +3,7 @@
 #   make PYTHON=python3.12 setup     with another Python (3.10 or later)
 #   make TORCH=cuda setup            torch with CUDA (or TORCH=cpu: without; else the machine decides)
 #   make TORCH_INDEX=ADDRESS setup   torch from another package index
+#                                    (each of these at first, or after: make clean)
 #   make LINKS=online site           ask other hosts, too, whether what the pages link to is there
 
 PYTHON ?= python3

@@ -165,14 +165,16 @@ def test_the_cpu_build_is_taken_where_there_is_no_gpu(machine, capsys):
     assert torch_build.main() == 0
     started, failing, _ = machine
     assert re.match("-m pip install --quiet uv", started[0]) and re.fullmatch(UV, started[1])
-    assert "no NVIDIA driver here: taking torch's CPU build, 0.2 GB" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "no NVIDIA driver here: taking torch's CPU build, 0.2 GB" in said
+    assert "(with CUDA: make clean, then make TORCH=cuda setup)" in said
     failing.append("uv pip")
     assert torch_build.main() == 0  # the choice is left to pip, and that is said
     assert "2.7 GB of downloads. To fetch less" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("change, said", [
-    ({"driver": True}, "with CUDA: 2.7 GB"), ({"TORCH": "cuda"}, "with CUDA: 2.7 GB"),
+    ({"driver": True}, "with CUDA: 2.7 GB"), ({"TORCH": "cuda"}, "then make TORCH=cpu setup"),
     ({"system": "Darwin"}, "as pip finds it"), ({"requires_dist": ["sympy"]}, "as pip finds it"),
     ({"there": True}, "")])
 def test_where_pip_takes_what_is_wanted_nothing_is_done(machine, monkeypatch, capsys, change, said):

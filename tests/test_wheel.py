@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -134,9 +135,20 @@ def test_it_works_where_there_is_no_clone_and_leaves_its_folder_alone(place):
     assert state(place) == before
 
 
+def test_the_pages_that_it_carries_have_no_dead_links(tmp_path):
+    carry(ROOT, tmp_path)
+    pages = {file: file.read_text(encoding="utf-8") for file in tmp_path.rglob("*.md")}
+    assert {page.name for page in pages} == {"README.md", "guide.md"} and len(pages) == 3
+    links = [(page.parent / target).resolve() for page, text in pages.items()
+             for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)\s]*)?\)", text)]
+    assert len(links) > 25 and [link for link in links if not link.exists()] == []
+    results = pages[tmp_path / "data/results/README.md"]
+    assert "at the top of the README shows" in results and "](https://" in results
+
+
 def test_leftovers_of_an_earlier_build_go(tmp_path):
     clone, folder = tmp_path / "clone", tmp_path / "build"
-    for name in ("data/a.safetensors", "data/.a.lock", "data/results/x.jsonl", "data/sheet.png"):
+    for name in ("data/a.safetensors", "data/.a.lock", "data/results/x.jsonl", "data/story.gif"):
         (clone / name).parent.mkdir(parents=True, exist_ok=True)
         (clone / name).touch()
     (folder / "data").mkdir(parents=True)

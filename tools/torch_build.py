@@ -62,8 +62,8 @@ def brings_cuda() -> bool:
 
 def install_cpu_build() -> bool:
     """Take torch's CPU build from where uv knows it to be; whether it worked."""
-    print("no NVIDIA driver here: taking torch's CPU build, 0.2 GB (with CUDA: make TORCH=cuda)",
-          flush=True)
+    print("no NVIDIA driver here: taking torch's CPU build, 0.2 GB (with CUDA: make clean, then "
+          "make TORCH=cuda setup)", flush=True)
     if pip("install", "--quiet", "uv").returncode:
         return False
     command = [sys.executable, "-m", "uv", "pip", "install", "--python", sys.executable,
@@ -86,7 +86,8 @@ def main() -> int:
     if platform.system() != "Linux" or not brings_cuda():
         print("torch as pip finds it: a CPU build, 0.2 GB", flush=True)
     elif not wanted:
-        print("torch with CUDA: 2.7 GB of downloads (without: make TORCH=cpu)", flush=True)
+        print("torch with CUDA: 2.7 GB of downloads (without: make clean, then make TORCH=cpu "
+              "setup)", flush=True)
     elif not install_cpu_build():
         print(NO_CPU_BUILD, flush=True)
     return 0

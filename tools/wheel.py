@@ -7,13 +7,15 @@ the same paths, where `gapkd.files.storage.ROOT` then points. An editable instal
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 
 from setuptools.command.build_py import build_py
 
-CARRIED = ("data/SHA256SUMS", "data/README.md", "data/*.safetensors", "data/results/**/*",
-           "notebooks/**/*.ipynb", "tools/guide.md", "tools/sweeps/*.yml")
+CARRIED = ("data/SHA256SUMS", "data/README.md", "data/*.safetensors", "data/*.png",
+           "data/results/**/*", "notebooks/**/*.ipynb", "tools/guide.md", "tools/sweeps/*.yml")
 """What lies in the wheel besides the package, seen from the clone: all that commands and chapters
 read, or send their readers to."""
 
@@ -34,15 +36,27 @@ def without_outputs(notebook: str) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
+def without_dead_links(page: str, folder: Path, there: set[Path]) -> str:
+    """A page of that folder whose links to files that are not there have become plain words."""
+    def kept(link: re.Match) -> str:
+        return link[0] if Path(os.path.normpath(folder / link[2])) in there else link[1]
+
+    return re.sub(r"(?<!!)\[([^\]]+)\]\(([^)#:\s]+)(?:#[^)\s]*)?\)", kept, page)
+
+
 def carry(clone: Path, folder: Path) -> None:
     """Copy what a wheel carries into a folder, in place of what an earlier build has left there."""
     shutil.rmtree(folder, ignore_errors=True)
-    for file in carried(clone):
+    files = carried(clone)
+    for file in files:
         target = folder / file
         target.parent.mkdir(parents=True, exist_ok=True)
         if file.suffix == ".ipynb":
             text = (clone / file).read_text(encoding="utf-8")
             target.write_text(without_outputs(text), encoding="utf-8")
+        elif file.suffix == ".md":
+            text = (clone / file).read_text(encoding="utf-8")
+            target.write_text(without_dead_links(text, file.parent, {*files}), encoding="utf-8")
         else:
             shutil.copyfile(clone / file, target)
 
