@@ -55,14 +55,14 @@ def evaluate(config: EvaluateConfig) -> None:
     parallel.join()
     if config.out and parallel.is_first():  # to complain before it measures, not after
         new_file(config.out, ".json")
-    record = measure(config, config.progress)
+    record = measure(config)
     say(format_table(record["rows"]))
     if config.out and parallel.is_first():
         written = write_atomically(config.out, json.dumps(record, indent=1).encode())
         say(f"written to {written}")
 
 
-def measure(config: EvaluateConfig, progress: bool = False) -> dict:
+def measure(config: EvaluateConfig) -> dict:
     """The table's rows, and what they were measured with, where and when."""
     most = MOST["fid_samples"]
     if not 4 <= config.samples <= most or not 0 <= config.seed < 2**63:
@@ -82,7 +82,7 @@ def measure(config: EvaluateConfig, progress: bool = False) -> dict:
             start.say_if_other_images(config.data, "toyfaces", "agreement and perceptual distance")
     generators = {Path(config.generator).absolute().name: G}
     rows = evaluation_table(generators, net, dataset, teacher, config.samples, config.seed,
-                            space=space, progress=progress and parallel.is_first())
+                            space=space, progress=config.progress and parallel.is_first())
     asked = ("generator", "teacher", "data", "features", "samples", "seed")
     return {"rows": rows} | {name: getattr(config, name) for name in asked} | provenance(device)
 

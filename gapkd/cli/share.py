@@ -52,7 +52,7 @@ def share(config: ShareConfig) -> None:
     ready(config.out, config.license)  # to complain before it measures, not after
     G = load_generator(config.generator)
     teacher = load_generator(config.teacher) if config.teacher else None
-    record = measure(config, config.progress) if config.evaluate else None
+    record = measure(config) if config.evaluate else None
     folder = save_pretrained(G, config.out, provenance_of(config.generator),
                              license=config.license, evaluation=record, teacher=teacher)
     say(f"written to {folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")

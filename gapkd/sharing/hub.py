@@ -223,8 +223,8 @@ def _card(G: StyleGenerator, provenance: dict, name: str, **more: object) -> str
     card = ModelCard.from_template(
         data, template_str=(files("gapkd.sharing") / "card.md").read_text("utf-8"), code=code,
         repr=repr, title=re.sub(r"([<*`[])", r"\\\1", name), folder=name, kind=G.kind,
-        a=G.architecture(), family=type(G).__name__, module=type(G).__module__, version=__version__, home=_home(),
-        licence=licence, stages=_stages(runs),
+        a=G.architecture(), family=type(G).__name__, module=type(G).__module__,
+        version=__version__, home=_home(), licence=licence, stages=_stages(runs),
         source=source if "file" in source else {}, teacher=code(teacher) if teacher else "",
         embedded=embedded, rendered=rendered, **measured, **more,
         taught=any(settings.get(name, getattr(DistillConfig, name)) for name in LOSS_WEIGHTS[1:]),
