@@ -342,7 +342,12 @@ def test_the_keyboard_reaches_everything_and_focus_is_seen(visit):
     assert seen.page.locator("#keys").get_attribute("open") is not None
     before = brightness(seen.page)
     keyboard.press("t")
-    assert brightness(seen.page) != before
+    after, seed = brightness(seen.page), int(seen.page.locator("#seed").input_value())
+    assert after != before
+    seen.rest().page.evaluate("""for (const key of "ttts0rnn") document.body.dispatchEvent(
+        new KeyboardEvent("keydown", { key, repeat: true, bubbles: true }))""")
+    assert seen.rest().page.locator("#seed").input_value() == str(seed + 2), "not N alone goes on"
+    assert brightness(seen.page) == after
 
 
 def test_morphing_moves_until_it_is_paused(visit):
@@ -432,6 +437,58 @@ def test_the_picture_is_saved_as_it_is_seen(visit):
     assert saved.shape == (512, 1024, 3)
     shown = np.concatenate(seen.canvases(), axis=1)
     assert np.array_equal(saved, shown.repeat(32, axis=0).repeat(32, axis=1))
+
+
+def test_what_is_saved_is_drawn_already_and_bears_its_own_name(visit, serving, folder):
+    """A teacher that is slow to load and to draw."""
+    seen = visit(f"{serving(folder)}/#face=3", script="""const post = Worker.prototype.postMessage;
+        Worker.prototype.postMessage = function (question) {
+          const slow = question.network?.role === "student" ? 1500
+            : question.file === "teacher.onnx" ? 300 : 0;
+          setTimeout(() => post.call(this, question), slow);
+        };""")
+    saved = []
+    seen.page.on("download", lambda download: saved.append(download))
+    seen.page.keyboard.press("s")  # while it loads, the picture of seed 7 is seen
+    seen.rest()
+    assert saved == []
+    with seen.page.expect_download() as caught:
+        seen.page.evaluate("for (const id of ['next', 'save']) document.getElementById(id).click()")
+    assert caught.value.suggested_filename == "gapkd-4.png"
+    picture = np.asarray(Image.open(caught.value.path()).convert("RGB"))[::32, ::32]
+    assert np.array_equal(picture, np.concatenate(seen.rest().canvases(), axis=1))
+
+
+def test_the_address_is_written_once_the_hand_rests(visit):
+    """Safari throws where a page changes it a hundred times in half a minute."""
+    seen = visit(script="""window.changes = 0;
+        const replace = history.replaceState;
+        history.replaceState = function (...given) {
+          if (++window.changes > 2) throw new DOMException("too often", "SecurityError");
+          return replace.apply(this, given);
+        };""").rest()
+    assert seen.page.evaluate("window.changes") < 3  # it may rest between two networks
+    seen.page.evaluate("""async () => {
+        const input = document.getElementById("truncation");
+        window.changes = 0;
+        for (let i = 0; i < 20; i++) {
+          input.value = 0.2 + 0.02 * i;
+          input.dispatchEvent(new Event("input"));
+          await new Promise((resolve) => setTimeout(resolve, 60));
+        }
+    }""")
+    assert seen.rest().page.evaluate("location.hash") == "#face=7&truncation=0.58"
+    assert seen.page.evaluate("window.changes") <= 2
+    seen.page.evaluate("window.changes = 2")  # from here on it throws
+    seen.page.locator("#next").click()
+    assert seen.rest().page.evaluate("[location.hash, window.changes]") == [
+        "#face=7&truncation=0.58", 3]
+    assert seen.said == [] and seen.message() == ""
+    seen.page.evaluate("window.changes = 0")
+    seen.page.locator("#next").click()
+    seen.page.goto("about:blank")
+    seen.page.go_back()
+    assert seen.rest().page.locator("#seed").input_value() == "9"
 
 
 def test_the_newest_wish_wins_and_the_interface_is_not_kept_waiting(visit):
@@ -685,6 +742,25 @@ def test_a_pair_with_names_is_no_student_and_teacher(show, tmp_path):
     assert seen.page.locator("#faster").inner_text().startswith("Ann is ")
     said = seen.page.title() + seen.page.locator("body").evaluate("body => body.textContent")
     assert not re.search("student|teacher", said) and seen.said == []
+
+
+def test_each_network_is_edited_as_far_as_its_own_w_reaches(visit, serving, runtime, tmp_path):
+    """Where they share no W, each brings directions of its own."""
+    given = [{"names": ["smile"], "vectors": np.eye(6)[[n]].tolist(), "reach": [3.0 - n],
+              "given": True} for n in (0, 1)]
+    files = [str(handmade.write(tmp_path / f"{n}.onnx", n, mapping=5 * n, directions=directions))
+             for n, directions in enumerate(given)]
+    config = DemoConfig(*files, out=str(tmp_path / "page"), runtime=runtime)
+    seen = visit(serving(write_demo(config)), script="""window.offsets = {};
+        const post = Worker.prototype.postMessage;
+        Worker.prototype.postMessage = function (question) {
+          if (question.kind === "draw") window.offsets[question.file] = question.offset;
+          return post.call(this, question);
+        };""").rest()
+    seen.slide("direction-0", 0.5)
+    found = seen.rest().page.evaluate(
+        "['student', 'teacher'].map((role) => [...window.offsets[`${role}.onnx`]].slice(0, 6))")
+    assert found == [[1.5, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0]]
 
 
 def test_a_pair_of_other_layers_without_directions(show, tmp_path):

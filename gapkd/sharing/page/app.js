@@ -12,7 +12,7 @@ import { measure } from "./timing.js";
 const SHOWN = 6; // directions before "more"
 const PASSAGE = 2500; // ms from seed to seed
 const ASTRAY = 0.02; // how far a picture of the GPU may be from the one that was drawn beforehand
-const QUIET = 300; // ms after the last wish, before networks are timed
+const QUIET = 300; // ms after the last wish, before the address is written and networks are timed
 const NOTICE = 1500; // ms
 const TITLES = { wasm: "WebAssembly, 1 thread", webgpu: "WebGPU" };
 const randomSeed = () => crypto.getRandomValues(new Uint32Array(1))[0] % 1_000_000; // short enough to tell others
@@ -26,7 +26,7 @@ export async function main(say) {
   const { networks, start, runtime } = await reply.json();
   for (const network of networks) network.directions ??= networks[0].directions;
   const [student, teacher] = networks; // the first draws the small pictures too; without a teacher it is just a network
-  const { names, reach } = student.directions;
+  const { names } = student.directions;
   const wrapped = (seed) => (seed + LARGEST_SEED + 1) % (LARGEST_SEED + 1); // after the largest comes 0
   const numbered = (seed) => faceOf(wrapped(seed), student.z_dim);
   const beginning = () => ({ face: numbered(start.seed), truncation: start.truncation, label: 0,
@@ -77,11 +77,11 @@ export async function main(say) {
   let drawing = null; // promise of the draws that are under way
   let playing = false, passage = 0;
 
-  /** Strengths, in units of the student's reach, times directions, in every layer: (num_ws w_dim). */
+  /** Strengths, in units of the network's own reach, times its directions, in every layer: (num_ws w_dim). */
   function edits({ num_ws, w_dim, directions }) {
     const step = new Float32Array(w_dim);
     state.strengths.forEach((strength, i) => {
-      if (strength) directions.vectors[i].forEach((x, place) => { step[place] += strength * reach[i] * x; });
+      if (strength) directions.vectors[i].forEach((x, place) => { step[place] += strength * directions.reach[i] * x; });
     });
     return Float32Array.from({ length: num_ws * w_dim }, (_, i) => step[i % w_dim]);
   }
@@ -119,11 +119,32 @@ export async function main(say) {
     } finally {
       drawing = null;
     }
-    if (!playing) history.replaceState(null, "", written(state));
+    if (!playing) writeSoon();
     if (pictures.views[0].open) small.refresh();
   }
 
-  let kind = "relatives"; // of small pictures
+  // -- the address: written once the hand rests, since browsers allow few changes of it -------------------------------
+
+  let writing = null; // the timer
+
+  function write() {
+    clearTimeout(writing);
+    writing = null;
+    try {
+      history.replaceState(null, "", written(state));
+    } catch { /* too many changes: the next one may be allowed again */ }
+  }
+
+  function writeSoon() {
+    clearTimeout(writing);
+    writing = setTimeout(write, QUIET);
+  }
+
+  addEventListener("pagehide", () => writing && write()); // for whoever comes back
+
+  // -- small pictures -------------------------------------------------------------------------------------------------
+
+  let kind = "relatives"; // what they are
   const small = new Neighbours(student.resolution, {
     place: (i) => (kind === "relatives" ? relative(state.face, i + 1) : numbered(state.face.seed + i + 1)),
     draw: (face) => draw(pictures.views[0], face),
@@ -210,9 +231,12 @@ export async function main(say) {
     next: () => walk(() => state.face.seed + 1),
     morph: () => (playing ? stop() : play()),
     reset: () => { stop(); state = beginning(); showAll(); go(state.face); },
-    save: () => pictures.save(`gapkd-${state.face.key}.png`),
+    save: async () => {
+      await drawing; // what is under way belongs to it
+      await pictures.save();
+    },
     link: async () => {
-      history.replaceState(null, "", written(state));
+      write();
       const copied = await navigator.clipboard?.writeText(location.href).then(() => true, () => false);
       at("linked").textContent = copied ? "Copied" : "See above"; // in the address bar
       await pause(NOTICE);
@@ -240,9 +264,10 @@ export async function main(say) {
   // for tests
   window.gapkd = {
     latent: (seed) => normals(seed, student.z_dim),
-    /** Whether all pictures show the newest wish. */
+    /** Whether all pictures show the newest wish, and the address says it. */
     get resting() {
-      return !drawing && pictures.views.every(({ shown }) => shown === wish) && (playing || small.shown === wish);
+      const drawn = pictures.views.every(({ shown }) => shown === wish) && (playing || small.shown === wish);
+      return !drawing && !writing && drawn;
     },
     times: null, // what was measured
   };

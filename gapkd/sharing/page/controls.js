@@ -4,6 +4,7 @@ import { at, make } from "./dom.js";
 
 export const LARGEST_SEED = 2 ** 32 - 1;
 const KEYS = { r: "random", p: "previous", n: "next", m: "morph", 0: "reset", s: "save", l: "link", t: "theme" };
+const HELD = ["previous", "next"]; // go on while their key is held
 
 /**
  * A slider with its name and its value. centred: its bar grows from 0 in the middle. read, write: the value that it
@@ -48,12 +49,13 @@ export function seedField(input, current, use) {
 export function listen(actions) {
   for (const [id, action] of Object.entries(actions)) at(id).addEventListener("click", action);
   document.addEventListener("keydown", (event) => {
-    if (event.repeat && KEYS[event.key.toLowerCase()] === "morph") return;
+    const id = KEYS[event.key.toLowerCase()];
+    if (event.repeat && !HELD.includes(id)) return;
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input[type=number]")) return;
     if (event.key === "?") {
       at("keys").open = true;
       at("keys").firstElementChild.focus();
-    } else actions[KEYS[event.key.toLowerCase()]]?.();
+    } else actions[id]?.();
   });
 }
 

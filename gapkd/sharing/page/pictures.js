@@ -11,7 +11,8 @@ export const titleOf = ({ role, name }) => (["student", "teacher"].includes(role
 
 class View {
   open = false; // whether the network is there
-  shown = 0; // number of the wish that it shows
+  shown = 0; // number of the wish that it shows, 0: none yet
+  key = null; // of its face
   pixels = null; // RGBA bytes
 
   constructor(network) {
@@ -29,7 +30,7 @@ class View {
   show(pixels, key, wish) {
     paint(this.canvas, pixels, this.network.resolution);
     this.canvas.setAttribute("aria-label", `${titleOf(this.network)}: picture ${key}`);
-    Object.assign(this, { pixels, shown: wish });
+    Object.assign(this, { pixels, key, shown: wish });
   }
 
   /** How far, on average over all values from -1 to 1, pixels of the same size are from those that are shown. */
@@ -86,15 +87,18 @@ export class Pictures {
     else if (ratio) at("faster").textContent = `${first} is no faster here`;
   }
 
-  /** What is seen, side by side, small pixels enlarged to squares, as PNG. */
-  async save(name) {
+  /** What was drawn of the first one's z, side by side, small pixels enlarged to squares, as PNG named after it. */
+  async save() {
+    const { key, shown: newest } = this.views[0];
+    const views = this.views.filter(({ shown }) => shown && shown === newest);
+    if (!views.length) return;
     const edge = this.size * Math.max(1, Math.round(512 / this.size));
-    const sheet = make("canvas", { width: edge * this.views.length, height: edge });
+    const sheet = make("canvas", { width: edge * views.length, height: edge });
     const context = sheet.getContext("2d");
     context.imageSmoothingEnabled = !this.crisp;
-    this.views.forEach(({ canvas }, i) => context.drawImage(canvas, i * edge, 0, edge, edge));
+    views.forEach(({ canvas }, i) => context.drawImage(canvas, i * edge, 0, edge, edge));
     const content = await new Promise((resolve) => sheet.toBlob(resolve, "image/png"));
-    const link = make("a", { href: URL.createObjectURL(content), download: name });
+    const link = make("a", { href: URL.createObjectURL(content), download: `gapkd-${key}.png` });
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   }
