@@ -140,7 +140,7 @@ export async function main(say) {
     writing = setTimeout(write, QUIET);
   }
 
-  addEventListener("pagehide", () => writing && write()); // for whoever comes back
+  addEventListener("pagehide", () => playing || write()); // for whoever comes back
 
   // -- small pictures -------------------------------------------------------------------------------------------------
 
