@@ -6,7 +6,7 @@ import io
 import sys
 import warnings
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import tyro
 
@@ -118,6 +118,7 @@ def directions(config: DirectionsConfig) -> None:
     from gapkd.files.storage import new_file
     from gapkd.metrics.attributes import reader
     from gapkd.metrics.editing import factor_directions, save_directions, sefa
+    from gapkd.training.start import images_of
 
     out = new_file(config.out, ".safetensors")
     for name in ("alone", "samples", "seed") if config.attributes == "none" else ():
@@ -129,8 +130,11 @@ def directions(config: DirectionsConfig) -> None:
         raise ValueError(f"samples must lie between 100 and {most:,}, and seed between 0 and "
                          f"2^63 - 1, not {config.samples} and {config.seed}")
     G, names = load_generator(config.generator), tuple(dict.fromkeys(config.names))
-    if config.attributes == "toyfaces":
-        say_if_other_factors(config.generator)
+    if config.attributes == "toyfaces" != (known := images_of(config.generator)):
+        warnings.warn(f"{config.generator} was trained on {known}, and its factors are read by a "
+                      "network that knows rendered toy faces only: name a judge of your own "
+                      "(--attributes, see gapkd judge), or \"none\" for directions without names",
+                      stacklevel=2)
     if config.attributes == "none":
         found = sefa(G)
         found = found.pick(names) if names else found
@@ -140,24 +144,6 @@ def directions(config: DirectionsConfig) -> None:
                                   config.samples, config.seed)
     written = save_directions(found, out)
     say(f"{len(found)} directions written to {written}: {', '.join(found.names)}")
-
-
-def say_if_other_factors(network: str) -> None:
-    """Warn where the toy faces' network is about to read images of a network that was
-    trained on others."""
-    from gapkd.data.decoding import shown
-    from gapkd.files.checkpoints import read_metadata
-    from gapkd.sharing.origins import runs_of
-
-    runs, _ = runs_of(read_metadata(network)["provenance"])
-    last = runs[-1] if runs else {"settings": {}}
-    unnamed = "source" in last and not last["settings"]  # a file of another repository
-    known = str(last["settings"].get("data", "toyfaces"))
-    if unnamed or known != "toyfaces":
-        images = "images that its file does not name" if unnamed else shown(PurePath(known).name)
-        warnings.warn(f"{network} was trained on {images}, and its factors are read by a network "
-                      "that knows rendered toy faces only: name a judge of your own (--attributes, "
-                      "see gapkd judge), or \"none\" for directions without names", stacklevel=3)
 
 
 def convert(config: ConvertConfig) -> None:

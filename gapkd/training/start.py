@@ -96,19 +96,23 @@ def fresh_discriminator(config: TrainConfig | DistillConfig, G: StyleGenerator) 
                              img_channels=G.img_channels)
 
 
-def say_if_other_data(network: str, data: str) -> None:
-    """Warn where the default toy faces meet a network that knows other images, by what its own file
-    says, or is another repository's."""
-    if data != "toyfaces" or not parallel.is_first():
-        return
+def images_of(network: str) -> str:
+    """What a network was trained on: "toyfaces", or other images as its own file calls them, or as
+    they are called where it is another repository's and says nothing."""
     origin = read_metadata(network)["provenance"]
     while isinstance(origin.get("converted_from"), dict):
         origin = origin["converted_from"]
     settings = origin.get("settings")
-    known = "images that its file does not name" if "source" in origin else "toyfaces"
     if isinstance(settings, dict):
-        known = shown(PurePath(str(settings.get("data", "toyfaces"))).name)
-    if known != "toyfaces":
+        return shown(PurePath(str(settings.get("data", "toyfaces"))).name)
+    return "images that its file does not name" if "source" in origin else "toyfaces"
+
+
+def say_if_other_data(network: str, data: str) -> None:
+    """Warn where the default toy faces meet a network that knows other images."""
+    if data != "toyfaces" or not parallel.is_first():
+        return
+    if (known := images_of(network)) != "toyfaces":
         warnings.warn(f"{network} was trained on {known}, and here data is toyfaces: name its "
                       "images (--data), if rendered faces are not what you mean", stacklevel=3)
 
