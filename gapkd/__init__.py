@@ -28,7 +28,8 @@ _ROOMS = {
     "networks.stylegan2": ("Discriminator", "Generator", "config_f"),
     "sharing.hub": ("push_to_hub", "save_pretrained"),
     "training.loop": (
-        "RunResult", "TrainingDiverged", "TrainingInterrupted", "distill", "train_gan",
+        "OutOfMemory", "RunResult", "TrainingDiverged", "TrainingHalted", "TrainingInterrupted",
+        "distill", "train_gan",
     ),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}

@@ -189,9 +189,11 @@ def summary() -> str:
                      f"| {same:.2f} ({chance:.2f}) | {final[fid]:.2f} |")
     fast, slow = (records[arm]["settings"]["lr"] for arm in ("own", "paper"))
     legend = ("r: mean correlation of the factors of the two faces of one z. FID: in toy-face "
-              "features, 5,000 images. All are read by a network that no student was trained with. "
+              "features, 5,000 images. All are read by a network that no student was trained with "
+              "(the tables in data/results by another one, so their figures differ). "
               f"Learning rate {fast}, with the recipe's schedule; in the last row {slow}, without "
-              "schedule and path-length regularisation.")
+              "schedule and path-length regularisation. `gapkd distill --teacher toyfaces64 "
+              f"--recipe gapkd --lr {fast}` trains the recipe's student.")
     return "\n".join([*lines, "", legend])
 
 

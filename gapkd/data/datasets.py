@@ -269,7 +269,8 @@ class ImageFiles:
                 raise ValueError(f"{self._named(name)} is {width}x{height}: give a picture of at "
                                  f"least {self.resolution}x{self.resolution}")
             fitting = 1 << (min(width, height).bit_length() - 1)
-            smaller = f", or ask for a resolution of at most {fitting}" if fitting >= 8 else ""
+            smaller = f", or ask for a resolution (or take a teacher) of at most {fitting}"
+            smaller = smaller if fitting >= 8 else ""
             raise ValueError(f"{self._named(name)} is {width}x{height}, smaller than the "
                              f"resolution {self.resolution}: remove it{smaller}")
         return (width, height), depth

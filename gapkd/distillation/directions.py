@@ -41,6 +41,8 @@ def sefa_directions(G: StyleGenerator, blocks: Sequence[int], mode: str = "split
         mode: "split", `per_block` directions of every block, pooled; "global", all blocks stacked
             first, then `per_block` x blocks directions.
     Returns: (per_block x blocks, w_dim), of G's dtype; in "global" mode w_dim rows at most.
+    Raises ValueError for another mode, or blocks that G lacks.
+    Source: section 4.1; Shen and Zhou 2021.
     """
     check_blocks("blocks", blocks, G, first=0)
     weights = [style_weight(G, b) for b in blocks]

@@ -100,6 +100,7 @@ def latent_direction_loss(student_features: Sequence[Tensor], teacher_features: 
         kind: "kl", KL(softmax(S_teacher) || softmax(S_student)) of each row, batch mean; or "mse",
             the mean squared difference of the matrices (`distill` uses "kl"). Summed over blocks.
         views: 2 relates w_i to w_j + offset_j; 1 relates N images of w among themselves.
+    Raises ValueError for features that do not fit together, or of one image alone.
     """
     _check_features(student_features, teacher_features, kind, views)
     total = 0.0

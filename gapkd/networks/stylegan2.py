@@ -364,6 +364,6 @@ def config_f_channels(resolution: int) -> list[int]:
 def config_f(resolution: int) -> Generator:
     """StyleGAN2 configuration f as in the paper's tables, with random weights.
 
-    Shape: z (N, 512) -> (N, 3, R, R).
+    Shape: z (N, 512) -> (N, 3, R, R). Raises ValueError unless R is a power of two, 8 or more.
     """
     return Generator(resolution, channels=config_f_channels(resolution)).eval()

@@ -112,8 +112,8 @@ def train_gan(config: TrainConfig, probe: Probe | None = None) -> RunResult:
     Args:
         probe: called with the averaged generator every `probe_every` images; the numbers that it
             returns, {name: number}, join the log.
-    Raises ValueError for bad settings or data, TrainingDiverged, OutOfMemory, TrainingInterrupted
-        (state saved).
+    Raises ValueError for bad settings or data, TrainingDiverged, OutOfMemory; with the state saved,
+        TrainingInterrupted, and TrainingHalted where images or measurements fail on the way.
     """
     config, G, D = first_networks(_begin(config, "teacher"))
     if config.conditional and config.start_from and not G.c_dim:

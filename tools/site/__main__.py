@@ -45,6 +45,8 @@ FRAMES = {
                    "teacher, given the same z.")],
     "07": [(*PAIR, "Student and teacher, drawing on your device; a slider edits both.")]}
 """Chapter -> the pages of `gapkd demo` that it ends with: folder, title, what is said above."""
+PICTURED = re.compile(r"^!\[.*\]\(data/demo\.gif\)$", re.MULTILINE)
+"""The front page's picture of the page in "demo"."""
 FRONT = '<meta http-equiv="refresh" content="0; url=README.html">'
 FRAME = """<div class="demo">
 <iframe src="../{name}/index.html" title="{title}" loading="lazy"></iframe>
@@ -135,6 +137,11 @@ def write_pages(root: Path, folder: Path, demos: Sequence[str] = ()) -> None:
             shutil.copy(root / name, folder / name)
     for file in [*folder.rglob("*.md"), *folder.rglob("*.ipynb")]:  # badges come from another host
         file.write_text(BADGE.sub("", file.read_text(encoding="utf-8")), encoding="utf-8")
+    if PAIR[0] in demos:
+        front = folder / "README.md"
+        link = f'<p><a href="{PAIR[0]}/index.html">Open this page</a>: it draws on your device.</p>'
+        text = PICTURED.sub(lambda found: f"{found[0]}\n\n{link}", front.read_text("utf-8"))
+        front.write_text(text, encoding="utf-8")
     for file in folder.rglob("*.ipynb"):
         notebook = json.loads(file.read_text(encoding="utf-8"))
         fold_first_cell(notebook)

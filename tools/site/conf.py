@@ -16,6 +16,7 @@ from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.util import logging
 
 import gapkd
+from tools.readme import address, is_published
 
 project = html_title = "gapkd"
 author = "the gapkd authors"
@@ -51,6 +52,8 @@ html_static_path = ["site.css", "site.js"]
 html_css_files, html_js_files = ["site.css"], ["site.js"]
 html_show_sphinx = html_show_copyright = False
 html_theme_options = {"show_toc_level": 2, "use_fullscreen_button": False, "navbar_persistent": []}
+if is_published():
+    html_theme_options |= {"repository_url": address(), "use_repository_button": True}
 
 
 def escaped(line: str) -> str:
