@@ -7,11 +7,13 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import time
 import unicodedata
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -282,6 +284,20 @@ def test_other_spellings_of_the_same_names_are_the_same_data(tmp_path):
         assert not change(names[1:])
 
 
+def test_pictures_that_were_away_may_come_back(tmp_path, photos):
+    train_gan(config(tmp_path / "run", data=str(photos), images=4))
+    began_with = (tmp_path / "run" / "data.json").read_text()
+    photos.rename(tmp_path / "all")
+    for images, names in ((8, range(6)), (12, range(3, 12)), (16, range(12))):
+        photos.mkdir()
+        for k in names:
+            shutil.copy(tmp_path / "all" / f"{k:02}.png", photos)
+        with nullcontext() if len(names) == 12 else pytest.warns(UserWarning, match="are gone"):
+            resume_run(tmp_path / "run", images=images, progress=False)
+        assert (tmp_path / "run" / "data.json").read_text() == began_with
+        shutil.rmtree(photos)
+
+
 def test_what_may_change_when_a_run_is_resumed(half):
     with pytest.raises(ValueError, match="a teacher run cannot be resumed with another lr: leave"):
         resume_run(half, lr=0.1)
@@ -483,6 +499,20 @@ def test_files_of_others_are_not_written_over(tmp_path, left, message, content):
     with pytest.raises(ValueError, match=message):
         train_gan(config(tmp_path / "below" / "run" if left == ["below"] else tmp_path))
     assert all((tmp_path / name).read_text() == content for name in left)
+
+
+@pytest.mark.parametrize("name", ["000000016 (1).pt", "000000016.damaged"])
+def test_a_run_whose_checkpoints_have_other_names_is_not_written_over(half, name):
+    for file in half.glob("*.safetensors"):
+        file.unlink()
+    (half / "checkpoints" / "000000012.pt").unlink()
+    newest(half).rename(half / "checkpoints" / name)
+    log = (half / "log.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=f"from .{re.escape(name)} is named otherwise: .* in ano"):
+        resume_run(half, images=32, progress=False)
+    with pytest.raises(ValueError, match="already holds a run"):
+        train_gan(config(half))
+    assert (half / "log.jsonl").read_bytes() == log
 
 
 def test_two_trainings_in_one_folder(tmp_path):

@@ -162,8 +162,10 @@ class RunFolder:
         if not config.resume:
             self._refuse_to_overwrite()
         elif not self.checkpoints():
-            raise ValueError(f"{self.path} holds no checkpoint to resume from: check out, or start "
-                             "without resume")
+            odd = "".join(f" ({shown(file.name)} is named otherwise: give it back its count of "
+                          "images, as in 000000064.pt)" for file in self._states()[:1])
+            raise ValueError(f"{self.path} holds no checkpoint to resume from{odd}: check out, or "
+                             "start without resume in another folder")
 
     def _prepare(self) -> Path:
         config = self.config
@@ -186,7 +188,7 @@ class RunFolder:
 
     def _refuse_to_overwrite(self) -> None:
         """Only the rest of a run that died before its first checkpoint may be written over."""
-        if self.checkpoints():
+        if self._states():
             raise ValueError(f"{self.path} already holds a run: go on with it (`gapkd resume "
                              f"{self.path}`, or resume=True), or choose another out")
         if any(self.path.glob("*.safetensors")):
@@ -218,6 +220,11 @@ class RunFolder:
     def checkpoints(self) -> list[Path]:
         """The files that hold a state of the run, oldest first."""
         return states_of(self.path)
+
+    def _states(self) -> list[Path]:
+        """The files that hold a state, or did under their old name: copies and damaged ones too."""
+        files = (self.path / "checkpoints").glob("*")
+        return sorted(file for file in files if file.suffix in (".pt", ".damaged"))
 
     def _compare_settings(self) -> None:
         self.before = read_about(self.path)
@@ -262,7 +269,8 @@ class RunFolder:
 
     def _change_of_data(self, before: str) -> str:
         """How the images differ from those of a digest; empty where they are only spelt in another
-        way, or where some were taken out, as broken ones are: the run goes on, and that is said."""
+        way, or where some were taken out, as broken ones are: the run goes on, that is said, and
+        the names that it began with are kept, so that they may come back."""
         try:
             names, ours = json.loads((self.path / "data.json").read_text()), self.names
             if not any(CLASS in name for name in names):  # begun when classes were not kept
@@ -285,6 +293,7 @@ class RunFolder:
             warnings.warn(f"{_counted(gone)} of the {len(old):,} images that the run began with "
                           "are gone: it goes on with the others, which come in another order from "
                           "now on", stacklevel=2)
+            self.names, self.inputs["data"] = names, before
         return ""
 
     def remember(self, name: str, find: Callable[[], dict]) -> dict:
