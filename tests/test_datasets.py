@@ -218,7 +218,7 @@ def test_every_format_of_pillow_is_taken_with_its_first_frame(tmp_path):
 
 
 def test_what_is_skipped_is_said_in_one_line(six, tmp_path):
-    for name in ("a.heic", "b.heic", "notes.txt", "Thumbs.db", "what is.this one", "README",
+    for name in ("a.heic", "b.heic", "notes.fits", "Thumbs.db", "what is.this one", "README",
                  "@eaDir/0.png/SYNOPHOTO_THUMB_M.png", ".thumbs/0.jpg", "#recycle/0.png",
                  "__MACOSX/00000/img0.png", "00000/._img0.png", "00000/.DS_Store"):
         (six / name).parent.mkdir(parents=True, exist_ok=True)
@@ -228,7 +228,7 @@ def test_what_is_skipped_is_said_in_one_line(six, tmp_path):
         assert open_dataset(six, 16).names == sorted(SIX)
     assert [str(notice.message) for notice in notices] == [
         "skipped 9 of 15 files in six (not readable images: 3 hidden, deleted or thumbnails, "
-        "2 .heic, 2 of other kinds, 1 .txt, 1 that are no files or lead to none)"]
+        "2 .heic, 2 of other kinds, 1 .fits, 1 that are no files or lead to none)"]
 
 
 @no_notice
@@ -418,6 +418,36 @@ def test_white_may_be_zero(tmp_path, bits, deflated):
     (tmp_path / "a.tif").write_bytes(tiff_of(values, bits, deflated=deflated, kind=0))
     expected = torch.arange(255, -1, -1).view(16, 16) / 127.5 - 1
     assert (load_image(tmp_path / "a.tif", 16) - expected).abs().max() < 1 / 250
+
+
+@no_notice
+def test_where_white_is_zero_the_largest_value_is_no_depth(tmp_path):
+    values = np.full((16, 16, 1), 10_000)
+    (tmp_path / "a.tif").write_bytes(tiff_of(values, kind=0))
+    image = load_image(tmp_path / "a.tif", 16)
+    assert (image - (1 - 10_000 / 65_535 * 2)).abs().max() < 1 / 250
+
+
+@pytest.mark.parametrize("named, white", [(4095, 4095), (65_535, 1023)])
+def test_a_tiff_may_name_its_largest_value(tmp_path, named, white):
+    values = np.full((16, 16), 803, np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.tif", tiffinfo={281: named})
+    with pytest.warns(UserWarning, match=f"so white is {white:,}"):
+        image = load_image(tmp_path / "a.tif", 16)
+    assert (image - (803 / white * 2 - 1)).abs().max() < 1 / 250
+
+
+@no_notice
+def test_a_palette_of_8_bits_is_not_black(tmp_path):
+    image = gradient().quantize(64)
+    image.save(tmp_path / "a.tif")
+    content, expected = (tmp_path / "a.tif").read_bytes(), load_image(tmp_path / "a.tif", 16)
+    with Image.open(tmp_path / "a.tif") as saved:
+        colours = saved.tag_v2[320]
+    deep, shallow = (struct.pack("<768H", *(c // by for c in colours)) for by in (1, 256))
+    assert deep in content
+    (tmp_path / "a.tif").write_bytes(content.replace(deep, shallow))
+    assert torch.equal(load_image(tmp_path / "a.tif", 16), expected)
 
 
 @no_notice
@@ -763,6 +793,19 @@ def test_a_zip_made_beside_its_pictures_is_read(tmp_path):
     assert dataset.names == names
 
 
+@no_notice
+def test_what_a_run_inside_the_pictures_drew_is_no_picture_of_them(tmp_path):
+    pictures = dict.fromkeys(("a.png", "grids/b.png", "run/grids/000000016.png"), gradient())
+    folder = folder_of(tmp_path / "set", pictures)
+    for name in ("log.jsonl", "settings.json"):
+        (folder / "run" / name).touch()
+    shutil.make_archive(str(folder), "zip", folder)
+    for path in (folder, tmp_path / "set.zip"):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "skipped 2 of 4 files")
+            assert open_dataset(path, 16).names == ["a.png", "grids/b.png"]
+
+
 def test_damaged_entries_are_named(six, tmp_path):
     for name in ("00000/img4.png", "00001/img3.png"):
         (six / name).write_bytes((six / name).read_bytes()[:50])
@@ -842,10 +885,12 @@ NAN = r"label of 00001/img3.png in .* no finite number .* mend it in dataset.jso
     *[(having(labels), WRONG) for labels in (5, "x", [["00000/img0.png"]], [[1, 2, 3]])],
     (having([{"file": name, "label": 1} for name in SIX]), WRONG),
     (having([[name, i] for i in (1, 2) for name in SIX]), "gives 00000/img0.png two dif.* labels"),
+    (having(dict.fromkeys(SIX, 1) | {"x": 2}).replace("x", min(SIX)), "gives 00000/img0.png two"),
+    (having([]).replace("}", ', "labels": []}'), WRONG),
     *[(having([[name, bad if "img3" in name else label] for name in SIX]),
        rf"label of 00001/img3.png in .* is {re.escape(json.dumps(bad))}, neither a whole")
-      for label, bad in ((1, None), (1, "3"), (1, 0.5), (1, math.nan), (1, 10**20), (1, [1, 0]),
-                         ([1, 0], [1]), ([1, 0], 1), ([1, 0], [1, "0"]))],
+      for label, bad in ((1, None), (1, "3"), (1, 0.5), (1, math.nan), (1, 10**20), (1, 1e20),
+                         (1, [1, 0]), ([1, 0], [1]), ([1, 0], 1), ([1, 0], [1, "0"]))],
     *[(having([[name, label] for name in SIX]),
        f"label of 00000/img0.png in .* is {re.escape(json.dumps(label))}, neither a whole")
       for label in (0.5, "smile", None, [[1]])],
@@ -881,6 +926,10 @@ def test_whole_labels_may_be_written_as_floats(six):
     (six / "dataset.json").write_text(having([[name, float(i % 3)] for i, name in enumerate(SIX)]))
     labels = open_dataset(six, 16).labels
     assert labels.dtype == torch.long and set(labels.tolist()) == {0, 1, 2}
+    (six / "dataset.json").write_text(having([[n, 20_230_101 + i] for i, n in enumerate(SIX)]))
+    days = open_dataset(six, 16).labels.tolist()
+    (six / "dataset.json").write_text((six / "dataset.json").read_text().replace("],", ".0],"))
+    assert open_dataset(six, 16).labels.tolist() == days and len({*days}) == 6
 
 
 def test_classes_that_are_too_many_or_mostly_empty(six):

@@ -373,10 +373,13 @@ class ImageFiles:
                       if spelt.get(same_name(name), label) != label]
             values = [by_name[name] if name in by_name else spelt[same_name(name)]
                       for name in self.names]
-            labels = torch.tensor(values)
-            whole = not labels.is_floating_point() or bool((labels == labels.floor()).all())
+            labels, whole = torch.tensor(values), True
+            if labels.is_floating_point():  # of 32 bits, which round whole numbers above 2**24
+                labels = torch.tensor(values, dtype=torch.float64)
+                whole = bool(((labels == labels.floor()) & (labels.abs() < 2**63)).all())
             if labels.ndim > 2 or (labels.ndim == 1 and not whole):
                 raise ValueError("a label is a whole number or a vector")
+            labels = labels.float() if labels.ndim == 2 else labels.long()
         except KeyError as error:
             raise ValueError(f"{listed} in {shown(self.path)} has no label for "
                              f"{shown(error.args[0])}: add it, or remove {listed} to train without "
@@ -399,12 +402,12 @@ class ImageFiles:
             raise ValueError(f"the label of {self._named(name)} holds what is no finite number "
                              f"(NaN?): mend it in {listed}, or remove {listed} to train without "
                              "labels")
-        return labels.float() if labels.ndim == 2 else labels.long()
+        return labels
 
     def _entries(self, file: str, there: set[str]) -> list[tuple[str, object]]:
         """Names and labels of a dataset.json, which speaks of the folder in which it lies."""
         with self._open(file) as content:
-            found = json.loads(content.read())
+            found = json.loads(content.read(), object_pairs_hook=_with_repeats)
         if found and "labels" not in found:
             raise TypeError("its entries are elsewhere")
         entries = found.get("labels") or []
@@ -413,6 +416,12 @@ class ImageFiles:
             raise TypeError("each entry is a pair")  # of two characters or fields there are others
         folder = file[:-len(LABELS)]
         return [(_place_of(name, folder, there), label) for name, label in pairs]
+
+
+def _with_repeats(pairs: list[tuple[str, object]]) -> dict | list:
+    """An object of a JSON file; where a name comes twice, its pairs as they are."""
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else pairs
 
 
 def _place_of(name: str, folder: str, there: set[str]) -> str:
@@ -500,7 +509,10 @@ class ImageZip(ImageFiles):
         self._by_name = {_name_of(entry): entry for entry in entries}
         replaced = len(entries) - len(self._by_name)
         self._left_out["replaced by later ones of their name"] += replaced
-        return [*self._by_name]
+        runs = [name[:-len("log.jsonl")] for name in self._by_name
+                if f"/{name}".endswith("/log.jsonl")]
+        drawn = tuple(f"{run}grids/" for run in runs if f"{run}settings.json" in self._by_name)
+        return [name for name in self._by_name if not name.startswith(drawn)]
 
     def _open(self, name: str) -> BinaryIO:
         entry = self._by_name[name]

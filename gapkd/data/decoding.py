@@ -23,8 +23,9 @@ import numpy as np
 import PIL
 from PIL import ExifTags, Image
 
-UNFIT = {"EPS", "WMF", "IPTC", "MPEG", "BUFR", "GRIB", "HDF5"}
-"""EPS calls Ghostscript, WMF draws with Windows, IPTC may hold either; the others are stubs."""
+UNFIT = {"EPS", "WMF", "IPTC", "FITS", "MPEG", "BUFR", "GRIB", "HDF5"}
+"""EPS calls Ghostscript, WMF draws with Windows, IPTC may hold either; of FITS Pillow reads neither
+signs nor scales; the others are stubs."""
 SIGNED = ("PNG", "JPEG", "WEBP", "GIF", "AVIF")
 """Formats that are believed without a suffix: their first bytes leave no doubt."""
 PUT_AWAY = {"__macosx", "@eadir", "@__thumb", "@recycle", "#recycle", "$recycle.bin", "#snapshot",
@@ -146,17 +147,22 @@ def stated_depth(image: Image.Image) -> int | None:
     """Bits of a value as the file has them; None where it says no more than how they are stored:
     whatever is deeper than a byte and shallower than 16 bits is stored in 16, or in 32."""
     if image.mode.startswith("I"):
-        stored = getattr(image, "tag_v2", {}).get(258, (16,))[0]  # BitsPerSample of a TIFF
+        tags = getattr(image, "tag_v2", {})
+        stored = tags.get(258, (16,))[0]  # BitsPerSample of a TIFF
         known = stored < 16 or image.format == "PPM"  # whose values Pillow brings to 16 bits
-        return min(stored, 16) if known else None
+        darkest = stored == 16 and tags.get(262) == 0  # white is zero, and the largest value black
+        return min(stored, 16) if known or darkest else None
     return None if _deep_colour(image) else 8
 
 
 def needed_depth(image: Image.Image) -> int:
-    """The least of `DEPTHS` that holds all values of an image whose depth is not stated."""
+    """The least of `DEPTHS` that holds all values of an image whose depth is not stated, and the
+    largest one that a TIFF may name."""
     deep_colour, values = _deep_colour(image), np.asarray(image)
     colours = 4 if image.mode == "CMYK" else 3
     largest = int(values[..., :colours].max()) * 256 + 255 if deep_colour else values.max()
+    named = getattr(image, "tag_v2", {}).get(281, ())  # MaxSampleValue; 65,535 says nothing
+    largest = max(largest, *(n for n in named if isinstance(n, int) and n < 65535), 0)
     return next((bits for bits in DEPTHS if largest < 2**bits), DEPTHS[-1])
 
 
@@ -177,6 +183,8 @@ def to_8_bits(image: Image.Image, depth: int) -> Image.Image:
     elif tags.get(339, (1,))[0] == 2:  # signed, which Pillow does not mind
         values = np.asarray(image).view(np.int8)
     else:
+        if image.mode == "P" and max(tags.get(320, (256,))) < 256:  # colours of 8 bits, not 16
+            image.putpalette(bytes(tags[320]), "RGB;L")
         if hidden is not None and (levels := SHALLOW.get(_raw_mode(image))):
             image.info["transparency"] = hidden % levels * 255 // (levels - 1)
         return image
@@ -231,7 +239,7 @@ def _told(tile: tuple, raw: str) -> tuple:
 
 
 SPARE = 2**31  # bytes of a disk that are left to others
-DECODING = f"4, Pillow {PIL.__version__}"  # another number where other pixels come of a file
+DECODING = f"5, Pillow {PIL.__version__}"  # another number where other pixels come of a file
 
 
 class SmallCopies:
