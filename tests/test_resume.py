@@ -17,8 +17,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import config, distill_config, newest
 
 from gapkd.cli import main
@@ -296,6 +298,23 @@ def test_pictures_that_were_away_may_come_back(tmp_path, photos):
             resume_run(tmp_path / "run", images=images, progress=False)
         assert (tmp_path / "run" / "data.json").read_text() == began_with
         shutil.rmtree(photos)
+
+
+@pytest.mark.filterwarnings("ignore:.* of the .* images")
+def test_a_run_keeps_the_depth_of_its_pictures(tmp_path):
+    """What the largest value of all tells is another thing without the brightest."""
+    pictures, run = tmp_path / "photos", tmp_path / "run"
+    pictures.mkdir()
+    for i, largest in enumerate((60_000, 3000, 200)):
+        Image.fromarray(np.full((8, 8), largest, np.uint16)).save(pictures / f"{i}.png")
+    train_gan(config(run, data=str(pictures), images=4))
+    (pictures / "2.png").unlink()
+    resume_run(run, images=8, progress=False)
+    (pictures / "0.png").rename(tmp_path / "0.png")
+    with pytest.raises(ValueError, match="needs 12 bits by now and needed 16 .*: bring"):
+        resume_run(run, images=12, progress=False)
+    (tmp_path / "0.png").rename(pictures / "0.png")
+    resume_run(run, images=12, progress=False)
 
 
 def test_what_may_change_when_a_run_is_resumed(half):
@@ -711,6 +730,18 @@ def test_a_run_of_another_version_is_said_to_be_one(half):
     (half / "settings.json").write_text(json.dumps(about))
     with pytest.raises(ValueError, match="another version of gapkd started it .*path_batch_shrink"):
         resume_run(half)
+
+
+@pytest.mark.parametrize("change, said", [
+    (lambda found: found["G"].update(kind="x"), "'x'"), (lambda found: found.pop("D"), "'D'"),
+    (lambda found: found["D"]["architecture"].update(new=1), "argument 'new'"),
+    (lambda found: found.update(G=None), "must be a mapping")])
+def test_networks_that_nobody_knows_are_another_versions(half, change, said):
+    networks = json.loads((half / "settings.json").read_text())["networks"]
+    change(networks)
+    about(half, networks=networks)
+    with pytest.raises(ValueError, match=f"networks cannot be made .*{said}.*; another version"):
+        resume_run(half, images=32, progress=False)
 
 
 def test_other_files_among_the_checkpoints_are_left_alone(half):

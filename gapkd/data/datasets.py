@@ -131,6 +131,7 @@ class ImageFiles:
             names[i].
         labels: from a dataset.json in StyleGAN's format: int64 (size,), float32 (size, c_dim) or
             None.
+        depth: bits of a value of the images that do not state them; 0 where all do.
     Raises ValueError for no image, a broken, huge or too small image, an unusable dataset.json.
 
     A kind of files has a `_list` of all names (what cannot be a file is counted in `_left_out`), a
@@ -169,7 +170,7 @@ class ImageFiles:
                 self._warn(f"of {self._longer:,} of the {self.size:,} files", "with several pages "
                            "or frames only the first one is used: save the others as files of "
                            "their own if they are wanted")
-        self._depth = self._find_depth(
+        self.depth = self._find_depth(
             [name for name, depth in zip(self.names, depths, strict=True) if depth is None])
         if self._cached and sum(width * height for width, height in sizes) <= AT_ONCE_PIXELS:
             self.check()
@@ -289,7 +290,7 @@ class ImageFiles:
         if self._fits[i] or not self._copies:
             return self._decoded(i)
         try:
-            decisive = self.resolution, self._depth, self._identity(self.names[i])
+            decisive = self.resolution, self.depth, self._identity(self.names[i])
         except OSError:  # the file is gone, which is said where it is read
             return self._decoded(i)
         square = self._copies.get(*decisive)
@@ -312,14 +313,14 @@ class ImageFiles:
     def _decode(self, image: Image.Image) -> Image.Image:
         # A JPEG can be decoded at a half, a quarter or an eighth; twice R is left to the filter.
         image.draft(None, (2 * self.resolution, 2 * self.resolution))
-        picture = to_8_bits(image, stated_depth(image) or self._depth)
+        picture = to_8_bits(image, stated_depth(image) or self.depth)
         picture.load()
         picture, turn = to_rgb(picture), turn_of(image)
         return picture if turn is None else picture.transpose(turn)
 
     def _find_depth(self, names: list[str]) -> int:
-        """Bits of a value of images that do not state them: what the largest value of all needs.
-        Where that is all 16, some of the others tell whether they are as deep."""
+        """Bits of a value of images that do not state them: what the largest value of all needs;
+        0 for none. Where that is all 16, some of the others tell whether they are as deep."""
         needed = {}
         for name in names:
             needed[name] = self._read(name, needed_depth)
@@ -329,7 +330,7 @@ class ImageFiles:
         for name in rest[::len(rest) // NAMED + 1]:
             with suppress(ValueError):  # a damaged one is named with all others
                 needed[name] = self._read(name, needed_depth)
-        depth = max(needed.values(), default=DEPTHS[0])
+        depth = max(needed.values(), default=0)
         if names and depth < DEPTHS[-1]:
             self._warn(f"{len(names):,} of the {self.size:,} images", "store more than 8 bits a "
                        "value and do not say how many count: their largest value needs "

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gapkd import parallel
 from gapkd.data.datasets import (
@@ -133,8 +133,8 @@ def train_gan(config: TrainConfig, probe: Probe | None = None) -> RunResult:
 def first_networks(config: TrainConfig) -> tuple[TrainConfig, StyleGenerator, Discriminator]:
     """Both networks before the first step, and the settings with what was taken over from the run
     that they start from."""
-    if known := _known_networks(config):
-        G, D = build(**known["G"]), build(**known["D"])  # their weights follow
+    if known := _known_networks(config, "G", "D"):
+        G, D = known
         taken = start.settings_of(G) if config.start_from else {}
         return replace(config, **taken), G, D
     if config.start_from:
@@ -150,12 +150,18 @@ def fresh_networks(config: TrainConfig, c_dim: int = 0) -> tuple[StyleGenerator,
     return G, D
 
 
-def _known_networks(config: RunConfig) -> dict:
-    """Kind and architecture of the networks of a run that is resumed; {} for any other."""
+def _known_networks(config: RunConfig, *names: str) -> list[nn.Module]:
+    """Networks of a run that is resumed, whose weights follow; none for any other. Raises
+    ValueError where settings.json describes them in a way that is not known."""
     if not config.resume:
-        return {}
+        return []
     known = parallel.from_first(lambda: read_about(config.out).get("networks"))
-    return known if isinstance(known, dict) else {}
+    try:
+        return [build(**known[name]) for name in names] if known is not None else []
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"cannot resume {config.out}: its networks cannot be made ({error!r:.200})"
+                         "; another version of gapkd started it, or settings.json was edited: go "
+                         "on with that version, or start anew in another folder") from error
 
 
 def fresh_generator(config: TrainConfig, c_dim: int = 0) -> StyleGenerator:
@@ -256,8 +262,8 @@ def first_student(config: DistillConfig, teacher: StyleGenerator,
 
 def first_discriminator(config: DistillConfig, teacher: StyleGenerator) -> Discriminator:
     """A fresh discriminator, or the one that the settings name; a resumed run asks no more."""
-    if known := _known_networks(config):
-        return build(**known["D"])
+    if known := _known_networks(config, "D"):
+        return known[0]
     if not config.discriminator:
         return start.fresh_discriminator(config, teacher)
     D = load_discriminator(config.discriminator).requires_grad_(True)
@@ -359,6 +365,13 @@ class Loop:
         self.networks = folder.remember("networks", lambda: {
             name: {"kind": network.kind, "architecture": network.architecture()}
             for name, network in (("G", trainer.G), ("D", trainer.D))})
+        depth = getattr(trainer.dataset, "depth", 0)
+        began = depth and parallel.from_first(lambda: folder.remember("depth", lambda: depth))
+        if began != depth:
+            raise ValueError(f"cannot resume {folder.path}: the largest value of its images needs "
+                             f"{depth} bits by now and needed {began} when the run began, so that "
+                             "all would look brighter or darker: bring the brightest ones back, or "
+                             "start anew in another folder")
         self.log: list[dict] = []
         self.pending: dict = {}  # losses of a checkpoint that had not reached the log
         spent = trainer.seconds
