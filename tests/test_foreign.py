@@ -29,6 +29,7 @@ from gapkd.files.checkpoints import (
     read_metadata,
 )
 from gapkd.files.foreign import ForeignError, largest_activation, to_rosinality
+from gapkd.networks.filtered_lrelu import low_pass
 from gapkd.networks.stylegan2 import Discriminator, Generator
 from gapkd.networks.stylegan3 import AliasFreeGenerator
 
@@ -453,6 +454,40 @@ def test_an_average_of_parameters_alone_borrows_the_rest(write, layout):
     with pytest.warns(UserWarning, match="3 noise maps are missing: without noise=.random. it"):
         silent = load_generator(write(torch_bytes({"g": other, "g_ema": bare})))
     assert torch.equal(silent(z), silent(z, noise="none"))
+
+
+def test_an_averaged_student_borrows_from_its_raw_weights_not_from_its_teacher(write):
+    G, T = (perturb(Generator(8, 4, 4, 4, mapping_layers=1)).eval() for _ in range(2))
+    state, z = named_like_nvidia(G), torch.randn(2, 4)
+    bare = without("noise_const", "_avg", "filter")(state)
+    raw = {name: value + 0.01 if name in bare else value for name, value in state.items()}
+    content = {"teacher": named_like_nvidia(T), "student": raw, "student_ema": bare}
+    with pytest.warns(UserWarning, match="mean of w that it lacks are those of 'student'"):
+        loaded = load_generator(write(torch_bytes(content)))
+    assert torch.equal(loaded(z, truncation=0.5), G(z, truncation=0.5))
+
+
+@pytest.mark.parametrize("radial", [True, False])
+def test_a_stylegan3s_average_borrows_its_fourier_features(write, radial):
+    G = perturb(AliasFreeGenerator(16, 4, 4, [4, 4, 4], mapping_layers=1, radial=radial)).eval()
+    data, z = named_like_nvidia(G), torch.randn(2, 4)
+    for n, layer in enumerate(G.synthesis.layers):
+        path = next(name for name in data if f".L{n}_" in name).rpartition(".")[0].split(".aff")[0]
+        data[f"{path}.down_filter"] = low_pass(*layer.down_design)
+    bare = {name: value for name, value in data.items() if name.endswith(("weight", "bias"))}
+    raw = {name: value + 1 if name in bare else value for name, value in data.items()}
+    with pytest.warns(UserWarning, match="'g_ema', the averaged .*, Fourier features or mean of w"):
+        loaded = load_generator(write(torch_bytes({"g": raw, "g_ema": bare})))
+    assert torch.equal(loaded(z, truncation=0.5), G(z, truncation=0.5))
+    refused(write(torch_bytes(bare)), "parameters of a StyleGAN3 alone, and lost are its Fourier")
+
+
+def test_filters_of_other_parts_of_a_file_do_not_matter(write, stylekd):
+    G, odd = Generator(8, 4, 4, 4, mapping_layers=1), torch.ones(11, 11)
+    for state, other in ((named_like_nvidia(G), "augment.resample_filter"),
+                         (under("student.state.", stylekd), "ssim.kernel"),
+                         (under("student.state.", stylekd), "D.convs.1.conv2.0.kernel")):
+        assert load_generator(write(torch_bytes(state | {other: odd}))).resolution
 
 
 def test_averaged_weights_that_are_no_network_are_not_passed_over_in_silence(write, stylekd):

@@ -46,8 +46,9 @@ LONGEST = 300  # characters of a tensor's name
 DEFAULTS = {"w_avg": 0.0, "noise_const": 0.0, "noise_strength": 0.0}
 """What may be missing, and is then as if it were not there."""
 FIXED = "filter", "kernel", "noise_const"  # what no training changes
-KEPT = re.compile(r"(^|\.)(noise_const|noise_\d+|w_avg|latent_avg)$")
-"""What an average of parameters alone lacks: noise maps, and the mean of w."""
+KEPT = re.compile(r"(^|\.)(noise_const|noise_\d+|w_avg|latent_avg|magnitude_ema|freqs|phases|"
+                  r"transform|down_filter)$")
+"""What an average of parameters alone lacks: noise maps, the mean of w, and StyleGAN3's buffers."""
 OUR_NAMES = re.compile(r"synthesis\.(blocks\.\d+\.conv1|layers\.\d+)\.")
 LIMITS = MOST | {"c_dim": MOST_CLASSES, "mbstd_group": 2**10, "critical": 1000,
                  "output_scale": 1000}
@@ -159,7 +160,8 @@ def find_network(content: object, role: str | None) -> Found:
         raise wrong[0]
     notes = [found.note]
     if lender:
-        notes.append(f"the noise maps or mean of w that it lacks are those of {_shown(lender)}")
+        notes.append("the noise maps, Fourier features or mean of w that it lacks are those of "
+                     f"{_shown(lender)}")
     if not wrong and (unread := _averaged_beside(content, best, own)):
         notes.append(f"the averaged weights in {_shown(unread)} are not read, since they do not "
                      "bear a network's names: copy them into it by the code that averaged them, "
@@ -186,15 +188,30 @@ def _parameters(modules: Modules) -> dict[str, tuple]:
 
 def _complete(own: Modules, places: Iterable[Place]) -> str:
     """Give a network the noise maps and mean of w that it lacks and one of its parameters' names
-    and shapes has; returns the path of that one, "" for none."""
+    and shapes has, of several the one whose parameters are nearest: a student's average is not its
+    teacher's. Returns the path of that one, "" for none."""
+    lenders = []
     for place in places:
         other = place.modules.under(place.prefix)
         lent = {name: value for name, value in other.state.items()
                 if name not in own.state and KEPT.search(name)}
         if lent and _parameters(own) == _parameters(other):
-            own.state |= lent
-            return place.path
-    return ""
+            lenders.append((_distance(own, other), place.path, lent))
+    _, path, lent = min(lenders, key=lambda lender: lender[0], default=(0, "", {}))
+    own.state |= lent
+    return path
+
+
+def _distance(own: Modules, other: Modules) -> float:
+    """Of two networks of the same parameters: the sum of the squared differences of the first 1000
+    numbers of each tensor, which takes no memory whatever size it claims."""
+    total = 0.0
+    for name in _parameters(own):
+        pair = own.state[name], other.state[name]
+        if all(t.is_contiguous() and t.is_floating_point() for t in pair):
+            a, b = (t.view(-1)[:1000].double() for t in pair)
+            total += (a - b).square().sum().item()
+    return total
 
 
 def _averaged_beside(content: object, taken: Place, own: Modules) -> str:
@@ -337,13 +354,6 @@ def _collect(kind: str, architecture: dict, theirs: State, rules: Rules, source:
         network = outline(kind, architecture)
     except ValueError as error:
         raise ForeignError(f"its sizes make no network: {error}") from error
-    for name, value in theirs.items():
-        # Where rosinality's upsample, their sum is that of the four pixels that one becomes.
-        gain = 4.0 if name.endswith("kernel") and kind.endswith("generator") else 1.0
-        if name.endswith(("resample_filter", "kernel")) and not _is_low_pass(value, gain):
-            coarse = isinstance(value, Tensor) and value.dtype.itemsize == 1
-            fault = "too coarse: save it with float32 weights" if coarse else "has another gain"
-            raise ForeignError(f"{_named(name)} is another filter than [1, 3, 3, 1], or {fault}")
     taken, storages, used, lost = {}, {}, set(), 0
     for name, wanted in network.state_dict().items():
         their_name, default = _renamed(name, rules), DEFAULTS.get(name.rsplit(".", 1)[-1])
@@ -359,9 +369,17 @@ def _collect(kind: str, architecture: dict, theirs: State, rules: Rules, source:
         taken[name] = tensor, wanted.shape
         storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
     parts = {name.partition(".")[0] for name in used}
-    for name in sorted(theirs.keys() - used):
-        if name.partition(".")[0] in parts and not name.endswith(FIXED):
+    for name, value in sorted(theirs.items()):
+        if name.partition(".")[0] not in parts:  # another network's, or the augmentation's
+            continue
+        if name not in used and not name.endswith(FIXED):
             raise ForeignError(f"it holds {_named(name)}, which the published versions do not have")
+        # Where rosinality's upsample, their sum is that of the four pixels that one becomes.
+        gain = 4.0 if name.endswith("kernel") and kind.endswith("generator") else 1.0
+        if name.endswith(("resample_filter", "kernel")) and not _is_low_pass(value, gain):
+            coarse = isinstance(value, Tensor) and value.dtype.itemsize == 1
+            fault = "too coarse: save it with float32 weights" if coarse else "has another gain"
+            raise ForeignError(f"{_named(name)} is another filter than [1, 3, 3, 1], or {fault}")
     if sum(tensor.numel() for tensor, _ in taken.values()) > sum(storages.values()):
         raise ForeignError("it shows the same numbers in many tensors, which would take far more "
                            "memory than it")
@@ -617,6 +635,10 @@ def nvidia_alias_free(modules: Modules) -> Found:
     for path in modules.attributes:
         if match := re.fullmatch(r"synthesis\.L(\d{1,3})_(\d{1,5})_(\d{1,5})", path):
             layers[int(match[1])] = path, int(match[2]), int(match[3])
+    if not state.keys() & {"synthesis.input.freqs", "synthesis.input.transform"} and layers:
+        raise ForeignError("it holds the parameters of a StyleGAN3 alone, and lost are its Fourier "
+                           "features (synthesis.input.freqs and phases), from which it draws: save "
+                           "its whole state_dict()")
     if not 3 <= len(layers) <= 64 or sorted(layers) != list(range(len(layers))):
         raise ForeignError(f"it holds the layers {sorted(layers)[:12]} of a StyleGAN3 generator, "
                            "not 0, 1, ...")
