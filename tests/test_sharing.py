@@ -23,6 +23,7 @@ from official_files import named_like_nvidia, nvidia_pickle, torch_bytes
 from PIL import Image
 from recorded import under
 from safetensors import safe_open
+from safetensors.torch import save_file
 from tiny import distill_config, equal
 
 import gapkd
@@ -337,6 +338,15 @@ def test_a_repository_as_teacher_is_the_base_model(tmp_path, monkeypatch):
     data, text = card(save_pretrained(result.generator, tmp_path / "net", provenance))
     assert data["base_model"] == "some/where" and "distilled from" in text
     assert "the generator `hf://some/where`" in text
+
+
+def test_another_repositorys_network_is_told_of_alike_in_both_formats(tmp_path):
+    state = {name: value.contiguous() for name, value in named_like_nvidia(stylegan2()).items()}
+    save_file(state, tmp_path / "net.safetensors")
+    (tmp_path / "net.pt").write_bytes(torch_bytes(state))
+    for file in (tmp_path / "net.safetensors", tmp_path / "net.pt"):
+        found = {"source": "NVIDIA's StyleGAN2", "file": file.name, "sha256": checksum(file)}
+        assert provenance_of(file) == {"converted_from": found}
 
 
 @network

@@ -25,6 +25,7 @@ import pytest
 import torch
 from official_files import named_like_nvidia, nvidia_pickle
 from PIL import Image
+from safetensors.torch import save_file
 from tiny import config, distill_config, equal, newest, perturb
 
 from gapkd import parallel, progress
@@ -58,9 +59,11 @@ from gapkd.training.lessons import Lessons
 from gapkd.training.loop import distill, fresh_generator, train_gan
 from gapkd.training.start import (
     check_student,
+    networks_of_start,
     say_if_never_adversarial,
     say_if_nothing_varies,
     say_if_other_data,
+    start_files,
 )
 from gapkd.training.trainer import PATH_EVERY, R1_EVERY, Trainer, TrainingDiverged
 
@@ -541,6 +544,22 @@ def test_a_run_starts_from_both_networks_of_another_repository(tmp_path, elsewhe
     file.unlink()  # is not asked for again
     again = loop.resume_run(run.folder, images=6, progress=False)
     assert again.log[-1]["images"] == 6 and again.generator.channels == [(7, 7), (3, 3)]
+
+
+def test_a_run_starts_from_another_repositorys_safetensors(tmp_path, elsewhere):
+    """Whose discriminator stands in the same file, or in one of that name in its folder."""
+    both = {"G_ema.": elsewhere[0], "D.": elsewhere[1]}
+    state = {prefix + name: value.contiguous() for prefix, network in both.items()
+             for name, value in named_like_nvidia(network).items()}
+    save_file(state, tmp_path / "model.safetensors")
+    elsewhere[2].unlink()
+    (tmp_path / "config.json").write_text("{}")
+    for start in (tmp_path / "model.safetensors", tmp_path):
+        with pytest.warns(UserWarning, match="8 px networks, which keep their own widths"):
+            _, G, D = networks_of_start(TrainConfig(start_from=str(start)))
+        assert equal(G, elsewhere[0]) and equal(D, elsewhere[1])
+    own = save_network(Discriminator(8, [3, 3]), tmp_path / "discriminator.safetensors")
+    assert start_files(str(tmp_path)) == (tmp_path / "model.safetensors", own)
 
 
 def test_files_that_no_run_can_start_from(tmp_path, elsewhere):

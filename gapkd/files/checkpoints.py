@@ -181,7 +181,7 @@ def _shared_weights(folder: Path) -> Path:
     weights, config = folder / WEIGHTS, folder / CONFIG
     if not weights.is_file():
         return _only_network(folder)
-    found = _own_metadata(weights)
+    found = own_metadata(weights)
     if found is None or not config.is_file():
         return weights
     mend = f"fetch the folder again, or remove {CONFIG} if the weights are the right ones"
@@ -233,7 +233,7 @@ def _is_later(state: Path, network: Path) -> bool:
     """Whether a checkpoint came after a network of its run: by the images that both have seen,
     since a copy's files are all of one age; by their age where that is not known."""
     with suppress(CheckpointError, TypeError, KeyError, ValueError):
-        return int(state.stem) > int(_own_metadata(network)["provenance"]["images"])
+        return int(state.stem) > int(own_metadata(network)["provenance"]["images"])
     return state.stat().st_mtime > network.stat().st_mtime
 
 
@@ -283,7 +283,7 @@ def sha256(path: str | Path) -> str:
 
 
 def recognise(path: Path) -> str:
-    """"safetensors" (ours) or "pickle" (NVIDIA's, or by torch.save), by a file's first bytes.
+    """"safetensors" or "pickle" (NVIDIA's, or by torch.save), by a file's first bytes.
 
     Raises CheckpointError that says what it is instead.
     """
@@ -357,12 +357,12 @@ def read_metadata(path: str | Path) -> dict:
     """{"kind", "architecture", "provenance"} of a network's file; of a foreign one, of its
     generator if it has one."""
     file = find_checkpoint(path)
-    return _own_metadata(file) or _read_foreign(file)[0]
+    return own_metadata(file) or _read_foreign(file)[0]
 
 
 def _load(path: str | Path, role: str, **hub: object) -> nn.Module:
     path = find_checkpoint(path, role, **hub)
-    name, metadata = _title(path), _own_metadata(path)
+    name, metadata = _title(path), own_metadata(path)
     if metadata:
         tensors = _open(path, weights=True)[1]
     else:
@@ -400,7 +400,7 @@ def _misfit(name: str, error: Exception) -> CheckpointError:
                            f"({lines[-1].strip()[:200]}): the file is damaged or was edited")
 
 
-def _own_metadata(path: Path) -> dict | None:
+def own_metadata(path: Path) -> dict | None:
     """What a file of our own says of its network; None: it does not claim to be one."""
     raw = _open(path)[0] if recognise(path) == "safetensors" else {}
     if "gapkd" not in raw:

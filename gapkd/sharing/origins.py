@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 
-from gapkd.files.checkpoints import WEIGHTS, find_checkpoint, read_metadata, recognise, sha256
+from gapkd.files.checkpoints import WEIGHTS, find_checkpoint, own_metadata, read_metadata, sha256
 from gapkd.files.download import is_address
 from gapkd.files.storage import data_folder
 from gapkd.settings import FILES, DistillConfig, TrainConfig, command_line, shareable
@@ -25,7 +25,7 @@ def provenance_of(path: str | Path) -> dict:
     repository's file, its name and checksum."""
     file = find_checkpoint(path)
     found, digest = as_dict(read_metadata(file)["provenance"]), sha256(file)
-    if recognise(file) != "safetensors":
+    if own_metadata(file) is None:
         return {"converted_from": found | {"file": named(str(path)), "sha256": digest}}
     sums = data_folder() / "SHA256SUMS"
     if sums.is_file() and digest in sums.read_text().split():  # embedded: see data/README.md

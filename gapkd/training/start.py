@@ -19,8 +19,8 @@ from gapkd.files.checkpoints import (
     find_checkpoint,
     load_discriminator,
     load_generator,
+    own_metadata,
     read_metadata,
-    recognise,
 )
 from gapkd.files.download import is_address
 from gapkd.metrics.attributes import AttributeNetwork
@@ -36,8 +36,8 @@ from gapkd.training.trainer import check_network
 
 def start_files(start: str) -> tuple[Path, Path]:
     """Generator's and discriminator's file: of a run's folder, finished or stopped, or of an
-    embedded teacher; of a file that holds both (another repository's, or a checkpoint), twice
-    that."""
+    embedded teacher; of a file that may hold both (another repository's, or a checkpoint), twice
+    that, or what is called discriminator.safetensors in its folder."""
     place = Path(start)
     if not (place.exists() or is_address(start)):
         if place.name != start:
@@ -45,12 +45,13 @@ def start_files(start: str) -> tuple[Path, Path]:
                              "an embedded teacher")
         return find_checkpoint(start), find_checkpoint(f"{start}_discriminator")
     file = find_checkpoint(start)
-    if recognise(file) != "safetensors":
-        return file, file
+    beside = file.with_name("discriminator.safetensors")
+    if own_metadata(file) is None:
+        return file, beside if place.is_dir() and beside.is_file() else file
     if not place.is_dir():
         raise ValueError(f"start_from={start} is a file of one network: name the run's folder, "
                          "which holds both")
-    return file, file.with_name("discriminator.safetensors")
+    return file, beside
 
 
 def networks_of_start(config: TrainConfig
