@@ -421,6 +421,10 @@ def test_of_several_the_averaged_one_is_taken_and_it_is_said(write, stylekd):
         with pytest.warns(UserWarning, match=f"net.pkl: it holds 2 .* '{path}', the averaged one"):
             G = load_generator(write(torch_bytes(content)))
         assert torch.equal(G.synthesis.const, state["input.input"])
+    content = {"g": other, "g_ema_0.9": state, "g_ema_0.999": {**other}}
+    with pytest.warns(UserWarning, match="'g_ema_0.9', the first of those that are called averag"):
+        assert torch.equal(load_generator(write(torch_bytes(content))).synthesis.const,
+                           state["input.input"])
     with pytest.warns(UserWarning, match="'first', the first, since none alone is called averaged"):
         G = load_generator(write(torch_bytes({"first": other, "second": state})))
     assert torch.equal(G.synthesis.const, other["input.input"])
@@ -511,6 +515,21 @@ def test_a_mean_of_w_is_found_beside_and_above_a_network(write, stylekd):
     for name in ("net.decoder.latent_avg", "net.latent_avg", "latent_avg"):
         content = {"state_dict": prefixed("net.decoder.")(state) | {name: mean.repeat(6, 1)}}
         assert torch.equal(load_generator(write(torch_bytes(content))).mapping.w_avg, mean)
+
+
+def test_a_latent_avg_is_the_mean_of_w_of_nvidias_names_too(write):
+    for G in (Generator(8, 4, 4, 4, mapping_layers=1),
+              AliasFreeGenerator(16, 4, 4, [4, 4, 4], mapping_layers=1)):
+        own, mean = named_like_nvidia(perturb(G)), torch.arange(4.0)
+        bare = without("w_avg")(own)
+        for rows in (mean, mean.repeat(6, 1)):
+            file = write(torch_bytes({"g": prefixed("decoder.")(bare), "latent_avg": rows}))
+            assert torch.equal(load_generator(file).mapping.w_avg, mean)
+        file = write(torch_bytes({"g": own, "latent_avg": mean}))  # it has its own
+        assert torch.equal(load_generator(file).mapping.w_avg, G.mapping.w_avg)
+        for odd in (torch.ones(()), torch.ones(3)):
+            with pytest.warns(UserWarning, match="latent_avg, of shape .* is no mean of w: the"):
+                load_generator(write(torch_bytes({"g": bare, "latent_avg": odd})))
 
 
 def test_a_whole_network_beside_an_averaged_one_that_is_not(write, stylekd):

@@ -168,6 +168,8 @@ def find_network(content: object, role: str | None) -> Found:
                      "and save that")
     if len(chosen) > 1:
         which = "the averaged one"
+        if sum(not rank(place) for place in chosen) > 1:
+            which = "the first of those that are called averaged"
         if rank(best):
             which = "the first, since none alone is called averaged"
         if wrong:
@@ -625,7 +627,7 @@ def nvidia_generator(modules: Modules) -> Found:
     for path in ("", "mapping", "synthesis"):
         modules.agree(path, img_resolution=sizes[-1], num_ws=2 * len(sizes))
     found = _collect("stylegan2-generator", architecture, state, NVIDIA, "NVIDIA's StyleGAN2")
-    return _with_mean_w(found, state, "mapping.w_avg")
+    return found if "mapping.w_avg" in state else _with_mean_w(found, state.get("latent_avg"))
 
 
 def nvidia_alias_free(modules: Modules) -> Found:
@@ -677,7 +679,7 @@ def nvidia_alias_free(modules: Modules) -> Found:
                                            and torch.allclose(theirs.double(), ours, atol=1e-4)):
                 raise ForeignError(f"layer {n} of its synthesis network has other filters than the "
                                    f"published configurations ({name})")
-    return _with_mean_w(found, state, "mapping.w_avg")
+    return found if "mapping.w_avg" in state else _with_mean_w(found, state.get("latent_avg"))
 
 
 def nvidia_discriminator(modules: Modules) -> Found:
@@ -721,37 +723,37 @@ def rosinality_generator(modules: Modules) -> Found:
     weights = [_need(state, f"{layer}.conv.weight", 5) for layer in layers]  # (1, O, I, k, k)
     for layer in layers:
         _need(state, f"{layer}.noise.weight")
-    sizes, note = _mapping_sizes(state, "style.", 1), ""
-    if (mean := state.get("latent_avg")) is not None:
-        state = {name: value for name, value in state.items() if name != "latent_avg"}
-        w_dim, what = sizes["w_dim"], "which is no tensor,"
-        if isinstance(mean, Tensor):
-            what = f"of shape {tuple(mean.shape)},"
-            rows = mean.reshape(-1, w_dim if mean.shape[-1:] == (w_dim,) else max(mean.numel(), 1))
-            few = 0 < mean.numel() <= w_dim * LIMITS["mapping_layers"]
-            if few and rows.shape[1] == w_dim and (rows == rows[:1]).all():
-                state["latent_avg"] = rows[:1]  # often there is a row for each layer, all the same
-        if "latent_avg" not in state:
-            note = f"its latent_avg, {what} is no mean of w: the mean of 10,000 w takes its place"
     channels = [_need(state, "input.input", 4).shape[1], *(weight.shape[1] for weight in weights)]
     pairs = [channels[i:i + 2] for i in range(0, len(channels), 2)]
     architecture = {"resolution": 2 << len(pairs), "channels": pairs,
                     "kernel": weights[-1].shape[-1],
                     "img_channels": _need(state, "to_rgb1.bias").numel(),
-                    **sizes}
+                    **_mapping_sizes(state, "style.", 1)}
+    mean = state.pop("latent_avg", None)  # it may be none
     found = _collect("stylegan2-generator", architecture, state, ROSINALITY,
                      "rosinality's StyleGAN2")
-    note = "; ".join(filter(None, (found.note, note)))
-    return replace(_with_mean_w(found, state, "latent_avg"), note=note)
+    return _with_mean_w(found, mean)
 
 
 @torch.no_grad()
-def _with_mean_w(found: Found, state: State, their_name: str) -> Found:
-    """The network with the mean of w over 10,000 z, always the same ones and the classes in turn,
-    where the file has none: files of parameters alone, and rosinality's training checkpoints, whose
-    own tools estimate it like this when they truncate."""
-    if their_name in state:
-        return found
+def _with_mean_w(found: Found, mean: object) -> Found:
+    """The network with its latent_avg as the mean of w; where that is None, or no mean of w, with
+    the one over 10,000 z, always the same ones and the classes in turn: files of parameters alone,
+    and rosinality's training checkpoints, whose own tools estimate it like this when they truncate.
+    """
+    note, w_dim = found.note, found.architecture["w_dim"]
+    if mean is not None:
+        what = "which is no tensor,"
+        if isinstance(mean, Tensor):
+            what = f"of shape {tuple(mean.shape)},"
+            few = 0 < mean.numel() <= w_dim * LIMITS["mapping_layers"]
+            if few and w_dim in (mean.numel(), *mean.shape[-1:]):
+                rows = mean.reshape(-1, w_dim)  # often there is one for each layer, all the same
+                if (rows == rows[0]).all():
+                    found.state["mapping.w_avg"] = rows[0].detach().clone()
+                    return found
+        said = f"its latent_avg, {what} is no mean of w: the mean of 10,000 w takes its place"
+        note = "; ".join(filter(None, (note, said)))
     mapping = outline(found.kind, found.architecture).mapping
     layers = {name.removeprefix("mapping."): value.float() for name, value in found.state.items()
               if name.startswith("mapping.")}
@@ -765,7 +767,7 @@ def _with_mean_w(found: Found, state: State, their_name: str) -> Found:
         c = [nn.functional.one_hot(part, n).float() for part in labels.view(40, 250)]
     means = [mapping(*part).mean(dim=0) for part in zip(z, c, strict=True)]
     found.state["mapping.w_avg"] = torch.stack(means).mean(dim=0)
-    return found
+    return replace(found, note=note)
 
 
 def rosinality_discriminator(modules: Modules) -> Found:
