@@ -225,6 +225,16 @@ def test_a_discriminator_that_cannot_be_read_spares_the_generator(write, nvidia)
     refused(file, "the discriminator is not a residual one", load_discriminator)
 
 
+def test_a_generator_that_cannot_be_read_spares_the_discriminator(write, nvidia, tmp_path):
+    """When its file is asked for what it holds, too."""
+    file = write(nvidia_pickle(without("b4.torgb")(under("G.", nvidia)), under("D.", nvidia)))
+    assert read_metadata(file)["kind"] == "stylegan2-discriminator"
+    assert main(["convert", str(file), str(tmp_path / "discriminator.safetensors")]) == 0
+    D = load_discriminator(tmp_path / "discriminator.safetensors")
+    torch.testing.assert_close(D(nvidia["image"]), nvidia["logits"], **close)
+    refused(file, "lacks synthesis.b4.torgb.bias")
+
+
 @pytest.mark.parametrize("change, attributes, message", [
     (without("b8.conv1.weight"), {}, "lacks synthesis.b8.conv1.weight"),
     (without("b8.torgb"), {}, "lacks synthesis.b8.torgb"),

@@ -26,6 +26,7 @@ from argparse import Namespace
 from collections import defaultdict, deque
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -46,6 +47,7 @@ from gapkd.files.foreign import PERSISTENT, ForeignError, find_network, to_rosin
 from gapkd.files.pickles import Record, UnreadableError, read
 from gapkd.metrics.editing import load_directions
 from gapkd.networks.stylegan2 import Discriminator, Generator
+from gapkd.networks.stylegan3 import AliasFreeGenerator
 
 HARM = {"os.system", "os.exec", "os.fork", "os.posix_spawn", "subprocess.Popen",
         "pickle.find_class"}
@@ -453,6 +455,12 @@ def claimed(**architecture) -> bytes:
     return spoilt(architecture=json.dumps(small().architecture() | architecture))
 
 
+def edited(network: torch.nn.Module, **architecture) -> bytes:
+    """Its file, whose architecture says something else."""
+    network.architecture = Mock(return_value=network.architecture() | architecture)
+    return network_bytes(network)
+
+
 NO_NETWORK = "is a safetensors file, but not one of gapkd's"
 
 
@@ -476,6 +484,18 @@ NO_NETWORK = "is a safetensors file, but not one of gapkd's"
     ids=lambda value: "file" if isinstance(value, bytes) else value)
 def test_unusable_files_of_our_own(tmp_path, content, message):
     refused(tmp_path, content, message, "network.safetensors")
+
+
+@pytest.mark.parametrize("make, load, name, value", [
+    *[(lambda: Discriminator(8, 2), load_discriminator, *odd) for odd in (
+        ("mbstd_group", 2.5), ("mbstd_group", 0), ("clamp_skips", "x"), ("c_dim", 0.0))],
+    *[(lambda: AliasFreeGenerator(16, 4, 4, [4, 4, 4], mapping_layers=1), load_generator, *odd)
+      for odd in (("margin", 10.0), ("critical", 1.5), ("radial", 1))],
+    (small, load_generator, "channels", [[2.9, 2], [2, 2]])])
+def test_sizes_that_are_no_whole_numbers_are_refused(tmp_path, make, load, name, value):
+    (tmp_path / "net.safetensors").write_bytes(edited(make(), **{name: value}))
+    with pytest.raises(CheckpointError, match=f"do not fit the architecture .*{name} "):
+        load(tmp_path / "net.safetensors")
 
 
 @pytest.mark.parametrize("text", [EVIL, EVIL + "k" * 100_000, EVIL + " k" * 50_000])

@@ -15,6 +15,7 @@ import re
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import count, pairwise
 from os.path import commonprefix
@@ -157,6 +158,9 @@ def find_network(content: object, role: str | None) -> Found:
         except ForeignError as error:
             wrong.append(error)
     else:
+        if role is None:  # either will do
+            with suppress(ForeignError):
+                return find_network(content, "discriminator")
         raise wrong[0]
     notes = [found.note]
     if lender:
@@ -341,13 +345,24 @@ def outline(kind: str, architecture: dict) -> nn.Module:
     Raises ValueError for sizes that no network has, whatever the constructor raises for others.
     """
     for name, most in LIMITS.items():
-        value = architecture.get(name, 0)
+        value, least = architecture.get(name, 1), int(name == "mbstd_group")
         if value is None and name == "mbstd_group":  # the whole batch
             continue
-        if type(value) not in (int, float) or not 0 <= value <= most:
+        kinds = (int, float) if name == "output_scale" else (int,)
+        if type(value) not in kinds or not least <= value <= most:
             raise ValueError(f"{name} is {_shown(value)}")
+    for name in ("clamp_skips", "radial"):
+        if type(value := architecture.get(name, False)) is not bool:
+            raise ValueError(f"{name} is {_shown(value)}, not true or false")
+    if not _are_whole(architecture.get("channels", 1)):
+        raise ValueError("channels are not all whole numbers")
     with torch.device("meta"):
         return build(kind, architecture)
+
+
+def _are_whole(value: object) -> bool:
+    """Whether it is a whole number, or a list of such, or of pairs of such."""
+    return type(value) is int or (isinstance(value, (list, tuple)) and all(map(_are_whole, value)))
 
 
 def _collect(kind: str, architecture: dict, theirs: State, rules: Rules, source: str) -> Found:
