@@ -30,6 +30,7 @@ from gapkd.files.checkpoints import (
 )
 from gapkd.files.foreign import ForeignError, largest_activation, to_rosinality
 from gapkd.networks.filtered_lrelu import low_pass
+from gapkd.networks.mobile import MobileGenerator
 from gapkd.networks.stylegan2 import Discriminator, Generator
 from gapkd.networks.stylegan3 import AliasFreeGenerator
 
@@ -440,6 +441,13 @@ def test_of_several_the_averaged_one_is_taken_and_it_is_said(write, stylekd):
     assert torch.equal(G.synthesis.const, other["input.input"])
 
 
+def test_a_file_name_in_a_warning_is_one_printable_line(write, stylekd):
+    state = under("student.state.", stylekd)
+    with pytest.warns(UserWarning, match="holds 2 generators") as caught:
+        load_generator(write(torch_bytes({"g": state, "g_ema": {**state}}), "a\x1b[31m\nb.pt"))
+    assert all(str(warning.message).isprintable() for warning in caught)
+
+
 @pytest.mark.parametrize("name", ["g_no_ema", "g_without_ema", "nonEma"])
 def test_a_denied_word_is_none(write, stylekd, name):
     state = under("student.state.", stylekd)
@@ -567,6 +575,11 @@ def test_folders_with_one_network(tmp_path, stylekd):
         (split / name).write_bytes(content)
     with pytest.raises(CheckpointError, match="split are split over 2 files, which are not read"):
         load_generator(split)
+    part = {"input.input": torch.ones(1, 4, 4, 4), "convs.0.conv.weight": torch.ones(1)}
+    for name, message in (("model-00001-of-00002.bin", "one of the files over which .*: join them"),
+                          ("model-00001-of-00001.bin", "it has 2 styled convolutions")):
+        (split / name).write_bytes(torch_bytes(part))
+        refused(split / name, message)
 
 
 def test_a_training_of_others_that_names_its_parts_as_ours(write, stylekd):
@@ -606,7 +619,14 @@ def test_lazily_negated_tensors_keep_their_sign(write, stylekd):
 @pytest.mark.parametrize("content, message", [
     ({"GAN": {"S.net.0.weight": torch.ones(1)}}, r"gapkd reads both in NVIDIA's layout"),
     ({"x.weight": torch.ones(1)}, r"no StyleGAN2 network under .*: a Tensor\): gapkd reads"),
-    (Generator(8, 4, 4, 4, mapping_layers=1).state_dict(), "of a gapkd network without its arch"),
+    *[(change(network.state_dict()), "of a gapkd network without its architecture: write")
+      for change in (dict, lambda s: {f"net.G.{name}": value for name, value in s.items()})
+      for network in (Generator(8, 4, 4, 4, mapping_layers=1), Discriminator(8, 4),
+                      AliasFreeGenerator(16, 4, 4, [4, 4, 4], mapping_layers=1),
+                      MobileGenerator(8, 4, 4, 4, mapping_layers=1))],
+    *[({name: {"b4.torgb.weight": torch.ones(1)}, "mapping": {"fc0.weight": torch.ones(1)}},
+       "apart from the mapping network: join both to one state dict, with mapping. and synthesis")
+      for name in ("synthesis", "G_synthesis")],
     (Generator(8, 4, 4, 4, mapping_layers=1), "whole modules of gapkd: write .*gapkd.save_network"),
     (torch.nn.Linear(2, 2), "whole modules .'torch.nn.*Linear'.*save the network's state_dict")])
 def test_what_a_file_holds_instead_is_named(write, content, message):
@@ -671,9 +691,12 @@ def test_rosinality_discriminator(write):
     (lambda s: s | {k: v.to(torch.float8_e5m2) for k, v in s.items() if k.endswith("kernel")},
      r"another filter than \[1, 3, 3, 1\], or too coarse: save it with float32 weights"),
     (lambda s: s | {"style.1.weight": s["style.1.weight"].to_sparse()},
-     "style.1.weight is no tensor, but .*: save plain tensors"),
+     "style.1.weight is no tensor, but .*: save plain tensors .* dequantize of a quantised one"),
     (lambda s: s | {"style.1.weight": s["style.1.weight"].numpy()},
      "style.1.weight is no tensor, but a numpy array: save plain tensors"),
+    (lambda s: s | {f"style.{n}.weight": s["style.1.weight"] for n in range(1, 60)}
+     | {f"style.{n}.bias": s["style.1.bias"] for n in range(1, 60)},
+     r"same numbers in many tensors, .*: save a clone\(\) of every tensor"),
     (lambda s: s | {"input.input": s["input.input"].double() * 1e60}, "that are not finite"),
     (lambda s: {"weights": torch.ones(3)}, "holds no StyleGAN2 network under .* 'g_ema'")])
 def test_bad_rosinality_files(write, stylekd, change, message):

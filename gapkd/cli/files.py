@@ -114,6 +114,7 @@ def sample(config: SampleConfig) -> None:
 
 
 def directions(config: DirectionsConfig) -> None:
+    from gapkd.data.decoding import shown
     from gapkd.files.checkpoints import load_generator
     from gapkd.files.storage import new_file
     from gapkd.metrics.attributes import reader
@@ -131,8 +132,8 @@ def directions(config: DirectionsConfig) -> None:
                          f"2^63 - 1, not {config.samples} and {config.seed}")
     G, names = load_generator(config.generator), tuple(dict.fromkeys(config.names))
     if config.attributes == "toyfaces" != (known := images_of(config.generator)):
-        warnings.warn(f"{config.generator} was trained on {known}, and its factors are read by a "
-                      "network that knows rendered toy faces only: name a judge of your own "
+        warnings.warn(f"{shown(config.generator)} was trained on {known}, and its factors are read "
+                      "by a network that knows rendered toy faces only: name a judge of your own "
                       "(--attributes, see gapkd judge), or \"none\" for directions without names",
                       stacklevel=2)
     if config.attributes == "none":

@@ -36,6 +36,7 @@ from gapkd.parallel import seeded
 FORMAT = "1"
 DTYPES = torch.float16, torch.bfloat16, torch.float32, torch.float64  # of weights
 LONGEST_MESSAGE = 800
+JOIN = "are not read: join them to one state dict, and save that"
 FOLDER_FORMAT = "2"  # of config.json
 ENDINGS = ".safetensors", ".pkl", ".pt", ".pth", ".bin", ".ckpt"  # of networks' files
 HUB_NAMES = "pytorch_model.bin", "pytorch_model.pt"  # other projects' weights in a folder
@@ -62,7 +63,12 @@ class CheckpointError(ValueError):
         if len(message) > LONGEST_MESSAGE:  # what to do stands at the end
             half = LONGEST_MESSAGE // 2
             message = f"{message[:half]} ... {message[-half:]}"
-        super().__init__("".join(c if c.isprintable() else "?" for c in message))
+        super().__init__(_one_line(message))
+
+
+def _one_line(text: str) -> str:
+    """Of printable characters alone."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 # ---------------------------------------------------------------------------------------- writing
@@ -224,8 +230,8 @@ def _network_of_run(folder: Path) -> Path | None:
                               "checkpoint_every")
     found = next(filter(_is_whole, reversed(later)), other)
     if later and found != later[-1]:
-        warnings.warn(f"{later[-1]} cannot be read whole: {found.name}, which was saved before it, "
-                      "is taken", stacklevel=2)
+        warnings.warn(_one_line(f"{later[-1]} cannot be read whole: {found.name}, which was saved "
+                                "before it, is taken"), stacklevel=2)
     return found
 
 
@@ -271,7 +277,7 @@ def _only_network(folder: Path) -> Path:
                               "whole")
     if files and any(folder.glob("*.index.json")):
         raise CheckpointError(f"the weights in {folder} are split over {len(files)} files, which "
-                              "are not read: join them to one state dict, and save that")
+                              f"{JOIN}")
     names = ", ".join(file.name[:60] for file in files[:5])
     listed = f"one of {names}" if files else "for example generator.safetensors"
     raise CheckpointError(f"{folder} is a folder: name the file in it, {listed}")
@@ -450,6 +456,9 @@ def _read_foreign(path: Path, role: str | None = None) -> tuple[dict, dict[str, 
     except CheckpointError:
         raise
     except (UnreadableError, ForeignError) as error:
+        if re.search(r"-\d+-of-(?!0*1\.)\d+\.\w+$", path.name):
+            raise CheckpointError(f"{name} is one of the files over which weights are split, which "
+                                  f"{JOIN}") from error
         raise CheckpointError(f"{name} cannot be read as a network: {error}") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
@@ -457,7 +466,7 @@ def _read_foreign(path: Path, role: str | None = None) -> tuple[dict, dict[str, 
         raise CheckpointError(f"{name} is not laid out as a network ({type(error).__name__})"
                               ) from error
     if found.note and role:
-        warnings.warn(f"{name}: {found.note}", stacklevel=4)
+        warnings.warn(_one_line(f"{name}: {found.note}"), stacklevel=4)
     provenance = {"source": found.source, "file": path.name}
     metadata = {"kind": found.kind, "architecture": found.architecture, "provenance": provenance}
     return metadata, found.state

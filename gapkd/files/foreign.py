@@ -50,7 +50,11 @@ FIXED = "filter", "kernel", "noise_const"  # what no training changes
 KEPT = re.compile(r"(^|\.)(noise_const|noise_\d+|w_avg|latent_avg|magnitude_ema|freqs|phases|"
                   r"transform|down_filter)$")
 """What an average of parameters alone lacks: noise maps, the mean of w, and StyleGAN3's buffers."""
-OUR_NAMES = re.compile(r"synthesis\.(blocks\.\d+\.conv1|layers\.\d+)\.")
+OUR_NAMES = re.compile(r"(^|\.)(synthesis\.(blocks\.\d+\.conv[01s]|layers\.\d+)\."
+                       r"|blocks\.\d+\.conv0\.(weight|bias)$)")
+OURS = ("it holds the weights of a gapkd network without its architecture: write the network with "
+        "gapkd.save_network")
+ALONE = re.compile(r"(^|\.)(b\d+\.torgb|L\d+_\d+_\d+)\.")  # in a synthesis network
 LIMITS = MOST | {"c_dim": MOST_CLASSES, "mbstd_group": 2**10, "critical": 1000,
                  "output_scale": 1000}
 
@@ -296,11 +300,14 @@ def _joined(path: str, key: object) -> str:
 
 def _what_instead(content: object) -> str:
     """What a file holds in which no network was found, and what to do."""
+    parts = Budget(4 * MOST_PARTS)
     for _, value, _ in _contents(content):
-        if isinstance(value, dict) and any(
-                isinstance(key, str) and OUR_NAMES.match(key) for key in value):
-            return ("it holds the weights of a gapkd network without its architecture: write the "
-                    "network with gapkd.save_network")
+        names = Modules.of(value, parts).state
+        if any(map(OUR_NAMES.search, names)):
+            return OURS
+        if any(map(ALONE.search, names)):
+            return ("its synthesis network stands apart from the mapping network: join both to one "
+                    "state dict, with mapping. and synthesis. before their names")
         if isinstance(value, Record) and value.name.startswith("dnnlib.tflib."):
             return ("it is a TensorFlow network (dnnlib.tflib): convert it first, with legacy.py "
                     "of NVIDIA's stylegan2-ada-pytorch")
@@ -399,7 +406,7 @@ def _collect(kind: str, architecture: dict, theirs: State, rules: Rules, source:
             raise ForeignError(f"{_named(name)} is another filter than [1, 3, 3, 1], or {fault}")
     if sum(tensor.numel() for tensor, _ in taken.values()) > sum(storages.values()):
         raise ForeignError("it shows the same numbers in many tensors, which would take far more "
-                           "memory than it")
+                           "memory than it: save a clone() of every tensor")
     state = {name: tensor.detach().reshape(shape).contiguous()
              for name, (tensor, shape) in taken.items()}
     loud = any(value.any() for name, value in state.items() if name.endswith("noise_strength"))
@@ -420,7 +427,8 @@ def _need(state: State, name: str, dimensions: int | None = None) -> Tensor:
     tensor = state[name]
     if not isinstance(tensor, Tensor):
         raise ForeignError(f"{name} is no tensor, but {_shown(tensor)}: save plain tensors "
-                           "(torch.from_numpy makes one of an array, to_dense of a sparse one)")
+                           "(torch.from_numpy makes one of an array, to_dense of a sparse one, "
+                           "dequantize of a quantised one)")
     if not tensor.numel() or dimensions not in (None, tensor.ndim):
         raise ForeignError(f"{name} has the shape {tuple(tensor.shape)}, which is empty or has not "
                            "as many sizes as usual")
@@ -656,6 +664,8 @@ def nvidia_alias_free(modules: Modules) -> Found:
         raise ForeignError("it holds the parameters of a StyleGAN3 alone, and lost are its Fourier "
                            "features (synthesis.input.freqs and phases), from which it draws: save "
                            "its whole state_dict()")
+    if not layers and any(map(OUR_NAMES.search, state)):
+        raise ForeignError(OURS)
     if not 3 <= len(layers) <= 64 or sorted(layers) != list(range(len(layers))):
         raise ForeignError(f"it holds the layers {sorted(layers)[:12]} of a StyleGAN3 generator, "
                            "not 0, 1, ...")

@@ -70,8 +70,8 @@ def networks_of_start(config: TrainConfig
     except CheckpointError as error:
         if files[0] != files[1] and files[1].exists():  # it is there, but damaged
             raise
-        warnings.warn(f"a fresh discriminator begins, since there is none in {start} ({error})",
-                      stacklevel=4)
+        warnings.warn(f"a fresh discriminator begins, since there is none in {shown(start)} "
+                      f"({error})", stacklevel=4)
         D = fresh_discriminator(config, G)
     if not isinstance(G, Generator | AliasFreeGenerator):
         raise ValueError(f"start_from={start} cannot be trained further: it holds a {G.kind}, "
@@ -84,8 +84,8 @@ def networks_of_start(config: TrainConfig
     if config.resolution not in (G.resolution, TrainConfig.resolution):
         raise ValueError(f"start_from={start} holds {G.resolution} px networks: choose resolution="
                          f"{G.resolution}, not {config.resolution}")
-    warnings.warn(f"start_from={start}: {G.resolution} px networks, which keep their own widths, "
-                  "z_dim, w_dim and layers", stacklevel=4)
+    warnings.warn(f"start_from={shown(start)}: {G.resolution} px networks, which keep their own "
+                  "widths, z_dim, w_dim and layers", stacklevel=4)
     config = replace(config, **found)
     return config, G.requires_grad_(True), D.requires_grad_(True)
 
@@ -114,8 +114,8 @@ def say_if_other_data(network: str, data: str) -> None:
     if data != "toyfaces" or not parallel.is_first():
         return
     if (known := images_of(network)) != "toyfaces":
-        warnings.warn(f"{network} was trained on {known}, and here data is toyfaces: name its "
-                      "images (--data), if rendered faces are not what you mean", stacklevel=3)
+        warnings.warn(f"{shown(network)} was trained on {known}, and here data is toyfaces: name "
+                      "its images (--data), if rendered faces are not what you mean", stacklevel=3)
 
 
 def say_if_never_adversarial(config: DistillConfig) -> None:
