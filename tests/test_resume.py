@@ -404,7 +404,7 @@ def test_broken_pictures_end_a_run_once_and_nothing_is_lost(tmp_path, photos, mo
     assert [r["images"] for r in log] == [8, 16, 24, 32]
     resume_run(tmp_path / "run", images=36, progress=False)
     shutil.copy(photos / "00.png", photos / "99.png")
-    with pytest.raises(ValueError, match=r"when the run began \(new: 1 \(99.png\); gone: none\)"):
+    with pytest.raises(ValueError, match=r"run began \(new: 1 \(99.png\); gone: 3 \(03.png"):
         resume_run(tmp_path / "run", images=40, progress=False)
 
 
