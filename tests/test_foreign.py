@@ -627,6 +627,7 @@ def test_lazily_negated_tensors_keep_their_sign(write, stylekd):
     *[({name: {"b4.torgb.weight": torch.ones(1)}, "mapping": {"fc0.weight": torch.ones(1)}},
        "apart from the mapping network: join both to one state dict, with mapping. and synthesis")
       for name in ("synthesis", "G_synthesis")],
+    ({"G_synthesis.b4.torgb.bias": torch.ones(1)}, "it holds no StyleGAN2 network"),
     (Generator(8, 4, 4, 4, mapping_layers=1), "whole modules of gapkd: write .*gapkd.save_network"),
     (torch.nn.Linear(2, 2), "whole modules .'torch.nn.*Linear'.*save the network's state_dict")])
 def test_what_a_file_holds_instead_is_named(write, content, message):

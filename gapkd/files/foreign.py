@@ -54,7 +54,8 @@ OUR_NAMES = re.compile(r"(^|\.)(synthesis\.(blocks\.\d+\.conv[01s]|layers\.\d+)\
                        r"|blocks\.\d+\.conv0\.(weight|bias)$)")
 OURS = ("it holds the weights of a gapkd network without its architecture: write the network with "
         "gapkd.save_network")
-ALONE = re.compile(r"(^|\.)(b\d+\.torgb|L\d+_\d+_\d+)\.")  # in a synthesis network
+ALONE = re.compile(r"(^|(?<!synthesis)\.)(b\d+\.torgb|L\d+_\d+_\d+)\.")
+"""In a synthesis network that is not called so."""
 LIMITS = MOST | {"c_dim": MOST_CLASSES, "mbstd_group": 2**10, "critical": 1000,
                  "output_scale": 1000}
 
