@@ -284,6 +284,10 @@ def test_other_spellings_of_the_same_names_are_the_same_data(tmp_path):
         assert change(other).startswith("new: ")
     with pytest.warns(UserWarning, match="of the 3 images that the run began with are gone"):
         assert not change(names[1:])
+    names = ["cats/0.png", "cats/1.png"]
+    (tmp_path / "data.json").write_text(json.dumps(names))
+    assert not change(["0.png", "1.png"]) and not change(["all/cats/0.png", "all/cats/1.png"])
+    assert change(["dogs/0.png", "dogs/1.png"]).startswith("new: ")  # of equal names below
 
 
 def test_pictures_that_were_away_may_come_back(tmp_path, photos):

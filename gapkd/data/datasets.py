@@ -327,7 +327,7 @@ class ImageFiles:
             if needed[name] == DEPTHS[-1]:
                 break
         rest = names[len(needed):]
-        for name in rest[::len(rest) // NAMED + 1]:
+        for name in rest[::len(rest) // 10 + 1]:  # each is decoded whole
             with suppress(ValueError):  # a damaged one is named with all others
                 needed[name] = self._read(name, needed_depth)
         depth = max(needed.values(), default=0)
@@ -335,7 +335,7 @@ class ImageFiles:
             self._warn(f"{len(names):,} of the {self.size:,} images", "store more than 8 bits a "
                        "value and do not say how many count: their largest value needs "
                        f"{depth}, so white is {2**depth - 1:,}")
-        shallow = [name for name, bits in needed.items() if bits <= 12]
+        shallow = [name for name, bits in needed.items() if 8 < bits <= 12]  # not a black one
         if shallow and depth == DEPTHS[-1]:
             self._warn(f"{len(shallow):,} of {len(needed):,} images of more than 8 bits that were "
                        "looked at", f"hold no value above 4,095 ({shown(shallow[0])} is one); "

@@ -281,8 +281,9 @@ class RunFolder:
             known = False
         if not known:
             return "other images"
-        were, are = _spelt_alike(names), _spelt_alike(ours)
-        if sorted(were) == sorted(are):
+        (then, were), (here, are) = _spelt_alike(names), _spelt_alike(ours)
+        short, long = sorted((then, here), key=len)  # the folders that all lie in
+        if sorted(were) == sorted(are) and long[len(long) - len(short):] == short:
             if were != are:
                 warnings.warn("the images that the run began with are spelt in another way: they "
                               "come in another order from now on", stacklevel=2)
@@ -291,8 +292,8 @@ class RunFolder:
             return f"new: {_counted(new)}; gone: {_counted(sorted(old - now))}"
         if gone := sorted(old - now):
             warnings.warn(f"{_counted(gone)} of the {len(old):,} images that the run began with "
-                          "are gone: it goes on with the others, which come in another order from "
-                          "now on", stacklevel=2)
+                          "are gone: it goes on with the others, which come in another order than "
+                          "with all of them", stacklevel=2)
             self.names, self.inputs["data"] = names, before
         return ""
 
@@ -419,12 +420,12 @@ class RunFolder:
                               "run anew in another folder") from damaged
 
 
-def _spelt_alike(names: Sequence[str]) -> list[str]:
-    """Names without what differs between a folder and a zip of it, or between systems: the folders
-    that all lie in, and how accents are composed."""
+def _spelt_alike(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The folders that all lie in, and the names below them: what may differ between a folder and a
+    zip of it. How accents are composed, which systems do in two ways, makes no difference."""
     paths = [same_name(name).split("/") for name in names]
-    shared = len(os.path.commonprefix([path[:-1] for path in paths]))
-    return ["/".join(path[shared:]) for path in paths]
+    shared = os.path.commonprefix([path[:-1] for path in paths])
+    return shared, ["/".join(path[len(shared):]) for path in paths]
 
 
 def _counted(names: Sequence[str]) -> str:
