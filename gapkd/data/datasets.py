@@ -269,9 +269,9 @@ class ImageFiles:
             if self._alone:
                 raise ValueError(f"{self._named(name)} is {width}x{height}: give a picture of at "
                                  f"least {self.resolution}x{self.resolution}")
-            fitting = 1 << (min(width, height).bit_length() - 1)
-            smaller = f", or ask for a resolution (or take a teacher) of at most {fitting}"
-            smaller = smaller if fitting >= 8 else ""
+            fitting, smaller = 1 << (min(width, height).bit_length() - 1), ""
+            if fitting >= 8:
+                smaller = f", or ask for a resolution (or take a teacher) of at most {fitting}"
             raise ValueError(f"{self._named(name)} is {width}x{height}, smaller than the "
                              f"resolution {self.resolution}: remove it{smaller}")
         return (width, height), depth

@@ -432,7 +432,7 @@ def _open(path: Path, weights: bool = False) -> tuple[dict, dict[str, torch.Tens
     try:
         with safe_open(path, framework="pt") as file:
             raw = file.metadata() or {}
-            for name in file.keys() if weights else ():  # (not a dict)
+            for name in file.keys() if weights else ():
                 tensors[name] = file.get_tensor(name)
     except (SafetensorError, OSError, ValueError, MemoryError) as error:
         raise CheckpointError(f"{_title(path)} is not a whole safetensors file "

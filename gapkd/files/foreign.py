@@ -52,8 +52,8 @@ KEPT = re.compile(r"(^|\.)(noise_const|noise_\d+|w_avg|latent_avg|magnitude_ema|
 """What an average of parameters alone lacks: noise maps, the mean of w, and StyleGAN3's buffers."""
 OUR_NAMES = re.compile(r"(^|\.)(synthesis\.(blocks\.\d+\.conv[01s]|layers\.\d+)\."
                        r"|blocks\.\d+\.conv0\.(weight|bias)$)")
-OURS = ("it holds the weights of a gapkd network without its architecture: write the network with "
-        "gapkd.save_network")
+OURS = ("it seems to hold the weights of a gapkd network without its architecture: write the "
+        "network with gapkd.save_network")
 ALONE = re.compile(r"(^|(?<!synthesis)\.)(b\d+\.torgb|L\d+_\d+_\d+)\.")
 """In a synthesis network that is not called so."""
 LIMITS = MOST | {"c_dim": MOST_CLASSES, "mbstd_group": 2**10, "critical": 1000,
@@ -176,14 +176,15 @@ def find_network(content: object, role: str | None) -> Found:
                      "bear a network's names: copy them into it by the code that averaged them, "
                      "and save that")
     if len(chosen) > 1:
-        which = "the averaged one"
-        if sum(not rank(place) for place in chosen) > 1:
-            which = "the first of those that are called averaged"
-        if rank(best):
-            which = "the first, since none alone is called averaged"
+        averaged = sum(rank(place) == 0 for place in chosen)
         if wrong:
             which = f"since {_shown(ordered[0].path)} cannot be read: {wrong[0]}"
-        elif rank(best) and best is not chosen[0]:
+        elif averaged:
+            several = "the first of those that are called averaged"
+            which = several if averaged > 1 else "the averaged one"
+        elif best is chosen[0]:
+            which = "the first, since none alone is called averaged"
+        else:
             which = "the first that is not called unaveraged"
         listed = ", ".join(_shown(place.path) for place in chosen[:8])
         notes.insert(0, f"it holds {len(chosen)} {best.role}s ({listed}): taken is "

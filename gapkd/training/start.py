@@ -130,9 +130,8 @@ def say_if_never_adversarial(config: DistillConfig) -> None:
 
 def say_if_nothing_varies(config: TrainConfig | DistillConfig, D: Discriminator) -> None:
     """Warn where no group of a discriminator's divides the batch: its minibatch statistic is 0."""
-    alone = group_size(config.batch, D.mbstd_group) == 1
-    if config.gan_weight and alone and 1 not in (config.batch, D.mbstd_group) \
-            and parallel.is_first():
+    unasked = 1 not in (config.batch, D.mbstd_group) and config.gan_weight
+    if unasked and group_size(config.batch, D.mbstd_group) == 1 and parallel.is_first():
         warnings.warn(f"batch={config.batch} has no groups of 2 to {D.mbstd_group} images, so the "
                       "discriminator cannot see how much they vary: choose a multiple of "
                       f"{D.mbstd_group}", stacklevel=4)
