@@ -291,16 +291,16 @@ def check_pair(networks: Sequence[Network], paths: Sequence[str]) -> None:
                         "own W")
 
 
-def share_w(networks: Sequence[Network], samples: int = 32, least: float = 0.9) -> bool:
+def share_w(networks: Sequence[Network]) -> bool:
     """Whether two networks give every z nearly the same w, by their correlation: a student's
     inherited mapping network may have been trained further."""
     w = []
     for network in networks:
-        z = np.stack([latent(seed, network.facts["z_dim"]) for seed in range(samples)])
-        first = draw(network, z)[1][:, 0]  # (samples, w_dim)
+        z = np.stack([latent(seed, network.facts["z_dim"]) for seed in range(32)])
+        first = draw(network, z)[1][:, 0]  # (32, w_dim)
         w.append(first - first.mean(axis=0))
     together = (w[0] * w[1]).sum()
-    return bool(together > least * np.sqrt((w[0] ** 2).sum() * (w[1] ** 2).sum()))
+    return bool(together > 0.9 * np.sqrt((w[0] ** 2).sum() * (w[1] ** 2).sum()))
 
 
 def for_the_page(path: str | Path) -> bytes:
@@ -371,14 +371,20 @@ def draw(network: Network, z: np.ndarray, truncation: float = 1.0
     Raises: DemoError when the network does not draw.
     """
     sizes = network.facts
-    feeds = {"z": z, "truncation": np.array([truncation]),
+    fixed = {"truncation": np.array([truncation]),
              "offset": np.zeros((1, sizes["num_ws"], sizes["w_dim"]))}
-    if sizes["c_dim"]:
-        feeds["c"] = np.eye(1, sizes["c_dim"]).repeat(len(z), 0)
-    feeds = {name: value.astype(np.float32) for name, value in feeds.items()}
+    images, ws = [], []
     try:
-        images, ws = session(network.model).run(["image", "ws"], feeds)  # (N, 3, R, R)
-        return to_uint8(torch.from_numpy(images)).numpy(), ws
+        opened = session(network.model)
+        for part in np.split(z, range(8, len(z), 8)):  # eight at once fit the memory at 1024 px
+            feeds = fixed | {"z": part}
+            if sizes["c_dim"]:
+                feeds["c"] = np.eye(1, sizes["c_dim"]).repeat(len(part), 0)
+            feeds = {name: value.astype(np.float32) for name, value in feeds.items()}
+            drawn, used = opened.run(["image", "ws"], feeds)  # (8, 3, R, R)
+            images.append(to_uint8(torch.from_numpy(drawn)).numpy())
+            ws.append(used)
+        return np.concatenate(images), np.concatenate(ws)
     except Exception as error:  # onnxruntime's own errors share no base class
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DemoError(f"the ONNX file of the {sizes['role']} does not draw ({reason}): export it "
