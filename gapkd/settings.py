@@ -163,7 +163,8 @@ class TrainConfig(RunConfig):
     """Train a StyleGAN2 or StyleGAN3 from scratch: the teacher."""
 
     architecture: Literal["stylegan2", "stylegan3-t", "stylegan3-r"] = "stylegan2"
-    """StyleGAN2, or StyleGAN3 in configuration T (translation) or R (translation and rotation)."""
+    """StyleGAN2, or StyleGAN3 in configuration T (translation) or R (translation and rotation). R's
+    paper blurs the discriminator's images at first; here nothing does."""
     resolution: int = 32
     """Pixels, a power of two."""
     z_dim: int = 128
@@ -171,7 +172,7 @@ class TrainConfig(RunConfig):
     w_dim: int = 128
     """Width of w. Paper: 512."""
     mapping_layers: int = 8
-    """Depth of the mapping network."""
+    """Depth of the mapping network. StyleGAN2's paper: 8, StyleGAN3's: 2."""
     channels: tuple[int, ...] = (64,)
     """Widths of the generator's finest blocks; the first one holds for all coarser blocks too.
     Paper: 512 ... 128. StyleGAN3: the widest and the narrowest layer."""

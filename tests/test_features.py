@@ -71,7 +71,11 @@ def test_a_missing_extra_or_its_weights_are_one_clear_sentence(monkeypatch, open
 
 
 class Shown(torch.nn.Module):
-    """Stands for a network of the extra: keeps what it is shown."""
+    """Stands for a network of the extra: keeps how it is made and what it is shown."""
+
+    def made(self, *arguments, **settings):
+        self.how = [*arguments, *settings.items()]
+        return self
 
     def forward(self, *images):
         self.images = images
@@ -81,8 +85,7 @@ class Shown(torch.nn.Module):
 @pytest.fixture
 def shown(monkeypatch):
     network = Shown()
-    found = SimpleNamespace(FeatureExtractorInceptionV3=lambda *_: network,
-                            LPIPS=lambda **_: network)
+    found = SimpleNamespace(FeatureExtractorInceptionV3=network.made, LPIPS=network.made)
     for name in ("torch_fidelity", "torch_fidelity.feature_extractor_inceptionv3", "lpips"):
         monkeypatch.setitem(sys.modules, name, found)
     return network
@@ -94,6 +97,7 @@ def test_inception_is_shown_8_bits(shown):
     (pixels,) = shown.images
     assert pixels.dtype == torch.uint8 and pixels.shape == (2, 3, 5, 5)
     assert pixels[1, 2, 3].tolist() == [0, 0, 191, 255, 255]
+    assert shown.how == ["inception-v3-compat", ["2048"]]
 
 
 @pytest.mark.parametrize("size", [32, 256, 300, 512])
@@ -103,6 +107,7 @@ def test_lpips_is_shown_256_pixels_at_most(shown, size):
     least = min(size, 256)
     assert [x.shape for x in shown.images] == 2 * [(1, 3, least, least)]
     torch.testing.assert_close(shown.images[1], F.adaptive_avg_pool2d(b[None], least))
+    assert ("net", "vgg") in shown.how
 
 
 # ---------------------------------------------------------------------------------------- ImageNet

@@ -176,9 +176,20 @@ def test_bad_architecture(arguments, message):
         tiny(**arguments)
 
 
-@pytest.mark.parametrize("G", [
+families = pytest.mark.parametrize("G", [
     Generator(16, 6, 6, 4, mapping_layers=1), MobileGenerator(16, 6, 6, 4, mapping_layers=1),
     AliasFreeGenerator(16, 6, 6, [4, 3, 3], mapping_layers=1)], ids=lambda G: G.kind)
+
+
+@families
+def test_styles_begin_around_one(G):
+    """A fresh network's style is 1 plus what w adds, in every layer: toRGB, too."""
+    biases = [value for name, value in G.state_dict().items()
+              if name.endswith("affine.bias") and "input" not in name]
+    assert len(biases) >= 4 and all(bool((bias == 1).all()) for bias in biases)
+
+
+@families
 def test_inputs_of_other_precisions_and_no_tensors(G):
     G, z = G.eval(), torch.randn(2, 6)
     assert torch.equal(G(z.double()), G(z)) and G(z.half()).dtype == torch.float32

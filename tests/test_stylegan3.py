@@ -8,7 +8,12 @@ import torch
 from tiny import config, distill_config, equal
 
 from gapkd.files.checkpoints import load_generator
-from gapkd.networks.stylegan3 import AliasFreeGenerator, plan_layers, stylegan3_channels
+from gapkd.networks.stylegan3 import (
+    AliasFreeGenerator,
+    FourierInput,
+    plan_layers,
+    stylegan3_channels,
+)
 from gapkd.training.loop import distill, train_gan
 
 
@@ -37,6 +42,32 @@ def test_a_shift_of_the_input_shifts_the_image(kernel, radial):
     assert inside < 0.05 < opposite
     G.synthesis.input.transform[:2, :2] *= 100  # all lies above the band limit and is faded out
     assert not G.synthesis.input(w).any()
+
+
+@torch.no_grad()
+def test_the_frequencies_of_the_input_fill_the_band_evenly():
+    """A uniform disc: the squares of the radii are uniform from 0 to the cutoff's. A fresh affine
+    moves nothing, whatever w is."""
+    signal = FourierInput(w_dim=3, channels=20_000, size=4, rate=16.0, cutoff=2.0)
+    area = (signal.freqs.norm(dim=1) / 2).square().sort().values
+    torch.testing.assert_close(area, torch.linspace(0, 1, 20_000), atol=0.02, rtol=0)
+    turn = signal.freqs[:, 1].atan2(signal.freqs[:, 0]).sort().values / torch.pi
+    torch.testing.assert_close(turn, torch.linspace(-1, 1, 20_000), atol=0.04, rtol=0)
+    torch.testing.assert_close(signal.affine(torch.randn(2, 3)), torch.eye(4)[:1].expand(2, 4))
+
+
+@torch.no_grad()
+def test_waves_beyond_the_band_limit_fade_out_along_a_ramp():
+    """Enlarged by 1.5, a wave at the cutoff of 2 stands at 3, a sixth of the way to rate / 2."""
+    signal = FourierInput(w_dim=3, channels=1, size=8, rate=16.0, cutoff=2.0)
+    signal.freqs.copy_(torch.tensor([[2.0, 0.0]]))
+    still = FourierInput(w_dim=3, channels=1, size=8, rate=16.0, cutoff=3.0)  # fades nothing
+    still.freqs.copy_(torch.tensor([[3.0, 0.0]]))
+    still.weight.copy_(signal.weight)
+    still.phases.copy_(signal.phases)
+    signal.transform[:2, :2] *= 1.5
+    w = torch.randn(2, 3)
+    torch.testing.assert_close(signal(w), still(w) * 5 / 6)
 
 
 def test_magnitudes_are_tracked_in_training_only():

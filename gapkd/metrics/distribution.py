@@ -172,7 +172,8 @@ def path_length(G: StyleGenerator, distance: Distance, samples: int = 5000, seed
     For w_a, w_b of two z and t uniform in [0, 1]: distance(G(lerp(w_a, w_b, t)), G(lerp(w_a, w_b, t
     + epsilon))) / epsilon^2, mean of what lies between the 1st and the 99th percentile (Karras et
     al., 2019; by LPIPS). The percentiles are interpolated: NVIDIA's code keeps one length more at
-    either end. The published table of the paper leaves the division out.
+    either end. The paper's table cannot be compared: its code leaves the division out, and draws
+    fresh noise for either image, which outweighs such a step.
     """
     if samples < 3:
         raise ValueError(f"a path length needs at least 3 samples, not {samples}: others lie "

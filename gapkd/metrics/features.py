@@ -166,7 +166,8 @@ class InceptionNetwork:
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
-        """(N, 3, R, R) in [-1, 1] -> (N, 2048), quantised to 8 bits first as published FIDs are."""
+        """(N, 3, R, R) in [-1, 1] -> (N, 2048), quantised to 8 bits first as in NVIDIA's FIDs (the
+        paper's code leaves floats)."""
         pixels = with_channels(images.to(self.device)).add(1).mul(127.5).round().clamp(0, 255)
         return self.network(pixels.to(torch.uint8))[0]
 
