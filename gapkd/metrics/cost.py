@@ -45,21 +45,12 @@ def macs(G: StyleGenerator, convention: str = "true") -> int:
 
 
 def _paper_macs(G: StyleGenerator) -> int:
-    width = G.z_dim + (G.w_dim if G.c_dim else 0)
-    total = G.c_dim * G.w_dim
-    for _ in G.mapping.layers:
-        total += width * G.w_dim
-        width = G.w_dim
-    incoming = 0  # channels that enter a block; the 4x4 one starts from a constant
-    for block, (first, second) in enumerate(G.channels):
-        pixels = (4 * 2**block) ** 2
-        convolutions = [(second, G.img_channels, 1, pixels)]                   # toRGB
-        if incoming:
-            convolutions.append((incoming, first, 3, pixels // 4))             # on the small grid
-        convolutions.append((first, second, G.kernel if incoming else 3, pixels))
-        for i, o, size, grid in convolutions:
-            total += grid * i * o * size**2 + G.w_dim * i  # and the affine that styles it
-        incoming = second
+    total = sum(weight.numel() for weight in G.mapping.parameters() if weight.ndim == 2)
+    for b, block in enumerate(G.synthesis.blocks):
+        pixels = (4 * 2**b) ** 2
+        for layer in [*block.convs, block.torgb]:
+            grid = pixels // 4 if layer.conv.up else pixels  # an upsampling one: of its input
+            total += grid * layer.weight.numel() + layer.affine.weight.numel()
     return total
 
 

@@ -215,7 +215,7 @@ class ModulatedConv2d(nn.Module):
         y = conv(x * s, w) * d,      d_o = 1 / sqrt( sum_i s_i^2 sum_k w_oik^2 + 1e-8 )
 
     Args:
-        demodulate: divide by the norm (off in toRGB).
+        demodulate: divide by the norm; off in toRGB, whose kernel is 1.
         up: upsample by 2: a transposed convolution followed by the FIR filter; with kernel 3.
     Shape: x (N, I, H, W), style (N, I) -> (N, O, H, W) or (N, O, 2H, 2W), and the scale d (N, O, 1,
         1), or None, which the caller applies together with the bias.
@@ -232,21 +232,17 @@ class ModulatedConv2d(nn.Module):
 
     def forward(self, x: Tensor, style: Tensor) -> tuple[Tensor, Tensor | None]:
         style = style * self.scale  # the equalised gain rides on the style: one small product
-        if self.demodulate and in_float16(x):
-            # Demodulation undoes any factor, so take one that cannot overflow.
-            largest = style.abs().amax(dim=1, keepdim=True).clamp(min=1e-8)
-            style = style / largest * (self.kernel**2 * x.shape[1]) ** -0.5
-        if self.kernel == 1 and not self.demodulate:
-            # toRGB: a small matrix a sample costs less than scaling x.
+        if not self.demodulate:  # toRGB: a small matrix a sample costs less than scaling x
             matrices = (style[:, :, None] * self.weight[:, :, 0, 0].t()).to(x.dtype)  # (N, I, O)
             pixels = torch.bmm(x.permute(0, 2, 3, 1).flatten(1, 2), matrices)         # (N, H W, O)
             return pixels.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2), None
-        scale = None
-        if self.demodulate:
-            with full_precision(x):  # a sum of squares deserves float32
-                energy = self.weight.square().sum(dim=(2, 3))            # (O, I)
-                scale = (style.square() @ energy.t() + 1e-8).rsqrt()     # (N, O)
-                scale = scale[:, :, None, None]
+        if in_float16(x):  # demodulation undoes any factor, so take one that cannot overflow
+            largest = style.abs().amax(dim=1, keepdim=True).clamp(min=1e-8)
+            style = style / largest * (self.kernel**2 * x.shape[1]) ** -0.5
+        with full_precision(x):  # a sum of squares deserves float32
+            energy = self.weight.square().sum(dim=(2, 3))            # (O, I)
+            scale = (style.square() @ energy.t() + 1e-8).rsqrt()     # (N, O)
+            scale = scale[:, :, None, None]
         x = x * style[:, :, None, None].to(x.dtype)
         if not self.up:
             x = F.conv2d(x, self.weight, padding=self.kernel // 2)

@@ -181,8 +181,7 @@ class SynthesisNetwork(NoisyNetwork):
         if kernel not in (1, 3):
             raise ValueError("kernel (of every block's second convolution) must be 1 or 3, not "
                              f"{kernel}")
-        self.resolution, self.w_dim, self.kernel = resolution, w_dim, kernel
-        self.img_channels = img_channels
+        self.resolution, self.w_dim, self.img_channels = resolution, w_dim, img_channels
         self.channels = channel_pairs(channels, resolution)
         self.const = nn.Parameter(torch.randn(1, self.channels[0][0], 4, 4))
         self.blocks, width = nn.ModuleList(), 0

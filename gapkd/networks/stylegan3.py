@@ -39,14 +39,14 @@ class LayerPlan:
     over the image."""
 
     in_channels: int
-    out_channels: int
     in_size: int
-    out_size: int
     in_rate: float
-    out_rate: float
     in_cutoff: float
-    out_cutoff: float
     in_half_width: float
+    out_channels: int
+    out_size: int
+    out_rate: float
+    out_cutoff: float
     out_half_width: float
     critical: bool
     torgb: bool
@@ -70,27 +70,19 @@ def plan_layers(resolution: int, channels: Sequence[int], critical: int = 2, mar
     """
     layers = len(channels)
     first_stopband, last_stopband = 2**2.1, resolution / 2 * 2**0.3
-    cutoffs, rates, halves = [], [], []
-    for n in range(layers + 1):
+    grids = []  # on which layers write: channels, size, rate, cutoff, half-width
+    for n, width in enumerate([*channels, img_channels]):
         cutoff = cutoff_of(n, layers, critical, resolution)
         growth = min(n / (layers - critical), 1.0)
         stopband = first_stopband * (last_stopband / first_stopband) ** growth
         rate = 2.0 ** math.ceil(math.log2(min(2 * stopband, resolution)))
-        cutoffs.append(cutoff)
-        rates.append(rate)
-        halves.append(max(stopband, rate / 2) - cutoff)
-    sizes = [int(rate) + 2 * margin for rate in rates[:-2]] + [resolution] * 2
-    widths = [*channels, img_channels]
+        size = int(rate) + 2 * margin if n < layers - 1 else resolution
+        grids.append((width, size, rate, cutoff, max(stopband, rate / 2) - cutoff))
     plans = []
-    for n in range(layers + 1):
-        before = max(n - 1, 0)
-        plans.append(LayerPlan(
-            in_channels=widths[before], out_channels=widths[n],
-            in_size=sizes[before], out_size=sizes[n],
-            in_rate=rates[before], out_rate=rates[n],
-            in_cutoff=cutoffs[before], out_cutoff=cutoffs[n],
-            in_half_width=halves[before], out_half_width=halves[n],
-            critical=n >= layers - critical, torgb=n == layers))
+    for n, after in enumerate(grids):
+        before = grids[max(n - 1, 0)]
+        plans.append(LayerPlan(*before, *after, critical=n >= layers - critical,
+                               torgb=n == layers))
     return plans
 
 
