@@ -136,11 +136,12 @@ def agreement_probe(teacher: StyleGenerator, net: AttributeNetwork, samples: int
     perceptual) and agreement with it (agree_mean_accuracy, agree_mean_correlation) on fixed latents
     and constant noise, and the chance level of each as l1_chance and so on."""
     reference = torch.cat(list(sample_images(teacher, samples, seed)))
+    theirs = read_factors(net, reference)
 
     def probe(G: StyleGenerator) -> dict[str, float]:
         images = torch.cat([part.to(reference.device) for part in sample_images(G, samples, seed)])
         numbers = same_z_distance(images, reference, net)
-        agreement = semantic_agreement(net, images, reference)
+        agreement = compare_readings(read_factors(net, images), theirs)
         for name in agreement.keys() & {"mean_accuracy", "mean_correlation"}:
             numbers[f"agree_{name}"] = agreement[name].value
             numbers[f"agree_{name}_chance"] = agreement[name].chance

@@ -80,11 +80,9 @@ def draw_sheet(G: StyleGenerator, count: int, seed: int, truncation: float = 1.0
     Args:
         label: class of a conditional network's images; -1: all classes in turn.
     """
-    device = device_of(G)
-    z = torch.randn(count, G.z_dim, generator=torch.Generator().manual_seed(seed)).to(device)
-    c = None
+    z, c = draw_latents(G, count, seed)
     if G.c_dim:
         labels = torch.arange(count) % G.c_dim if label < 0 else torch.full((count,), label)
-        c = torch.eye(G.c_dim, device=device)[labels]
+        c = torch.eye(G.c_dim)[labels].to(z)
     batch = max(1, min(64, 2**19 // G.resolution**2))  # large images come a few at a time
     return torch.cat([G(*part, truncation=truncation).cpu() for part in in_parts(z, c, batch)])

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gapkd.data.images import png, to_uint8
 from gapkd.metrics.editing import Directions
+from gapkd.metrics.sampling import draw_latents
 from gapkd.networks.base import StyleGenerator
 from gapkd.networks.mapping import mix_styles
 from gapkd.viewing.figures import NotebookFigure, show_grid, to_png
@@ -107,8 +108,7 @@ class Explorer:
 
     def w(self, G: StyleGenerator, seed: int) -> Tensor:
         """w (1, w_dim) of a seed and of the chosen class, truncated."""
-        z = torch.randn(1, G.z_dim, generator=torch.Generator().manual_seed(seed))
-        z, c = z.to(G.mapping.w_avg), None
+        z, c = draw_latents(G, 1, seed)
         if self.category:
             c = F.one_hot(torch.tensor([self.category.value]), G.c_dim).to(z)
         return G.truncate(G.mapping(z, c), self.truncation.value)
@@ -116,15 +116,10 @@ class Explorer:
     @torch.no_grad()
     def draw(self, G: StyleGenerator) -> Tensor:
         """The image (1, 3, R, R) that the controls ask of a generator."""
-        training = G.training
-        G.eval()  # a StyleGAN3 in training takes statistics: looking at one must not change it
-        try:
-            w = self.w(G, self.seed.value)
-            w = w + self.strength.value * self.steps[self.direction.value].to(w)
-            coarse = max(0, G.num_ws - self.layers.value)
-            return G.synthesis(mix_styles(w, self.w(G, self.other.value), coarse, G.num_ws)).image
-        finally:
-            G.train(training)
+        w = self.w(G, self.seed.value)
+        w = w + self.strength.value * self.steps[self.direction.value].to(w)
+        coarse = max(0, G.num_ws - self.layers.value)
+        return G.synthesis(mix_styles(w, self.w(G, self.other.value), coarse, G.num_ws)).image
 
     def redraw(self, _change: object = None) -> None:
         """Draw all pictures anew; called by every control."""
