@@ -45,7 +45,7 @@ from gapkd.networks.stylegan3 import (
     plan_layers,
     stylegan3_channels,
 )
-from gapkd.parallel import choose_device
+from gapkd.parallel import choose_device, seeded
 from gapkd.settings import DistillConfig, TrainConfig, shareable, widths
 from gapkd.sharing.export import LIMITS, drawn_by, to_onnx
 from gapkd.training.trainer import R1_EVERY, Trainer
@@ -188,8 +188,7 @@ def machine_peak(device: torch.device) -> float:
 
 def networks(resolution: int, channels: int = 0) -> tuple[Generator, Discriminator]:
     """The pair that is timed: `channels` wide; 0: 64, but configuration f from 256 px on."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with seeded(0):
         if resolution >= 256 and not channels:
             return config_f(resolution), Discriminator(resolution, config_f_channels(resolution))
         G = Generator(resolution, 128, 128, channels or 64)
@@ -251,8 +250,7 @@ def alias_free_cases(device: torch.device) -> dict[str, tuple[nn.Module, Tensor 
     the published widths.
     """
     cases: dict[str, tuple[nn.Module, Tensor | None, int]] = {}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with seeded(0):
         for name, rotation, kernel in (("T", False, 3), ("R", True, 1)):
             widths_32 = stylegan3_channels(32, 10, 32 * 64, 64)
             G = AliasFreeGenerator(32, 128, 128, widths_32, kernel, rotation)

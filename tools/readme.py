@@ -241,15 +241,9 @@ def readme(text: str) -> str:
 def results_page(text: str) -> str:
     """The page of results with its tables written anew."""
     speed = "tools.benchmark", BenchmarkConfig, show_benchmark
-    sections = {
-        "table": sweep_section("table"),
-        "table64": sweep_section("table64"),
-        "long": sweep_section("long"),
-        "students": sweep_section("students"),
-        "finished": sweep_section("finished"),
+    alone = "table", "table64", "long", "students", "finished", "stylegan3", "photographs"
+    sections = {name: sweep_section(name) for name in alone} | {
         "sizes": sweep_section("sizes", beside=whole_models()),
-        "stylegan3": sweep_section("stylegan3"),
-        "photographs": sweep_section("photographs"),
         "speed": measured("benchmark", *speed),
         "stylegan3-speed": measured("stylegan3_speed", *speed),
         "exports-speed": measured("exports", *speed),

@@ -205,14 +205,12 @@ class AttributeConfig:
         if self.flip and self.data == "toyfaces":
             raise ValueError("flip is for labelled images, and toy faces are not mirrored: leave "
                              "it out")
-        if Path(self.out).suffix != ".safetensors":
-            raise ValueError(f"{self.out} must end in .safetensors: that is what is written")
 
 
 def train_attribute_network(config: AttributeConfig) -> dict[str, float]:
     """Train and save an attribute network; returns its `reading_scores` on the images held out.
     Raises ValueError for a file that exists, labels that teach nothing or too few images."""
-    new_file(config.out)
+    new_file(config.out, ".safetensors")
     started = time.perf_counter()
     lessons = _ToyLessons(config) if config.data == "toyfaces" else _LabelLessons(config)
     with seeded(config.seed):
