@@ -52,17 +52,23 @@ def to_uint8(images: Tensor) -> Tensor:
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
 
-def tile(images: Tensor, columns: int = 8) -> Image.Image:
-    """Images (N, 3, R, R) row by row on a white ground, with a hairline between them."""
-    pixels = to_uint8(images)
-    n, r = len(pixels), pixels.shape[1]
-    rows = -(-n // columns)
-    step = r + max(1, r // 32)
-    height, width = (count * step - (step - r) for count in (rows, columns))
+def tile(images: Tensor, columns: int = 8, gap: tuple[int, int] | None = None,
+         factor: int = 1) -> Image.Image:
+    """Images (N, 3, R, R) row by row on a white ground.
+
+    Args:
+        gap: px between them, (down, across); None: a hairline.
+        factor: how many times as large every pixel is drawn.
+    """
+    pixels = to_uint8(images).repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
+    n, r = pixels.shape[:2]
+    down, across = (max(1, r // 32),) * 2 if gap is None else gap
+    height, width = -(-n // columns) * (r + down) - down, columns * (r + across) - across
     sheet = torch.full((height, width, 3), 255, dtype=torch.uint8)
     for i, picture in enumerate(pixels):
-        y, x = divmod(i, columns)
-        sheet[y * step:y * step + r, x * step:x * step + r] = picture
+        row, column = divmod(i, columns)
+        y, x = row * (r + down), column * (r + across)
+        sheet[y:y + r, x:x + r] = picture
     return Image.fromarray(sheet.numpy())
 
 

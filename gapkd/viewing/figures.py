@@ -26,7 +26,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 from PIL import Image
 from torch import Tensor
 
-from gapkd.data.images import to_uint8
+from gapkd.data.images import tile
 from gapkd.metrics.agreement import Agreement
 
 INK, CHANCE = "#2b2d42", "#9aa0ad"
@@ -101,7 +101,6 @@ def _fill(string: str, room: float, size: float = 9.5) -> str:
     return "\n".join(textwrap.fill(line, letters) for line in string.split("\n"))
 
 
-@styled
 def _measure(string: str, room: float, **look: object) -> tuple[str, int, int]:
     """The text broken into lines of about `room` px, and its width and height in whole px."""
     string = _fill(string, room, look["size"])
@@ -135,16 +134,7 @@ def make_sheet(images: Tensor, ncols: int, size: int = 64,
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3, 4):
         raise ValueError(f"pictures must have shape (N, 3, R, R), not {tuple(images.shape)}")
-    factor = _factor(images.shape[-1], size)
-    pixels = to_uint8(images).numpy().repeat(factor, axis=1).repeat(factor, axis=2)
-    n, tile = pixels.shape[:2]
-    down, across = gap
-    height = math.ceil(n / ncols) * (tile + down) - down
-    sheet = np.full((height, ncols * (tile + across) - across, 3), 255, np.uint8)
-    for i, picture in enumerate(pixels):
-        y, x = (i // ncols) * (tile + down), (i % ncols) * (tile + across)
-        sheet[y:y + tile, x:x + tile] = picture
-    return sheet
+    return np.array(tile(images, ncols, gap, _factor(images.shape[-1], size)))
 
 
 @styled
@@ -156,15 +146,15 @@ def _grid(images: Tensor, ncols: int, size: int, title: str, captions: Sequence[
     about = f"Rows of {ncols} images" if names else count
     alt = _words(title, ": ".join([about, ", ".join(names or captions)]).rstrip(": "),
                  f"Above them: {', '.join(captions)}" if names and captions else "")
-    tile = images.shape[-1] * _factor(images.shape[-1], size)
-    captions = [_measure(caption, max(tile + 14, 64), **CAPTION) for caption in captions]
+    edge = images.shape[-1] * _factor(images.shape[-1], size)
+    captions = [_measure(caption, max(edge + 14, 64), **CAPTION) for caption in captions]
     names = [_measure(name, 220, **ROW_NAME) for name in names]
     (caption_width, caption_height), (name_width, name_height) = _largest(captions), _largest(names)
 
-    over = max(0, math.ceil((name_height - tile) / 2))  # what a tall name needs beyond its row
+    over = max(0, math.ceil((name_height - edge) / 2))  # what a tall name needs beyond its row
     down, across = 2 + 2 * over, 2
     if captions:
-        across = max(2 if names else 18, caption_width + 4 - tile)
+        across = max(2 if names else 18, caption_width + 4 - edge)
     if len(captions) > ncols:
         down = max(down, 18, caption_height + 6)
     sheet = make_sheet(images, ncols, size, (down, across))
@@ -172,7 +162,7 @@ def _grid(images: Tensor, ncols: int, size: int, title: str, captions: Sequence[
 
     title, title_width, title_height = _measure(title, max(width, LEAST_LINE), **TITLE)
     top = over + (title_height + 12 if title else 0) + (caption_height + 4 if captions else 0)
-    side = max(0, math.ceil((caption_width - tile) / 2) + 1)  # what an outermost caption needs
+    side = max(0, math.ceil((caption_width - edge) / 2) + 1)  # what an outermost caption needs
     left = name_width + 14 if names else side
     title_left = left if names else 2
     whole_width = max(left + width + side, title_left + title_width + 4)
@@ -191,10 +181,10 @@ def _grid(images: Tensor, ncols: int, size: int, title: str, captions: Sequence[
         write(title_left, 6, title, va="top", **TITLE)
     for i, (caption, _, _) in enumerate(captions):
         row, column = divmod(i, ncols)
-        x, y = left + column * (tile + across) + tile / 2, top + row * (tile + down) - 3
+        x, y = left + column * (edge + across) + edge / 2, top + row * (edge + down) - 3
         write(x, y, caption, ha="center", va="bottom", **CAPTION)
     for row, (name, _, _) in enumerate(names):
-        y = top + row * (tile + down) + tile / 2
+        y = top + row * (edge + down) + edge / 2
         write(left - 8, y, name, ha="right", va="center", **ROW_NAME)
     return figure
 
