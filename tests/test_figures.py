@@ -114,6 +114,8 @@ CRAMPED = {  # "function, case" -> a figure whose texts are long for the room th
         NAME, {"chance": 0.98, "no": 2}, labels="ends"),
     "grouped_bars": lambda: figures.grouped_bars(
         {NAME: {TWO: 0.5, NAME: -0.25}, "b": {TWO: 0.1, "c": 1}}, LONG, NAME, {"chance": 0.3}),
+    "grouped_bars, lying": lambda: figures.grouped_bars(
+        {WORD: dict.fromkeys("abcdefghi", 0.5)}, LONG, NAME, {"chance": 0.3, NAME: 0.4}),
     "curves, small": lambda: figures.curves({NAME: line(0, 1)}, LONG, NAME, NAME, width=3.2,
                                             height=2.4),
     "bars_with_chance, one": lambda: figures.bars_with_chance({NAME: agreement(0.9)}, LONG),
@@ -400,11 +402,13 @@ def test_grouped_bars_stand_above_their_category_and_many_lie():
                 (ticks["foreign"] + 0.2, 0.1)]
     assert np.allclose(bars, expected)
     assert "chance" in texts(axes.figure) and axes.lines[0].get_ydata()[0] == 0.3
+    assert "Dashed lines: chance 0.3." in axes.figure.alt
     for decimals, labels in ((None, ["1", "0.2", "0.1"]), (2, ["1.00", "0.20", "0.10"])):
         axes = figures.grouped_bars(values, "t", "r", decimals=decimals).axes[0]
         assert [text.get_text() for text in axes.texts] == labels
     values = {"a": {f"factor {n}": 0.1 * n for n in range(15)}, "b": {"factor 3": -0.5}}
     axes = figures.grouped_bars(values, "t", "r", {"chance": 0.3}).axes[0]
+    assert "chance: 0.3" in texts(axes.figure) and "chance 0.3" in axes.figure.alt
     assert [label.get_text() for label in axes.get_yticklabels()] == list(values["a"])
     bars = [bar for bar in axes.patches if bar.get_width()]
     assert bars[2].get_width() == pytest.approx(0.3) and bars[-1].get_width() == -0.5

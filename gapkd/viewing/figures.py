@@ -406,7 +406,8 @@ def grouped_bars(values: Mapping[str, Mapping[str, float]], title: str, ylabel: 
 
     Args:
         values: series -> category -> number; a series need not have every category.
-        levels: name -> height of a dashed line, such as {"chance": 0.37}.
+        levels: name -> height of a dashed line, such as {"chance": 0.37}; of lying bars, the legend
+            names the lines.
         decimals: of every number at a bar; None: each has two digits that count.
     """
     categories = list(dict.fromkeys(name for series in values.values() for name in series))
@@ -424,8 +425,8 @@ def grouped_bars(values: Mapping[str, Mapping[str, float]], title: str, ylabel: 
             axes.bar_label(drawn, fmt=form, padding=2, size=8.5,  # legible on a dashed line
                            path_effects=[withStroke(linewidth=2.5, foreground="white")])
     if lying:
-        for level in (levels or {}).values():
-            line(level, **LEVEL)
+        for name, level in (levels or {}).items():
+            line(level, label=f"{name}: {level:.3g}", **LEVEL)
         _name_rows(axes, categories)
     else:
         _level_lines(axes, levels)
@@ -435,9 +436,10 @@ def grouped_bars(values: Mapping[str, Mapping[str, float]], title: str, ylabel: 
     axes.margins(**{"x" if lying else "y": 0.12})
     line(0, color=CHANCE, linewidth=1)
     _finish(axes, title, ylabel if lying else "", "" if lying else ylabel, width, height)
-    if len(values) > 1:
+    if len(values) > 1 or lying and levels:
         _legend(figure, axes, 4)
-    figure.alt = _words(title, f"Bars of {ylabel}", values=values)
+    figure.alt = _words(title, f"Bars of {ylabel}",
+                        f"Dashed lines: {_numbers(levels)}" if levels else "", values=values)
     return figure
 
 
