@@ -109,6 +109,13 @@ def test_effects_are_measured_in_known_units():
     assert effect.drift == pytest.approx(1.0 * 0.2 / (0.2 * 2**0.5), rel=0.1)
 
 
+def test_effects_of_directions_named_after_no_factor_are_refused_before_images_are_drawn(
+        monkeypatch):
+    monkeypatch.setattr(editing, "draw_w", None)
+    with pytest.raises(ValueError, match="no factor 'SeFa 1' .* factor_changes takes"):
+        measure_edits(Known(), Reader(), Directions(("SeFa 1",), torch.eye(6)[:1], torch.ones(1)))
+
+
 def test_a_linear_factor_is_known_as_one():
     explained = linear_fit(Reader(), draw_readings(Known(), Reader(), samples=3000))
     assert explained["tilt"] > 0.9 and explained["light"] > 0.9 and 0.4 < explained["hat"] < 0.9
@@ -168,13 +175,25 @@ def test_directions_on_the_disk(tmp_path, G):
         Directions(("a",), torch.eye(2), torch.ones(2))
 
 
+@pytest.mark.parametrize("reach, origin, message", [
+    (torch.ones(1, 1), None, r"1 names, vectors of shape \(1, 8\) and reaches of shape \(1, 1\)"),
+    (torch.tensor([-2.0]), None, r"finite and not negative: \[-2.0\]"),
+    (torch.tensor([torch.nan]), None, "finite and not negative"),
+    (torch.ones(1), torch.zeros(3, 5), r"origin must have shape \(16, 8\), .* not \(3, 5\)")])
+def test_reach_and_origin_must_fit_the_vectors(reach, origin, message):
+    with pytest.raises(ValueError, match=message):
+        Directions(("a",), torch.eye(8)[:1], reach, origin)
+
+
 def test_other_files_are_refused(teacher_file, tmp_path):
     tensors = {"vectors": torch.eye(3)[:1], "reach": torch.ones(1)}
     cut, few = (safetensors.torch.save(tensors, {"kind": "directions", "names": names})
                 for names in ("[", "[]"))
     endless = safetensors.torch.save(tensors | {"reach": torch.full((1,), torch.inf)},
                                      {"kind": "directions", "names": '["smile"]'})
-    for content in (b"", b"rubbish" * 100, cut, few, endless):
+    elsewhere = safetensors.torch.save(tensors | {"origin": torch.zeros(3, 5)},
+                                       {"kind": "directions", "names": '["smile"]'})
+    for content in (b"", b"rubbish" * 100, cut, few, endless, elsewhere):
         (tmp_path / "d.safetensors").write_bytes(content)
         with pytest.raises(ValueError, match="d.safetensors is damaged or no file of directions"):
             load_directions(tmp_path / "d.safetensors")

@@ -48,10 +48,15 @@ class Directions:
     origin: Tensor | None = None
 
     def __post_init__(self):
-        shape = tuple(self.vectors.shape)
-        if len(shape) != 2 or not len(self.names) == shape[0] == len(self.reach) > 0:
-            raise ValueError(f"{len(self.names)} names, vectors of shape {shape} and "
-                             f"{len(self.reach)} reaches do not belong together")
+        shape, reaches = tuple(self.vectors.shape), tuple(self.reach.shape)
+        if len(shape) != 2 or not len(self.names) == shape[0] > 0 or reaches != shape[:1]:
+            raise ValueError(f"{len(self.names)} names, vectors of shape {shape} and reaches of "
+                             f"shape {reaches} do not belong together")
+        if not (self.reach.isfinite() & (self.reach >= 0)).all():
+            raise ValueError(f"a reach must be finite and not negative: {self.reach.tolist()}")
+        if self.origin is not None and self.origin.shape != (16, shape[1]):
+            raise ValueError(f"origin must have shape (16, {shape[1]}), 16 w of the vectors' "
+                             f"width, not {tuple(self.origin.shape)}")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -273,6 +278,10 @@ def measure_edits(G: StyleGenerator, net: AttributeNetwork, directions: Directio
     """Move many w's by -share and +share of every direction's reach, and read what became of the
     images. The directions are named as `direction_names` does."""
     names, effects = direction_names(net), []
+    for name in directions.names:
+        if name not in names:
+            raise ValueError(f"there is no factor {name!r} that could be measured: factor_changes "
+                             "takes directions of any name")
     walk = _walk(G, net, directions, share, samples, seed)
     for name, (low, middle, high) in zip(directions.names, walk, strict=True):
         units, own = _units(net, middle), names.index(name)
