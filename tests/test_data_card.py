@@ -11,7 +11,11 @@ from safetensors import safe_open
 from tiny import config, distill_config
 
 from gapkd.files.checkpoints import load_discriminator, load_generator, read_metadata
-from gapkd.metrics.attributes import load_attribute_network
+from gapkd.metrics.attributes import (
+    AttributeConfig,
+    load_attribute_network,
+    train_attribute_network,
+)
 from gapkd.training.loop import distill, train_gan
 from tools.data_card import DATA, EmbedConfig, embed, write_card
 
@@ -46,6 +50,17 @@ def test_card_and_checksums_are_what_the_files_say(tmp_path):
     write_card(tmp_path)
     for name in ("README.md", "SHA256SUMS"):
         assert (tmp_path / name).read_text() == (DATA / name).read_text()
+
+
+def test_attribute_networks_of_todays_command_are_described(tmp_path):
+    for name, seed in (("attributes", 0), ("another", 3)):
+        out = str(tmp_path / f"{name}.safetensors")
+        train_attribute_network(AttributeConfig("toyfaces", out, 8, 4, seed=seed, progress=False))
+    write_card(tmp_path)
+    page = (tmp_path / "README.md").read_text()
+    assert "The attribute network: reads" in page and "network, which was trained on toyf" in page
+    assert "`gapkd judge --data toyfaces --images 8 --batch 4 --seed 3`, 0 minutes" in page
+    assert page.count("- 5000 held-out images: hair style 0.") == 2
 
 
 def test_a_teacher_and_its_student_are_taken_over(tmp_path):

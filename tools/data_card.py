@@ -156,14 +156,21 @@ def describe(file: Path) -> list[str]:
     known = ("commit", "seed", "hardware", "threads", "torch", "date")
     origin = ", ".join(f"{name} {card[name]}" for name in known if name in card)
     if kind not in FAMILIES:
-        held_out = card["held_out"]
-        lines = [ROLES[file.stem], "",
-                 f"- command: `{card['command']}`, {card['seconds'] / 60:.0f} minutes",
+        trained_on = metadata["architecture"].get("name", "toyfaces")
+        role = ROLES.get(file.stem, f"An attribute network, which was trained on {trained_on}.")
+        command, held_out = card["command"], card["held_out"]
+        if command == "judge":  # the embedded networks were made before there was that command
+            options = [f"--{name} {card[name]}" for name in ("data", "images", "batch", "seed")]
+            command = " ".join(["gapkd judge", *options, *["--flip"] * card["flip"]])
+            shown = {f"{held_out['images']} held-out images": held_out["scores"]}
+        else:
+            shown = {f"{held_out['faces']} held-out faces at {size}": held_out[f"scores_{size}"]
+                     for size in ("32px", "64px")}
+        lines = [role, "", f"- command: `{command}`, {card['seconds'] / 60:.0f} minutes",
                  f"- origin: {origin}"]
-        for size in ("32px", "64px"):
-            scores = [f"{name.replace('_', ' ')} {value:.3f}"
-                      for name, value in held_out[f"scores_{size}"].items()]
-            lines.append(f"- {held_out['faces']} held-out faces at {size}: {', '.join(scores)}")
+        for what, scores in shown.items():
+            listed = [f"{name.replace('_', ' ')} {value:.3f}" for name, value in scores.items()]
+            lines.append(f"- {what}: {', '.join(listed)}")
         return lines
     runs, teacher = runs_of(card)[0], card["settings"].get("teacher")
     hours = sum(run["seconds"] for run in runs) / 3600
