@@ -48,7 +48,7 @@ one-hot labels (N, c_dim) (None: the networks know no classes)."""
 
 R1_EVERY, PATH_EVERY = 16, 4
 """Steps between two R1 steps, and between two path-length steps (StyleGAN2)."""
-STATEFUL = ("G", "D", "G_ema", "opt_g", "opt_d", "scaler")
+STATEFUL = ("G", "D", "G_ema", "regressors", "opt_g", "opt_d", "scaler")
 PATH_BATCH_SHRINK = 2
 """The path-length step takes this fraction of a batch (StyleGAN2)."""
 
@@ -91,14 +91,14 @@ class Trainer:
         together = [G] if distiller is None else [G, distiller.teacher]
         self.mixes = all(network.mixes_styles for network in together)
         self.silent = all(network.silent for network in together)
-        regressors = distiller.regressors if distiller else torch.nn.ModuleList()
+        self.regressors = distiller.regressors if distiller else torch.nn.ModuleList()
         on_cpu = self.device.type == "cpu"
         self.lessons = Lessons(config.reuse, config.batch, G.resolution, self.silent)
         replay = (config.cuda_graphs and self.device.type == "cuda" and parallel.count() == 1
                   and config.reuse == 1 and not G.c_dim and G.img_channels == 3
                   and not (distiller and distiller.content_mask))
         self.opt_g = lazy_adam({self.G.mapping: config.lr * config.mapping_lr,
-                                self.G.synthesis: config.lr, regressors: config.lr},
+                                self.G.synthesis: config.lr, self.regressors: config.lr},
                                PATH_EVERY if config.path_weight else 0)
         self.opt_d = lazy_adam({self.D: config.lr}, R1_EVERY if config.r1_gamma else 0)
         self.rates = [group["lr"] for group in self.groups()]
@@ -217,25 +217,22 @@ class Trainer:
     # ---------------------------------------------------------------------------------- steps
 
     def train_step(self) -> None:
-        # Beside half precision, what is left in float32 is the regularisers.
-        precision = self.config.precision
-        with parallel.tensor_cores(precision == "tf32", precision != "float32"):
-            self._train_step()
-
-    def _train_step(self) -> None:
         c = self.config
-        self.set_rates()
-        reals = self.real_batch() if self.adversarial_now else None
-        if self.adversarial_now:
-            self.do(self.discriminator_step, reals, self.draw_crossover())
-            if c.r1_gamma and self.step % R1_EVERY == 0:
-                self.do(self.r1_step, reals, self.draw_crossover() if self.relativistic else None)
-        self.do(self.generator_step, reals, self.draw_crossover())
-        if c.path_weight and self.step % PATH_EVERY == 0:
-            self.do(self.path_step, reals, self.draw_crossover())
-        self.step += 1
-        self.images += c.batch
-        self.average_weights()
+        # Beside half precision, what is left in float32 is the regularisers.
+        with parallel.tensor_cores(c.precision == "tf32", c.precision != "float32"):
+            self.set_rates()
+            reals = self.real_batch() if self.adversarial_now else None
+            if self.adversarial_now:
+                self.do(self.discriminator_step, reals, self.draw_crossover())
+                if c.r1_gamma and self.step % R1_EVERY == 0:
+                    crossover = self.draw_crossover() if self.relativistic else None
+                    self.do(self.r1_step, reals, crossover)
+            self.do(self.generator_step, reals, self.draw_crossover())
+            if c.path_weight and self.step % PATH_EVERY == 0:
+                self.do(self.path_step, reals, self.draw_crossover())
+            self.step += 1
+            self.images += c.batch
+            self.average_weights()
 
     def do(self, step: Callable[[Tensor | None, int | None], Notes], reals: Tensor | None,
            crossover: int | None) -> None:
@@ -417,8 +414,6 @@ class Trainer:
     def state(self) -> dict:
         """All that the next step depends on, as tensors and plain values."""
         networks = {name: getattr(self, name).state_dict() for name in STATEFUL}
-        if self.distiller and self.distiller.regressors:
-            networks["regressors"] = self.distiller.regressors.state_dict()
         return {**networks, "rng": self.rng.get_state(), "dice": self.dice.get_state(),
                 "path_mean": self.path_mean, "lessons": self.lessons.state(),
                 "sums": dict(self.sums), "counts": dict(self.counts), "step": self.step,
@@ -438,12 +433,11 @@ class Trainer:
                 f"the run was trained on {before}, whose random numbers {self.device.type} cannot "
                 f"continue: resume with device={before}, or, to go on with others, with "
                 f"device={self.device.type}")
+        state = {"regressors": {}} | state  # older ones hold them only where there are some
         try:
             for name in STATEFUL:
                 if name != "scaler" or state[name]:  # of a precision without one it is empty
                     getattr(self, name).load_state_dict(state[name])
-            if self.distiller and self.distiller.regressors:
-                self.distiller.regressors.load_state_dict(state["regressors"])
             self.dice.set_state(state["dice"].cpu())
             if moved:  # on a CPU both are one
                 self.rng.manual_seed(self.config.seed + state["images"])
