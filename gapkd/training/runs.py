@@ -138,7 +138,7 @@ class RunFolder:
 
     def __enter__(self) -> RunFolder:
         try:
-            self.path = Path(parallel.from_first(lambda: str(self._prepare())))
+            self.path = parallel.from_first(self._prepare)
         except BaseException:
             self.__exit__()
             raise
@@ -161,7 +161,7 @@ class RunFolder:
             self._release()
         if not config.resume:
             self._refuse_to_overwrite()
-        elif not self.checkpoints():
+        elif not states_of(self.path):
             odd = "".join(f" ({shown(file.name)} is named otherwise: give it back its count of "
                           "images, as in 000000064.pt)" for file in self._states()[:1])
             raise ValueError(f"{self.path} holds no checkpoint to resume from{odd}: check out, or "
@@ -217,10 +217,6 @@ class RunFolder:
             self.lock.release()
             self.lock = None
 
-    def checkpoints(self) -> list[Path]:
-        """The files that hold a state of the run, oldest first."""
-        return states_of(self.path)
-
     def _states(self) -> list[Path]:
         """The files that hold a state, or did under their old name: copies and damaged ones too."""
         files = (self.path / "checkpoints").glob("*")
@@ -249,7 +245,7 @@ class RunFolder:
             raise ValueError(f"cannot resume {self.path}: it was started with "
                              f"{'; '.join(differences)}{why}; give the old values, or choose "
                              "another out")
-        reached = int(self.checkpoints()[-1].stem)
+        reached = int(states_of(self.path)[-1].stem)
         if self.config.images <= reached - self.config.batch:  # or so says a name
             reached = self._newest_state().get("images", reached)
         if self.config.images <= reached - self.config.batch:
@@ -272,16 +268,14 @@ class RunFolder:
         way, or where some were taken out, as broken ones are: the run goes on, that is said, and
         the names that it began with are kept, so that they may come back."""
         try:
-            names, ours = json.loads((self.path / "data.json").read_text()), self.names
-            if not any(CLASS in name for name in names):  # begun when classes were not kept
-                ours = [name.rpartition(CLASS)[0] or name for name in ours]
-            old, now = set(names), set(ours)
+            names = json.loads((self.path / "data.json").read_text())
+            old, now = set(names), set(self.names)
             known = digest_of(names) == before
         except (OSError, ValueError, TypeError):
             known = False
         if not known:
             return "other images"
-        (then, were), (here, are) = _spelt_alike(names), _spelt_alike(ours)
+        (then, were), (here, are) = _spelt_alike(names), _spelt_alike(self.names)
         short, long = sorted((then, here), key=len)  # the folders that all lie in
         if sorted(were) == sorted(are) and long[len(long) - len(short):] == short:
             if were != are:
@@ -326,7 +320,8 @@ class RunFolder:
 
     def cut_log(self, images: int) -> list[dict]:
         """Drop records later than `images` (written after the checkpoint that is resumed), and an
-        unfinished last line; returns what stays. Raises ValueError for a line that is no record."""
+        unfinished last line; returns what stays: for the first process alone to call. Raises
+        ValueError for a line that is no record."""
         file = self.path / "log.jsonl"
         lines = json_lines(file) if file.exists() else []
         if lines and lines[-1][1] is None:
@@ -336,14 +331,12 @@ class RunFolder:
                 raise ValueError(f"{file}, line {number}, is not a record of the run: mend that "
                                  "line or take it out, and resume the run")
         kept = [record for _, record in lines if record["images"] <= images]
-        if self.writes:
-            write_atomically(file, "".join(json.dumps(record) + "\n" for record in kept).encode())
+        write_atomically(file, "".join(json.dumps(record) + "\n" for record in kept).encode())
         return kept
 
     def save_grid(self, images: Tensor, count: int) -> None:
-        """Write grids/<count>.png from images (N, 3, R, R)."""
-        if self.writes:
-            save_png(images, self.path / "grids" / f"{count:09d}.png")
+        """Write grids/<count>.png from images (N, 3, R, R): for the first process alone to call."""
+        save_png(images, self.path / "grids" / f"{count:09d}.png")
         if self.board:
             self.board.add_images("samples", images.clamp(-1, 1) / 2 + 0.5, count)
 
@@ -380,7 +373,7 @@ class RunFolder:
         buffer = io.BytesIO()
         torch.save(state | {"run": self.identity()}, buffer)
         write_atomically(self.path / "checkpoints" / f"{state['images']:09d}.pt", buffer.getvalue())
-        for file in self.checkpoints()[:-KEPT_CHECKPOINTS]:
+        for file in states_of(self.path)[:-KEPT_CHECKPOINTS]:
             if best is None or int(file.stem) != best["images"]:
                 file.unlink(missing_ok=True)
 
@@ -401,7 +394,7 @@ class RunFolder:
 
     def _newest_state(self) -> dict:
         damaged = None
-        for file in reversed(self.checkpoints()):
+        for file in reversed(states_of(self.path)):
             try:
                 state = read_state(file)
             except CheckpointError as error:
