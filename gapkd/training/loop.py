@@ -252,9 +252,9 @@ def first_student(config: DistillConfig, teacher: StyleGenerator,
     student = make_student(teacher, config.keep, config.kernel, config.mapping, synthesis,
                            config.seed, content_mask, config.slimming_images, config.kind,
                            progress=config.progress and parallel.is_first())
-    if parallel.count() > 1:
-        weights = {name: value.cpu() for name, value in student.state_dict().items()}
-        student.load_state_dict(parallel.from_first(lambda: weights))
+    weights = parallel.from_first(
+        lambda: {name: value.cpu() for name, value in student.state_dict().items()})
+    student.load_state_dict(weights)
     if teacher.silent or not config.noise:
         student.silence()
     return student
@@ -348,15 +348,15 @@ def fit(trainer: Trainer, kind: str, probe: Probe | None = None, judge: Probe | 
         labels = trainer.dataset.labels.tolist()
         names = [f"{name}{runs.CLASS}{label})" for name, label in zip(names, labels, strict=True)]
     with RunFolder(trainer.config, kind, inputs, names) as folder:
-        return Loop(trainer, kind, folder, probe, judge).run()
+        return Loop(trainer, folder, probe, judge).run()
 
 
 class Loop:
     """One pass from where a trainer stands to its last image."""
 
-    def __init__(self, trainer: Trainer, kind: str, folder: RunFolder, probe: Probe | None,
+    def __init__(self, trainer: Trainer, folder: RunFolder, probe: Probe | None,
                  judge: Probe | None):
-        self.trainer, self.kind, self.folder = trainer, kind, folder
+        self.trainer, self.folder = trainer, folder
         self.probe, self.judge = probe, judge
         c = trainer.config
         self.origin = provenance(trainer.device) | {"processes": parallel.count()}
@@ -388,8 +388,8 @@ class Loop:
     def run(self) -> RunResult:
         trainer, c = self.trainer, self.trainer.config
         quiet = not (c.progress and parallel.is_first())
-        bar = progress_bar(total=c.images, initial=trainer.images, unit="img", desc=self.kind,
-                           disable=quiet, smoothing=0.05)
+        bar = progress_bar(total=c.images, initial=trainer.images, unit="img",
+                           desc=self.folder.kind, disable=quiet, smoothing=0.05)
         with _signals() as stopped, bar:
             if c.resume and not (self.log and self.log[-1]["images"] == trainer.images):
                 self.look(self.pending)
@@ -529,7 +529,7 @@ class Loop:
 
     def card(self) -> dict:
         """What a saved network says of where it comes from."""
-        return {"command": self.kind, "settings": to_dict(self.trainer.config),
+        return {"command": self.folder.kind, "settings": to_dict(self.trainer.config),
                 "images": self.trainer.images, "seconds": round(self.seconds, 1), **self.origin}
 
 
