@@ -89,13 +89,10 @@ def tensor_cores(products: bool = False, convolutions: bool = False) -> Iterator
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Within the block, the CPU's random numbers are those of a seed; then the caller's go on. No
-    GPU is touched: torch's own `fork_rng` and `manual_seed` begin with all of them."""
-    before = torch.get_rng_state()
-    try:
+    GPU is touched: `torch.manual_seed` begins with all of them."""
+    with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
-    finally:
-        torch.set_rng_state(before)
 
 
 # ---------------------------------------------------------------------------------- the processes
