@@ -100,7 +100,7 @@ def sample(config: SampleConfig) -> None:
     if config.count > (most := SHEET_PIXELS // G.resolution**2):
         raise ValueError(f"count must be at most {most:,} at {G.resolution} px, not "
                          f"{config.count:,}: draw them in several parts, each with another seed")
-    if not -1 <= config.label < max(G.c_dim, 0):
+    if not -1 <= config.label < G.c_dim:
         mend = f"classes, 0 to {G.c_dim - 1}; -1 takes them in turn"
         has = f"{G.c_dim} {mend}" if G.c_dim else "no classes: leave it at -1"
         raise ValueError(f"label={config.label}: {config.generator} has {has}")

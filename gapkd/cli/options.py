@@ -94,10 +94,9 @@ def _grouped(cls: type) -> type:
     for title, names in GROUPS.items():
         entries = [(name, Annotated[hints[name], tyro.conf.arg(help=words[name])], defaults[name])
                    for name in names if name in defaults]
-        if entries:
-            group = make_dataclass(title, entries, frozen=True)
-            group.__doc__ = ""
-            groups.append((title, group, field(default=group())))
+        group = make_dataclass(title, entries, frozen=True)
+        group.__doc__ = ""
+        groups.append((title, group, field(default=group())))
     return make_dataclass(cls.__name__, groups, frozen=True)
 
 

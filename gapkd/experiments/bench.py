@@ -57,8 +57,9 @@ class Bench:
         self.real = {prefix: real_features(judge, self.dataset, samples, seed=REAL)
                      for prefix, judge in self.judges.items()}
         self.edits = EditAgreement(self.teacher, self.net)
-        toys = data == "toyfaces"
-        self.marks = {} if toys else {"listing_sha256": self.dataset.checksum()}
+        self.marks = {}
+        if data != "toyfaces":
+            self.marks["listing_sha256"] = self.dataset.checksum()
         # Toy faces of this seed are new to every run; of a folder, these were trained on.
         self.targets = self.dataset.load(ordered_indices(self.dataset.size, 0, PROJECTED, 98))
 

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from gapkd.experiments.results import Paired, holm, paired, reference_rows, results
+from gapkd.experiments.results import FID, Paired, holm, paired, reference_rows, results
 
 CHANCE, TEACHER = "chance", "teacher"
 """Levels to compare with that are not arms: an arm's own chance level, and a teacher's agreement
@@ -25,7 +25,7 @@ LEVEL = 0.05
 """A difference is seen below this p, corrected by Holm for the contrasts of its claim."""
 
 FIGURES = {
-    "correlation": "agree_mean_correlation", "FID": "fid_(?!to_teacher_).+", "L1": "l1",
+    "correlation": "agree_mean_correlation", "FID": FID, "L1": "l1",
     "edits": "agree_edits", "PPL": "ppl_.+", "PSNR": "projection_psnr"}
 """Short name -> pattern of the name that a figure has in a record."""
 UNJUDGED = ("L1", "PSNR")

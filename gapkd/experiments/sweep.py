@@ -40,7 +40,6 @@ from gapkd.experiments.results import (
     read_results,
     results_table,
 )
-from gapkd.files import storage
 from gapkd.files.checkpoints import load_generator, read_metadata, sha256, states_of
 from gapkd.files.provenance import provenance
 from gapkd.files.storage import INSTALLED, ROOT, check_place, write_atomically
@@ -162,7 +161,7 @@ class Table:
         """Checksums of an arm's own files, since a record names them without their folders."""
         settings = self.config(arm, self.seeds[0])
         named = {name: Path(getattr(settings, name)) for name in ("discriminator", "perceptual")}
-        return {name: storage.sha256(file) for name, file in named.items() if file.is_file()}
+        return {name: sha256(file) for name, file in named.items() if file.is_file()}
 
 
 def _are_settings(*values: object) -> bool:
@@ -333,10 +332,10 @@ def run_sweep(config: SweepConfig) -> list[dict]:
         _work(config, table, todo)
     records = read_results(table.results)
     if not missing(table, arms, seeds):  # else another worker is at the last ones, and shows them
-        shown = [r for r in records if r["arm"] in arms]
-        for images in sorted({record["images"] for record in shown}):
-            print(results_table([r for r in records if r in shown and r["images"] == images
-                                 or r["arm"] in REFERENCES]))
+        runs = [record for record in records if record["arm"] in arms]
+        references = [record for record in records if record["arm"] in REFERENCES]
+        for images in sorted({run["images"] for run in runs}):
+            print(results_table([run for run in runs if run["images"] == images], references))
     return records
 
 

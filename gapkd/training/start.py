@@ -184,10 +184,9 @@ def check_student(config: DistillConfig, teacher: StyleGenerator) -> None:
     with torch.device("meta"):
         student = family(**architecture)
     check_network(config, student)
-    if config.ld_weight or config.feature_weight:
-        for network in (student, teacher):
-            check_blocks("ld_blocks", config.ld_blocks, network)
     for network in (student, teacher):
+        if config.ld_weight or config.feature_weight:
+            check_blocks("ld_blocks", config.ld_blocks, network)
         if config.rgb_weight and config.rgb_levels == "all" and network.kind != Generator.kind:
             raise ValueError(f"a {network.kind} draws one image, not one a level: leave rgb_levels "
                              "at last")
