@@ -332,9 +332,7 @@ def _fits(value: object, rule: object) -> bool:
     """Whether one value is what a rule of `check_parameters` allows."""
     kind = _kind(rule)
     if rule == "network":
-        return isinstance(value, (str, Path)) and (
-            is_address(str(value)) or value in embedded_networks() or os.path.exists(value)
-            or os.path.exists(ROOT / value))
+        return isinstance(value, (str, Path)) and _names_network(str(value))
     right = isinstance(value, (int, float) if kind is float else kind)
     if kind in (int, float) and isinstance(value, bool):
         right = False
@@ -343,6 +341,28 @@ def _fits(value: object, rule: object) -> bool:
     if kind is list:
         return len(value) > 0 and all(_fits(entry, tuple(rule)) for entry in value)
     return value in rule if kind is str else rule[0] <= value <= rule[1]
+
+
+def _names_network(value: str) -> bool:
+    """Whether it is an embedded network's name, an address or, here or in the repository, a file or
+    a folder that holds a network."""
+    if is_address(value) or value in embedded_networks():
+        return True
+    return value != "" and any(_is_there(place) for place in (Path(value), ROOT / value))
+
+
+def _is_there(place: Path) -> bool:
+    """Whether there is a file, whatever it holds, or a folder in which `load_generator` finds
+    one."""
+    if not os.path.isdir(place):
+        return os.path.exists(place)
+    from gapkd.files.checkpoints import CheckpointError, find_checkpoint  # takes a second to import
+
+    try:
+        find_checkpoint(place)
+    except (CheckpointError, OSError):
+        return False
+    return True
 
 
 def _words(rule: object) -> list[str]:

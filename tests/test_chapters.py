@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,8 @@ import pytest
 import gapkd
 from gapkd import chapters, settings
 from gapkd.files import storage
+from gapkd.files.checkpoints import load_generator
+from gapkd.sharing.hub import save_pretrained
 from tools import readme
 
 
@@ -387,6 +390,19 @@ def test_parameters_are_checked_and_texts_become_what_they_say():
 def test_a_wrong_parameter_is_one_sentence(name, value, sentence):
     with pytest.raises(ValueError, match=sentence):
         chapters.check_parameters({name: value}, **{name: RULES[name]})
+
+
+def test_a_network_may_be_a_folder_that_holds_one(teacher_file, tmp_path, monkeypatch):
+    (tmp_path / "one").mkdir()
+    shutil.copy(teacher_file, tmp_path / "one" / "any.safetensors")
+    save_pretrained(load_generator(teacher_file), tmp_path / "shared")
+    (tmp_path / "runs" / "empty").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for value in ("one", tmp_path / "one", "shared", str(teacher_file)):
+        chapters.check_parameters({"teacher": value}, teacher="network")
+    for value in ("", ".", "runs/empty", "data", str(tmp_path)):  # data is seen in the repository
+        with pytest.raises(ValueError, match="a file or an address, not"):
+            chapters.check_parameters({"teacher": value}, teacher="network")
 
 
 @pytest.mark.parametrize("file", sorted(chapters.NOTEBOOKS.glob("*.ipynb")), ids=lambda f: f.stem)
