@@ -12,6 +12,7 @@ from tiny import distill_config
 from gapkd.distillation import losses
 from gapkd.distillation.distiller import Distiller, Moments, make_regressors
 from gapkd.distillation.students import make_student
+from gapkd.files.checkpoints import CheckpointError
 from gapkd.networks.base import SynthesisOutput
 from gapkd.networks.stylegan2 import Discriminator
 from gapkd.settings import DistillConfig
@@ -92,10 +93,23 @@ def test_regressors_learn_with_the_student(networks, tmp_path):
     regressors = make_regressors(student, teacher, (1, 2), seed=0)
     before = [p.clone() for p in regressors.parameters()]
     distiller = Distiller(teacher, None, settings, None, regressors)
-    Trainer(settings, student, Discriminator(16, 4), distiller).train_step()
+    trainer = Trainer(settings, student, Discriminator(16, 4), distiller)
+    trainer.train_step()
     for was, p in zip(before, regressors.parameters(), strict=True):
         # Adam's first step has the length of the learning rate.
         torch.testing.assert_close((p - was).abs(), torch.full_like(p, 1e-3), rtol=1e-2, atol=1e-5)
+    state = trainer.state()
+    del state["regressors"]
+    with pytest.raises(CheckpointError, match="does not hold the networks"):
+        trainer.load_state(state)
+
+
+def test_older_states_name_no_regressors_where_there_are_none(networks, tmp_path):
+    settings = distill_config(tmp_path, "teacher", gan_weight=1.0)
+    trainer = Trainer(settings, make_student(networks["stylegan2"], 0.5), Discriminator(16, 4))
+    state = trainer.state()
+    del state["regressors"]
+    trainer.load_state(state)
 
 
 @pytest.mark.parametrize("blocks", [(2, 3), (0, 1)])
