@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -215,6 +216,25 @@ def test_nobody_waits_for_the_rows_of_teacher_and_real_images(table, tmp_path, m
     assert [record["arm"] for record in records] == ["paper", "real", "teacher"]
 
 
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks"), NotImplementedError()])
+def test_a_file_system_without_locks(table, monkeypatch, error):
+    """One worker goes on; several would train one run at a time, into one folder."""
+    monkeypatch.setattr(FileLock, "acquire", Mock(side_effect=error))
+    with pytest.raises(ValueError, match="without locks, by which .* make one at a time, with"):
+        run_sweep(SweepConfig(table(), jobs=2))
+    assert names(run_sweep(SweepConfig(table(**ONE)))) == [("paper", 0)]
+
+
+def test_a_table_is_read_as_utf_8(tmp_path, monkeypatch):
+    """Whatever encoding the system has for files that say none."""
+    def read(file, encoding="ascii"):
+        return file.read_bytes().decode(encoding)
+
+    (tmp_path / "table.yml").write_text("arms: {größer: }", encoding="utf-8")
+    monkeypatch.setattr(Path, "read_text", read)
+    assert read_table(tmp_path / "table.yml").arms == {"größer": {}}
+
+
 def test_an_interrupted_run_is_resumed(table, tmp_path, quick_workers):
     command = [sys.executable, "-m", "gapkd", "sweep", table(**ONE, settings={"images": 40_000})]
     worker = subprocess.Popen(command, stderr=subprocess.PIPE, text=True,
@@ -366,7 +386,7 @@ def test_when_is_measured_and_newer_or_older_settings_do_not_make_another_run(ta
     ({"arms": {"A": None, "a": None}}, "'A' and 'a' are one folder on some systems: rename one"),
     ({"arms": {"\u00e9": None, "e\u0301": None}}, "are one folder on some systems: rename one"),
     ({"arms": {"a\0": None}}, "cannot name a folder"),
-    ({"arms": {"ä" * 101: None}}, "cannot name a folder: choose another name, of 200 letters at"),
+    ({"arms": {"ä" * 101: None}}, "cannot name a folder: choose another name, of 200 bytes at"),
     ({"arms": {"a": {"teacher": "toyfaces64"}}}, "one teacher and one set of data"),
     ({"arms": {"a": {"seed": 2}}}, "seed is for the sweep to choose"),
     ({"settings": {"out": "x"}}, "out is for the sweep to choose"),

@@ -29,7 +29,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 import yaml
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from gapkd.data.images import save_png
 from gapkd.experiments.bench import PROBED, Bench
@@ -42,7 +42,7 @@ from gapkd.experiments.results import (
 )
 from gapkd.files.checkpoints import load_generator, read_metadata, sha256, states_of
 from gapkd.files.provenance import provenance
-from gapkd.files.storage import INSTALLED, ROOT, check_place, write_atomically
+from gapkd.files.storage import INSTALLED, ROOT, check_place, locked, write_atomically
 from gapkd.metrics.sampling import sample_images
 from gapkd.networks.base import StyleGenerator
 from gapkd.parallel import choose_device
@@ -67,7 +67,7 @@ CHOSEN = ("seed", "out", "resume", "device", "progress")
 SWEEPS = ROOT / "tools" / "sweeps"
 """The tables of the course."""
 LONGEST = 200
-"""Letters of an arm's name at most: a file's has 255, and there are such as .NAME-0.claim."""
+"""Bytes of an arm's name at most: a file's has 255, and there are such as .NAME-0.claim."""
 FEWEST = 10
 """Images that a run must be judged on at least: every figure can be computed, none be trusted."""
 
@@ -193,7 +193,7 @@ def find_table(name: str) -> Path:
 def read_table(path: str | Path) -> Table:
     """Read and check a table. Raises ValueError that names the file and the place."""
     try:
-        content = read_yaml(Path(path).read_text())
+        content = read_yaml(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         known = ", ".join(sorted(file.stem for file in SWEEPS.glob("*.yml")))
         raise ValueError(f"the table {path} cannot be read ({error.strerror}): give a file, or one "
@@ -230,7 +230,7 @@ def _check_arm(path: str | Path, table: Table, arm: str) -> None:
     is_name = arm.strip() and arm.isprintable() and Path(arm).name == arm != ".."
     if not is_name or len(arm.encode()) > LONGEST:
         raise ValueError(f"{path}: the arm {arm[:60]!r} cannot name a folder: choose another name, "
-                         f"of {LONGEST} letters at most")
+                         f"of {LONGEST} bytes at most in UTF-8")
     if arm in REFERENCES or {"teacher", "data"} & changes.keys():
         raise ValueError(f"{path}, arm {arm}: one teacher and one set of data, named under "
                          f"`settings`, serve all arms, and {' and '.join(REFERENCES)} are the "
@@ -287,12 +287,16 @@ def _same_bench(record: dict, marks: dict) -> bool:
     return all(record.get(name) == marks.get(name) for name in ("teacher_sha256", *BENCH))
 
 
+def _lock_of(results: Path) -> Path:
+    return results.with_name(f".{results.name}.lock")
+
+
 def _write(results: str | Path, records: Sequence[dict]) -> None:
     """Put records into the results file, in place of older ones of the same name: whole or not at
     all, whoever else writes."""
     file = Path(results)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(file.with_name(f".{file.name}.lock")):
+    with locked(_lock_of(file), wait=True):
         rows = {(r["arm"], r.get("seed")): r for r in [*read_results(file), *records]}
         lines = [json.dumps(row) + "\n" for row in rows.values()]
         write_atomically(file, "".join(lines).encode())
@@ -326,6 +330,7 @@ def run_sweep(config: SweepConfig) -> list[dict]:
     gpus = torch.cuda.device_count() if config.device in ("auto", "cuda") else 0
     jobs = min(config.jobs or max(1, gpus), len(todo))
     if jobs > 1:
+        _check_locks(table)
         _spread(config, jobs, gpus)
         return read_results(table.results)
     if todo:
@@ -371,6 +376,16 @@ def _table_of(config: SweepConfig) -> Table:
 def row_command(config: DistillConfig) -> str:
     """The command that trains one run alone."""
     return command_line("gapkd distill", DistillConfig, to_dict(config))
+
+
+def _check_locks(table: Table) -> None:
+    """Refuse several workers where they could not tell each other what they are at."""
+    for lock in (Path(table.folder) / ".workers.lock", _lock_of(Path(table.results))):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with locked(lock, wait=True) as alone:
+            if not alone:
+                raise ValueError(f"{lock.parent} lies on a file system without locks, by which "
+                                 "workers claim their runs: make one at a time, with --jobs 1")
 
 
 def _spread(config: SweepConfig, jobs: int, gpus: int) -> None:
@@ -448,13 +463,13 @@ def _claims(table: Table, runs: Sequence[tuple[str, int]]) -> Iterator[tuple[str
 
     with ExitStack() as failed:
         for arm, seed in runs:
-            lock = FileLock(Path(table.folder) / f".{arm}-{seed}.claim")
-            with suppress(Timeout), lock.acquire(blocking=False):
+            with suppress(Timeout), ExitStack() as ours:
+                ours.enter_context(locked(Path(table.folder) / f".{arm}-{seed}.claim"))
                 if (arm, seed) in recorded():
                     continue
                 yield arm, seed
                 if (arm, seed) not in recorded():
-                    failed.enter_context(lock)
+                    failed.enter_context(ours.pop_all())
 
 
 def _draw_faces(table: Table, arm: str, seed: int, G: StyleGenerator) -> None:
@@ -475,8 +490,7 @@ def _add_references(table: Table, bench: Bench, wait: bool) -> None:
     """Give the results the rows of real images and teacher, unless they have them or, where we do
     not wait for it, another worker is at them."""
     Path(table.folder).mkdir(parents=True, exist_ok=True)
-    claim = FileLock(Path(table.folder) / ".references.claim")
-    with suppress(Timeout), claim.acquire(blocking=wait):
+    with suppress(Timeout), locked(Path(table.folder) / ".references.claim", wait):
         there = {record["arm"] for record in read_results(table.results)}
         if not there & set(REFERENCES):
             origin = provenance(bench.device) | bench.marks | table.bench_marks() | _origins(table)

@@ -10,11 +10,12 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import platformdirs
+from filelock import FileLock, Timeout
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 INSTALLED = (_PACKAGE / "_clone").is_dir()
@@ -83,6 +84,24 @@ def json_lines(path: str | Path) -> list[tuple[int, object]]:
             with suppress(ValueError, RecursionError):
                 found[-1] = number, json.loads(line.decode())
     return found
+
+
+@contextmanager
+def locked(file: str | Path, wait: bool = False) -> Iterator[bool]:
+    """Within the block no other process has this lock. Where the file system knows no locks, it
+    gives False and keeps nobody out. Raises Timeout where another process has it and we do not
+    wait."""
+    lock = FileLock(file)
+    try:
+        lock.acquire(blocking=wait)
+    except Timeout:
+        raise
+    except (OSError, NotImplementedError):  # a file system without locks
+        pass
+    try:
+        yield lock.is_locked
+    finally:
+        lock.release()
 
 
 def write_atomically(path: str | Path, content: bytes) -> Path:

@@ -11,10 +11,11 @@ import os
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from torch import Tensor
 
 from gapkd import parallel
@@ -28,7 +29,7 @@ from gapkd.files.checkpoints import (
     states_of,
 )
 from gapkd.files.provenance import provenance
-from gapkd.files.storage import check_place, json_lines, write_atomically
+from gapkd.files.storage import check_place, json_lines, locked, write_atomically
 from gapkd.networks.base import StyleGenerator
 from gapkd.networks.stylegan2 import Discriminator
 from gapkd.parallel import choose_device
@@ -134,7 +135,7 @@ class RunFolder:
         self.inputs = dict(inputs or {}) | ({"data": digest_of(names)} if names else {})
         self.writes = parallel.is_first()
         self.before: dict = {}  # settings.json of the run that is resumed
-        self.board = self.lock = None
+        self.board, self.lock = None, ExitStack()
 
     def __enter__(self) -> RunFolder:
         try:
@@ -145,7 +146,7 @@ class RunFolder:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._release()
+        self.lock.close()
         if self.board:
             self.board.close()
 
@@ -158,7 +159,7 @@ class RunFolder:
         check_place(self.path / "settings.json", "out")
         if (self.path / ".lock").exists():
             self._keep_others_out()
-            self._release()
+            self.lock.close()
         if not config.resume:
             self._refuse_to_overwrite()
         elif not states_of(self.path):
@@ -202,20 +203,11 @@ class RunFolder:
 
     def _keep_others_out(self) -> None:
         """Two trainings in one folder would spoil each other's files."""
-        lock = FileLock(self.path / ".lock")
         try:
-            lock.acquire(blocking=False)
+            self.lock.enter_context(locked(self.path / ".lock"))
         except Timeout as error:
             raise ValueError(f"another process is training into {self.path}: wait for it, stop it, "
                              "or choose another out") from error
-        except (OSError, NotImplementedError):  # a file system without locks
-            return
-        self.lock = lock
-
-    def _release(self) -> None:
-        if self.lock:
-            self.lock.release()
-            self.lock = None
 
     def _states(self) -> list[Path]:
         """The files that hold a state, or did under their old name: copies and damaged ones too."""
