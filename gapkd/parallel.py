@@ -26,6 +26,8 @@ from torch import Tensor
 from torch.backends import cudnn
 from torch.backends.cuda import matmul
 
+from gapkd.settings import in_brief
+
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=10)
 """How long a process may keep the others waiting in an exchange; does not bound `from_first`."""
@@ -54,8 +56,8 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # which "meta" cannot give
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} is not usable here: use auto, cpu, or, where there is a "
-                         "GPU, cuda or cuda:1") from error
+        raise ValueError(f"device {in_brief(name)} is not usable here: use auto, cpu, or, where "
+                         "there is a GPU, cuda or cuda:1") from error
     return device
 
 

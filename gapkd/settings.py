@@ -42,6 +42,8 @@ WIDEST = 2**14
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text",
          list: "a list", tuple: "a tuple", object: "a value"}
 """Kinds of settings and of chapters' parameters, in words."""
+LONGEST = 300
+"""Characters of a name in a message."""
 
 
 @dataclass(frozen=True)
@@ -380,6 +382,13 @@ def in_brief(value: object) -> str:
     return brief.repr(value)
 
 
+def shown(name: object) -> str:
+    """A name as a message shows it: on one line and not without end, whatever it is made of."""
+    name = str(name)
+    name = name if name.isprintable() else ascii(name)
+    return name if len(name) <= LONGEST else f"{name[:LONGEST // 2]}...{name[-LONGEST // 2:]}"
+
+
 def _require(condition: object, message: str) -> None:
     if not condition:
         raise ValueError(message)
@@ -397,7 +406,7 @@ def _as_field(cls: type, name: str, value: Any) -> Any:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
-        raise ValueError(f"{cls.__name__} has no setting {name}{hint}")
+        raise ValueError(f"{cls.__name__} has no setting {shown(name)}{hint}")
     value = as_kind(value, get_type_hints(cls)[name])
     if isinstance(known[name].default, tuple) and isinstance(value, (list, int)):
         return tuple(value) if isinstance(value, list) else (value,)

@@ -398,7 +398,10 @@ def test_when_is_measured_and_newer_or_older_settings_do_not_make_another_run(ta
     ({"results": 3}, "`results` must be a .jsonl file, not 3"),
     ({"results": "runs/mine"}, "`results` must be a .jsonl file, not 'runs/mine'"),
     ({"results": ""}, "`results` must be a .jsonl file, not ''"),
-    ({"sedes": [1]}, "has an entry sedes: known are arms, results")])
+    ({"sedes": [1]}, "has an entry sedes: known are arms, results"),
+    ({"x\nall is well": 1}, r"has an entry 'x\\nall is well': known"),
+    ({"x" * 10**5: 1}, r"has an entry x{150}\.\.\.x{150}: known"),
+    ({"settings": {"x\nall is well": 1}}, r"has no setting 'x\\nall is well'; known are")])
 def test_bad_tables(table, changes, message):
     with pytest.raises(ValueError, match=message):
         read_table(table(**changes))

@@ -156,6 +156,7 @@ def test_a_network_of_another_repository_knows_other_images(tmp_path, teacher_fi
 
 @pytest.mark.parametrize("settings, message", [
     ("x", ""), ([1], ""), ({"data": 5}, "trained on 5,"),
+    ({"data": "k" * 10**5}, r"trained on k{150}\.\.\.k{150}, and"),
     ({"data": "\x1b[31mred\nline"}, r"trained on '\\x1b\[31mred\\nline', and")])
 def test_a_file_may_say_anything_of_its_images(tmp_path, teacher_file, settings, message):
     save_network(load_generator(teacher_file), tmp_path / "odd.safetensors", {"settings": settings})

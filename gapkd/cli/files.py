@@ -11,7 +11,7 @@ from pathlib import Path
 import tyro
 
 from gapkd.cli import say
-from gapkd.settings import MOST
+from gapkd.settings import MOST, shown
 
 SHEET_PIXELS = 2**28
 """The most that a sheet of images may have."""
@@ -114,7 +114,6 @@ def sample(config: SampleConfig) -> None:
 
 
 def directions(config: DirectionsConfig) -> None:
-    from gapkd.data.decoding import shown
     from gapkd.files.checkpoints import load_generator
     from gapkd.files.storage import new_file
     from gapkd.metrics.attributes import reader

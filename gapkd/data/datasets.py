@@ -41,7 +41,6 @@ from gapkd.data.decoding import (
     is_put_away,
     needed_depth,
     same_name,
-    shown,
     stated_depth,
     suffix,
     to_8_bits,
@@ -52,6 +51,7 @@ from gapkd.data.decoding import (
 from gapkd.data.toyfaces import toy_faces
 from gapkd.files.storage import cache_folder
 from gapkd.networks.base import MOST_CLASSES, check_resolution
+from gapkd.settings import shown
 
 CACHE_BYTES = 2**30
 UNPACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)

@@ -23,6 +23,8 @@ import numpy as np
 import PIL
 from PIL import ExifTags, Image
 
+from gapkd.settings import shown
+
 UNFIT = {"EPS", "WMF", "IPTC", "FITS", "MPEG", "BUFR", "GRIB", "HDF5"}
 """EPS calls Ghostscript, WMF draws with Windows, IPTC may hold either; of FITS Pillow reads neither
 signs nor scales; the others are stubs."""
@@ -79,12 +81,6 @@ def why_left_out(name: str) -> str | None:
         return None
     is_suffix = kind[1:].isalnum() and len(kind) < 9
     return kind if is_suffix else "of other kinds"
-
-
-def shown(name: object) -> str:
-    """A name as a message shows it: on one line, whatever it is made of."""
-    name = str(name)
-    return name if name.isprintable() else ascii(name)
 
 
 TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,

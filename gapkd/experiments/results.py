@@ -21,6 +21,7 @@ from torch import Tensor
 
 from gapkd.data.images import untile
 from gapkd.files.storage import data_path, json_lines
+from gapkd.settings import shown
 
 REFERENCES = ("real", "teacher")
 """Rows that are not arms: real images against other real ones, and the teacher."""
@@ -58,7 +59,7 @@ def read_results(path: str | Path) -> list[dict]:
                              "or take it out; its run is then made again")
         first = seen.setdefault((record["arm"], record.get("seed")), number)
         if first != number:
-            raise ValueError(f"{file} holds the same run (arm {record['arm']}, seed "
+            raise ValueError(f"{file} holds the same run (arm {shown(record['arm'])}, seed "
                              f"{record.get('seed')}) in lines {first} and {number}: take one of "
                              "them out")
         records.append(record)

@@ -54,6 +54,7 @@ from gapkd.settings import (
     in_brief,
     read_yaml,
     shareable,
+    shown,
     to_dict,
 )
 from gapkd.training.loop import OutOfMemory
@@ -199,13 +200,13 @@ def read_table(path: str | Path) -> Table:
         raise ValueError(f"the table {path} cannot be read ({error.strerror}): give a file, or one "
                          f"of the course's tables ({known})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path} is not YAML: {shown(' '.join(str(error).split()))}") from error
     known = ", ".join(ENTRIES)
     if not isinstance(content, dict) or not content.get("arms"):
         raise ValueError(f"{path} must name its methods under `arms`; it may hold {known}")
     for name, value in content.items():
         if name not in ENTRIES:
-            raise ValueError(f"{path} has an entry {name}: known are {known}")
+            raise ValueError(f"{path} has an entry {shown(name)}: known are {known}")
         fits, kind = ENTRIES[name]
         if not fits(value):
             raise ValueError(f"{path}: `{name}` must be {kind}, not {in_brief(value)}")
@@ -268,8 +269,8 @@ def missing(table: Table, arms: Sequence[str], seeds: Sequence[int]) -> list[tup
     for record in records.values() if todo else ():
         if not _same_bench(record, marks):
             raise ValueError(f"{table.results} holds figures of another teacher, judge or number "
-                             f"of images judged than this table's ({record['arm']}): no run of it "
-                             "may join them; give another results file")
+                             f"of images judged than this table's ({shown(record['arm'])}): no run "
+                             "of it may join them; give another results file")
     return todo
 
 

@@ -58,6 +58,7 @@ from gapkd.settings import (
     RunConfig,
     TrainConfig,
     from_dict,
+    shown,
     to_dict,
     widths,
 )
@@ -291,7 +292,7 @@ def resume_run(folder: str | Path, images: int = 0, device: str = "", progress: 
     train, cls = KINDS[kind]
     if other := settings.keys() ^ {field.name for field in fields(cls)}:
         raise ValueError(f"cannot resume {folder}: another version of gapkd started it (its "
-                         f"settings differ in {sorted(other)[0]}); go on with that version, or "
+                         f"settings differ in {shown(min(other))}); go on with that version, or "
                          "start the run anew in another folder")
     if fixed := changes.keys() - ((runs.FREE | runs.KNOWN_BY_CONTENT) & settings.keys()):
         raise ValueError(f"a {kind} run cannot be resumed with another "

@@ -19,7 +19,7 @@ from filelock import Timeout
 from torch import Tensor
 
 from gapkd import parallel
-from gapkd.data.decoding import same_name, shown
+from gapkd.data.decoding import same_name
 from gapkd.data.images import save_png
 from gapkd.files.checkpoints import (
     CheckpointError,
@@ -33,7 +33,15 @@ from gapkd.files.storage import check_place, json_lines, locked, write_atomicall
 from gapkd.networks.base import StyleGenerator
 from gapkd.networks.stylegan2 import Discriminator
 from gapkd.parallel import choose_device
-from gapkd.settings import DISTANCES, FEATURE_SPACES, OF_THE_DAY, RunConfig, to_dict
+from gapkd.settings import (
+    DISTANCES,
+    FEATURE_SPACES,
+    OF_THE_DAY,
+    RunConfig,
+    in_brief,
+    shown,
+    to_dict,
+)
 
 CLASS = " (class "
 """Between an image's name and its class, where classes are learnt."""
@@ -97,10 +105,10 @@ def find_files(settings: dict, started_in: str, given: Iterable[str]) -> dict[st
     wanted = [name for name, needed in used.items() if needed and name not in given]
     if wrong := [name for name in wanted if not isinstance(settings[name], str)]:
         raise ValueError(f"{settings['out']}/settings.json was edited: {wrong[0]} must be a text, "
-                         f"not {settings[wrong[0]]!r}; give the old value there")
+                         f"not {in_brief(settings[wrong[0]])}; give the old value there")
     places = {name: _place(settings[name], started_in, name) for name in wanted}
     if missing := [name for name, place in places.items() if place is None]:
-        named = ", ".join(f"{name}={shown(settings[name])[:200]}" for name in missing)
+        named = ", ".join(f"{name}={shown(settings[name])}" for name in missing)
         options = " ".join(f"--{name.replace('_', '-')} PATH" for name in missing)
         raise ValueError(f"what the run in {settings['out']} needs is not there any more: {named}; "
                          f"say where it is now, `gapkd resume {settings['out']} {options}`")
@@ -221,11 +229,11 @@ class RunFolder:
             raise ValueError(f"{self.path / 'settings.json'} cannot be read: this run cannot be "
                              "resumed")
         if kind != self.kind:
-            raise ValueError(f"{self.path} holds a {kind} run, not a {self.kind} run: choose "
-                             "another out")
+            raise ValueError(f"{self.path} holds a {shown(kind)} run, not a {self.kind} run: "
+                             "choose another out")
         free = free_on_resume(self.config) | OF_THE_START
         free |= KNOWN_BY_CONTENT & self.inputs.keys() & inputs.keys()
-        differences = [f"{name}={settings.get(name)!r}, not {value!r}"
+        differences = [f"{name}={in_brief(settings.get(name))}, not {in_brief(value)}"
                        for name, value in to_dict(self.config).items()
                        if name not in free  # 8 is as good as [8]
                        and value not in (settings.get(name), [settings.get(name)])]
@@ -415,7 +423,7 @@ def _spelt_alike(names: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _counted(names: Sequence[str]) -> str:
     """How many, and the first of them."""
-    some = ", ".join(name if name.isprintable() else ascii(name) for name in names[:3])
+    some = ", ".join(map(shown, names[:3]))
     more = ", ..." if len(names) > 3 else ""
     return f"{len(names):,} ({some}{more})" if names else "none"
 

@@ -11,7 +11,6 @@ import torch
 
 from gapkd import parallel
 from gapkd.data.datasets import Dataset
-from gapkd.data.decoding import shown
 from gapkd.distillation.directions import check_blocks
 from gapkd.distillation.students import check_request
 from gapkd.files.checkpoints import (
@@ -29,7 +28,7 @@ from gapkd.networks.base import StyleGenerator
 from gapkd.networks.stylegan2 import Discriminator, Generator, group_size
 from gapkd.networks.stylegan3 import AliasFreeGenerator
 from gapkd.parallel import seeded
-from gapkd.settings import DistillConfig, TrainConfig, widths
+from gapkd.settings import DistillConfig, TrainConfig, shown, widths
 from gapkd.training.lessons import Lessons
 from gapkd.training.trainer import check_network
 
