@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny import attribute_network, generator, perturb, pictures
@@ -114,6 +116,15 @@ def test_every_table_has_a_real_and_a_teacher_row():
                                                                        "| teacher | 0.0 |"]
     with pytest.raises(ValueError, match="samples=40 or fewer"):
         evaluation_table({}, net, Pictures(), T, samples=41)
+
+
+@pytest.mark.parametrize("count, samples, mend", [
+    (9, 5, "take samples=4 or fewer, or add images"), (7, 4, "add images, 8 are the least"),
+    (1, 8, "add images, 8 are the least")])
+def test_what_is_advised_for_few_images_is_allowed(count, samples, mend):
+    few = SimpleNamespace(name="few", size=count)
+    with pytest.raises(ValueError, match=f"few holds {count} images, .* of {samples}: {mend}$"):
+        evaluation_table({}, attribute_network(), few, None, samples)
 
 
 def test_another_feature_space_names_its_metrics_and_no_teacher_is_called_one():

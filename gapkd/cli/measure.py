@@ -17,7 +17,7 @@ from gapkd.files.provenance import provenance
 from gapkd.files.storage import new_file, write_atomically
 from gapkd.metrics.attributes import AttributeConfig, AttributeNetwork, reader
 from gapkd.metrics.attributes import train_attribute_network as train_judge
-from gapkd.metrics.evaluation import evaluation_table, format_table
+from gapkd.metrics.evaluation import FEWEST, evaluation_table, format_table
 from gapkd.metrics.features import feature_network
 from gapkd.parallel import choose_device
 from gapkd.settings import MOST
@@ -65,8 +65,8 @@ def evaluate(config: EvaluateConfig) -> None:
 def measure(config: EvaluateConfig) -> dict:
     """The table's rows, and what they were measured with, where and when."""
     most = MOST["fid_samples"]
-    if not 4 <= config.samples <= most or not 0 <= config.seed < 2**63:
-        raise ValueError(f"samples must lie between 4 and {most:,}, and seed between 0 and "
+    if not FEWEST <= config.samples <= most or not 0 <= config.seed < 2**63:
+        raise ValueError(f"samples must lie between {FEWEST} and {most:,}, and seed between 0 and "
                          f"2^63 - 1, not {config.samples} and {config.seed}")
     parallel.join()
     start.say_if_other_data(config.teacher or config.generator, config.data)

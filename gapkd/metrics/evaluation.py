@@ -34,6 +34,8 @@ from gapkd.parallel import tensor_cores
 from gapkd.progress import bar
 
 Row = dict[str, float | str]
+FEWEST = 4
+"""Images that a set must have at least: with fewer, some figures cannot be computed."""
 
 
 def _mine() -> Part:
@@ -210,8 +212,12 @@ def evaluation_table(students: Mapping[str, StyleGenerator], net: AttributeNetwo
     for G in students.values():
         _check_pair(G, teacher)
     if dataset.size is not None and dataset.size < 2 * samples:
+        most = dataset.size // 2
+        mend = f"take samples={most} or fewer, or add images"
+        if most < FEWEST:
+            mend = f"add images, {2 * FEWEST} are the least"
         raise ValueError(f"{dataset.name} holds {dataset.size} images, too few for two sets of "
-                         f"{samples}: take samples={dataset.size // 2} or fewer")
+                         f"{samples}: {mend}")
     extractor = net if space is None else space
     real = real_features(extractor, dataset, samples, seed)
     other = real_features(extractor, dataset, samples, seed, start=samples)
