@@ -257,6 +257,8 @@ def check_parameters(scope: dict, **allowed: object) -> None:
                              "in the cell of parameters, or where you gave it")
         scope[name] = value
 
+        if rule == "network" and isinstance(value, str):
+            value = os.path.expanduser(value)
 
 def check_settings(settings: str, **own: object) -> None:
     """Check what is asked of a training, before it has a folder and before an image is drawn.

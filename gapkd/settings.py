@@ -8,6 +8,7 @@ the comment gives both.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import reprlib
 import shlex
@@ -133,6 +134,9 @@ class RunConfig:
         hints = get_type_hints(type(self))
         for field in fields(self):
             _check_type(field.name, getattr(self, field.name), hints[field.name])
+        for name in ("out", *FILES):
+            if getattr(self, name, "").startswith("~"):
+                object.__setattr__(self, name, os.path.expanduser(getattr(self, name)))
         for name, least in LEAST.items():
             value = getattr(self, name, least)
             bound = f"be at least {least}, not" if least else "not be negative, but is"

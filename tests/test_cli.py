@@ -21,11 +21,12 @@ import gapkd
 from gapkd import chapters, cli
 from gapkd.cli import main
 from gapkd.cli.options import GROUPS, parsed
-from gapkd.data.datasets import open_dataset
+from gapkd.data.datasets import load_image, open_dataset
 from gapkd.files.checkpoints import load_generator, read_metadata, save_network
 from gapkd.metrics.editing import load_directions
 from gapkd.metrics.sampling import draw_sheet
 from gapkd.settings import DistillConfig, TrainConfig
+from gapkd.training.loop import resume_run
 from gapkd.training.plan import PlanConfig
 
 SMALL = "--batch 4 --images 8 --no-progress --precision float32 --d-channels 4".split()
@@ -98,6 +99,20 @@ def test_switches_of_a_run_that_goes_on(monkeypatch, options, given):
     monkeypatch.setattr("gapkd.training.loop.resume_run", run)
     assert main(["resume", "runs/x", *options.split()]) == 0
     assert run.call_args == (("runs/x",), {"images": 0, "device": "", "progress": True} | given)
+
+
+def test_a_path_in_an_option_may_begin_with_the_home_folder(tmp_path, teacher, monkeypatch):
+    """--out=~/x, which few shells spell out, and what Python code may name."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copy(teacher, tmp_path / "net.safetensors")
+    assert main(["sample", "~/net.safetensors", "--out=~/faces.png", "--count", "1"]) == 0
+    size = load_generator("~/net.safetensors").resolution
+    assert load_image("~/faces.png", size).shape == (1, 3, size, size)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "faces.png").rename(tmp_path / "photos" / "face.png")
+    assert open_dataset("~/photos", size).size == 1
+    with pytest.raises(ValueError, match=f"{tmp_path}/run holds no run of gapkd"):
+        resume_run("~/run")
 
 
 def test_evaluate(tmp_path, teacher, capsys):

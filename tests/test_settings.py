@@ -87,6 +87,13 @@ def test_bad_settings(cls, values, message):
 def test_settings_survive_json():
     settings = DistillConfig(ld_blocks=(1, 2), d_channels=(8, 4))
     assert from_dict(DistillConfig, json.loads(json.dumps(to_dict(settings)))) == settings
+def test_a_path_may_begin_with_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/anna")
+    config = DistillConfig(out="~/run", teacher="~/x.pkl", data="~nobody-has-this-name/x")
+    assert (config.out, config.teacher) == ("/home/anna/run", "/home/anna/x.pkl")
+    assert config.data == "~nobody-has-this-name/x" and config.perceptual == "toyfaces"
+
+
 
 
 @pytest.mark.parametrize("path", ["/home/anna/a.pkl", "C:\\Users\\anna\\a.pkl", "C:anna/a.pkl"])

@@ -425,6 +425,14 @@ def test_a_value_without_end_is_shown_in_brief(tmp_path, entry):
     assert len(str(caught.value)) < 1000
 
 
+def test_a_path_of_a_table_may_begin_with_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/anna")
+    (tmp_path / "t.yml").write_text("{results: ~/t.jsonl, folder: ~/t, judge: ~/j, arms: {a: }}")
+    table = read_table(tmp_path / "t.yml")
+    assert (table.results, table.folder) == ("/home/anna/t.jsonl", "/home/anna/t")
+    assert (table.judge, table.second_judge) == ("/home/anna/j", "")
+
+
 def test_numbers_and_names_are_what_they_look_like(tmp_path):
     """1e-3 is a number, 1e5 a whole one, and a method may be called `on`, `no`, `null` or `1e3`."""
     (tmp_path / "t.yml").write_text("""

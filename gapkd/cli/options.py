@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import field, fields, is_dataclass, make_dataclass
@@ -38,6 +40,7 @@ GROUPS = {
 
 def parsed(command: str, cls: type, options: Sequence[str], example: str) -> Any:
     """The settings that options say; of --help or bad ones, tyro ends the program."""
+    options = [_at_home(word) for word in options]
     if command in ("sample", "evaluate"):  # whose generator was an option once, and may be one
         options = [word.removeprefix("--generator=") for word in options if word != "--generator"]
     elif command == "resume":
@@ -50,6 +53,12 @@ def parsed(command: str, cls: type, options: Sequence[str], example: str) -> Any
         return found
     return cls(**{name: value for group in vars(found).values() for name, value in
                   vars(group).items()})
+
+
+def _at_home(word: str) -> str:
+    """A word in which ~ begins a path, which few shells spell out in --name=~/path."""
+    option, path = re.fullmatch("((?:--[^=]*=)?)(.*)", word, re.DOTALL).groups()
+    return option + os.path.expanduser(path)
 
 
 def _switched(options: Sequence[str]) -> list[str]:

@@ -591,7 +591,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def load_image(path: str | Path, resolution: int) -> Tensor:
     """One image file, cut to its central square and resized: (1, 3, R, R) in [-1, 1]. Raises as
     ImageFiles."""
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if not path.is_file():
         raise ValueError(f"there is no image {path}: give the path of a picture")
     one = ImageFolder(path.parent, resolution, only=path.name)
@@ -611,11 +611,11 @@ def open_dataset(source: str | Path, resolution: int, seed: int = 0,
         return ToyFaces(resolution, seed, device)
     if not str(source):
         raise ValueError('data is empty: give a folder or zip of images, or "toyfaces"')
-    path = Path(source)
+    path = Path(os.path.expanduser(source))
     if path.is_dir():
         return ImageFolder(path, resolution)
     if not path.exists():
-        raise ValueError(f"there is no folder or zip at {path}: give a path that exists, or "
+        raise ValueError(f"there is no folder or zip at {source}: give a path that exists, or "
                          '"toyfaces"')
     is_zip = path.is_file() and (  # a device or pipe may never end
         zipfile.is_zipfile(path) or path.suffix.lower() == ".zip")

@@ -212,6 +212,8 @@ def read_table(path: str | Path) -> Table:
             raise ValueError(f"{path}: `{name}` must be {kind}, not {in_brief(value)}")
     stem = Path(path).stem
     content = {"results": f"runs/{stem}.jsonl", "folder": f"runs/{stem}"} | content
+    for name in {"results", "folder", "judge", "second_judge"} & content.keys():
+        content[name] = os.path.expanduser(content[name])
     content["seeds"] = tuple(content.get("seeds", Table.seeds))
     content["settings"] = content.get("settings") or {}
     content["arms"] = {str(arm): changes or {} for arm, changes in content["arms"].items()}

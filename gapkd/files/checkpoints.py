@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 import warnings
 import zipfile
@@ -135,7 +136,7 @@ def find_checkpoint(path: str | Path, role: str = "", **hub: object) -> Path:
         except AddressError as error:
             here = "" if address == str(path) else f"there is no checkpoint {path} here, and "
             raise CheckpointError(f"{here}{error}") from error
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     embedded = storage.data_folder() / f"{path}.safetensors"
     try:
         if not path.exists() and path.name == str(path) and embedded.is_file():
@@ -352,7 +353,7 @@ def load_generator(path: str | Path, **hub: object) -> StyleGenerator:
 
 def load_discriminator(path: str | Path) -> Discriminator:
     """Load a discriminator; as `load_generator`. Of a finished run's folder, its own."""
-    own = Path(path) / "discriminator.safetensors"
+    own = Path(os.path.expanduser(path)) / "discriminator.safetensors"
     with suppress(OSError, ValueError):  # a path that none can be is told of below
         newer = find_checkpoint(path).suffix == ".pt"  # the run went on, and was stopped
         path = own if own.is_file() and not newer else path

@@ -9,6 +9,7 @@ The loop around trainer.py: log, sample grids, checkpoints, exact resume, a clea
 from __future__ import annotations
 
 import json
+import os
 import signal
 import threading
 import time
@@ -284,6 +285,7 @@ def resume_run(folder: str | Path, images: int = 0, device: str = "", progress: 
     Raises ValueError when the folder holds no run, or cannot go on so; else as `train_gan` and
         `distill`.
     """
+    folder = os.path.expanduser(folder)
     about = read_about(folder)
     kind, settings = about.get("kind"), about.get("settings")
     if kind not in KINDS or not isinstance(settings, dict):
