@@ -159,7 +159,7 @@ class RunConfig:
         _require(0 <= self.style_mixing <= 1,
                  f"style_mixing is a probability, not {self.style_mixing}")
         _require(self.seed < 2**63, f"seed must be below 2^63, not {self.seed}")
-        _network_or(self, "fid_features", FEATURE_SPACES, ".safetensors")
+        _network_or(self, "fid_features", FEATURE_SPACES, ".safetensors", "a judge")
         _require(not (self.resume and not self.out),
                  "resume needs out: name the folder of the run to go on with")
 
@@ -286,8 +286,8 @@ class DistillConfig(RunConfig):
     perceptual: str = "toyfaces"
     """"toyfaces", the embedded attribute network; "lpips", LPIPS-VGG through the `metrics` extra;
     "imagenet", EfficientNet-Lite0 for photographs, through the `imagenet` extra, without a
-    download; a file that `gapkd judge` wrote; or a discriminator, file or embedded name, whose
-    features are compared (DCD)."""
+    download; a file that `gapkd judge` wrote; or a discriminator, its .safetensors file or embedded
+    name, whose features are compared (DCD)."""
     feature_weight: float = 0.0
     """Weight of the feature regression (FitNets), which is no part of the paper's loss."""
     moment_weight: float = 0.0
@@ -350,15 +350,17 @@ class DistillConfig(RunConfig):
                  "ld_blocks must name at least one block")
         _require(len({*self.ld_blocks}) == len(self.ld_blocks),
                  f"ld_blocks must name each block once, not {in_brief(self.ld_blocks)}")
-        _network_or(self, "perceptual", DISTANCES, (".safetensors", "_discriminator"))
+        _network_or(self, "perceptual", DISTANCES, (".safetensors", "_discriminator"),
+                    "a judge or a discriminator (`gapkd convert FILE discriminator.safetensors` "
+                    "writes that of a run or of another repository's file)")
 
 
 def _network_or(config: object, name: str, known: tuple[str, ...],
-                endings: str | tuple[str, ...]) -> None:
+                endings: str | tuple[str, ...], kinds: str) -> None:
     value = getattr(config, name)
     _require(value in known or value.endswith(endings),
-             f"{name} must be {', '.join(map(repr, known))} or the .safetensors file of a judge, "
-             f"not {value!r}")
+             f"{name} must be {', '.join(map(repr, known))} or the .safetensors file of {kinds}, "
+             f"not {in_brief(value)}")
 
 
 def _check_type(name: str, value: object, hint: Any) -> None:

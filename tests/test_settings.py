@@ -69,6 +69,9 @@ NO_LOSS = {"gan_weight": 0.0, "rgb_weight": 0, "perceptual_weight": 0, "ld_weigh
     (TrainConfig, {"layers": 2}, "layers must be at least 3, not 2"),
     (TrainConfig, {"resume": True}, "resume needs out"),
     (TrainConfig, {"fid_features": "vgg"}, "fid_features must be 'toyfaces', 'inception', 'imagen"),
+    *[(DistillConfig, {"perceptual": name}, "or the .safetensors file of a judge or a discrimin"
+       rf"ator \(`gapkd convert FILE discriminator.safetensors` writes .*, not '{name}'")
+      for name in ("both.pkl", "runs/first")],
     (DistillConfig, {"keep": 0.0}, r"keep must lie in \(0, 1\]"),
     (DistillConfig, {"content": "photos"}, "content must be one of '', 'toyfaces'"),
     (DistillConfig, {"ld_blocks": "2,3"}, "ld_blocks must be a tuple of whole numbers"),
@@ -84,9 +87,6 @@ def test_bad_settings(cls, values, message):
         from_dict(cls, values)
 
 
-def test_settings_survive_json():
-    settings = DistillConfig(ld_blocks=(1, 2), d_channels=(8, 4))
-    assert from_dict(DistillConfig, json.loads(json.dumps(to_dict(settings)))) == settings
 def test_a_path_may_begin_with_the_home_folder(monkeypatch):
     monkeypatch.setenv("HOME", "/home/anna")
     config = DistillConfig(out="~/run", teacher="~/x.pkl", data="~nobody-has-this-name/x")
@@ -94,6 +94,9 @@ def test_a_path_may_begin_with_the_home_folder(monkeypatch):
     assert config.data == "~nobody-has-this-name/x" and config.perceptual == "toyfaces"
 
 
+def test_settings_survive_json():
+    settings = DistillConfig(ld_blocks=(1, 2), d_channels=(8, 4))
+    assert from_dict(DistillConfig, json.loads(json.dumps(to_dict(settings)))) == settings
 
 
 @pytest.mark.parametrize("path", ["/home/anna/a.pkl", "C:\\Users\\anna\\a.pkl", "C:anna/a.pkl"])
