@@ -131,26 +131,32 @@ def parse_parameters(pairs: Sequence[str], known: dict, rules: dict | None = Non
 
 def _setting(name: str, text: str) -> str:
     """A field of DistillConfig as `read_settings` reads it; files by absolute paths."""
+    words = "folder" if name == "data" else "file of a network"
     bare = text.strip()[:1] not in ("[", "'", '"')
     if bare and name not in FILES and set(",()") & set(text):
         raise ValueError(f"{name}={text}: write several numbers as [1, 2], and 0.5 with a point")
     if name in FILES and text not in DISTANCES + FEATURE_SPACES:
-        text = json.dumps(_place(name, text, "", "file"))
+        text = json.dumps(_place(name, text, "", words))
     return f"{name}: {text}"
 
 
 def _place(name: str, value: str, default: object, words: str) -> str:
     """A value that names a file or folder (the words beside the parameter say so, or its default is
     an embedded network) as an absolute path, seen from here or from the repository; the name of an
-    embedded network, an address, the default or another text as it is. `out` need not be there."""
+    embedded network, a network's address, the default or another text as it is. `out` need not be
+    there."""
     if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
         value = value[1:-1]
     a_file = set(re.findall(r"\w+", words)) & {"file", "folder", "path"}
     a_text = default is None or isinstance(default, str)
-    if not a_text or not a_file and default not in embedded_networks():
+    a_network = default in embedded_networks() or "network" in words
+    if not a_text or not (a_file or a_network):
         return value
-    if value in ("", default) or is_address(value):
+    if value in ("", default) or a_network and is_address(value):
         return value
+    if is_address(value):
+        raise ValueError(f"{name}={value}: only networks may have an address: give the path of a "
+                         "copy on this machine")
     path = Path(value).expanduser()
     if name == "out":
         return str(path.absolute())
@@ -159,8 +165,9 @@ def _place(name: str, value: str, default: object, words: str) -> str:
     for place in (path.absolute(), ROOT / path):
         if os.path.lexists(place):
             return str(place)
+    hub = ", or a model hub's repository as hf://user/name" if a_network else ""
     raise ValueError(f"{name}={value}: there is neither a file nor a folder {path.absolute()}, nor "
-                     "an embedded network of that name: give a path that exists")
+                     f"an embedded network of that name: give a path that exists{hub}")
 
 
 def _settings_of(notebook: Path) -> tuple[dict, dict]:
@@ -250,6 +257,8 @@ def check_parameters(scope: dict, **allowed: object) -> None:
             with suppress(yaml.YAMLError):
                 value = read_yaml(value)
         value = list(value) if isinstance(value, tuple) else as_kind(value, kind)
+        if rule == "network" and isinstance(value, str):
+            value = os.path.expanduser(value)
         if not _fits(value, rule):
             near = difflib.get_close_matches(str(value), _words(rule), n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
@@ -257,8 +266,6 @@ def check_parameters(scope: dict, **allowed: object) -> None:
                              "in the cell of parameters, or where you gave it")
         scope[name] = value
 
-        if rule == "network" and isinstance(value, str):
-            value = os.path.expanduser(value)
 
 def check_settings(settings: str, **own: object) -> None:
     """Check what is asked of a training, before it has a folder and before an image is drawn.

@@ -115,6 +115,11 @@ def test_files_count_from_where_the_command_was_typed(notebook, tmp_path, monkey
     for text in ("data=phptos", "photo=you.jpg", "student=toyfaces65"):
         with pytest.raises(ValueError, match=f"{text}: there is neither a file nor .*/here/"):
             read(text)
+    for text in ("data=https://host/photos.zip", "data=hf://user/name", "photo=file:///a.png"):
+        with pytest.raises(ValueError, match=f"{text}: only networks may have an address: give"):
+            read(text)
+    with pytest.raises(ValueError, match="that exists, or a model hub's .* as hf://user/name"):
+        read("student=user/name")
 
 
 SHORT = {"images": (4, ""), "teacher": ("toyfaces64", ""),
@@ -127,9 +132,13 @@ SHORT = {"images": (4, ""), "teacher": ("toyfaces64", ""),
     (["kernel=1", "settings="], "kernel: 1"),
     (["ld_blocks=[1, 2]", "images=9"], "recipe: gapkd, reuse: 4, ld_blocks: [1, 2]"),
     (["perceptual=lpips", "discriminator=toyfaces64_discriminator"],
-     'recipe: gapkd, reuse: 4, perceptual: lpips, discriminator: "toyfaces64_discriminator"')])
+     'recipe: gapkd, reuse: 4, perceptual: lpips, discriminator: "toyfaces64_discriminator"'),
+    (["fid_features=https://host/judge.safetensors"],
+     'recipe: gapkd, reuse: 4, fid_features: "https://host/judge.safetensors"')])
 def test_settings_that_are_no_parameters_join_the_text_of_settings(pairs, text):
     assert chapters.parse_parameters(pairs, SHORT)["settings"] == text
+    with pytest.raises(ValueError, match="data=https://host/a.zip: only networks may have"):
+        chapters.parse_parameters(["data=https://host/a.zip"], SHORT)
     with pytest.raises(ValueError, match="no parameter kernel: it has images"):
         chapters.parse_parameters(["kernel=1"], {"images": (4, "")})
 
