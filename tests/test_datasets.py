@@ -845,6 +845,31 @@ def test_what_is_no_image_is_named_and_never_run(six, monkeypatch):
     fails("fake.png in .* cannot be read as an image", six)
 
 
+MISNAMED = [
+    (b"", "it is empty.: fetch it again"),
+    (b"version https://git-lfs.github.com/spec/v1\noid", "it is a Git LFS .*: run git lfs pull"),
+    (b"<!DOCTYPE html><html>", "it is a web page .*: fetch the file itself"),
+    (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "it is a HEIC picture.: save it as JPEG"),
+    (b"%PDF-1.4", "it is a PDF document.: remove or replace it"),
+    (b"\x89PNG\r\n\x1a\n", "it is damaged, or of a kind that is not known.: remove or replace it")]
+
+
+@pytest.mark.parametrize("content, message", MISNAMED)
+def test_what_is_called_a_picture_is_named_for_what_it_is(six, tmp_path, content, message):
+    for name in ("a.png", "a.jpg"):
+        (six / name).write_bytes(content)
+        fails(rf"a.(png|jpg) in .*six cannot be read as an image \({message}", six)
+    shutil.make_archive(str(six), "zip", six)
+    fails(rf"a.jpg in .*six.zip cannot be read as an image \({message}", tmp_path / "six.zip")
+
+
+def test_an_image_that_is_gone_is_missed(six, never_at_once):
+    dataset = open_dataset(six, 16)
+    (six / dataset.names[2]).unlink()
+    with pytest.raises(ValueError, match=f"^{dataset.names[2]} in .*six is gone: put it back$"):
+        dataset.load(torch.tensor([2]))
+
+
 def test_one_image_that_is_none_is_named(tmp_path):
     with pytest.raises(ValueError, match="there is no image .*a.png"):
         load_image(tmp_path / "a.png", 16)

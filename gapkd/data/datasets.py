@@ -30,7 +30,7 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from gapkd.data.decoding import (
@@ -49,6 +49,7 @@ from gapkd.data.decoding import (
     without_metadata,
 )
 from gapkd.data.toyfaces import toy_faces
+from gapkd.files.checkpoints import NOT_FETCHED, other_kind
 from gapkd.files.storage import cache_folder
 from gapkd.networks.base import MOST_CLASSES, check_resolution
 from gapkd.settings import shown
@@ -60,6 +61,8 @@ CHECK_SECONDS = 20  # so long images are looked at before a training begins
 AT_ONCE_PIXELS = 10**8  # so much is decoded within seconds: when a dataset is opened
 LABELS = "dataset.json"  # in small letters or others
 NAMED = 100  # broken files in one message
+MISNAMED = NOT_FETCHED | {"HEIC": "save it as JPEG"}
+"""A word of what a file is that should be an image -> what to do about it."""
 
 
 class Dataset(Protocol):
@@ -252,10 +255,24 @@ class ImageFiles:
         except bombs as error:
             raise ValueError(f"{self._named(name)} is refused, it would unpack to an enormous "
                              f"image ({error}): remove it or make it smaller") from error
+        except FileNotFoundError as error:
+            raise ValueError(f"{self._named(name)} is gone: put it back") from error
         except Exception as error:  # decoders raise what they like: OSError, struct.error, ...
-            mend = "save it as JPEG or PNG" if self._alone else "remove or replace it"
-            raise ValueError(f"{self._named(name)} cannot be read as an image ({error}): {mend}"
+            why, mend = self._fault(name, error)
+            raise ValueError(f"{self._named(name)} cannot be read as an image ({why}): {mend}"
                              ) from error
+
+    def _fault(self, name: str, error: Exception) -> tuple[str, str]:
+        """What is wrong with a file that cannot be read, and what to do about it."""
+        mend = "save it as JPEG or PNG" if self._alone else "remove or replace it"
+        if not isinstance(error, UnidentifiedImageError):
+            return shown(error), mend
+        with self._open(name) as file:
+            kind = other_kind(file.read(512))
+        if kind in ("a PNG picture", "a JPEG picture", "of an unknown kind"):
+            return "it is damaged, or of a kind that is not known", mend
+        mends = (mend for word, mend in MISNAMED.items() if word in kind)
+        return f"it is {kind}", next(mends, mend)
 
     def _named(self, name: str) -> str:
         return f"{shown(name)} in {shown(self.path)}"

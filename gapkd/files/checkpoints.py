@@ -49,11 +49,14 @@ KNOWN_HEADS = {
     b"Rar!": "a RAR archive", b"\x04\x22\x4d\x18": "an LZ4 archive",
     b"version https://git-lfs": "a Git LFS pointer, not the file itself"}
 """How other files begin -> what they are."""
-MENDS = {
-    "archive": "unpack it, and give the network's file in it; ", "LFS": "run git lfs pull; ",
-    "web page": "fetch the file itself; ", "empty": "fetch it again; ",
-    **dict.fromkeys(("HDF5", "GGUF", "numpy", "ONNX"), "give the .pkl or .pt it was made from; ")}
-"""A word of what a file is -> what to do about it."""
+HEIC = b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"
+NOT_FETCHED = {"LFS": "run git lfs pull", "web page": "fetch the file itself",
+               "empty": "fetch it again"}
+"""A word of what a file is -> what to do about it, whatever it should be."""
+MENDS = NOT_FETCHED | {
+    "archive": "unpack it, and give the network's file in it",
+    **dict.fromkeys(("HDF5", "GGUF", "numpy", "ONNX"), "give the .pkl or .pt it was made from")}
+"""The same, of a file that should be a network."""
 
 
 class CheckpointError(ValueError):
@@ -303,20 +306,22 @@ def recognise(path: Path) -> str:
         return "safetensors"
     if head.startswith((b"PK\x03\x04", b"\x80")):
         return "pickle"
-    kind = _other_kind(head, path.suffix)
-    mend = next((mend for word, mend in MENDS.items() if word in kind), "")
+    kind = other_kind(head, path.suffix)
+    mend = next((f"{mend}; " for word, mend in MENDS.items() if word in kind), "")
     raise CheckpointError(f"{_title(path)} is {kind}: {mend}expected a network as .safetensors "
                           "(gapkd), .pkl (NVIDIA's StyleGAN2 and 3) or .pt (rosinality's layout)")
 
 
-def _other_kind(head: bytes, suffix: str) -> str:
-    """What a file is by its first 512 bytes."""
+def other_kind(head: bytes, suffix: str = "") -> str:
+    """What a file is, other than a network, by its first 512 bytes."""
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if not head:
         return "empty"
     for start, kind in KNOWN_HEADS.items():
         if head.startswith(start):
             return kind
+    if head[4:8] == b"ftyp" and head[8:12] in HEIC:
+        return "a HEIC picture"
     if head[257:262] == b"ustar":
         return "a tar archive"
     if suffix == ".onnx" or re.match(rb"\x08[\x01-\x20]\x12[\x01-\x20]\w", head):
