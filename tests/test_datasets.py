@@ -689,7 +689,7 @@ def test_a_cache_that_takes_nothing_is_done_without(large, tmp_path, monkeypatch
         assert torch.equal(dataset.load(torch.arange(3)), plain)
     assert len(notices) == 1 and not [*cache.rglob("*.p*")]
     (folder / "2.png").unlink()
-    with pytest.raises(ValueError, match="2.png in .* cannot be read"):
+    with pytest.raises(ValueError, match="2.png in .* is gone: put it back"):
         dataset.load(torch.tensor([2]))
 
 

@@ -49,8 +49,7 @@ from gapkd.data.decoding import (
     without_metadata,
 )
 from gapkd.data.toyfaces import toy_faces
-from gapkd.files.checkpoints import NOT_FETCHED, other_kind
-from gapkd.files.storage import cache_folder
+from gapkd.files.storage import NOT_FETCHED, cache_folder, other_kind
 from gapkd.networks.base import MOST_CLASSES, check_resolution
 from gapkd.settings import shown
 

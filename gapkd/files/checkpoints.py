@@ -41,22 +41,10 @@ JOIN = "are not read: join them to one state dict, and save that"
 FOLDER_FORMAT = "2"  # of config.json
 ENDINGS = ".safetensors", ".pkl", ".pt", ".pth", ".bin", ".ckpt"  # of networks' files
 HUB_NAMES = "pytorch_model.bin", "pytorch_model.pt"  # other projects' weights in a folder
-KNOWN_HEADS = {
-    b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture", b"%PDF": "a PDF document",
-    b"\x89HDF": "an HDF5 file", b"GGUF": "a GGUF file", b"\x93NUMPY": "a numpy array (.npy)",
-    b"\x1f\x8b": "a gzip archive", b"7z\xbc\xaf": "a 7z archive", b"BZh": "a bzip2 archive",
-    b"\xfd7zXZ": "an xz archive", b"\x28\xb5\x2f\xfd": "a Zstandard archive",
-    b"Rar!": "a RAR archive", b"\x04\x22\x4d\x18": "an LZ4 archive",
-    b"version https://git-lfs": "a Git LFS pointer, not the file itself"}
-"""How other files begin -> what they are."""
-HEIC = b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"
-NOT_FETCHED = {"LFS": "run git lfs pull", "web page": "fetch the file itself",
-               "empty": "fetch it again"}
-"""A word of what a file is -> what to do about it, whatever it should be."""
-MENDS = NOT_FETCHED | {
+MENDS = storage.NOT_FETCHED | {
     "archive": "unpack it, and give the network's file in it",
     **dict.fromkeys(("HDF5", "GGUF", "numpy", "ONNX"), "give the .pkl or .pt it was made from")}
-"""The same, of a file that should be a network."""
+"""A word of what a file is that should be a network -> what to do about it."""
 
 
 class CheckpointError(ValueError):
@@ -306,31 +294,10 @@ def recognise(path: Path) -> str:
         return "safetensors"
     if head.startswith((b"PK\x03\x04", b"\x80")):
         return "pickle"
-    kind = other_kind(head, path.suffix)
+    kind = storage.other_kind(head, path.suffix)
     mend = next((f"{mend}; " for word, mend in MENDS.items() if word in kind), "")
     raise CheckpointError(f"{_title(path)} is {kind}: {mend}expected a network as .safetensors "
                           "(gapkd), .pkl (NVIDIA's StyleGAN2 and 3) or .pt (rosinality's layout)")
-
-
-def other_kind(head: bytes, suffix: str = "") -> str:
-    """What a file is, other than a network, by its first 512 bytes."""
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not head:
-        return "empty"
-    for start, kind in KNOWN_HEADS.items():
-        if head.startswith(start):
-            return kind
-    if head[4:8] == b"ftyp" and head[8:12] in HEIC:
-        return "a HEIC picture"
-    if head[257:262] == b"ustar":
-        return "a tar archive"
-    if suffix == ".onnx" or re.match(rb"\x08[\x01-\x20]\x12[\x01-\x20]\w", head):
-        return "an ONNX program"
-    if text[:1] == b"<" and (text[1:2] in b"!?" or text[1:2].isalpha()):
-        return "a web page (did the download want a login?)"
-    if all(byte >= 32 or byte in b"\t\r\n" for byte in head) and head.isascii():
-        return "text"
-    return "of an unknown kind"
 
 
 # ---------------------------------------------------------------------------------------- reading

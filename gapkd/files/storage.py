@@ -1,4 +1,5 @@
-"""Where the project's files lie, and writing that leaves a file whole or not there at all."""
+"""Where the project's files lie, what a strange one is, and writing that leaves a file whole or not
+there at all."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -23,6 +25,18 @@ INSTALLED = (_PACKAGE / "_clone").is_dir()
 ROOT = _PACKAGE / "_clone" if INSTALLED else _PACKAGE.parent
 """What holds data/, notebooks/ and tools/sweeps/: the clone, or the copy of it that a wheel
 carries, into which nothing is written."""
+KNOWN_HEADS = {
+    b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture", b"%PDF": "a PDF document",
+    b"\x89HDF": "an HDF5 file", b"GGUF": "a GGUF file", b"\x93NUMPY": "a numpy array (.npy)",
+    b"\x1f\x8b": "a gzip archive", b"7z\xbc\xaf": "a 7z archive", b"BZh": "a bzip2 archive",
+    b"\xfd7zXZ": "an xz archive", b"\x28\xb5\x2f\xfd": "a Zstandard archive",
+    b"Rar!": "a RAR archive", b"\x04\x22\x4d\x18": "an LZ4 archive",
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself"}
+"""How other files begin -> what they are."""
+HEIC = b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"
+NOT_FETCHED = {"LFS": "run git lfs pull", "web page": "fetch the file itself",
+               "empty": "fetch it again"}
+"""A word of what a file is -> what to do about it, whatever it should be."""
 
 
 def runs_folder() -> Path:
@@ -66,6 +80,27 @@ def check_utf8(path: str | Path) -> None:
             what = "file" if part == Path(path).name else "folder"
             raise ValueError(f"the {what} {ascii(part)} has a name that is not UTF-8, so that the "
                              "safetensors library cannot open what it holds: rename it")
+
+
+def other_kind(head: bytes, suffix: str = "") -> str:
+    """What a file is, other than a network, by its first 512 bytes."""
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not head:
+        return "empty"
+    for start, kind in KNOWN_HEADS.items():
+        if head.startswith(start):
+            return kind
+    if head[4:8] == b"ftyp" and head[8:12] in HEIC:
+        return "a HEIC picture"
+    if head[257:262] == b"ustar":
+        return "a tar archive"
+    if suffix == ".onnx" or re.match(rb"\x08[\x01-\x20]\x12[\x01-\x20]\w", head):
+        return "an ONNX program"
+    if text[:1] == b"<" and (text[1:2] in b"!?" or text[1:2].isalpha()):
+        return "a web page (did the download want a login?)"
+    if all(byte >= 32 or byte in b"\t\r\n" for byte in head) and head.isascii():
+        return "text"
+    return "of an unknown kind"
 
 
 def json_lines(path: str | Path) -> list[tuple[int, object]]:
