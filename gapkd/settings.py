@@ -413,7 +413,10 @@ def _as_field(cls: type, name: str, value: Any) -> Any:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
         raise ValueError(f"{cls.__name__} has no setting {shown(name)}{hint}")
-    value = as_kind(value, get_type_hints(cls)[name])
+    kind = get_type_hints(cls)[name]
+    while get_args(kind):  # tuple[int, ...]; X | None
+        kind = get_args(kind)[0]
+    value = as_kind(value, kind)
     if isinstance(known[name].default, tuple) and isinstance(value, (list, int)):
         return tuple(value) if isinstance(value, list) else (value,)
     return value
@@ -493,7 +496,9 @@ def read_yaml(text: str) -> Any:
 
 def as_kind(value: Any, kind: type) -> Any:
     """A value of a table or a command line as the kind that is asked for, where it is one: 100.0 as
-    a whole number, on and off as a switch."""
+    a whole number, on and off as a switch; of a list, each entry."""
+    if isinstance(value, list):  # a list in it may have no end
+        return [entry if isinstance(entry, list) else as_kind(entry, kind) for entry in value]
     if kind is bool and str(value).lower() in SWITCHES:
         return SWITCHES[str(value).lower()]
     if kind is int and isinstance(value, float) and value.is_integer():

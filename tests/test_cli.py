@@ -246,7 +246,8 @@ def test_mistyped_options_are_named(capsys, options, message):
     assert message in output.err + output.out and "Traceback" not in output.err
 
 
-@pytest.mark.parametrize("word, number", [("1e6", 1_000_000), ("2.5E3", 2_500), ("20_000", 20_000)])
+@pytest.mark.parametrize("word, number", [
+    ("1e6", 1_000_000), ("2.5E3", 2_500), ("20_000", 20_000), ("2000.0", 2000)])
 def test_whole_numbers_as_people_write_them(word, number):
     options = ["--images", word, "--ld-blocks", "2", word]
     config = parsed("distill", DistillConfig, options, "")

@@ -436,16 +436,17 @@ def test_a_path_of_a_table_may_begin_with_the_home_folder(tmp_path, monkeypatch)
 def test_numbers_and_names_are_what_they_look_like(tmp_path):
     """1e-3 is a number, 1e5 a whole one, and a method may be called `on`, `no`, `null` or `1e3`."""
     (tmp_path / "t.yml").write_text("""
-seeds: [0, 1e1]
-samples: 2e3
-settings: {lr: 1e-3, images: 1e5, flip: off, noise: yes}
+seeds: [0, 1e1, 2.0]
+samples: 2000.0
+settings: {lr: 1e-3, images: 1e5, flip: off, noise: yes, ld_blocks: [2.0, 3]}
 arms: {on: {ema_half_life: 2e3}, off: , no: , null: , 1e3: {keep: 5e-1}, 007: , 2024-01-01: }
 """)
     table = read_table(tmp_path / "t.yml")
     assert list(table.arms) == ["on", "off", "no", "null", "1e3", "007", "2024-01-01"]
-    assert table.seeds == (0, 10) and table.samples == 2000
+    assert repr((table.seeds, table.samples)) == "((0, 10, 2), 2000)"
     config = table.config("1e3", 0)
     assert (config.lr, config.images, config.flip, config.noise) == (0.001, 100_000, False, True)
+    assert repr(config.ld_blocks) == "(2, 3)"
     assert config.keep == 0.5 and table.config("on", 0).ema_half_life == 2000
 
 

@@ -90,7 +90,7 @@ def _as_whole(word: str) -> int:
         return int(word)
     except ValueError:
         with suppress(ValueError):
-            if "e" in word.lower() and float(word).is_integer():
+            if float(word).is_integer():
                 return int(float(word))
         raise ValueError(f"{word!r} is no whole number, such as 20000 or 2e4") from None
 

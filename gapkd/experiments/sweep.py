@@ -49,6 +49,7 @@ from gapkd.parallel import choose_device
 from gapkd.settings import (
     MOST,
     DistillConfig,
+    as_kind,
     command_line,
     from_dict,
     in_brief,
@@ -208,6 +209,8 @@ def read_table(path: str | Path) -> Table:
         if name not in ENTRIES:
             raise ValueError(f"{path} has an entry {shown(name)}: known are {known}")
         fits, kind = ENTRIES[name]
+        if name in ("seeds", "samples"):
+            value = content[name] = as_kind(value, int)
         if not fits(value):
             raise ValueError(f"{path}: `{name}` must be {kind}, not {in_brief(value)}")
     stem = Path(path).stem
