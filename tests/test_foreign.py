@@ -3,10 +3,13 @@ recorded numbers; what cannot be translated is named."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
+import shutil
 import warnings
+import zipfile
 from argparse import Namespace
 from contextlib import nullcontext
 from pathlib import Path
@@ -428,8 +431,10 @@ def test_of_several_the_averaged_one_is_taken_and_it_is_said(write, stylekd):
             (prefixed("generator.")(other) | prefixed("generator_ema.")(state), "generator_ema"),
             *[({word: {"g": other, "g_ema": state}}, f"{word}.g_ema") for word in ("ema", "test")],
             (prefixed("copy.g.")(other) | prefixed("copy.g_ema.")(state), "copy.g_ema"),
-            ({"all": {"raw": other, "model": {"ema": state}}}, "all.model.ema")):
-        with pytest.warns(UserWarning, match=f"net.pkl: it holds 2 .* '{path}', the averaged one"):
+            ({"all": {"raw": other, "model": {"ema": state}}}, "all.model.ema"),
+            ({"model": {**other}, "ema": {"initted": torch.ones(())} | prefixed("online_model.")(
+                other) | prefixed("ema_model.")(state)}, "ema.ema_model")):  # of ema_pytorch
+        with pytest.warns(UserWarning, match=f"net.pkl: it holds . .* '{path}', the averaged one"):
             G = load_generator(write(torch_bytes(content)))
         assert torch.equal(G.synthesis.const, state["input.input"])
     content = {"g": other, "g_ema_0.9": state, "g_ema_0.999": {**other}}
@@ -573,6 +578,11 @@ def test_folders_with_one_network(tmp_path, stylekd):
     split.mkdir()
     for name in ("model-1-of-2.bin", "model-2-of-2.bin", "model.bin.index.json"):
         (split / name).write_bytes(content)
+    for part in ("discriminator", "generator"):
+        (tmp_path / "apart" / part).mkdir(parents=True)
+        (tmp_path / "apart" / part / "net.bin").write_bytes(content)
+    with pytest.raises(CheckpointError, match="one of discriminator/net.bin, generator/net.bin"):
+        load_generator(tmp_path / "apart")
     with pytest.raises(CheckpointError, match="split are split over 2 files, which are not read"):
         load_generator(split)
     part = {"input.input": torch.ones(1, 4, 4, 4), "convs.0.conv.weight": torch.ones(1)}
@@ -580,6 +590,16 @@ def test_folders_with_one_network(tmp_path, stylekd):
                           ("model-00001-of-00001.bin", "it has 2 styled convolutions")):
         (split / name).write_bytes(torch_bytes(part))
         refused(split / name, message)
+
+
+def test_an_unpacked_file_of_torch_save_can_be_packed_again(tmp_path, stylekd):
+    content = torch_bytes(under("student.state.", stylekd))
+    zipfile.ZipFile(io.BytesIO(content)).extractall(tmp_path / "unpacked")
+    folder, = (tmp_path / "unpacked").iterdir()
+    with pytest.raises(CheckpointError, match="outside itself: .*, zip its folder again"):
+        load_generator(folder)
+    shutil.make_archive(tmp_path / "net", "zip", folder.parent, folder.name)
+    assert load_generator((tmp_path / "net.zip").rename(tmp_path / "net.pt")).resolution == 32
 
 
 def test_a_training_of_others_that_names_its_parts_as_ours(write, stylekd):
@@ -629,6 +649,10 @@ def test_lazily_negated_tensors_keep_their_sign(write, stylekd):
       for name in ("synthesis", "G_synthesis")],
     ({"G_synthesis.b4.torgb.bias": torch.ones(1)}, "it holds no StyleGAN2 network"),
     (Generator(8, 4, 4, 4, mapping_layers=1), "whole modules of gapkd: write .*gapkd.save_network"),
+    ({"params": {"constant_input.weight": torch.ones(1), "final_conv.0.weight": torch.ones(1)}},
+     "it holds no StyleGAN2 network under any name"),  # basicsr's
+    ({"_fsdp_wrapped_module._flat_param": torch.ones(9)}, "flat parameters of FSDP: save"),
+    ({"convs.1.skip.1.weight_orig": torch.ones(9)}, "its weights are kept in parts, by"),
     (torch.nn.Linear(2, 2), "whole modules .'torch.nn.*Linear'.*save the network's state_dict")])
 def test_what_a_file_holds_instead_is_named(write, content, message):
     refused(write(torch_bytes(content), "net.pt"), message)
@@ -698,6 +722,9 @@ def test_rosinality_discriminator(write):
     (lambda s: s | {f"style.{n}.weight": s["style.1.weight"] for n in range(1, 60)}
      | {f"style.{n}.bias": s["style.1.bias"] for n in range(1, 60)},
      r"same numbers in many tensors, .*: save a clone\(\) of every tensor"),
+    *[(lambda s, end=end: {k.replace("conv.weight", f"conv.{end}"): v for k, v in s.items()},
+       r"its weights are kept in parts, by weight_norm, .*: undo that with torch.nn.utils \(")
+      for end in ("weight_v", "weight_orig", "parametrizations.weight.original0")],
     (lambda s: s | {"input.input": s["input.input"].double() * 1e60}, "that are not finite"),
     (lambda s: {"weights": torch.ones(3)}, "holds no StyleGAN2 network under .* 'g_ema'")])
 def test_bad_rosinality_files(write, stylekd, change, message):
@@ -745,6 +772,10 @@ def test_convert_refuses(tmp_path, capsys):
                          (str(tmp_path / "b.onnx"), "must end in .safetensors or .pt")):
         assert main(["convert", source, out]) == 2
         assert message in capsys.readouterr().err
+    D = str(gapkd.save_network(Discriminator(8, 4), tmp_path / "D.safetensors"))
+    for wrong, out in ((D, "other.safetensors"), (source, "netD.safetensors")):
+        assert main(["convert", wrong, str(tmp_path / out)]) == 2
+        assert f'the name {out} asks for one; "discriminator" in' in capsys.readouterr().err
     assert main(["convert", source, str(tmp_path / "b.safetensors"), "--drop-clamp"]) == 2
     assert "drop_clamp is for .pt files" in capsys.readouterr().err
     assert not (tmp_path / "b.safetensors").exists()

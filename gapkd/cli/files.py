@@ -154,14 +154,20 @@ def convert(config: ConvertConfig) -> None:
     from gapkd.files.storage import new_file, write_atomically
 
     out = new_file(config.out, ".safetensors", ".pt")
-    is_discriminator = "discriminator" in out.stem.lower() or out.stem == "D"
+    is_discriminator = "discriminator" in out.stem.lower() or out.stem in ("D", "netD")
     role = "discriminator" if is_discriminator else "generator"
     if is_discriminator and out.suffix != ".safetensors":
         raise ValueError(f"{out}: discriminators are written as .safetensors, for `gapkd distill "
                          "--discriminator`; choose that ending, or another name for a generator")
     if config.drop_clamp and out.suffix != ".pt":
         raise ValueError(f"drop_clamp is for .pt files, and {out} keeps the clamp: leave it out")
-    network = getattr(checkpoints, f"load_{role}")(config.source)
+    try:
+        network = getattr(checkpoints, f"load_{role}")(config.source)
+    except checkpoints.CheckpointError as error:
+        if checkpoints.read_metadata(config.source)["kind"].endswith(role):
+            raise
+        raise ValueError(f"{error}: the name {out.name} asks for one; \"discriminator\" in it asks "
+                         "for a discriminator, any other name for a generator") from error
     if out.suffix == ".pt":
         content = io.BytesIO()
         torch.save(to_rosinality(network, config.drop_clamp), content)

@@ -40,6 +40,7 @@ LONGEST_MESSAGE = 800
 JOIN = "are not read: join them to one state dict, and save that"
 FOLDER_FORMAT = "2"  # of config.json
 ENDINGS = ".safetensors", ".pkl", ".pt", ".pth", ".bin", ".ckpt"  # of networks' files
+OWN = "generator.safetensors"  # in the folder of a training
 HUB_NAMES = "pytorch_model.bin", "pytorch_model.pt"  # other projects' weights in a folder
 MENDS = storage.NOT_FETCHED | {
     "archive": "unpack it, and give the network's file in it",
@@ -213,7 +214,7 @@ def _network_of_run(folder: Path) -> Path | None:
     folder = folder.parent if folder.name == "checkpoints" else folder
     if not (folder / "settings.json").is_file():
         return None
-    own, states = folder / "generator.safetensors", states_of(folder)
+    own, states = folder / OWN, states_of(folder)
     later = [file for file in states if _is_later(file, own)] if own.is_file() else states
     other = own if own.is_file() else later[-1] if later else None
     if not other and (folder / "log.jsonl").is_file():
@@ -255,13 +256,14 @@ def _network_of_state(content: object, role: str | None) -> tuple[dict, dict] | 
 
 
 def _only_network(folder: Path) -> Path:
-    """The one file of a network in a folder of any origin."""
+    """The one file of a network in a folder of any origin, or the one of a training's name."""
     try:
-        files = sorted(file for file in folder.iterdir()
-                       if file.suffix.lower() in ENDINGS and file.is_file())
+        files, below = (sorted(file for file in there
+                               if file.suffix.lower() in ENDINGS and file.is_file())
+                        for there in (folder.iterdir(), folder.glob("*/*")))
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be read ({error.strerror})") from error
-    known = [file for file in files if file.name in HUB_NAMES]
+    known = [file for file in files if file.name in (OWN, *HUB_NAMES)]
     if len(files) == 1 or known:
         return (known or files)[0]
     if (folder / CONFIG).is_file() and not files:
@@ -270,7 +272,8 @@ def _only_network(folder: Path) -> Path:
     if files and any(folder.glob("*.index.json")):
         raise CheckpointError(f"the weights in {folder} are split over {len(files)} files, which "
                               f"{JOIN}")
-    names = ", ".join(file.name[:60] for file in files[:5])
+    files = files or below
+    names = ", ".join(str(file.relative_to(folder))[:60] for file in files[:5])
     listed = f"one of {names}" if files else "for example generator.safetensors"
     raise CheckpointError(f"{folder} is a folder: name the file in it, {listed}")
 

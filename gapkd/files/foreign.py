@@ -14,7 +14,7 @@ import math
 import re
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import count, pairwise
@@ -56,6 +56,15 @@ OURS = ("it seems to hold the weights of a gapkd network without its architectur
         "network with gapkd.save_network")
 ALONE = re.compile(r"(^|(?<!synthesis)\.)(b\d+\.torgb|L\d+_\d+_\d+)\.")
 """In a synthesis network that is not called so."""
+ALTERED = {
+    re.compile(r"(^|\.)(weight|bias)_(g|v|orig|mask)$|(^|\.)parametrizations\."):
+        "its weights are kept in parts, by weight_norm, spectral_norm or pruning: undo that with "
+        "torch.nn.utils (remove_weight_norm, remove_spectral_norm, prune.remove or "
+        "parametrize.remove_parametrizations), and save the network again",
+    re.compile(r"(^|\.)_?flat_param"):
+        "it holds the flat parameters of FSDP: save its full state dict (StateDictType."
+        "FULL_STATE_DICT)"}
+"""What names show that parameters are not saved as they are -> what to do about it."""
 LIMITS = MOST | {"c_dim": MOST_CLASSES, "mbstd_group": 2**10, "critical": 1000,
                  "output_scale": 1000}
 
@@ -148,11 +157,7 @@ def find_network(content: object, role: str | None) -> Found:
     chosen = chosen or places
     if not chosen:
         raise ForeignError(_what_instead(content))
-    shared = len(commonprefix([place.path.split(".") for place in chosen]))  # tells nothing
-
-    def rank(place: Place) -> int:
-        return _raw(place.path.split(".")[shared:])
-
+    rank = _rank_among(chosen)
     wrong, ordered = [], sorted(chosen, key=rank)[:8]
     for best in ordered:
         own = best.modules.under(best.prefix)
@@ -161,7 +166,7 @@ def find_network(content: object, role: str | None) -> Found:
             found = best.translate(own)
             break
         except ForeignError as error:
-            wrong.append(error)
+            wrong.append(ForeignError(_altered(own.state) or str(error)))
     else:
         if role is None:  # either will do
             with suppress(ForeignError):
@@ -176,12 +181,12 @@ def find_network(content: object, role: str | None) -> Found:
                      "bear a network's names: copy them into it by the code that averaged them, "
                      "and save that")
     if len(chosen) > 1:
-        averaged = sum(rank(place) == 0 for place in chosen)
         if wrong:
             which = f"since {_shown(ordered[0].path)} cannot be read: {wrong[0]}"
-        elif averaged:
+        elif rank(best)[0] == 0:
+            alone = [rank(place) for place in chosen].count(rank(best)) == 1
             several = "the first of those that are called averaged"
-            which = several if averaged > 1 else "the averaged one"
+            which = "the averaged one" if alone else several
         elif best is chosen[0]:
             which = "the first, since none alone is called averaged"
         else:
@@ -190,6 +195,29 @@ def find_network(content: object, role: str | None) -> Found:
         notes.insert(0, f"it holds {len(chosen)} {best.role}s ({listed}): taken is "
                         f"{_shown(best.path)}, {which}")
     return replace(found, note="; ".join(filter(None, notes)))
+
+
+def _rank_among(places: Sequence[Place]) -> Callable[[Place], tuple[int, int]]:
+    """How averaged one of several networks is called, by what their paths do not have in common;
+    then, of those that are, by what theirs do not: in ema.ema_model and ema.online_model."""
+    paths = {place.path: place.path.split(".") for place in places}
+    shared = len(commonprefix([*paths.values()]))
+    averaged = [path for path in paths.values() if not _raw(path[shared:])]
+    below = len(commonprefix(averaged))
+
+    def rank(place: Place) -> tuple[int, int]:
+        path = paths[place.path]
+        outer = _raw(path[shared:])
+        return outer, 0 if outer else _raw(path[below:])
+
+    return rank
+
+
+def _altered(names: Iterable[str]) -> str:
+    """What became of a network's parameters before they were saved, and what undoes it; "": nothing
+    that is known."""
+    found = (what for name in names for pattern, what in ALTERED.items() if pattern.search(name))
+    return next(found, "")
 
 
 def _parameters(modules: Modules) -> dict[str, tuple]:
@@ -307,6 +335,8 @@ def _what_instead(content: object) -> str:
         names = Modules.of(value, parts).state
         if any(map(OUR_NAMES.search, names)):
             return OURS
+        if altered := _altered(names):
+            return altered
         if any(map(ALONE.search, names)):
             return ("its synthesis network stands apart from the mapping network: join both to one "
                     "state dict, with mapping. and synthesis. before their names")
@@ -813,7 +843,7 @@ def rosinality_discriminator(modules: Modules) -> Found:
 MARKS = re.compile(r"""((?:.*?\.)?)(?:
     (?P<alias_free>synthesis\.(?:input|L\d+_\d+_\d+)\.) | (?P<nvidia>synthesis\.b\d+\.)
     | (?P<nvidia_d>b4\.(?:conv|fc|out)\.) | (?P<rosinality>input\.input$)
-    | (?P<rosinality_d>final_conv\.0\.weight$))""", re.VERBOSE)
+    | (?P<rosinality_d>convs\.\d+\.skip\.1\.))""", re.VERBOSE)
 KINDS: dict[str, tuple[str, Callable[[Modules], Found]]] = {
     "alias_free": ("generator", nvidia_alias_free),
     "nvidia": ("generator", nvidia_generator),

@@ -324,7 +324,9 @@ def _build(m: Machine, items: list) -> None:
 
 def _persistent(m: Machine, identity: object) -> object:
     if m.find_storage is None or not isinstance(identity, tuple):
-        raise UnreadableError("it refers to something outside itself")
+        raise UnreadableError("it refers to something outside itself: give the whole file that "
+                              "torch.save wrote; where it was unpacked, zip its folder again "
+                              "(zip -0 -r NAME.pt FOLDER)")
     is_class = len(identity) == 4 and identity[0] == "module"  # with its source text
     return identity[1] if is_class else m.find_storage(identity)
 
