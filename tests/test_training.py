@@ -133,6 +133,8 @@ def test_toy_faces_that_nobody_asked_for_are_named(tmp_path, teacher_file, capsy
     save_network(teacher, own, {"settings": {"data": "my/photos"}})
     with pytest.warns(UserWarning, match="own.safetensors was trained on photos, and here data is"):
         distill(distill_config(tmp_path / "run", own, images=8))
+    with pytest.warns(UserWarning, match=f"{tmp_path} was trained on photos, and here data is"):
+        networks_of_start(TrainConfig(start_from=str(tmp_path)))  # which holds one network
     main(["evaluate", str(own), "--samples", "8", "--no-progress"])
     assert "own.safetensors was trained on photos, and here data is" in capsys.readouterr().err
 
@@ -500,13 +502,22 @@ def test_a_run_starts_from_one_of_its_resolution(tmp_path, small):
 @pytest.mark.parametrize("changes, message", [
     ({"resolution": 16}, "holds 8 px networks: choose resolution=8, not 16"),
     ({"architecture": "stylegan3-t"}, "holds a stylegan2, not a stylegan3-t: leave architecture"),
-    ({"start_from": "generator.safetensors"}, "is a file of one network: name the run's folder"),
+    ({"start_from": "generator.safetensors"}, "is a file of one network: name the run's folder, or "
+                                              "one that holds this as generator.safetensors"),
     ({"start_from": "no/run"}, "there is no run .*no/run to start from: name the folder")])
 def test_bad_starts(tmp_path, small, changes, message):
     changes = {"start_from": ""} | changes
     changes["start_from"] = str(small.folder / changes["start_from"])
     with pytest.raises(ValueError, match=message):
         train_gan(config(tmp_path / "x", **changes))
+
+
+def test_a_run_starts_from_its_two_networks_alone(tmp_path, small):
+    for file in small.folder.glob("*.safetensors"):
+        shutil.copy(file, tmp_path)
+    _, G, D = networks_of_start(TrainConfig(start_from=str(tmp_path)))
+    assert equal(G, small.generator) and equal(D, small.discriminator)
+    assert equal(load_generator(tmp_path), G)
 
 
 def test_a_damaged_discriminator_is_not_replaced(tmp_path, small):

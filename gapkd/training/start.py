@@ -48,8 +48,9 @@ def start_files(start: str) -> tuple[Path, Path]:
     if own_metadata(file) is None:
         return file, beside if place.is_dir() and beside.is_file() else file
     if not place.is_dir():
-        raise ValueError(f"start_from={start} is a file of one network: name the run's folder, "
-                         "which holds both")
+        raise ValueError(f"start_from={start} is a file of one network: name the run's folder, or "
+                         "one that holds this as generator.safetensors beside its "
+                         "discriminator.safetensors")
     return file, beside
 
 
@@ -85,6 +86,7 @@ def networks_of_start(config: TrainConfig
                          f"{G.resolution}, not {config.resolution}")
     warnings.warn(f"start_from={shown(start)}: {G.resolution} px networks, which keep their own "
                   "widths, z_dim, w_dim and layers", stacklevel=4)
+    say_if_other_data(start, config.data)
     config = replace(config, **found)
     return config, G.requires_grad_(True), D.requires_grad_(True)
 
