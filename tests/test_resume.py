@@ -225,6 +225,23 @@ def test_what_does_not_fit_is_refused_and_left_alone(half, edit, changes, messag
     assert changed == [] or changed == ["settings.json"] and "state" in edit.__code__.co_names
 
 
+@pytest.mark.parametrize("content", [None, b"", b'{"kind": "teacher", "sett', b"\xff\xfe{\0}\0"])
+def test_lost_settings_leave_the_networks(half, tmp_path, content):
+    """What is advised works."""
+    settings = half / "settings.json"
+    settings.unlink() if content is None else settings.write_bytes(content)
+    for name in ("generator", "discriminator"):
+        (half / f"{name}.safetensors").unlink()
+    start = str(half / "checkpoints" / "000000016.pt")
+    advice = f"half/settings.json cannot be read, .* `gapkd teacher --start-from {start}`"
+    with pytest.raises(ValueError, match=advice):
+        resume_run(half)
+    for resume in (False, True):
+        with pytest.raises(ValueError, match=advice):
+            train_gan(config(half, resume=resume))
+    assert train_gan(config(tmp_path / "on", images=4, start_from=start)).log
+
+
 @pytest.fixture
 def photos(tmp_path):
     """Twelve pictures in a folder below "old"."""

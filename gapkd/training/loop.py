@@ -289,8 +289,8 @@ def resume_run(folder: str | Path, images: int = 0, device: str = "", progress: 
     about = read_about(folder)
     kind, settings = about.get("kind"), about.get("settings")
     if kind not in KINDS or not isinstance(settings, dict):
-        raise ValueError(f"{folder} holds no run of gapkd (settings.json is missing or not "
-                         "readable): name the folder of one")
+        raise ValueError(runs.lost_settings(folder) or f"{folder} holds no run of gapkd "
+                         "(settings.json is missing or not readable): name the folder of one")
     train, cls = KINDS[kind]
     if other := settings.keys() ^ {field.name for field in fields(cls)}:
         raise ValueError(f"cannot resume {folder}: another version of gapkd started it (its "

@@ -81,6 +81,15 @@ def read_about(folder: str | Path) -> dict:
     return found if isinstance(found, dict) else {}
 
 
+def lost_settings(folder: str | Path) -> str:
+    """What to say of a run whose settings.json cannot be read; "" where it has no checkpoint."""
+    if not (states := states_of(Path(folder))):
+        return ""
+    return (f"{Path(folder) / 'settings.json'} cannot be read, without which this run cannot be "
+            "resumed: bring it back, or train its networks on in another folder with `gapkd "
+            f"teacher --start-from {states[-1]}` (and its --data; a distillation begins anew)")
+
+
 def next_run_folder(kind: str, root: str | Path = "runs") -> Path:
     """The first unused runs/<kind>-NNN."""
     number = 1
@@ -197,12 +206,13 @@ class RunFolder:
 
     def _refuse_to_overwrite(self) -> None:
         """Only the rest of a run that died before its first checkpoint may be written over."""
+        about, ours = read_about(self.path), ("settings.json", "log.jsonl", "data.json")
         if self._states():
-            raise ValueError(f"{self.path} already holds a run: go on with it (`gapkd resume "
-                             f"{self.path}`, or resume=True), or choose another out")
+            lost = "" if about else lost_settings(self.path)
+            raise ValueError(lost or f"{self.path} already holds a run: go on with it (`gapkd "
+                             f"resume {self.path}`, or resume=True), or choose another out")
         if any(self.path.glob("*.safetensors")):
             raise ValueError(f"{self.path} already holds networks: choose another out")
-        about, ours = read_about(self.path), ("settings.json", "log.jsonl", "data.json")
         if not {"kind", "settings", "inputs"} <= about.keys():
             there = [self.path / name for name in ours if (self.path / name).exists()]
             if there or (there := [*self.path.glob("grids/[0-9]*.png")]):
@@ -226,8 +236,7 @@ class RunFolder:
         self.before = read_about(self.path)
         kind, settings, inputs = (self.before.get(key) for key in ("kind", "settings", "inputs"))
         if not (isinstance(settings, dict) and isinstance(inputs, dict)):
-            raise ValueError(f"{self.path / 'settings.json'} cannot be read: this run cannot be "
-                             "resumed")
+            raise ValueError(lost_settings(self.path))
         if kind != self.kind:
             raise ValueError(f"{self.path} holds a {shown(kind)} run, not a {self.kind} run: "
                              "choose another out")
