@@ -242,7 +242,7 @@ class RunFolder:
                              "choose another out")
         free = free_on_resume(self.config) | OF_THE_START
         free |= KNOWN_BY_CONTENT & self.inputs.keys() & inputs.keys()
-        differences = [f"{name}={in_brief(settings.get(name))}, not {in_brief(value)}"
+        differences = [f"{name}={shown(repr(settings.get(name)))}, not {shown(repr(value))}"
                        for name, value in to_dict(self.config).items()
                        if name not in free  # 8 is as good as [8]
                        and value not in (settings.get(name), [settings.get(name)])]
@@ -277,14 +277,16 @@ class RunFolder:
         way, or where some were taken out, as broken ones are: the run goes on, that is said, and
         the names that it began with are kept, so that they may come back."""
         try:
-            names = json.loads((self.path / "data.json").read_text())
-            old, now = set(names), set(self.names)
+            names, ours = json.loads((self.path / "data.json").read_text()), self.names
+            if not any(CLASS in name for name in names):  # begun when classes were not kept
+                ours = [name.rpartition(CLASS)[0] or name for name in ours]
+            old, now = set(names), set(ours)
             known = digest_of(names) == before
         except (OSError, ValueError, TypeError):
             known = False
         if not known:
             return "other images"
-        (then, were), (here, are) = _spelt_alike(names), _spelt_alike(self.names)
+        (then, were), (here, are) = _spelt_alike(names), _spelt_alike(ours)
         short, long = sorted((then, here), key=len)  # the folders that all lie in
         if sorted(were) == sorted(are) and long[len(long) - len(short):] == short:
             if were != are:
