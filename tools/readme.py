@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
 
 import tyro
 
@@ -172,25 +173,34 @@ SUMMARY = {"own": "a mapping network of its own",
 
 
 def summary() -> str:
-    """The README's table of results: the finished students at 64 px."""
+    """The README's table of results: the finished students at 64 px, means over their seeds."""
     folder = ROOT / "data" / "results"
-    records = {record["arm"]: record for record in read_results(folder / "students.jsonl")}
-    records["finished"] = next(record for record in read_results(folder / "finished.jsonl")
-                               if record["arm"] == "recipe")
-    teacher, first = records["teacher"]["final"], records["own"]
-    fid = next(name for name in teacher if name.startswith("second_fid_toyfaces"))
-    agree = "second_agree_mean"
-    lines = [f"| {first['images']:,} images, seed {first['seed']}: a student with | r (chance 0)"
-             f" | same class (chance) | FID (teacher {teacher[fid]:.2f}) |", "|---|--:|--:|--:|"]
+    runs: dict[str, list[dict]] = {}  # arm -> the records of its seeds
+    for record in read_results(folder / "students.jsonl"):
+        runs.setdefault(record["arm"], []).append(record)
+    runs["finished"] = [record for record in read_results(folder / "finished.jsonl")
+                        if record["arm"] == "recipe"]
+
+    def of(arm: str, name: str) -> list[float]:
+        return [record["final"][name] for record in runs[arm]]
+
+    fid = next(name for name in runs["teacher"][0]["final"] if name.startswith("second_fid_toy"))
+    r, same = "second_agree_mean_correlation", "second_agree_mean_accuracy"
+    lines = [f"| {runs['own'][0]['images']:,} images: a student with | r (chance 0) "
+             f"| same class (chance) | FID (teacher {of('teacher', fid)[0]:.2f}) |",
+             "|---|--:|--:|--:|"]
     for arm, words in SUMMARY.items():
-        final = records[arm]["final"]
-        same, chance = (final[f"{agree}_accuracy{end}"] for end in ("", "_chance"))
-        lines.append(f"| {words.format(**records[arm])} | {final[f'{agree}_correlation']:.2f} "
-                     f"| {same:.2f} ({chance:.2f}) | {final[fid]:.2f} |")
-    fast, slow = (records[arm]["settings"]["lr"] for arm in ("own", "paper"))
-    legend = ("r: mean correlation of the factors of the two faces of one z. FID: in toy-face "
-              "features, 5,000 images. All are read by a network that no student was trained with "
-              "(the tables in data/results by another one, so their figures differ). "
+        alike, chance = mean(of(arm, same)), mean(of(arm, f"{same}_chance"))
+        once = " (one seed)" if len(runs[arm]) == 1 else ""
+        lines.append(f"| {words.format(**runs[arm][0])}{once} | {mean(of(arm, r)):.2f} "
+                     f"| {alike:.2f} ({chance:.2f}) | {mean(of(arm, fid)):.2f} |")
+    seeds = max(len(runs[arm]) for arm in SUMMARY)
+    spread = max(stdev(of(arm, r)) for arm in SUMMARY if len(runs[arm]) > 1)
+    fast, slow = (runs[arm][0]["settings"]["lr"] for arm in ("own", "paper"))
+    legend = (f"Means of {seeds} seeds (standard deviation of r: {spread:.2f} or less). r: mean "
+              "correlation of the factors of the two faces of one z. FID: in toy-face features, "
+              "5,000 images. All are read by a network that no student was trained with; the "
+              "tables in data/results are read by another. "
               f"Learning rate {fast}, with the recipe's schedule; in the last row {slow}, without "
               "schedule and path-length regularisation. `gapkd distill --teacher toyfaces64 "
               f"--recipe gapkd --lr {fast}` trains the recipe's student.")
