@@ -165,7 +165,9 @@ def _place(name: str, value: str, default: object, words: str) -> str:
     for place in (path.absolute(), ROOT / path):
         if os.path.lexists(place):
             return str(place)
-    hub = ", or a model hub's repository as hf://user/name" if a_network else ""
+    hub = ""
+    if a_network and name not in ("perceptual", "fid_features"):  # those take files alone
+        hub = ", or a model hub's repository as hf://user/name"
     raise ValueError(f"{name}={value}: there is neither a file nor a folder {path.absolute()}, nor "
                      f"an embedded network of that name: give a path that exists{hub}")
 

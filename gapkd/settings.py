@@ -315,8 +315,10 @@ class DistillConfig(RunConfig):
         return min(self.images // 5, 20_000) if self.synthesis == "slimmed" else 0
 
     def __post_init__(self):
-        # A recipe that is not known is refused with the other types, below.
-        for name, value in RECIPES.get(self.recipe, RECIPES["paper"]).items():
+        _require(isinstance(self.recipe, str) and self.recipe in RECIPES,
+                 f"recipe must be one of {', '.join(map(repr, RECIPES))}, not "
+                 f"{in_brief(self.recipe)}")
+        for name, value in RECIPES[self.recipe].items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)  # the way to finish a frozen dataclass
         super().__post_init__()

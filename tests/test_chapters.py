@@ -120,6 +120,8 @@ def test_files_count_from_where_the_command_was_typed(notebook, tmp_path, monkey
             read(text)
     with pytest.raises(ValueError, match="that exists, or a model hub's .* as hf://user/name"):
         read("student=user/name")
+    with pytest.raises(ValueError, match="give a path that exists$"):  # it takes files alone
+        chapters.parse_parameters(["perceptual=user/name"], known | SHORT)
 
 
 SHORT = {"images": (4, ""), "teacher": ("toyfaces64", ""),

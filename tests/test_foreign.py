@@ -32,6 +32,7 @@ from gapkd.files.checkpoints import (
     read_metadata,
 )
 from gapkd.files.foreign import ForeignError, largest_activation, to_rosinality
+from gapkd.files.storage import data_path
 from gapkd.networks.filtered_lrelu import low_pass
 from gapkd.networks.mobile import MobileGenerator
 from gapkd.networks.stylegan2 import Discriminator, Generator
@@ -776,6 +777,8 @@ def test_convert_refuses(tmp_path, capsys):
     for wrong, out in ((D, "other.safetensors"), (source, "netD.safetensors")):
         assert main(["convert", wrong, str(tmp_path / out)]) == 2
         assert f'the name {out} asks for one; "discriminator" in' in capsys.readouterr().err
+    assert main(["convert", str(data_path("attributes.safetensors")), str(tmp_path / "b.pt")]) == 2
+    assert "asks for one" not in capsys.readouterr().err  # no name helps there
     assert main(["convert", source, str(tmp_path / "b.safetensors"), "--drop-clamp"]) == 2
     assert "drop_clamp is for .pt files" in capsys.readouterr().err
     assert not (tmp_path / "b.safetensors").exists()

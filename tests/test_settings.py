@@ -30,6 +30,7 @@ NO_LOSS = {"gan_weight": 0.0, "rgb_weight": 0, "perceptual_weight": 0, "ld_weigh
 
 @pytest.mark.parametrize("cls, values, message", [
     (DistillConfig, {"recipe": "papper"}, "recipe must be one of 'paper', 'gapkd', not 'papper'"),
+    (DistillConfig, {"recipe": ["paper"]}, r"recipe must be one of .*, not \['paper'\]"),
     (DistillConfig, {"lr": "fast"}, "lr must be a number, not 'fast'"),
     (DistillConfig, {"synthesis": "best"}, "synthesis must be one of 'random', .* not 'best'"),
     (DistillConfig, {"batch": 1}, "batch of at least 2, or set ld_weight and moment_weight to 0"),

@@ -197,7 +197,7 @@ def summary() -> str:
     seeds = max(len(runs[arm]) for arm in SUMMARY)
     spread = max(stdev(of(arm, r)) for arm in SUMMARY if len(runs[arm]) > 1)
     fast, slow = (runs[arm][0]["settings"]["lr"] for arm in ("own", "paper"))
-    legend = (f"Means of {seeds} seeds (standard deviation of r: {spread:.2f} or less). r: mean "
+    legend = (f"Means of {seeds} seeds (largest standard deviation of r: {spread:.3f}). r: mean "
               "correlation of the factors of the two faces of one z. FID: in toy-face features, "
               "5,000 images. All are read by a network that no student was trained with; the "
               "tables in data/results are read by another. "

@@ -164,7 +164,8 @@ def convert(config: ConvertConfig) -> None:
     try:
         network = getattr(checkpoints, f"load_{role}")(config.source)
     except checkpoints.CheckpointError as error:
-        if checkpoints.read_metadata(config.source)["kind"].endswith(role):
+        other = "generator" if is_discriminator else "discriminator"
+        if not checkpoints.read_metadata(config.source)["kind"].endswith(other):
             raise
         raise ValueError(f"{error}: the name {out.name} asks for one; \"discriminator\" in it asks "
                          "for a discriminator, any other name for a generator") from error
