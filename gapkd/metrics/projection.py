@@ -39,7 +39,7 @@ def project(G: StyleGenerator, targets: Tensor, distance: Distance, steps: int =
     """Minimise squared error + distance over ws, from the average w, noise maps as stored: Adam,
     whose learning rate falls along a cosine. The paper: 800 steps of L-BFGS, with LPIPS, over the
     noise maps, too; and its code takes PSNR of 8-bit differences that wrap around, which flatters
-    poor ones (28 dB where it should be 8): its decibels cannot be compared.
+    poor ones: its decibels cannot be compared.
 
     Args:
         targets: (N, 3, R, R) in [-1, 1], at G's resolution.
