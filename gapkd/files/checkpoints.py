@@ -9,6 +9,7 @@ import os
 import re
 import warnings
 import zipfile
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -258,9 +259,7 @@ def _network_of_state(content: object, role: str | None) -> tuple[dict, dict] | 
 def _only_network(folder: Path) -> Path:
     """The one file of a network in a folder of any origin, or the one of a training's name."""
     try:
-        files, below = (sorted(file for file in there
-                               if file.suffix.lower() in ENDINGS and file.is_file())
-                        for there in (folder.iterdir(), folder.glob("*/*")))
+        files = _networks_among(folder.iterdir())
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be read ({error.strerror})") from error
     known = [file for file in files if file.name in (OWN, *HUB_NAMES)]
@@ -272,10 +271,15 @@ def _only_network(folder: Path) -> Path:
     if files and any(folder.glob("*.index.json")):
         raise CheckpointError(f"the weights in {folder} are split over {len(files)} files, which "
                               f"{JOIN}")
-    files = files or below
+    files = files or _networks_among(folder.glob("*/*"))  # below, as diffusers has them
     names = ", ".join(str(file.relative_to(folder))[:60] for file in files[:5])
     listed = f"one of {names}" if files else "for example generator.safetensors"
     raise CheckpointError(f"{folder} is a folder: name the file in it, {listed}")
+
+
+def _networks_among(files: Iterable[Path]) -> list[Path]:
+    """Those that may hold a network by their ending, sorted."""
+    return sorted(file for file in files if file.suffix.lower() in ENDINGS and file.is_file())
 
 
 def sha256(path: str | Path) -> str:
