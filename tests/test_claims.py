@@ -14,10 +14,10 @@ from gapkd.experiments.claims import (
     CONTRADICTED,
     FIGURES,
     NOT_MEASURED,
-    NOT_SEEN,
     ONE_SEED,
     SUPPORTED,
     TEACHER,
+    UNDECIDED,
     Claim,
     Contrast,
     claims_table,
@@ -57,13 +57,13 @@ def test_a_direction_is_supported_contradicted_or_not_seen(write):
                 "any": agreeing(0.9, 0.1, 0.2)})
     assert verdicts(Contrast("t", "high", "low", "correlation", 1)) == [SUPPORTED]
     assert verdicts(Contrast("t", "high", "low", "correlation", -1)) == [CONTRADICTED]
-    assert verdicts(Contrast("t", "any", "low", "correlation", 1)) == [NOT_SEEN]
+    assert verdicts(Contrast("t", "any", "low", "correlation", 1)) == [UNDECIDED]
 
 
 def test_a_claim_of_no_difference_needs_an_interval_within_the_margin(write):
     write("t", {"near": agreeing(0.01, 0.02, 0.03), "far": agreeing(0.4, 0.41, 0.4),
                 "wide": agreeing(-0.2, 0.0, 0.2), "same": agreeing(0.98, 0.97, 0.99)})
-    for arm, expected in (("near", SUPPORTED), ("far", CONTRADICTED), ("wide", NOT_SEEN)):
+    for arm, expected in (("near", SUPPORTED), ("far", CONTRADICTED), ("wide", UNDECIDED)):
         assert verdicts(Contrast("t", arm, CHANCE, "correlation", 0)) == [expected]
     assert verdicts(Contrast("t", "same", TEACHER, "correlation", 0)) == [SUPPORTED]
     assert verdicts(Contrast("t", "far", TEACHER, "correlation", 0)) == [CONTRADICTED]
@@ -79,7 +79,7 @@ def test_chance_is_that_of_the_run(write):
 def test_what_is_to_be_above_chance_is_so_by_more_than_the_margin(write):
     write("t", {"above": agreeing(0.3, 0.31, 0.32), "hardly": agreeing(0.05, 0.051, 0.05),
                 "below": agreeing(-0.3, -0.31, -0.32)})
-    for arm, expected in (("above", SUPPORTED), ("hardly", NOT_SEEN), ("below", CONTRADICTED)):
+    for arm, expected in (("above", SUPPORTED), ("hardly", UNDECIDED), ("below", CONTRADICTED)):
         assert verdicts(Contrast("t", arm, CHANCE, "correlation", 1)) == [expected]
 
 
@@ -145,19 +145,19 @@ def test_a_claim_pays_for_the_number_of_its_contrasts(write):
     one = Contrast("t", "a", "b", "correlation", 1)  # p 0.035
     assert 0.025 < paired(results("t"), "a", "b", AGREE).p < 0.05
     assert verdicts(one) == [SUPPORTED]
-    assert verdicts(one, Contrast("t", "b", "a", "correlation", -1)) == [NOT_SEEN, NOT_SEEN]
+    assert verdicts(one, Contrast("t", "b", "a", "correlation", -1)) == [UNDECIDED, UNDECIDED]
     untried = Contrast("t", "a", "nobody", "correlation", 1)  # counts as well
-    assert verdicts(one, untried) == [NOT_SEEN, NOT_MEASURED]
+    assert verdicts(one, untried) == [UNDECIDED, NOT_MEASURED]
 
 
 @pytest.mark.parametrize(("every", "expected"), [
     ((SUPPORTED, SUPPORTED, ONE_SEED), SUPPORTED),
     ((NOT_MEASURED, SUPPORTED, NOT_MEASURED), f"{SUPPORTED}; 2 {NOT_MEASURED}"),
-    ((NOT_SEEN, CONTRADICTED, SUPPORTED, SUPPORTED),
-     f"divided: 2 {SUPPORTED}, 1 {CONTRADICTED}, 1 {NOT_SEEN}"),
-    ((NOT_SEEN, SUPPORTED, ONE_SEED, NOT_SEEN), f"in part {SUPPORTED}: 1 of 3 comparisons"),
-    ((CONTRADICTED, NOT_SEEN), f"in part {CONTRADICTED}: 1 of 2 comparisons"),
-    ((ONE_SEED, NOT_MEASURED), NOT_SEEN), ((NOT_MEASURED,), NOT_MEASURED)])
+    ((UNDECIDED, CONTRADICTED, SUPPORTED, SUPPORTED),
+     f"divided: 2 {SUPPORTED}, 1 {CONTRADICTED}, 1 {UNDECIDED}"),
+    ((UNDECIDED, SUPPORTED, ONE_SEED, UNDECIDED), f"in part {SUPPORTED}: 1 of 3 comparisons"),
+    ((CONTRADICTED, UNDECIDED), f"in part {CONTRADICTED}: 1 of 2 comparisons"),
+    ((ONE_SEED, NOT_MEASURED), UNDECIDED), ((NOT_MEASURED,), NOT_MEASURED)])
 def test_one_verdict_out_of_several(every, expected):
     assert verdict([SimpleNamespace(verdict=one) for one in every]) == expected
 

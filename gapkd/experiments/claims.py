@@ -22,7 +22,7 @@ MARGIN = 0.1
 """How far from chance, or from the teacher, still counts as there: for correlations. What is to be
 above chance has to be further away."""
 LEVEL = 0.05
-"""A difference is seen below this p, corrected by Holm for the contrasts of its claim."""
+"""A difference is significant below this p, corrected by Holm for the contrasts of its claim."""
 
 FIGURES = {
     "correlation": "agree_mean_correlation", "FID": FID, "L1": "l1",
@@ -32,8 +32,8 @@ UNJUDGED = ("L1", "PSNR")
 """Those of them that need no judge."""
 
 SUPPORTED, CONTRADICTED = "supported", "contradicted at this budget"
-NOT_SEEN, ONE_SEED, NOT_MEASURED = "not seen", "one seed", "not measured"
-MARKS = {SUPPORTED: "✓", CONTRADICTED: "✗", NOT_SEEN: "·", ONE_SEED: "○", NOT_MEASURED: "–"}
+UNDECIDED, ONE_SEED, NOT_MEASURED = "undecided", "one seed", "not measured"
+MARKS = {SUPPORTED: "✓", CONTRADICTED: "✗", UNDECIDED: "·", ONE_SEED: "○", NOT_MEASURED: "–"}
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of the paper's, and what would have to be seen if it holds here."""
+    """A sentence of the paper's, and what would have to be measured if it holds here."""
 
     name: str
     says: str
@@ -102,7 +102,7 @@ CLAIMS = (
            Contrast("students", "inherited", "recipe", "FID", -1),
            Contrast("finished", "inherited", "recipe", "FID", -1),
            Contrast("long", "fresh", "pruned", "FID", -1))),
-    # Correlation and L1 came last, after all records had been seen: for all pairs of arms. (Those
+    # Correlation and L1 came last, after all records had been read: for all pairs of arms. (Those
     # of table64 differ in their rate, too, and are no test of the loss.)
     Claim("C6", "The latent-direction loss lowers the FID, brings faces nearer to the teacher's "
                 "and improves projection.",
@@ -195,7 +195,7 @@ def judge(contrast: Contrast, pair: Paired, p: float) -> str:
         right = pair.mean * contrast.says > 0
         seen = p < LEVEL and (far or contrast.other not in (CHANCE, TEACHER))
     if not seen:
-        return NOT_SEEN
+        return UNDECIDED
     return SUPPORTED if right else CONTRADICTED
 
 
@@ -214,7 +214,7 @@ def verdict(found: Sequence[Finding]) -> str:
     tally = Counter(finding.verdict for finding in found)
     missing, single = tally.pop(NOT_MEASURED, 0), tally.pop(ONE_SEED, 0)
     if not tally:
-        return NOT_SEEN if single else NOT_MEASURED
+        return UNDECIDED if single else NOT_MEASURED
     said = next(one for one in MARKS if one in tally)
     if SUPPORTED in tally and CONTRADICTED in tally:
         said = "divided: " + ", ".join(f"{tally[one]} {one}" for one in MARKS if one in tally)

@@ -271,7 +271,7 @@ def paired_table(records: Sequence[dict], rows: Mapping[str, tuple[str, str]],
 
 def told_apart(records: Sequence[dict], arm: str, other: str,
                columns: Mapping[str, str] = SECOND_COLUMNS) -> tuple[list[str], list[str]]:
-    """Titles of the figures in which an arm is seen to be better than another one, and worse: p
+    """Titles of the figures in which an arm is significantly better than another one, and worse: p
     below 0.05 after Holm. An arrow in a title says which side is better; without one it is left
     out."""
     pairs, ps = _all_paired(records, arm, other, _with_arrow(columns))
