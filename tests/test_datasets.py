@@ -186,7 +186,7 @@ def test_labels_of_a_stylegan_zip(tmp_path):
     assert dataset.labels.dtype == torch.int64
     vectors = [[name, [0.0, 1.0]] for name in SIX]
     dataset = open_dataset(zip_of(tmp_path / "vectors.zip", SIX, vectors), 16)
-    assert dataset.labels.shape == (6, 2) and dataset.labels.dtype == torch.float32
+    assert dataset.labels.shape == (6, 2) and dataset.labels.dtype == torch.float64
     assert open_dataset(zip_of(tmp_path / "plain.zip", SIX), 16).labels is None
 
 
@@ -256,6 +256,19 @@ def test_a_picture_without_a_suffix_is_known_by_its_content(tmp_path):
     (folder / "notes").write_text("no picture")
     with pytest.warns(UserWarning, match="skipped 1 of 3 files .* 1 of other kinds"):
         assert open_dataset(folder, 16).names == ["b.jpg", "d41d8cd9"]
+    names = ["IMG.2023.01.02", "a.jpg?size=l", "a.pjpeg", "a.png.1", "photo v1.2"]
+    for name in (*names, "a.bak", "a.part", "a.png~"):  # of the last three the name says enough
+        shutil.copy(folder / "b.jpg", folder / name)
+    with pytest.warns(UserWarning, match="skipped 4 of 11 files"):
+        assert {*open_dataset(folder, 16).names} == {*names, "b.jpg", "d41d8cd9"}
+
+
+@pytest.mark.parametrize("name", [".hidden/a", ".b", "__MACOSX/a.png", "a/._b.png"])
+def test_a_picture_that_is_put_away_is_counted_whatever_its_name(six, name):
+    (six / name).parent.mkdir(exist_ok=True)
+    shutil.copy(six / min(SIX), six / name)
+    with pytest.warns(UserWarning, match="skipped 1 of 7 files .* 1 hidden, deleted or thumbnai"):
+        assert open_dataset(six, 16).names == sorted(SIX)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")
@@ -361,19 +374,33 @@ def test_the_largest_value_of_a_set_tells_its_depth(tmp_path, kind, largest, whi
 
 
 @pytest.mark.parametrize("largest, shallow", [
-    ([4000, 65_535, 300], "2 of 3"), ([65_535, 16_000, 0], ""),
-    ([65_535, *[900] * 250], "10 of 11")])
-def test_images_of_12_bits_beside_one_of_16_are_mentioned(tmp_path, largest, shallow):
+    ([4000, 65_535, 300], "2 of 3"), ([65_535, 16_000, 0, 15], ""),
+    ([65_535, *[900] * 250], "10 of 11"), ([200, 65_535], "1 of 2")])
+@pytest.mark.parametrize("colours", [1, 3])
+def test_images_of_12_bits_beside_one_of_16_are_mentioned(tmp_path, largest, shallow, colours):
     for i, value in enumerate(largest):
-        Image.fromarray(np.full((16, 16), value, np.uint16)).save(tmp_path / f"{i:03}.png")
+        picture = png_of(np.full((16, 16, colours), value))
+        (tmp_path / f"{i:03}.png").write_bytes(picture)
     with warnings.catch_warnings(record=True) as notices:
         warnings.simplefilter("always")
         images = open_dataset(tmp_path, 16).load(torch.arange(len(largest)))
-    assert (images[:, 0, 0, 0] - torch.tensor(largest) / 65_535 * 2 + 1).abs().max() < 1 / 250
+    assert (images[:, 0, 0, 0] - torch.tensor(largest) / 65_535 * 2 + 1).abs().max() < 1 / 125
     said = [str(notice.message) for notice in notices]
     assert len(said) == bool(shallow)
     assert all(f"{shallow} images" in text and "hold no value above 4,095 (00" in text
                for text in said)
+
+
+@pytest.mark.parametrize("largest, told", [
+    ([200, 4000], "value above 255 .* need 12 bits, so white is 4,095"),
+    ([900, 16_000], "value above 1,023 .* need 14 bits"), ([300, 4000, 0], "")])
+def test_images_of_few_bits_beside_deeper_ones_are_mentioned(tmp_path, largest, told):
+    for i, value in enumerate(largest):
+        Image.fromarray(np.full((16, 16), value, np.uint16)).save(tmp_path / f"{i}.png")
+    with pytest.warns(UserWarning) as notices:
+        open_dataset(tmp_path, 16)
+    said = [str(notice.message) for notice in notices][1:]  # the first says where white is
+    assert len(said) == bool(told) and all(re.search(told, text) for text in said)
 
 
 @pytest.mark.parametrize("kind, channels", [
@@ -479,6 +506,44 @@ def test_transparent_parts_become_white(tmp_path):
     assert image[:, 0, 0].tolist() == [1, -1, -1] and image[:, 4, 4].tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize("name, opacity", [("a.png", 0), ("a.png", 1), ("a.webp", 0), ("a.tga", 0)])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_an_opacity_that_hides_everything_is_not_heeded(tmp_path, mode, name, opacity):
+    hidden = gradient(mode=mode)
+    hidden.putalpha(opacity)
+    if mode == "L" and name != "a.png":
+        hidden = hidden.convert("RGBA")
+    hidden.save(tmp_path / name, **{"lossless": True, "exact": True} if "w" in name else {})
+    Image.new("RGBA", (16, 16)).save(tmp_path / "b.png")  # in which nothing is hidden
+    with pytest.warns(UserWarning, match="^1 of 2 images in .* their colours are used") as told:
+        images = open_dataset(tmp_path, 16).load(torch.arange(2))
+    gradient(mode=mode).save(tmp_path / "c.png")
+    assert torch.equal(images[:1], load_image(tmp_path / "c.png", 16)) and len(told) == 1
+    assert images[1].min() == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*so white is", "ignore:.*used as they are")
+@pytest.mark.parametrize("white", [255, 4095, 65_535])
+def test_a_deep_png_may_have_an_opacity_of_8_bits(tmp_path, white):
+    values = np.full((16, 16, 4), (white, 0, 0, 255))
+    values[0, 0] = 0, 0, 0, 255
+    (tmp_path / "a.png").write_bytes(png_of(values))
+    image = load_image(tmp_path / "a.png", 16)[0]
+    assert image[:, 5, 5].tolist() == [1, -1, -1] and image.sum() == 256 - 1 - 2 * 256 - 1
+
+
+@pytest.mark.parametrize("value, told", [(1, True), (15, True), (16, False), (0, False)])
+def test_a_set_of_masks_is_mentioned_once(tmp_path, value, told):
+    folder_of(tmp_path, {"a.png": Image.new("L", (16, 16), value),
+                         "b.png": Image.new("L", (16, 16))})
+    with warnings.catch_warnings(record=True) as notices:
+        warnings.simplefilter("always")
+        open_dataset(tmp_path, 16).check()
+    assert len(notices) == told
+    assert all(f"2 images in {tmp_path.name} hold no value above {value} of 255" in
+               str(notice.message) for notice in notices)
+
+
 @pytest.mark.filterwarnings("ignore:.*so white is")
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("largest", [4095, 65_535])
@@ -561,7 +626,7 @@ ODD = {
     "size.png": chunk(b"pHYs", b"\0"),
     "gamma.png": chunk(b"gAMA", b""), "sum.png": chunk(b"tEXt", b"a\0b")[:-1] + b"?",
     "method.png": chunk(b"zTXt", b"k\0\5rubbish"), "exif.png": chunk(b"eXIf", b"\0\x08\0\2\x01"),
-    "moving.png": chunk(b"acTL", b"\0"),
+    "moving.png": chunk(b"acTL", b"\0"), "hidden.png": chunk(b"tRNS", b"\0"),
     "exif.jpg": b"\xe1" + EXIF + b"\xff\xff" + b"\xff" * 20, "none.jpg": b"\xe1Exif\0\0",
     "profile.jpg": b"\xe2ICC_PROFILE\0", "iptc.jpg": b"\xedPhotoshop 3.0\x008BIM\3\xed",
     "jfif.jpg": b"\xe0JFIF", "adobe.jpg": b"\xeeAdobe", "pictures.jpg": b"\xe2MPF\0II*\0\xff",
@@ -586,6 +651,27 @@ def test_metadata_is_not_content(tmp_path, name):
     gradient().save(tmp_path / "z.png")
     odd, plain = open_dataset(tmp_path, 16).load(torch.arange(2))
     assert (odd - plain).abs().max() < 0.04
+
+
+@no_notice
+def test_malformed_exif_of_an_avif_is_not_content(tmp_path):
+    gradient().save(tmp_path / "a.avif", quality=100, exif=EXIF + bytes(6))
+    expected = load_image(tmp_path / "a.avif", 16)
+    content = (tmp_path / "a.avif").read_bytes()
+    (tmp_path / "a.avif").write_bytes(content.replace(EXIF[6:], b"rubbish!"))
+    assert torch.equal(load_image(tmp_path / "a.avif", 16), expected)
+
+
+@no_notice
+@pytest.mark.parametrize("kind", [2, 3, 4, 5, 11])  # text, numbers, fractions, floats
+def test_xmp_of_a_tiff_may_be_of_any_type(tmp_path, kind):
+    gradient().save(tmp_path / "a.tif", tiffinfo={700: b"<x:xmpmeta/>1234"})
+    content, field = (tmp_path / "a.tif").read_bytes(), struct.pack("<HHI", 700, 1, 16)
+    assert field in content
+    count = 16 // {2: 1, 3: 2, 4: 4, 5: 8, 11: 4}[kind]
+    (tmp_path / "b.tif").write_bytes(content.replace(field, struct.pack("<HHI", 700, kind, count)))
+    images = open_dataset(tmp_path, 16).load(torch.arange(2))
+    assert torch.equal(images[0], images[1])
 
 
 @no_notice
@@ -897,6 +983,13 @@ def test_enormous_images_are_refused(six, monkeypatch, limit):
     fails("img0.png in .* is refused, it would unpack to an enormous image", six)
 
 
+def test_what_a_phone_takes_is_not_enormous():
+    with warnings.catch_warnings(action="error"):
+        Image._decompression_bomb_check((16_384, 12_288))  # 200 megapixels
+        with pytest.raises(Image.DecompressionBombWarning):
+            Image._decompression_bomb_check((20_000, 14_000))
+
+
 def test_zip_bombs_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("gapkd.data.datasets.ENTRY_BYTES", 50)
     fails("img0.png in .* is refused", zip_of(tmp_path / "six.zip", SIX))
@@ -912,7 +1005,7 @@ NAN = r"label of 00001/img3.png in .* no finite number .* mend it in dataset.jso
     (having([{"file": name, "label": 1} for name in SIX]), WRONG),
     (having([[name, i] for i in (1, 2) for name in SIX]), "gives 00000/img0.png two dif.* labels"),
     (having(dict.fromkeys(SIX, 1) | {"x": 2}).replace("x", min(SIX)), "gives 00000/img0.png two"),
-    (having([]).replace("}", ', "labels": []}'), WRONG),
+    (having([]).replace("}", ', "labels": []}'), WRONG), (having(0), WRONG), (having(False), WRONG),
     *[(having([[name, bad if "img3" in name else label] for name in SIX]),
        rf"label of 00001/img3.png in .* is {re.escape(json.dumps(bad))}, neither a whole")
       for label, bad in ((1, None), (1, "3"), (1, 0.5), (1, math.nan), (1, 10**20), (1, 1e20),
@@ -971,6 +1064,17 @@ def test_classes_that_are_too_many_or_mostly_empty(six):
         told = pytest.warns(UserWarning, match=f"{empty} of the 8 classes .* have no image")
         with told if empty else nullcontext():
             assert class_count(open_dataset(six, 16)) == max(labels) + 1
+
+
+def test_classes_that_begin_at_1_are_mentioned(six):
+    (six / "dataset.json").write_text(having([[n, 1 + i % 3] for i, n in enumerate(SIX)]))
+    with pytest.warns(UserWarning, match="no image of six is of class 0, .* number the classes"):
+        assert class_count(open_dataset(six, 16)) == 4
+
+
+def test_no_labels_may_be_said(six):
+    (six / "dataset.json").write_text(having(None))
+    assert open_dataset(six, 16).labels is None
 
 
 def test_a_label_may_be_said_twice(six):
@@ -1089,6 +1193,9 @@ def test_names_that_are_not_utf8_or_hold_a_line_break(six):
         pytest.skip("this file system has no such names")
     dataset = open_dataset(six, 16)
     assert dataset.size == 8 and dataset.load(torch.arange(8)).shape == (8, 3, 16, 16)
+    labels = having([[os.fsencode(name).decode("latin1"), 7] for name in dataset.names])
+    (six / "dataset.json").write_bytes(labels.replace("\\u00fc", "\u00fc").encode("latin1"))
+    assert open_dataset(six, 16).labels.tolist() == [7] * 8
     for name in {*dataset.names} - {*SIX}:
         (six / name).write_bytes(b"")
     (six / "dataset.json").write_text(having([[name, 1] for name in SIX]))

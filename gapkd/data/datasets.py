@@ -35,14 +35,17 @@ from torch import Tensor
 
 from gapkd.data.decoding import (
     DEPTHS,
+    NEARLY_BLACK,
+    PUT_AWAY_WORDS,
     SIGNED,
     SmallCopies,
     formats,
     is_put_away,
+    is_unseen,
     needed_depth,
     same_name,
+    says_its_kind,
     stated_depth,
-    suffix,
     to_8_bits,
     turn_of,
     why_left_out,
@@ -131,7 +134,7 @@ class ImageFiles:
     Attributes:
         names: paths inside the folder or zip, sorted, however accents are composed; index i is
             names[i].
-        labels: from a dataset.json in StyleGAN's format: int64 (size,), float32 (size, c_dim) or
+        labels: from a dataset.json in StyleGAN's format: int64 (size,), float64 (size, c_dim) or
             None.
         depth: bits of a value of the images that do not state them; 0 where all do.
     Raises ValueError for no image, a broken, huge or too small image, an unusable dataset.json.
@@ -150,6 +153,7 @@ class ImageFiles:
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
         self._left_out: Counter[str] = Counter()
         self._longer = 0  # files with several images
+        self._unseen, self._told_dark = 0, False
         everything = [only] if only else self._list()
         reasons = {name: None if only else self._why_left_out(name) for name in everything}
         self._left_out += Counter(filter(None, reasons.values()))
@@ -179,9 +183,19 @@ class ImageFiles:
 
     def check(self, seconds: float = math.inf) -> None:
         """Decode one image after the other until the time is up; where one is broken, ten times as
-        long. ValueError names the broken ones."""
+        long. ValueError names the broken ones; of values in a wrong range a warning speaks."""
+        self._unseen = 0
         # the pixels are kept by `_pixels`, if there is room for all of them
-        _try_all(lambda i: self._pixels(i) is None, range(self.size), self.names, seconds)
+        largest = _try_all(lambda i: int(self._pixels(i).max()), range(self.size), self.names,
+                           seconds)
+        if self._unseen:
+            self._warn(f"{self._unseen:,} of {len(largest):,} images", "have an opacity of 0 or 1 "
+                       "of 255 everywhere, which would hide them: their colours are used as they "
+                       "are")
+        if 0 < max(largest, default=0) <= NEARLY_BLACK and not (self.depth or self._told_dark):
+            self._told_dark = True
+            self._warn(f"{len(largest):,} images", f"hold no value above {max(largest)} of 255, so "
+                       "all are nearly black: bring their values to 0 to 255")
 
     def load(self, indices: Tensor) -> Tensor:
         """Indices, int64 (N,) -> images, float32 (N, 3, R, R) in [-1, 1]. ValueError names the
@@ -199,13 +213,14 @@ class ImageFiles:
         return hashlib.sha256(entries.encode(errors="surrogateescape")).hexdigest()
 
     def _why_left_out(self, name: str) -> str | None:
-        """As decoding.why_left_out; a file without a suffix is asked what it is."""
+        """As decoding.why_left_out; a file that goes without saying, or does not say what it is, is
+        asked."""
         reason = why_left_out(name)
-        if not reason or suffix(name):
+        if reason is None or reason and says_its_kind(name):
             return reason
         try:
             with self._open(name) as file, Image.open(file, formats=SIGNED):
-                return None
+                return PUT_AWAY_WORDS if is_put_away(name) else None
         except Exception:  # decoders raise what they like
             return reason
 
@@ -241,6 +256,8 @@ class ImageFiles:
         try:
             try:
                 with self._open(name) as file, Image.open(file, formats=formats(name)) as image:
+                    if not isinstance(image.info.get("xmp"), bytes):  # which Pillow searches
+                        image.info.pop("xmp", None)
                     return take(image)
             except bombs:
                 raise
@@ -331,6 +348,7 @@ class ImageFiles:
         image.draft(None, (2 * self.resolution, 2 * self.resolution))
         picture = to_8_bits(image, stated_depth(image) or self.depth)
         picture.load()
+        self._unseen += is_unseen(picture)
         picture, turn = to_rgb(picture), turn_of(image)
         return picture if turn is None else picture.transpose(turn)
 
@@ -346,17 +364,18 @@ class ImageFiles:
         for name in rest[::len(rest) // 10 + 1]:  # each is decoded whole
             with suppress(ValueError):  # a damaged one is named with all others
                 needed[name] = self._read(name, needed_depth)
-        depth = max(needed.values(), default=0)
+        depth = max(DEPTHS[0], *needed.values()) if names else 0
         if names and depth < DEPTHS[-1]:
             self._warn(f"{len(names):,} of the {self.size:,} images", "store more than 8 bits a "
                        "value and do not say how many count: their largest value needs "
                        f"{depth}, so white is {2**depth - 1:,}")
-        shallow = [name for name, bits in needed.items() if 8 < bits <= 12]  # not a black one
-        if shallow and depth == DEPTHS[-1]:
+        shallow = [name for name, bits in needed.items() if 0 < bits <= depth - 4]
+        if shallow:
             self._warn(f"{len(shallow):,} of {len(needed):,} images of more than 8 bits that were "
-                       "looked at", f"hold no value above 4,095 ({shown(shallow[0])} is one); "
-                       "others need 16 bits, so white is 65,535 for all, and these are nearly "
-                       "black: unless they are meant to be, bring all images to one depth")
+                       "looked at", f"hold no value above {2**(depth - 4) - 1:,} "
+                       f"({shown(shallow[0])} is one); others need {depth} bits, so white is "
+                       f"{2**depth - 1:,} for all, and these are nearly black: unless they are "
+                       "meant to be, bring all images to one depth")
         return depth
 
     def _label_files(self, everything: list[str]) -> list[str]:
@@ -396,7 +415,7 @@ class ImageFiles:
                 whole = bool(((labels == labels.floor()) & (labels.abs() < 2**63)).all())
             if labels.ndim > 2 or (labels.ndim == 1 and not whole):
                 raise ValueError("a label is a whole number or a vector")
-            labels = labels.float() if labels.ndim == 2 else labels.long()
+            labels = labels.double() if labels.ndim == 2 else labels.long()
         except KeyError as error:
             raise ValueError(f"{listed} in {shown(self.path)} has no label for "
                              f"{shown(error.args[0])}: add it, or remove {listed} to train without "
@@ -413,7 +432,7 @@ class ImageFiles:
         if twice:
             raise ValueError(f"{listed} in {shown(self.path)} gives {shown(twice[0])} two "
                              "different labels: keep the right one")
-        finite = labels.isfinite().view(self.size, -1).all(dim=1)
+        finite = labels.float().isfinite().view(self.size, -1).all(dim=1)
         if not finite.all():
             name = self.names[finite.long().argmin()]
             raise ValueError(f"the label of {self._named(name)} holds what is no finite number "
@@ -424,10 +443,15 @@ class ImageFiles:
     def _entries(self, file: str, there: set[str]) -> list[tuple[str, object]]:
         """Names and labels of a dataset.json, which speaks of the folder in which it lies."""
         with self._open(file) as content:
-            found = json.loads(content.read(), object_pairs_hook=_with_repeats)
+            text = content.read()
+        try:
+            found = json.loads(text, object_pairs_hook=_with_repeats)
+        except UnicodeDecodeError:  # another code page, as in names of old files
+            text = text.decode(errors="surrogateescape")
+            found = json.loads(text, object_pairs_hook=_with_repeats)
         if found and "labels" not in found:
             raise TypeError("its entries are elsewhere")
-        entries = found.get("labels") or []
+        entries = [] if found.get("labels") is None else found["labels"]
         pairs = [*entries.items()] if isinstance(entries, dict) else entries
         if not all(isinstance(pair, (list, tuple)) for pair in pairs):
             raise TypeError("each entry is a pair")  # of two characters or fields there are others
@@ -591,14 +615,15 @@ def _try_all(read: Callable, items: Iterable, names: Sequence[str],
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any 8- or 16-bit image -> RGB. 16 bits are scaled to 8; transparent parts become white.
+    """Any 8- or 16-bit image -> RGB. 16 bits are scaled to 8; transparent parts become white, but
+    not where that is everything (`is_unseen`).
 
     Raises ValueError for pixels without a known range (integers below 0 or above 65,535, floats).
     """
     if image.mode == "F":
         raise ValueError("it has floating-point pixels; 8 or 16 bits are understood")
     image = to_8_bits(image, depth=16)
-    if image.has_transparency_data:
+    if image.has_transparency_data and not is_unseen(image):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
@@ -669,6 +694,10 @@ def class_count(dataset: Dataset) -> int:
         warnings.warn(f"{empty:,} of the {count:,} classes of {dataset.name} have no image, since "
                       f"{name} is of class {count - 1:,}: number the classes 0, 1, 2, ..., unless "
                       "that is meant", stacklevel=2)
+    elif labels.min() > 0:
+        warnings.warn(f"no image of {dataset.name} is of class 0, so that the network draws "
+                      "something untrained for it: number the classes from 0, unless that is "
+                      "meant", stacklevel=2)
     return count
 
 

@@ -25,6 +25,7 @@ from PIL import ExifTags, Image
 
 from gapkd.settings import shown
 
+Image.MAX_IMAGE_PIXELS = 2**28  # the largest of phones have 200 million, twice Pillow's bound
 UNFIT = {"EPS", "WMF", "IPTC", "FITS", "MPEG", "BUFR", "GRIB", "HDF5"}
 """EPS calls Ghostscript, WMF draws with Windows, IPTC may hold either; of FITS Pillow reads neither
 signs nor scales; the others are stubs."""
@@ -33,6 +34,7 @@ SIGNED = ("PNG", "JPEG", "WEBP", "GIF", "AVIF")
 PUT_AWAY = {"__macosx", "@eadir", "@__thumb", "@recycle", "#recycle", "$recycle.bin", "#snapshot",
             "~snapshot", "@recently-snapshot", "lost+found", "system volume information"}
 """Folders that systems and network drives make: thumbnails, what was deleted, earlier versions."""
+PUT_AWAY_WORDS = "hidden, deleted or thumbnails"
 FURNITURE = {"thumbs.db", "ehthumbs.db", "desktop.ini", "dataset.json"}
 """Files beside pictures that nobody would take for one."""
 
@@ -41,7 +43,9 @@ def suffixes() -> dict[str, str]:
     """Suffix -> format, of every format that is read."""
     Image.init()
     known = {*Image.OPEN, "MPO"} - UNFIT  # MPO is opened as a JPEG
-    return {end: kind for end, kind in Image.registered_extensions().items() if kind in known}
+    more = {".pjpeg": "JPEG", ".pjp": "JPEG"}  # of a browser
+    return more | {end: kind for end, kind in Image.registered_extensions().items()
+                   if kind in known}
 
 
 def formats(name: str) -> list[str]:
@@ -63,6 +67,11 @@ def same_name(name: str) -> str:
     return unicodedata.normalize("NFC", name.replace("\\", "/")).removeprefix("./")
 
 
+def says_its_kind(name: str) -> bool:
+    """Whether a name ends in letters, unlike "photo v1.2", "a.png.1" or "a.jpg?size=l"."""
+    return suffix(name).strip(".~").isalpha()
+
+
 def is_put_away(name: str) -> bool:
     """Whether a file is hidden, or lies in a folder of the system's."""
     return any(part.startswith(".") and part != ".." or part.lower() in PUT_AWAY
@@ -76,7 +85,7 @@ def why_left_out(name: str) -> str | None:
     if path.name.lower() in FURNITURE or path.name.startswith("._") or "__MACOSX" in path.parts:
         return ""
     if is_put_away(name):
-        return "hidden, deleted or thumbnails" if kind in suffixes() else ""
+        return PUT_AWAY_WORDS if kind in suffixes() else ""
     if kind in suffixes():
         return None
     is_suffix = kind[1:].isalnum() and len(kind) < 9
@@ -90,6 +99,7 @@ TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
 """EXIF's orientation -> what shows the picture upright."""
 PNG_START, JPEG_START = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 PNG_CONTENT = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
+PNG_HIDDEN = {0: 2, 2: 6}  # kind of colours -> bytes of the one that is hidden, at least
 JPEG_LEAST = {0xe0: 14, 0xe1: 0, 0xee: 12}  # JFIF, EXIF, Adobe: bytes of what is kept
 
 
@@ -102,10 +112,12 @@ def turn_of(image: Image.Image) -> Image.Transpose | None:
 
 
 def without_metadata(content: bytes) -> bytes | None:
-    """A PNG or JPEG without texts, profiles and dates, which may be malformed where the picture is
-    not; None for other files. How it is held (EXIF) is kept where that can be read."""
+    """A PNG, JPEG or AVIF without texts, profiles and dates, which may be malformed where the
+    picture is not; None for other files. How it is held (EXIF) is kept where that can be read."""
     if content.startswith(PNG_START):
         return _bare_png(content)
+    if content[4:8] == b"ftyp":  # the list of its items (infe) names one that is EXIF
+        return re.sub(rb"(infe.{8})Exif", rb"\1none", content, flags=re.DOTALL)
     return _bare_jpeg(content) if content.startswith(JPEG_START) else None
 
 
@@ -115,6 +127,8 @@ def _bare_png(content: bytes) -> bytes:
         end = at + 12 + int.from_bytes(content[at:at + 4], "big")
         kind, chunk = content[at + 4:at + 8], content[at:end]
         whole = zlib.crc32(chunk[4:-4]).to_bytes(4, "big") == chunk[-4:]
+        if kind == b"tRNS" and len(chunk) - 12 < PNG_HIDDEN.get(content[25], 0):
+            kind = b""
         if kind in PNG_CONTENT or kind == b"eXIf" and whole:
             kept.append(chunk)
         at = end
@@ -137,6 +151,7 @@ WITH_OPACITY = "RGBA;16", "LA;16"  # which has 16 bits, however few the colours 
 SHALLOW = {"L;2": 4, "L;4": 16}  # greys, whose pixels Pillow brings to 255, not the hidden value
 DEPTHS = (8, 10, 12, 14, 16)
 """Bits that cameras, scanners and formats give a value."""
+NEARLY_BLACK = 15  # so small are the largest value of a black picture and the classes of a mask
 
 
 def stated_depth(image: Image.Image) -> int | None:
@@ -153,12 +168,15 @@ def stated_depth(image: Image.Image) -> int | None:
 
 def needed_depth(image: Image.Image) -> int:
     """The least of `DEPTHS` that holds all values of an image whose depth is not stated, and the
-    largest one that a TIFF may name."""
-    deep_colour, values = _deep_colour(image), np.asarray(image)
-    colours = 4 if image.mode == "CMYK" else 3
-    largest = int(values[..., :colours].max()) * 256 + 255 if deep_colour else values.max()
+    largest one that a TIFF may name; 0 for one that is black in any of them."""
+    deep_colour = _deep_colour(image)
+    values = _both_bytes(image, deep_colour) if deep_colour else np.asarray(image)
+    if deep_colour and deep_colour[1] != "CMYK":
+        values = values[..., :1 if deep_colour[1] == "LA;16" else 3]
     named = getattr(image, "tag_v2", {}).get(281, ())  # MaxSampleValue; 65,535 says nothing
-    largest = max(largest, *(n for n in named if isinstance(n, int) and n < 65535), 0)
+    largest = max(values.max(), *(n for n in named if isinstance(n, int) and n < 65535), 0)
+    if largest <= NEARLY_BLACK:
+        return 0
     return next((bits for bits in DEPTHS if largest < 2**bits), DEPTHS[-1])
 
 
@@ -187,8 +205,10 @@ def to_8_bits(image: Image.Image, depth: int) -> Image.Image:
     if values.size and (values.min() < 0 or values.max() > 65535):
         raise ValueError("it has pixels below 0 or above 65,535; 8 or 16 bits are understood")
     white = 2**depth - 1
-    if deep_colour and deep_colour[1] in WITH_OPACITY and values[..., -1].max() > white:
-        white = np.array([white] * (values.shape[2] - 1) + [65_535])
+    if deep_colour and deep_colour[1] in WITH_OPACITY:
+        opacity = values[..., -1].max()
+        opaque = next(top for top in (255, white, 65_535) if opacity <= top)
+        white = np.array([white] * (values.shape[2] - 1) + [opaque])
     eight_bits = ((values.astype(np.uint32) * 255 + white // 2) // white).clip(0, 255)
     if tags.get(262) == 0:  # white is zero
         eight_bits = 255 - eight_bits
@@ -199,6 +219,15 @@ def to_8_bits(image: Image.Image, depth: int) -> Image.Image:
     if image.mode == "CMYK":
         return Image.frombytes("CMYK", image.size, eight_bits.tobytes())
     return Image.fromarray(eight_bits)
+
+
+def is_unseen(image: Image.Image) -> bool:
+    """Whether the opacity of an 8-bit picture, 0 or 1 of 255, hides colours that are there: it has
+    another range, or is not in use."""
+    if image.mode not in ("RGBA", "LA"):
+        return False
+    *colours, (_, opacity) = image.getextrema()
+    return opacity <= 1 and any(low < high for low, high in colours)
 
 
 def _deep_colour(image: Image.Image) -> re.Match | None:
@@ -235,7 +264,7 @@ def _told(tile: tuple, raw: str) -> tuple:
 
 
 SPARE = 2**31  # bytes of a disk that are left to others
-DECODING = f"5, Pillow {PIL.__version__}"  # another number where other pixels come of a file
+DECODING = f"6, Pillow {PIL.__version__}"  # another number where other pixels come of a file
 
 
 class SmallCopies:
