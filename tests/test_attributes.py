@@ -212,6 +212,22 @@ def test_labels_of_every_kind(tmp_path):
     assert truth["label_2"].tolist() == [0.5, -0.5]
 
 
+@pytest.mark.parametrize("far", [1_700_000_000, 2**24 + 1, -3e38, 3e38])
+def test_large_numbers_are_told_apart_and_learnt(tmp_path, far):
+    """In 32 bits the first two would be rounded, and the difference of the others no number."""
+    data = labelled(tmp_path / "d", [[far + k if abs(far) < 1e9 * 2 else far * (-1)**k, k]
+                                     for k in range(20)])
+    scores = train(tmp_path / "j.safetensors", data, images=64)
+    assert [*scores] == ["label_0", "label_1"] and all(map(math.isfinite, scores.values()))
+
+
+def test_a_reading_that_is_the_same_for_all_images_has_no_correlation():
+    net, (images, factors) = AttributeNetwork(), toy_faces(20, 32)
+    torch.nn.init.zeros_(net.heads.weight)
+    scores = reading_scores(net, [(images, factors)])
+    assert {scores[name] for name in net.continuous} == {0.0}
+
+
 def test_it_stands_in_for_the_embedded_network(judged, tmp_path, teacher_file, capsys):
     data, file, _ = judged
     changes = {"data": data, "perceptual": file, "fid_features": file, "fid_every": 8,
@@ -239,6 +255,12 @@ def test_what_only_one_image_shows_is_left_out(tmp_path):
     with pytest.warns(UserWarning, match="^label_1 of .* differ in a single image"):
         scores = train(tmp_path / "j.safetensors", data, images=4, batch=4)
     assert scores.keys() == {"label_0"} and math.isfinite(scores["label_0"])
+
+
+def test_a_class_of_one_image_is_mentioned(tmp_path):
+    data = labelled(tmp_path / "d", [{7: 2, 8: 3}.get(k, k % 2) for k in range(20)])
+    with pytest.warns(UserWarning, match="^2 of the 4 classes of .* have a single image each"):
+        train(tmp_path / "j.safetensors", data, images=16)
 
 
 @pytest.mark.parametrize("labels, message", [
@@ -279,6 +301,15 @@ def test_head_masks_are_those_of_the_renderer():
     # What one mask for all faces would reach.
     blind = (truth.float().mean(dim=0) > 0.5).expand_as(truth)
     assert ((truth & blind).sum() / (truth | blind).sum()) < 0.9
+
+
+@pytest.mark.parametrize("use", [AttributeNetwork.embed, head_mask])
+def test_the_network_takes_floats_of_any_size_and_no_others(use):
+    net, images = load_attribute_network(), toy_faces(4, 32)[0]
+    for kind, far in ((torch.float64, 1e-5), (torch.float16, 0.01)):
+        torch.testing.assert_close(use(net, images.to(kind)), use(net, images), atol=far, rtol=far)
+    with pytest.raises(ValueError, match="not torch.uint8: torch.as_tensor"):
+        use(net, images.byte())
 
 
 def test_what_is_read_beyond_its_range_is_drawn_at_its_end():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import matplotlib.cbook
@@ -15,6 +16,7 @@ from tiny import attribute_network, distill_config, pictures
 from gapkd.cli import main
 from gapkd.data.datasets import load_image
 from gapkd.data.toyfaces import toy_faces
+from gapkd.files.checkpoints import load_discriminator
 from gapkd.metrics.attributes import load_attribute_network
 from gapkd.metrics.features import (
     ImageNetNetwork,
@@ -98,6 +100,15 @@ def test_inception_is_shown_8_bits(shown):
     assert pixels.dtype == torch.uint8 and pixels.shape == (2, 3, 5, 5)
     assert pixels[1, 2, 3].tolist() == [0, 0, 191, 255, 255]
     assert shown.how == ["inception-v3-compat", ["2048"]]
+
+
+def test_8_bit_images_are_refused(shown):
+    """All networks would take them for brighter than white."""
+    images, D = toy_faces(2, 32)[0].byte(), load_discriminator("toyfaces32_discriminator")
+    for use in (embedding_for("toyfaces"), InceptionNetwork().embed,
+                partial(ImageNetNetwork.features, None), partial(perceptual_distance, D, images)):
+        with pytest.raises(ValueError, match="not torch.uint8: torch.as_tensor"):
+            use(images)
 
 
 @pytest.mark.parametrize("size", [32, 256, 300, 512])

@@ -92,3 +92,5 @@ def test_bad_input():
         with pytest.raises(ValueError, match=message):
             project(G, other, squared)
     project(G, target + 3, squared, 1)  # generators overshoot
+    for kind in (torch.float16, torch.float64):
+        assert project(G, target.to(kind), squared, 1).psnr.dtype == torch.float32

@@ -90,7 +90,7 @@ class AttributeNetwork(Network):
         if not known or min(images.shape[2:]) < self.size:
             raise ValueError("the attribute network reads images of shape (N, 3, R, R) with R of "
                              f"at least {self.size}, not {tuple(images.shape)}")
-        x = with_channels(images)
+        x = with_channels(images.to(self.heads.weight.dtype))
         if x.shape[2:] != (self.size, self.size):
             x = F.adaptive_avg_pool2d(x, self.size)
         maps = []
@@ -129,7 +129,7 @@ def head_mask(net: AttributeNetwork, images: Tensor) -> Tensor:
         raise ValueError("the attribute network was trained on other images than toy faces as they "
                          "are drawn today: train one with `gapkd judge --data toyfaces`")
     with full_precision(images):
-        read = net.factors(images.float())
+        read = net.factors(images)
     factors = {name: read[name].argmax(dim=1) for name in net.categorical}
     for name, (low, high) in net.continuous.items():
         factors[name] = low + (high - low) * read[name].clamp(0, 1)
@@ -267,6 +267,10 @@ class _LabelLessons:
         if rare:
             warnings.warn(f"{', '.join(rare)} of {path} differ in a single image each: they are "
                           "neither learnt nor measured", stacklevel=3)
+        if "label" in truth and (alone := int((truth["label"].bincount() == 1).sum())):
+            warnings.warn(f"{alone:,} of the {len(classes['label']):,} classes of {path} have a "
+                          "single image each, so that they are either learnt or measured: add "
+                          "images of them", stacklevel=3)
         self.truth = {name: values for name, values in truth.items() if name not in rare}
         self.categorical = {name: found for name, found in classes.items() if name not in rare}
         self.continuous = {name: (values.min().item(), values.max().item())
@@ -316,7 +320,7 @@ def factors_of(dataset: ImageFiles) -> tuple[dict[str, list[str]], dict[str, Ten
         values, classes = labels.unique(return_inverse=True)
         score = {"label_score": classes.float()} if len(values) == 2 else {}
         return {"label": [str(v) for v in values.tolist()]}, {"label": classes} | score
-    columns = labels.float().view(len(labels), -1).unbind(dim=1)
+    columns = labels.double().view(len(labels), -1).unbind(dim=1)
     varying = {f"label_{k}": v for k, v in enumerate(columns) if varies(v)}
     if not varying:
         raise ValueError(f"the labels of {dataset.path} are all alike: there is nothing to learn "
@@ -342,7 +346,8 @@ def factor_loss(net: AttributeNetwork, images: Tensor, factors: Mapping[str, Ten
     for name in net.categorical:
         loss = loss + F.cross_entropy(read[name], factors[name])
     for name, (low, high) in net.continuous.items():
-        loss = loss + 10 * F.mse_loss(read[name], (factors[name] - low) / (high - low))
+        target = (factors[name] - low) / (high - low)  # large numbers need their 64 bits till here
+        loss = loss + 10 * F.mse_loss(read[name], target.to(read[name]))
     return loss
 
 
@@ -384,5 +389,6 @@ def reading_scores(net: AttributeNetwork, examples: Iterable[Example]) -> dict[s
             scores[name] = (value.argmax(dim=1) == truth).double().mean()
             scores[f"{name}_majority"] = truth.bincount().max() / len(truth)
         else:
-            scores[name] = torch.corrcoef(torch.stack([value.double(), truth.double()]))[0, 1]
+            pair = torch.stack([value.double(), truth.double()])
+            scores[name] = torch.corrcoef(pair)[0, 1].nan_to_num(0.0)  # the same for all images
     return {name: round(score.item(), 4) for name, score in scores.items()}

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gapkd.data.images import with_channels
+from gapkd.data.images import check_range, with_channels
 from gapkd.files.checkpoints import load_discriminator, read_metadata
 from gapkd.metrics.attributes import AttributeNetwork, reader
 from gapkd.networks.layers import full_precision
@@ -39,6 +39,8 @@ def perceptual_distance(net: nn.Module, a: Tensor, b: Tensor) -> Tensor:
     if a.shape != b.shape:
         raise ValueError("perceptual distance compares images of one shape, not "
                          f"{tuple(a.shape)} and {tuple(b.shape)}")
+    for images in (a, b):
+        check_range(images)
     channels = getattr(net, "img_channels", 3)
     ours, theirs = (net.features(with_channels(images, channels)) for images in (a, b))
     total = torch.zeros(a.shape[0], device=a.device)
@@ -62,6 +64,7 @@ def embedding_for(name: str, device: str | torch.device = "cpu") -> Callable[[Te
     network = _block_network(name).to(device)
 
     def embed(images: Tensor) -> Tensor:
+        check_range(images)
         images = with_channels(images.float(), getattr(network, "img_channels", 3))
         with full_precision(images):
             return torch.cat([m.mean(dim=(2, 3)) for m in network.features(images)], dim=1)
@@ -125,6 +128,7 @@ class ImageNetNetwork(nn.Module):
     def features(self, images: Tensor) -> list[Tensor]:
         """Output of the last block at each resolution: (N, C_i, r, r) with C_i = 16, 24, 40, 112,
         320 and r = 112, 56, 28, 14, 7."""
+        check_range(images)
         if images.ndim != 4 or images.shape[1] not in (1, 3, 4):
             raise ValueError("the ImageNet network reads images of shape (N, 3, R, R), not "
                              f"{tuple(images.shape)}")
@@ -168,6 +172,7 @@ class InceptionNetwork:
     def embed(self, images: Tensor) -> Tensor:
         """(N, 3, R, R) in [-1, 1] -> (N, 2048), quantised to 8 bits first as in NVIDIA's FIDs (the
         paper's code leaves floats)."""
+        check_range(images)
         pixels = with_channels(images.to(self.device)).add(1).mul(127.5).round().clamp(0, 255)
         return self.network(pixels.to(torch.uint8))[0]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gapkd.data.images import check_range, with_channels
 from gapkd.metrics.features import Distance
-from gapkd.metrics.sampling import device_of, draw_w
+from gapkd.metrics.sampling import draw_w
 from gapkd.networks.base import StyleGenerator
 from gapkd.parallel import tensor_cores
 
@@ -51,8 +51,8 @@ def project(G: StyleGenerator, targets: Tensor, distance: Distance, steps: int =
     if targets.ndim != 4 or targets.shape[1:] not in ((3, r, r), (G.img_channels, r, r)):
         raise ValueError(f"targets must have shape (N, 3, {r}, {r}), not {tuple(targets.shape)}: "
                          "crop and resize them to the generator's resolution")
-    targets = with_channels(targets.to(device_of(G)), G.img_channels)
     w = draw_w(G, 2000, seed=0)
+    targets = with_channels(targets.to(w), G.img_channels)
     centre, spread = w.mean(dim=0), w.std(dim=0).mean()
     # (N, num_ws, w_dim) in units of W's spread
     place = w.new_zeros(len(targets), G.num_ws, G.w_dim, requires_grad=True)
