@@ -558,5 +558,11 @@ def command_line(command: str, cls: type, values: dict[str, Any]) -> str:
     return " ".join([command, *(shlex.quote(str(word)) for word in words)])
 
 
+def as_word(path: object) -> str:
+    """A path, or a network's name, as one word of a command that a message advises."""
+    path = str(path).replace(os.sep, "/")  # of Windows' separator shells make other things
+    return shlex.quote(f"./{path}" if path.startswith("-") else path)
+
+
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}

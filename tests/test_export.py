@@ -215,7 +215,8 @@ def test_directions_go_into_the_file(file, tmp_path):
 
 
 def test_directions_of_another_w_are_told_of(file, tmp_path):
-    with pytest.warns(UserWarning, match="were found in another W than that of .*g.safetensors"):
+    with pytest.warns(UserWarning, match="found in another W than that of .*g.safetensors, .*"
+                      "with `gapkd directions .*g.safetensors --out FILE`"):
         exported(file, tmp_path, sefa(network(mapping_layers=3)))
 
 

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import time
@@ -240,6 +241,19 @@ def test_lost_settings_leave_the_networks(half, tmp_path, content):
         with pytest.raises(ValueError, match=advice):
             train_gan(config(half, resume=resume))
     assert train_gan(config(tmp_path / "on", images=4, start_from=start)).log
+
+
+@pytest.mark.parametrize("name", ["my run", "it's", "-d2"])
+def test_an_advised_command_can_be_typed_as_it_stands(half, monkeypatch, name):
+    monkeypatch.chdir(half.parent)
+    half.rename(name)
+    for spoil in (lambda: None, (Path(name) / "settings.json").unlink):
+        spoil()
+        with pytest.raises(ValueError) as error:
+            train_gan(config(Path(name)))
+        command = shlex.split(re.search("`gapkd (.*?)`", str(error.value))[1])
+        start = ["--out", "on", "--images", "4", "--d-channels", "8", "--no-progress"]
+        assert main(command + (start if command[0] == "teacher" else [])) == 0
 
 
 @pytest.fixture

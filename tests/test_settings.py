@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import shlex
+from pathlib import Path
 
 import pytest
 import tyro
@@ -17,6 +18,7 @@ from gapkd.settings import (
     RECIPES,
     DistillConfig,
     TrainConfig,
+    as_word,
     command_line,
     from_dict,
     read_settings,
@@ -184,6 +186,13 @@ def test_the_command_line_gives_the_same_settings(changes):
     assert tyro.cli(DistillConfig, args=words) == config
     stored = to_dict(DistillConfig()) | {"ld_kind": "kl"}  # a setting that is gone
     assert command_line("distill", DistillConfig, stored) == "distill"
+
+
+@pytest.mark.parametrize("path, word", [
+    ("runs/a-001", "runs/a-001"), ("-d2", "./-d2"),
+    (Path("my run"), "'my run'"), ("hf://me/it", "hf://me/it"), ("it's", """'it'"'"'s'""")])
+def test_a_path_within_a_command_can_be_typed(path, word):
+    assert as_word(path) == word
 
 
 def test_the_help_says_what_each_recipe_takes(capsys):

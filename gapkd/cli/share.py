@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass, field
 
 from gapkd.cli import say
 from gapkd.cli.measure import EvaluateConfig, measure
 from gapkd.files.checkpoints import load_generator
+from gapkd.settings import as_word
 from gapkd.sharing import export as exporting
 from gapkd.sharing.export import ExportConfig
 from gapkd.sharing.hub import ready, repository_name, save_pretrained
@@ -37,7 +37,7 @@ def export(config: ExportConfig) -> None:
 
 def demo(config: DemoConfig) -> None:
     out = write_demo(config)
-    path = shlex.quote(str(out))
+    path = as_word(out)
     say(f"written to {out}: run python -m http.server --bind 127.0.0.1 --directory {path}, "
           "and open the address that it prints")
     if config.space:
@@ -57,4 +57,4 @@ def share(config: ShareConfig) -> None:
                              license=config.license, evaluation=record, teacher=teacher)
     say(f"written to {folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
     say(f"read {folder / 'README.md'} before you show it to anybody; to publish it, with your "
-        f"hub's client: hf upload YOUR-NAME/{repository_name(folder)} {shlex.quote(str(folder))}")
+        f"hub's client: hf upload YOUR-NAME/{repository_name(folder)} {as_word(folder)}")

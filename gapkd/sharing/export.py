@@ -30,6 +30,7 @@ from gapkd.files.checkpoints import load_generator, sha256
 from gapkd.files.storage import check_place, write_atomically
 from gapkd.metrics.editing import Directions, load_directions, sefa
 from gapkd.networks.base import StyleGenerator
+from gapkd.settings import as_word
 from gapkd.sharing.origins import named, provenance_of, public
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def _directions(config: ExportConfig, G: StyleGenerator) -> Directions:
     if not directions.belong_to(G):
         warnings.warn(f"the directions in {config.directions} were found in another W than that of "
                       f"{config.generator}, where they mean nothing: find them with `gapkd "
-                      f"directions {config.generator}`", stacklevel=3)
+                      f"directions {as_word(config.generator)} --out FILE`", stacklevel=3)
     return directions
 
 

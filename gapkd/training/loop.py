@@ -58,6 +58,7 @@ from gapkd.settings import (
     DistillConfig,
     RunConfig,
     TrainConfig,
+    as_word,
     from_dict,
     shown,
     to_dict,
@@ -442,8 +443,8 @@ class Loop:
             raise trouble
         if self.saved_at != self.trainer.images:
             self.save({})
-        way = (f"the state is saved, and `gapkd resume {self.folder.path}` (or resume=True) goes "
-               "on from there")
+        way = (f"the state is saved, and `gapkd resume {as_word(self.folder.path)}` (or "
+               "resume=True) goes on from there")
         if trouble:
             raise TrainingHalted(f"{trouble}; stopped at image {self.trainer.images}, {way}"
                                  ) from trouble
@@ -473,8 +474,8 @@ class Loop:
                 raise
             raise TrainingHalted(
                 f"{error}; the state at image {trainer.images} is saved: mend that, or leave the "
-                f"measurement out (`gapkd resume {self.folder.path} --fid-every 0 --grid-every 0`)"
-                ) from error
+                f"measurement out (`gapkd resume {as_word(self.folder.path)} --fid-every 0 "
+                "--grid-every 0`)") from error
         if record and self.write(record) and self.saved_at != trainer.images:
             self.save({})
 

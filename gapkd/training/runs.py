@@ -38,6 +38,7 @@ from gapkd.settings import (
     FEATURE_SPACES,
     OF_THE_DAY,
     RunConfig,
+    as_word,
     in_brief,
     shown,
     to_dict,
@@ -87,7 +88,8 @@ def lost_settings(folder: str | Path) -> str:
         return ""
     return (f"{Path(folder) / 'settings.json'} cannot be read, without which this run cannot be "
             "resumed: bring it back, or train its networks on in another folder with `gapkd "
-            f"teacher --start-from {states[-1]}` (and its --data; a distillation begins anew)")
+            f"teacher --start-from {as_word(states[-1])}` (and its --data; a distillation begins "
+            "anew)")
 
 
 def next_run_folder(kind: str, root: str | Path = "runs") -> Path:
@@ -120,7 +122,8 @@ def find_files(settings: dict, started_in: str, given: Iterable[str]) -> dict[st
         named = ", ".join(f"{name}={shown(settings[name])}" for name in missing)
         options = " ".join(f"--{name.replace('_', '-')} PATH" for name in missing)
         raise ValueError(f"what the run in {settings['out']} needs is not there any more: {named}; "
-                         f"say where it is now, `gapkd resume {settings['out']} {options}`")
+                         f"say where it is now, `gapkd resume {as_word(settings['out'])} "
+                         f"{options}`")
     return places
 
 
@@ -210,7 +213,8 @@ class RunFolder:
         if self._states():
             lost = "" if about else lost_settings(self.path)
             raise ValueError(lost or f"{self.path} already holds a run: go on with it (`gapkd "
-                             f"resume {self.path}`, or resume=True), or choose another out")
+                             f"resume {as_word(self.path)}`, or resume=True), or choose another "
+                             "out")
         if any(self.path.glob("*.safetensors")):
             raise ValueError(f"{self.path} already holds networks: choose another out")
         if not {"kind", "settings", "inputs"} <= about.keys():
@@ -270,7 +274,7 @@ class RunFolder:
             raise ValueError(
                 f"cannot resume {self.path}: {name}={getattr(self.config, name)} is not what it "
                 f"was when the run began ({change}); bring that back, say where it is now "
-                f"(`gapkd resume {self.path} --{name} PATH`), or choose another out")
+                f"(`gapkd resume {as_word(self.path)} --{name} PATH`), or choose another out")
 
     def _change_of_data(self, before: str) -> str:
         """How the images differ from those of a digest; empty where they are only spelt in another
