@@ -253,6 +253,22 @@ def test_an_interrupted_run_is_resumed(table, tmp_path, quick_workers):
     assert lines == sorted(set(lines)) and lines[0] <= seen  # the log goes on where it was
 
 
+def test_an_interrupted_run_of_another_arm_is_refused_before_anything_is_measured(
+        table, tmp_path, monkeypatch, capsys):
+    file = table(**ONE)
+    monkeypatch.setattr(sweep.Bench, "measure", lambda *a: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # it is trained, and has no record
+        run_sweep(SweepConfig(file))
+    monkeypatch.setattr(sweep, "Bench", lambda *a: pytest.fail("made a bench"))
+    for dry_run in (True, False):
+        with pytest.raises(ValueError, match="paper-0 holds a run of paper, seed 0, that was begun "
+                           "with rgb_weight=3.0, not 1: give the arm another name, or take out"):
+            run_sweep(SweepConfig(table(**ONE | {"arms": {"paper": {"rgb_weight": 1}}}),
+                                  dry_run=dry_run))
+    run_sweep(SweepConfig(table(**ONE | {"arms": {"new": {"rgb_weight": 1}}}), dry_run=True))
+    assert "missing: new seed 0" in capsys.readouterr().out
+
+
 def test_a_terminated_sweep_takes_its_workers_along(table, tmp_path, quick_workers):
     command = [sys.executable, "-m", "gapkd", "sweep", table(settings={"images": 40_000}),
                "--jobs", "2"]

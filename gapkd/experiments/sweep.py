@@ -60,6 +60,7 @@ from gapkd.settings import (
 )
 from gapkd.training.loop import OutOfMemory
 from gapkd.training.start import check_student
+from gapkd.training.runs import differences, read_about
 from gapkd.training.trainer import TrainingDiverged
 
 MEASURING = ("probe_every", "fid_every", "fid_samples", "fid_features")
@@ -324,6 +325,7 @@ def run_sweep(config: SweepConfig) -> list[dict]:
                          f"folder that the paths of {config.table} count from, or make it")
     todo = missing(table, arms, seeds)
     if todo and not config.dry_run:
+    _check_begun(table, todo)
         check_place(table.results)
         check_place(table.run_folder(*todo[0]), "folder")
     _check_students(config, table, arms if todo else ())
@@ -351,6 +353,18 @@ def run_sweep(config: SweepConfig) -> list[dict]:
 
 
 def _check_students(config: SweepConfig, table: Table, arms: Sequence[str]) -> None:
+def _check_begun(table: Table, todo: Sequence[tuple[str, int]]) -> None:
+    """Refuse a run that was begun with other settings, before the bench is made."""
+    for arm, seed in todo:
+        folder = table.run_folder(arm, seed)
+        settings, inputs = (read_about(folder).get(key) for key in ("settings", "inputs"))
+        begun = isinstance(settings, dict) and isinstance(inputs, dict) and states_of(folder)
+        if begun and (other := differences(table.config(arm, seed), settings, inputs)):
+            raise ValueError(f"{folder} holds a run of {arm}, seed {seed}, that was begun with "
+                             f"{'; '.join(other)}: give the arm another name, or take out that "
+                             "folder")
+
+
     """Refuse an arm whose student cannot be, before hours are spent on the others."""
     for arm in arms:
         c = table.config(arm, 0)

@@ -68,6 +68,19 @@ def free_on_resume(config: RunConfig) -> set[str]:
     return FREE
 
 
+def differences(config: RunConfig, settings: dict, by_content: Iterable[str]) -> list[str]:
+    """What a run that has these settings was begun with, and this config may not change.
+
+    Args:
+        by_content: settings whose files are told by what is in them, not by name.
+    """
+    free = free_on_resume(config) | OF_THE_START | KNOWN_BY_CONTENT.intersection(by_content)
+    return [f"{name}={shown(repr(settings.get(name)))}, not {shown(repr(value))}"
+            for name, value in to_dict(config).items()
+            if name not in free  # 8 is as good as [8]
+            and value not in (settings.get(name), [settings.get(name)])]
+
+
 def digest_of(names: Sequence[str]) -> str:
     """The checksum of a list of images."""
     return hashlib.sha256("\0".join(names).encode(errors="surrogateescape")).hexdigest()
@@ -244,20 +257,13 @@ class RunFolder:
         if kind != self.kind:
             raise ValueError(f"{self.path} holds a {shown(kind)} run, not a {self.kind} run: "
                              "choose another out")
-        free = free_on_resume(self.config) | OF_THE_START
-        free |= KNOWN_BY_CONTENT & self.inputs.keys() & inputs.keys()
-        differences = [f"{name}={shown(repr(settings.get(name)))}, not {shown(repr(value))}"
-                       for name, value in to_dict(self.config).items()
-                       if name not in free  # 8 is as good as [8]
-                       and value not in (settings.get(name), [settings.get(name)])]
-        if differences:
+        if other := differences(self.config, settings, self.inputs.keys() & inputs.keys()):
             why = ""
-            if any(text.startswith("images=") for text in differences):
+            if any(text.startswith("images=") for text in other):
                 why = (" (the falling rate and the discriminator's beginning depend on the length: "
                        "begin a run that is to be lengthened with lr_end=1 and gan_from=0)")
             raise ValueError(f"cannot resume {self.path}: it was started with "
-                             f"{'; '.join(differences)}{why}; give the old values, or choose "
-                             "another out")
+                             f"{'; '.join(other)}{why}; give the old values, or choose another out")
         reached = int(states_of(self.path)[-1].stem)
         if self.config.images <= reached - self.config.batch:  # or so says a name
             reached = self._newest_state().get("images", reached)
