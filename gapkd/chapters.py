@@ -21,6 +21,7 @@ import yaml
 
 from gapkd.files.download import is_address
 from gapkd.files.storage import ROOT, check_place, data_folder, data_path, runs_folder
+from gapkd.progress import show
 from gapkd.settings import (
     DISTANCES,
     FEATURE_SPACES,
@@ -428,7 +429,7 @@ def run_chapter(name: str, parameters: Sequence[str] = (), out: str = "") -> Pat
     folder.mkdir(parents=True, exist_ok=True)
     where, summary = short(executed), folder / "result.json"
     before = summary.stat().st_mtime_ns if summary.exists() else None  # another chapter's
-    print(f"running {notebook.stem} (some minutes on two cores); {where} fills in", flush=True)
+    show(f"running {notebook.stem} (some minutes on two cores); {where} fills in")
     try:
         papermill.execute_notebook(
             str(notebook), str(executed), values, cwd=str(folder), log_output=False,
@@ -444,11 +445,11 @@ def run_chapter(name: str, parameters: Sequence[str] = (), out: str = "") -> Pat
     except ValidationError as error:
         raise ValueError(f"{notebook} is no notebook of format 4 ({error.message[:100]}): open it "
                          "in JupyterLab and save it") from error
-    print(f"notebook  {where}")
+    show(f"notebook  {where}")
     if summary.exists() and summary.stat().st_mtime_ns != before:
         for key, value in json.loads(summary.read_text()).items():
             is_file = (folder / str(value)).exists()
-            print(f"{key:<9} {short(folder / value) if is_file else value}")
+            show(f"{key:<9} {short(folder / value) if is_file else value}")
     return folder
 
 

@@ -1,4 +1,5 @@
-"""Progress: a bar on a terminal or in a notebook, and a line every few seconds everywhere else."""
+"""Progress: a bar on a terminal or in a notebook, and a line every few seconds everywhere else;
+and what is printed while work goes on."""
 
 from __future__ import annotations
 
@@ -33,6 +34,18 @@ class Lines(plain):
         """Leave the lines as they are: tqdm wipes away only what it knows to have shown."""
         self.last_print_t = 0
         super().close()
+
+
+def show(text: str) -> None:
+    """Print at once. Where nothing can be printed, as into a file on a full disk, stderr has it:
+    the work goes on."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        print(f"gapkd: standard output cannot be written ({error.strerror}), so this stands here:\n"
+              f"{text}", file=sys.stderr, flush=True)
 
 
 def bar(iterable=None, **options: object) -> plain:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import re
 import shutil
@@ -367,6 +368,28 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path):
     done = subprocess.run(shell, capture_output=True, text=True)
     assert done.stdout.startswith("0 of 3000 runs") and done.stderr == ""
     assert done.returncode == 141
+
+
+def test_what_the_encoding_of_the_output_lacks_is_spelt_out(tmp_path, teacher, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "cp1252"))
+    assert main(["sample", teacher, "--count", "1", "--out", str(tmp_path / "ü→.png")]) == 0
+    assert sys.stdout.buffer.getvalue().endswith(b"/\xfc\\u2192.png\n")
+
+
+def test_what_cannot_be_printed_is_said_on_stderr(tmp_path, teacher, capsys, monkeypatch):
+    out, full = tmp_path / "table.json", Mock(side_effect=OSError(28, "No space left on device"))
+    monkeypatch.setattr(sys, "stdout", Mock(write=full))
+    assert main(["evaluate", teacher, "--samples", "40", "--out", str(out)]) == 0
+    said = capsys.readouterr().err
+    assert "written (No space left on device), so this stands here:\n| " in said
+    assert f"stands here:\nwritten to {out}\n" in said and out.exists()
+
+
+def test_a_folder_that_is_gone_is_said_to_be(tmp_path, capsys, monkeypatch):
+    (gone := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert "the folder you stand in is gone: cd to another" in refusal(capsys, "sample", "x")
 
 
 def test_what_is_printed_commands_no_terminal(tmp_path, teacher, capsys):

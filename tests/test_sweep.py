@@ -307,6 +307,12 @@ def test_one_that_fails_does_not_stop_the_others(table, monkeypatch, capsys, kin
     assert names(read_results(read_table(file).results)) == [("paper", 0)]
 
 
+def test_a_sweep_goes_on_where_nothing_can_be_printed(table, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", Mock(write=Mock(side_effect=OSError(28, "No space left"))))
+    assert len(run_sweep(SweepConfig(table(**ONE)))) == 3
+    assert "written (No space left), so this stands here:\npaper seed 0" in capsys.readouterr().err
+
+
 def test_records_of_another_table_are_refused(table):
     run_sweep(SweepConfig(table(**ONE)))
     for changes in (

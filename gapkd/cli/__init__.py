@@ -13,6 +13,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, get_type_hints
 
@@ -87,6 +88,8 @@ def overview() -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point. Returns the exit status: 0, 2 for bad input, 130 when interrupted."""
+    with suppress(AttributeError):  # a notebook's stream has no encoding of its own
+        sys.stdout.reconfigure(errors="backslashreplace")  # as that of stderr
     command, *options = (sys.argv[1:] if arguments is None else arguments) or [""]
     try:
         if command in ("", "-h", "--help", "help"):
@@ -117,6 +120,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(command: str, options: list[str]) -> None:
     """Parse a command's options and run it."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:  # in which not even torch can be loaded
+        raise ValueError("the folder you stand in is gone: cd to another") from error
     function = find(command)
     config = parsed(command, settings_of(command), options, ALL[command][2])
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and command not in TOGETHER:
@@ -129,9 +136,10 @@ def run(command: str, options: list[str]) -> None:
 def say(text: str) -> None:
     """Print what all processes know, once."""
     from gapkd import parallel
+    from gapkd.progress import show
 
     if parallel.is_first():
-        print(_plain(text))
+        show(_plain(text))
 
 
 def _is_full(error: Exception) -> bool:

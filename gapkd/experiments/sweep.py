@@ -46,6 +46,7 @@ from gapkd.files.storage import INSTALLED, ROOT, check_place, locked, write_atom
 from gapkd.metrics.sampling import sample_images
 from gapkd.networks.base import StyleGenerator
 from gapkd.parallel import choose_device
+from gapkd.progress import show
 from gapkd.settings import (
     MOST,
     DistillConfig,
@@ -59,8 +60,8 @@ from gapkd.settings import (
     to_dict,
 )
 from gapkd.training.loop import OutOfMemory
-from gapkd.training.start import check_student
 from gapkd.training.runs import differences, read_about
+from gapkd.training.start import check_student
 from gapkd.training.trainer import TrainingDiverged
 
 MEASURING = ("probe_every", "fid_every", "fid_samples", "fid_features")
@@ -324,16 +325,16 @@ def run_sweep(config: SweepConfig) -> list[dict]:
         raise ValueError(f"there is no folder {home} for the results: start the command in the "
                          f"folder that the paths of {config.table} count from, or make it")
     todo = missing(table, arms, seeds)
-    if todo and not config.dry_run:
     _check_begun(table, todo)
+    if todo and not config.dry_run:
         check_place(table.results)
         check_place(table.run_folder(*todo[0]), "folder")
     _check_students(config, table, arms if todo else ())
     every = len(arms) * len(seeds)
-    print(f"{every - len(todo)} of {every} runs are in {table.results}", flush=True)
+    show(f"{every - len(todo)} of {every} runs are in {table.results}")
     if config.dry_run:
         for arm, seed in todo:
-            print(f"missing: {arm} seed {seed}: {row_command(table.config(arm, seed))}")
+            show(f"missing: {arm} seed {seed}: {row_command(table.config(arm, seed))}")
         return read_results(table.results)
     gpus = torch.cuda.device_count() if config.device in ("auto", "cuda") else 0
     jobs = min(config.jobs or max(1, gpus), len(todo))
@@ -348,11 +349,10 @@ def run_sweep(config: SweepConfig) -> list[dict]:
         runs = [record for record in records if record["arm"] in arms]
         references = [record for record in records if record["arm"] in REFERENCES]
         for images in sorted({run["images"] for run in runs}):
-            print(results_table([run for run in runs if run["images"] == images], references))
+            show(results_table([run for run in runs if run["images"] == images], references))
     return records
 
 
-def _check_students(config: SweepConfig, table: Table, arms: Sequence[str]) -> None:
 def _check_begun(table: Table, todo: Sequence[tuple[str, int]]) -> None:
     """Refuse a run that was begun with other settings, before the bench is made."""
     for arm, seed in todo:
@@ -365,6 +365,7 @@ def _check_begun(table: Table, todo: Sequence[tuple[str, int]]) -> None:
                              "folder")
 
 
+def _check_students(config: SweepConfig, table: Table, arms: Sequence[str]) -> None:
     """Refuse an arm whose student cannot be, before hours are spent on the others."""
     for arm in arms:
         c = table.config(arm, 0)
@@ -468,7 +469,7 @@ def _work(config: SweepConfig, table: Table, todo: Sequence[tuple[str, int]]) ->
         _draw_faces(table, arm, seed, load_generator(out / "generator.safetensors"))
         figures = [f"{name} {value:.3f}" for name, value in record["final"].items()
                    if name in PROBED or name.startswith("fid_")]
-        print(f"{arm} seed {seed}: {', '.join(figures)}, {record['seconds']:.0f} s", flush=True)
+        show(f"{arm} seed {seed}: {', '.join(figures)}, {record['seconds']:.0f} s")
     _add_references(table, bench, wait=True)  # whoever was at them may have died
     if failed:
         raise ChildFailed(f"{len(failed)} run(s) failed: {', '.join(failed)}; the others are in "
