@@ -104,12 +104,15 @@ def parse_parameters(pairs: Sequence[str], known: dict, rules: dict | None = Non
     Raises ValueError naming a parameter that is unknown, malformed or not allowed, or a file that
     is not there (papermill itself only warns).
     """
-    values, more = {}, []
+    values, more, given = {}, [], set()
     fields = list(get_type_hints(DistillConfig)) if "settings" in known else []
     for pair in pairs:
         name, equals, text = pair.partition("=")
-        if not equals:
+        if not (name and equals):
             raise ValueError(f"write parameters as name=value, not {pair!r}")
+        if name in given:
+            raise ValueError(f"{name} is given twice: leave one of them out")
+        given.add(name)
         if name in known:
             values[name] = _place(name, text, *known[name])
         elif name in fields:

@@ -84,10 +84,16 @@ def test_values_are_of_the_kind_of_the_default(default, text, value):
     (0.5, "images=x", "must be a number"), (True, "images=2", "true or false"),
     ([2], "images=2", "images must be a list, not 2"), ([2], "images=[1", "must be a list"),
     (4, "image=3", "no parameter image: did you mean images"), (4, "zzz=1", "it has images"),
-    (4, "images", "name=value")])
+    (4, "images", "name=value"), (4, "=5", "name=value")])
 def test_wrong_parameters_are_named_before_the_kernel_starts(default, pair, message):
     with pytest.raises(ValueError, match=message):
         chapters.parse_parameters([pair], {"images": (default, "")})
+
+
+@pytest.mark.parametrize("pairs", [["images=3", "images=4"], ["lr=1e-3", "lr=2e-3"]])
+def test_a_parameter_that_is_given_twice_is_refused(pairs):
+    with pytest.raises(ValueError, match=f"{pairs[0].partition('=')[0]} is given twice: leave one"):
+        chapters.parse_parameters(pairs, {"images": (4, ""), "settings": ("", "")})
 
 
 def test_files_count_from_where_the_command_was_typed(notebook, tmp_path, monkeypatch):

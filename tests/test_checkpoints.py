@@ -126,6 +126,13 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     assert file.read_bytes() == b"old" and os.listdir(tmp_path) == ["x"]
 
 
+def test_a_folder_in_a_files_place_is_to_be_moved(tmp_path):
+    (tmp_path / "x" / "kept").mkdir(parents=True)
+    with pytest.raises(OSError, match="could not write .*/x .Is a directory.: move that folder "):
+        storage.write_atomically(tmp_path / "x", b"new")
+    assert (tmp_path / "x" / "kept").is_dir()
+
+
 def test_folders_that_cannot_be_synchronised(tmp_path, monkeypatch):
     real = os.fsync
 

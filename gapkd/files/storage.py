@@ -157,9 +157,12 @@ def write_atomically(path: str | Path, content: bytes) -> Path:
     except OSError as error:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
-        kept = "; the file that was there before is untouched" if path.exists() else ""
-        raise OSError(f"could not write {path} ({error.strerror}): free some space, make the "
-                      f"folder writable or choose another{kept}") from error
+        mend = "free some space, make the folder writable or choose another"
+        if path.is_dir():
+            mend = "move that folder away"
+        elif path.exists():
+            mend += "; the file that was there before is untouched"
+        raise OSError(f"could not write {path} ({error.strerror}): {mend}") from error
     return path
 
 
