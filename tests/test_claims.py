@@ -52,7 +52,7 @@ def agreeing(*values: float) -> list[dict]:
     return [{AGREE: value} for value in values]
 
 
-def test_a_direction_is_supported_contradicted_or_not_seen(write):
+def test_a_direction_is_supported_contradicted_or_undecided(write):
     write("t", {"high": agreeing(0.51, 0.52, 0.50), "low": agreeing(0.1, 0.1, 0.1),
                 "any": agreeing(0.9, 0.1, 0.2)})
     assert verdicts(Contrast("t", "high", "low", "correlation", 1)) == [SUPPORTED]
