@@ -64,14 +64,14 @@ class _Persistent:
 def _fields(path: str, weight: Tensor) -> dict:
     """What NVIDIA's classes remember of a layer; a modulated convolution has no gain."""
     layer = path.rpartition(".")[2]
-    slow = path.startswith("mapping.fc")
+    slow = "mapping.fc" in path
     fields = {"bias_gain": 0.01 if slow else 1.0} if weight.ndim == 2 else {}
     if weight.ndim == 4 and not layer.startswith("L"):
         fields["padding"] = weight.shape[-1] // 2
     if layer != "torgb":
         active = re.fullmatch(r"conv\d?|fromrgb|fc\d*", layer)
         fields["activation"] = "lrelu" if active else "linear"
-    if layer == "torgb" or not path.startswith("synthesis.") or layer == "affine":
+    if layer == "torgb" or "synthesis." not in path or layer == "affine":
         gain = (0.01 if slow else 1) / np.sqrt(weight[0].numel())
         fields["weight_gain"] = np.float64(gain)
     return fields
@@ -152,8 +152,8 @@ def named_like_nvidia(network: StyleGenerator | Discriminator) -> dict[str, Tens
     return out
 
 
-def torch_bytes(content: object, with_zip: bool = True) -> bytes:
+def torch_bytes(content: object, with_zip: bool = True, **more: object) -> bytes:
     """What torch.save writes."""
     buffer = io.BytesIO()
-    torch.save(content, buffer, _use_new_zipfile_serialization=with_zip)
+    torch.save(content, buffer, _use_new_zipfile_serialization=with_zip, **more)
     return buffer.getvalue()

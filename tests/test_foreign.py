@@ -128,6 +128,15 @@ def test_stylegan3_files_give_the_recorded_numbers(write, name):
             "lacks synthesis.L2_36_24.magnitude_ema")
 
 
+@pytest.mark.parametrize("name", ["t", "r"])
+def test_stylegan3_filters_may_be_rounded(write, name):
+    state = {k: v.bfloat16() for k, v in under("G.", arrays(f"stylegan3{name}_nvidia")).items()}
+    assert any("up_filter" in k for k in state)
+    assert load_generator(write(torch_bytes(state))).radial == (name == "r")
+    odd = {k: v * 1.02 if k.endswith("L2_36_24.up_filter") else v for k, v in state.items()}
+    refused(write(torch_bytes(odd)), "layer 2 of its synthesis network has other filters")
+
+
 @pytest.mark.parametrize("margin", [2, 10])
 def test_the_margin_of_a_stylegan3_stands_in_its_names(write, margin):
     G = perturb(AliasFreeGenerator(32, 6, 6, [5, 4, 4, 3], mapping_layers=2, margin=margin)).eval()
@@ -179,6 +188,7 @@ def test_fields_of_discriminators_and_of_noise(write, nvidia):
     assert whole.mbstd_group is None and torch.equal(whole(x), fours(x))
     for path, field, message in (
             ("b4.mbstd", {"group_size": "4"}, "b4.mbstd has the group_size '4'"),
+            ("head", {}, "it holds head, which the published versions do not have"),
             ("b4.mbstd", {"group_size": 0}, "b4.mbstd has the group_size 0"),
             ("b4.mbstd", {"num_channels": 2}, "b4.mbstd has the num_channels 2"),
             ("b16.conv0", {"weight_gain": 1.0}, "b16.conv0 has the weight_gain 1.0: in"),
@@ -259,7 +269,12 @@ def test_a_generator_that_cannot_be_read_spares_the_discriminator(write, nvidia,
     (dict, {"synthesis.b8.conv0.affine": {"bias_gain": 0.1}}, "multiplier 0.1: only 1.0"),
     (having("synthesis.b8.attention.weight", 3, 3), {}, "holds synthesis.b8.attention.weight"),
     (dict, {"synthesis.b8": {"slope": 0.1}}, r"b8 has the field 'slope' \(0.1\), which"),
-    (dict, {"*": {"conv_clamp": -1.0}}, "conv_clamp is -1.0, not a number above 0"),
+    *[(dict, {"*": {"conv_clamp": clamp}}, f"conv_clamp is {shown}, not a number above 0 and up to")
+      for clamp, shown in ((-1.0, "-1.0"), (1e39, r"1e\+39"), (10**400, "10+"))],
+    *[(change, attributes, f"it holds {name}, which the published versions do not have")
+      for name, change, attributes in (
+          ("post", having("post.weight", 3, 3), {}), ("out_mean", having("out_mean", 3), {}),
+          ("invert", dict, {"invert": {}}))],
     (dict, {"synthesis.b8.torgb": {"conv_clamp": 3}}, "clamp their outputs at different values"),
     *[(dict, {path: {"weight_gain": 1.0}}, f"{path} has the weight_gain 1.0: in .* it is 0.0")
       for path in ("mapping.fc3", "synthesis.b8.conv1")],
@@ -367,6 +382,9 @@ def test_a_missing_latent_avg_is_estimated(write, stylekd):
     for rows in (own[:1].repeat(6, 1), own[:1].repeat(1, 6, 1), own[0], own[0].view(48, 1)):
         same = write(torch_bytes({"g_ema": under("student.state.", stylekd), "latent_avg": rows}))
         assert torch.equal(load_generator(same).mapping.w_avg, own[0])
+    bad = write(torch_bytes({"g_ema": under("student.state.", stylekd), "latent_avg": own[0] / 0}))
+    with pytest.warns(UserWarning, match="its latent_avg, which is not finite, is no mean of w"):
+        load_generator(bad)
     huge = torch.zeros(1, 48).expand(2**40, 48)
     again = write(torch_bytes({"g_ema": under("student.state.", stylekd), "latent_avg": huge}))
     with pytest.warns(UserWarning, match=r"latent_avg, of shape \(1099511627776, 48\), is no mean"):
@@ -518,6 +536,21 @@ def test_filters_of_other_parts_of_a_file_do_not_matter(write, stylekd):
         assert load_generator(write(torch_bytes(state | {other: odd}))).resolution
 
 
+@pytest.mark.parametrize("name", ["post.0.weight", "embed.weight", "gamma", "super.b8.torgb.bias"])
+def test_what_is_not_applied_beside_a_network_is_named(write, stylekd, name):
+    odd, theirs = {name: torch.ones(3, 3)}, named_like_nvidia(Generator(8, 4, 4, 4))
+    wrapped = prefixed("G.")(theirs) | prefixed("D.")(named_like_nvidia(Discriminator(8, 4)))
+    for content in (torch_bytes(theirs | odd), nvidia_pickle(wrapped | odd),
+                    torch_bytes({"g_ema": under("student.state.", stylekd) | odd})):
+        with pytest.warns(UserWarning, match=rf"under {name.partition('.')[0]} is not applied: if"):
+            load_generator(write(content))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a known network, an option, another part of the file
+        for content in (wrapped, {"e.weight": torch.ones(3)} | prefixed("G.")(theirs),
+                        theirs | {"D.b4.fc.weight": torch.ones(2), "args": Namespace(lr=1)}):
+            load_generator(write(torch_bytes(content)))
+
+
 def test_averaged_weights_that_are_no_network_are_not_passed_over_in_silence(write, stylekd):
     state = under("student.state.", stylekd)
     bare = without("noises", "kernel")(state)
@@ -536,7 +569,7 @@ def test_averaged_weights_that_are_no_network_are_not_passed_over_in_silence(wri
 def test_a_mean_of_w_is_found_beside_and_above_a_network(write, stylekd):
     """As Lightning writes a pSp network."""
     state, mean = under("student.state.", stylekd), torch.arange(48.0)
-    for name in ("net.decoder.latent_avg", "net.latent_avg", "latent_avg"):
+    for name in ("net.decoder.latent_avg", "net.latent_avg", "latent_avg", "net.mean_latent"):
         content = {"state_dict": prefixed("net.decoder.")(state) | {name: mean.repeat(6, 1)}}
         assert torch.equal(load_generator(write(torch_bytes(content))).mapping.w_avg, mean)
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from gapkd.files.pickles import Budget, Record
-from gapkd.networks.base import MOST_CLASSES
+from gapkd.networks.base import MOST_CLAMP, MOST_CLASSES
 from gapkd.networks.families import build
 from gapkd.networks.filtered_lrelu import low_pass
 from gapkd.networks.layers import fir_kernel
@@ -47,6 +47,8 @@ LONGEST = 300  # characters of a tensor's name
 DEFAULTS = {"w_avg": 0.0, "noise_const": 0.0, "noise_strength": 0.0}
 """What may be missing, and is then as if it were not there."""
 FIXED = "filter", "kernel", "noise_const"  # what no training changes
+MEANS = "latent_avg", "mean_latent"
+"""The mean of w beside a network, of any layout."""
 KEPT = re.compile(r"(^|\.)(noise_const|noise_\d+|w_avg|latent_avg|magnitude_ema|freqs|phases|"
                   r"transform|down_filter)$")
 """What an average of parameters alone lacks: noise maps, the mean of w, and StyleGAN3's buffers."""
@@ -173,6 +175,8 @@ def find_network(content: object, role: str | None) -> Found:
                 return find_network(content, "discriminator")
         raise wrong[0]
     notes = [found.note]
+    if best.prefix and best.modules.pickled:  # by a module around it
+        notes.append(_not_applied(_beside(best.modules, {best.prefix.partition(".")[0]})))
     if lender:
         notes.append("the noise maps, Fourier features or mean of w that it lacks are those of "
                      f"{_shown(lender)}")
@@ -287,7 +291,8 @@ def _places(content: object) -> tuple[list[Place], list[ForeignError]]:
             continue
         for prefix, role, translate in modules.marks():
             steps = prefix.split(".")[:-1]  # it may stand beside the network, or further out
-            outer = [".".join([*steps[:n], "latent_avg"]) for n in range(len(steps), -1, -1)]
+            outer = [".".join([*steps[:n], name]) for n in range(len(steps), -1, -1)
+                     for name in MEANS]
             mean = next((modules.state[at] for at in outer if at in modules.state), latent_avg)
             if isinstance(mean, (Tensor, Record, list, tuple)):
                 modules.state.setdefault(f"{prefix}latent_avg", mean)
@@ -305,7 +310,7 @@ def _contents(content: object) -> Iterator[tuple[str, object, object]]:
             continue
         seen.add(id(value))
         if isinstance(value, dict):
-            latent_avg = value.get("latent_avg", latent_avg)
+            latent_avg = next((value[name] for name in MEANS if name in value), latent_avg)
         if isinstance(value, (dict, Record)):
             yield path, value, latent_avg
         for key, part in _parts(value):
@@ -404,8 +409,9 @@ def _are_whole(value: object) -> bool:
     return type(value) is int or (isinstance(value, (list, tuple)) and all(map(_are_whole, value)))
 
 
-def _collect(kind: str, architecture: dict, theirs: State, rules: Rules, source: str) -> Found:
+def _collect(kind: str, architecture: dict, modules: Modules, rules: Rules, source: str) -> Found:
     """Our network's tensors from theirs, by name; their shapes may differ in sizes of one."""
+    theirs = modules.state
     try:
         network = outline(kind, architecture)
     except ValueError as error:
@@ -425,8 +431,11 @@ def _collect(kind: str, architecture: dict, theirs: State, rules: Rules, source:
         taken[name] = tensor, wanted.shape
         storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
     parts = {name.partition(".")[0] for name in used}
+    beside = _beside(modules, parts)
+    if beside and modules.pickled:  # it draws with all that it holds
+        raise ForeignError(f"it holds {beside[0]}, which the published versions do not have")
     for name, value in sorted(theirs.items()):
-        if name.partition(".")[0] not in parts:  # another network's, or the augmentation's
+        if name.partition(".")[0] not in parts:
             continue
         if name not in used and not name.endswith(FIXED):
             raise ForeignError(f"it holds {_named(name)}, which the published versions do not have")
@@ -443,7 +452,26 @@ def _collect(kind: str, architecture: dict, theirs: State, rules: Rules, source:
              for name, (tensor, shape) in taken.items()}
     loud = any(value.any() for name, value in state.items() if name.endswith("noise_strength"))
     note = f"{lost} noise maps are missing: without noise=\"random\" it draws none there"
-    return Found(kind, network.architecture(), state, source, note if lost and loud else "")
+    notes = (note if lost and loud else "", _not_applied(beside))
+    return Found(kind, network.architecture(), state, source, "; ".join(filter(None, notes)))
+
+
+def _beside(modules: Modules, parts: set[str]) -> list[str]:
+    """What else stands where these parts of a network stand, without the other networks there."""
+    known = tuple(prefix for prefix, *_ in modules.marks() if prefix)
+    names = {name for name, value in modules.state.items() if isinstance(value, Tensor)}
+    if modules.pickled:  # what has no tensors may draw, too
+        names |= modules.attributes.keys()
+    return sorted({_named(name.partition(".")[0]) for name in names
+                   if name.partition(".")[0] not in parts | {"", *MEANS}
+                   and not f"{name}.".startswith(known)})
+
+
+def _not_applied(beside: list[str]) -> str:
+    """What to say of it; "" where there is nothing."""
+    named = ", ".join(beside[:8])
+    return named and (f"what it holds under {named} is not applied: if the network draws with it, "
+                      "gapkd draws otherwise")
 
 
 def _renamed(name: str, rules: Rules) -> str:
@@ -485,6 +513,11 @@ def _is_low_pass(kernel: Tensor | Record, gain: float) -> bool:
     if not isinstance(kernel, Tensor) or kernel.shape[-2:] != (4, 4) or kernel.numel() != 16:
         return False
     return torch.allclose(kernel.float().reshape(4, 4), fir_kernel(gain)[0, 0], atol=1e-4)
+
+
+def _rounding(dtype: torch.dtype) -> float:
+    """How far off, relatively, a number may be that was rounded to such."""
+    return torch.finfo(dtype).eps / 2 if dtype.is_floating_point else 0.0
 
 
 # ---------------------------------------------------------------------------------------- NVIDIA
@@ -536,6 +569,11 @@ class Modules:
 
     attributes: dict[str, dict] = field(default_factory=dict)
     state: State = field(default_factory=dict)
+
+    @property
+    def pickled(self) -> bool:
+        """Whether these are modules, and no state dict."""
+        return any(self.attributes.values())
 
     @classmethod
     def of(cls, value: object, budget: Budget) -> Modules:
@@ -629,9 +667,9 @@ class Modules:
         clamps = [self.get(path, "conv_clamp", None) for path in self.attributes
                   if re.search(pattern, path)]
         for clamp in clamps:
-            if clamp is not None and not (type(clamp) in (int, float) and 0 < clamp < math.inf):
+            if clamp is not None and not (type(clamp) in (int, float) and 0 < clamp <= MOST_CLAMP):
                 raise ForeignError(f"a convolution's conv_clamp is {_shown(clamp)}, not a number "
-                                   "above 0")
+                                   f"above 0 and up to {MOST_CLAMP:g}")
         if len(set(clamps)) > 1:
             raise ForeignError("its convolutions clamp their outputs at different values")
         return {"clamp": float(clamps[0])} if clamps and clamps[0] is not None else {}
@@ -681,7 +719,7 @@ def nvidia_generator(modules: Modules) -> Found:
     modules.agree("synthesis", block_resolutions=sizes)
     for path in ("", "mapping", "synthesis"):
         modules.agree(path, img_resolution=sizes[-1], num_ws=2 * len(sizes))
-    found = _collect("stylegan2-generator", architecture, state, NVIDIA, "NVIDIA's StyleGAN2")
+    found = _collect("stylegan2-generator", architecture, modules, NVIDIA, "NVIDIA's StyleGAN2")
     return found if "mapping.w_avg" in state else _with_mean_w(found, state.get("latent_avg"))
 
 
@@ -716,7 +754,7 @@ def nvidia_alias_free(modules: Modules) -> Found:
     for path in ("", "mapping", "synthesis"):
         modules.agree(path, img_resolution=resolutions[-1], num_ws=len(paths) + 1)
     names: Rules = [(r"^synthesis\.layers\.(\d+)", lambda m: paths[int(m[1])])]
-    found = _collect("stylegan3-generator", architecture, state, NVIDIA + names,
+    found = _collect("stylegan3-generator", architecture, modules, NVIDIA + names,
                      "NVIDIA's StyleGAN3")
     synthesis = outline(found.kind, architecture).synthesis
     modules.agree("synthesis.input", size=synthesis.input.size, sampling_rate=synthesis.input.rate)
@@ -733,7 +771,8 @@ def nvidia_alias_free(modules: Modules) -> Found:
         for name, design in (("up_filter", layer.up_design), ("down_filter", layer.down_design)):
             ours, theirs = low_pass(*design), state.get(f"{paths[n]}.{name}")
             if theirs is not None and not (getattr(theirs, "shape", None) == ours.shape
-                                           and torch.allclose(theirs.double(), ours, atol=1e-4)):
+                                           and torch.allclose(theirs.double(), ours, atol=1e-4,
+                                                              rtol=_rounding(theirs.dtype))):
                 raise ForeignError(f"layer {n} of its synthesis network has other filters than the "
                                    f"published configurations ({name})")
     return found if "mapping.w_avg" in state else _with_mean_w(found, state.get("latent_avg"))
@@ -762,7 +801,7 @@ def nvidia_discriminator(modules: Modules) -> Found:
         architecture["c_dim"] = _need(state, "mapping.embed.weight", 2).shape[1]
     blocks: Rules = [(r"^from_rgb", f"b{top}.fromrgb"),
                      (r"^blocks\.(\d+)", lambda m: f"b{top >> int(m[1])}")]
-    return _collect("stylegan2-discriminator", architecture, state, NVIDIA + blocks,
+    return _collect("stylegan2-discriminator", architecture, modules, NVIDIA + blocks,
                     "NVIDIA's StyleGAN2")
 
 
@@ -787,7 +826,7 @@ def rosinality_generator(modules: Modules) -> Found:
                     "img_channels": _need(state, "to_rgb1.bias").numel(),
                     **_mapping_sizes(state, "style.", 1)}
     mean = state.pop("latent_avg", None)  # it may be none
-    found = _collect("stylegan2-generator", architecture, state, ROSINALITY,
+    found = _collect("stylegan2-generator", architecture, modules, ROSINALITY,
                      "rosinality's StyleGAN2")
     return _with_mean_w(found, mean)
 
@@ -806,6 +845,7 @@ def _with_mean_w(found: Found, mean: object) -> Found:
             few = 0 < mean.numel() <= w_dim * LIMITS["mapping_layers"]
             if few and w_dim in (mean.numel(), *mean.shape[-1:]):
                 rows = mean.reshape(-1, w_dim)  # often there is one for each layer, all the same
+                what = what if rows.float().isfinite().all() else "which is not finite,"
                 if (rows == rows[0]).all():
                     found.state["mapping.w_avg"] = rows[0].detach().clone()
                     return found
@@ -835,7 +875,7 @@ def rosinality_discriminator(modules: Modules) -> Found:
     top = _need(state, "convs.0.0.weight", 4)
     return _collect("stylegan2-discriminator",
                     {"resolution": 4 << blocks, "channels": [*widths, len(top)],
-                     "img_channels": top.shape[1]}, state,
+                     "img_channels": top.shape[1]}, modules,
                     ROSINALITY_DISCRIMINATOR, "rosinality's StyleGAN2")
 
 

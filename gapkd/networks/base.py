@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -20,6 +19,7 @@ from gapkd.networks.mapping import MappingNetwork, described
 
 Noise = str | list[Tensor]
 MOST_CLASSES = 2**20  # of a network, whether data or a file ask for them
+MOST_CLAMP = 1e18  # torch clamps at no whole number from 2**63 on, and at no float above 3.4e38
 
 
 def check_resolution(resolution: int, least: int = 8) -> None:
@@ -38,9 +38,10 @@ def check_images(resolution: int, img_channels: int, least: int = 8) -> None:
 
 
 def check_clamp(clamp: float | None) -> None:
-    """Raise ValueError unless it is a number above 0, or None."""
-    if clamp is not None and not (type(clamp) in (int, float) and 0 < clamp < math.inf):
-        raise ValueError(f"clamp must be a number above 0, or None, not {repr(clamp)[:40]}")
+    """Raise ValueError unless it is a number above 0 that torch can clamp at, or None."""
+    if clamp is not None and not (type(clamp) in (int, float) and 0 < clamp <= MOST_CLAMP):
+        raise ValueError(f"clamp must be a number above 0 and up to {MOST_CLAMP:g}, or None, not "
+                         f"{repr(clamp)[:40]}")
 
 
 def kept_channels(channels: int, keep: float) -> int:
