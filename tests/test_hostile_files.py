@@ -23,7 +23,7 @@ import time
 import warnings
 import zipfile
 from argparse import Namespace
-from collections import defaultdict, deque
+from collections import OrderedDict, defaultdict, deque
 from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import Mock
@@ -434,6 +434,10 @@ def test_one_storage_under_many_names_is_refused(tmp_path, weight, bias, message
     (b"\x08\x08\x12\x05gapkd:\xf2", "is an ONNX program"),
     *[(content[:len(content) // 2], "is truncated or damaged .*: fetch or save it again")
       for content in (torch_bytes(to_rosinality(small())), nvidia_pickle({"a": torch.ones(99)}))],
+    *[(content, "pickle of protocol 0 or 1: save it with protocol 2 or newer")
+      for content in (pickle.dumps({"a": 1}, 0), pickle.dumps({"a": 1}, 1),
+                      pickle.dumps(OrderedDict(a=1), 1), torch_bytes(1, False, pickle_protocol=0))],
+    (torch_bytes({"a": 1}, pickle_protocol=0), "is written in pickle protocol 0 or 1: save it"),
     (b"\x80\x02cdnnlib.tflib.network\nNetwork\nq\x00)\x81.", "TensorFlow network .* legacy.py")])
 def test_other_files_are_named_for_what_they_are(tmp_path, content, message):
     refused(tmp_path, content, message)
@@ -480,7 +484,7 @@ NO_NETWORK = "is a safetensors file, but not one of gapkd's"
     (claimed(w_dim="4"), "do not fit"), (claimed(channels=[[10**6, 10**6]] * 2), "do not fit"),
     (claimed(mapping_layers=10**9), "do not fit .*mapping_layers is 1000000000"),
     *[(claimed(clamp=clamp), "clamp must be a number above 0")
-      for clamp in ("x", [1], -1.0, 0, True, {"a": 1})]],
+      for clamp in ("x", [1], -1.0, 0, True, {"a": 1}, 1e39, 10**20, 10**400)]],
     ids=lambda value: "file" if isinstance(value, bytes) else value)
 def test_unusable_files_of_our_own(tmp_path, content, message):
     refused(tmp_path, content, message, "network.safetensors")
@@ -527,6 +531,13 @@ def test_long_paths(tmp_path, capsys):
                 read_it(path)
     assert main(["convert", "toyfaces32", str(tmp_path / f"{'a' * 300}.pt")]) == 2
     assert "cannot be made (File name too long)" in capsys.readouterr().err
+
+
+def test_what_is_there_but_no_file(tmp_path):
+    (tmp_path / "link.pkl").symlink_to(tmp_path / "nowhere")
+    for path in (tmp_path / "link.pkl", os.devnull):
+        with pytest.raises(CheckpointError, match=f"{path} is no file, but a pipe, a device"):
+            load_generator(path)
 
 
 def test_names_that_are_not_utf8(tmp_path):

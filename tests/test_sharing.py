@@ -604,7 +604,8 @@ def endless() -> Generator:
     ({"folder": "a\nb"}, r"'a\nb' is no printable name: choose another folder"),
     ({"folder": "file/net"}, "file is a file: choose another folder"),
     ({"license": "MIT\n---"}, "names no licence"), ({"license": "my: own"}, "names no licence"),
-    ({"provenance": {"license": "?"}}, "names no licence"),
+    ({"provenance": {"license": "?"}},
+     "cc-by-nc-4.0; --license overrides it"),
     ({"evaluation": {"rows": []}}, "as `gapkd evaluate --out` writes it"),
     ({"G": Discriminator(8, 2)}, "not a Discriminator"), ({"G": endless()}, "are not finite")])
 def test_what_cannot_be_shared_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch, options,

@@ -45,6 +45,7 @@ OWN = "generator.safetensors"  # in the folder of a training
 HUB_NAMES = "pytorch_model.bin", "pytorch_model.pt"  # other projects' weights in a folder
 MENDS = storage.NOT_FETCHED | {
     "archive": "unpack it, and give the network's file in it",
+    "protocol": "save it with protocol 2 or newer",
     **dict.fromkeys(("HDF5", "GGUF", "numpy", "ONNX"), "give the .pkl or .pt it was made from")}
 """A word of what a file is that should be a network -> what to do about it."""
 
@@ -141,6 +142,9 @@ def find_checkpoint(path: str | Path, role: str = "", **hub: object) -> Path:
                               "an embedded network") from error
     if is_folder:
         return _shared_weights(path)
+    if not is_file and os.path.lexists(path):
+        raise CheckpointError(f"{path} is no file, but a pipe, a device or a link to nothing: give "
+                              "a file")
     if not is_file:
         folder = storage.data_folder()
         known = [file.stem for file in sorted(folder.glob("*.safetensors")) if _is_a(role, file)]

@@ -266,6 +266,9 @@ def run(file: io.BytesIO, budget: Budget, find_storage: FindStorage | None = Non
             OPERATIONS[name](m, argument)
         elif name == "STOP":
             return m.stack.pop()
+        elif opcode.proto < 2:
+            raise UnreadableError("it is written in pickle protocol 0 or 1: save it with protocol "
+                                  "2 or newer")
         elif name not in ("PROTO", "FRAME"):
             raise UnreadableError(f"it uses {name}, which no network's file needs: refused")
     raise UnreadableError("it ends in the middle")

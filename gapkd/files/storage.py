@@ -31,7 +31,9 @@ KNOWN_HEADS = {
     b"\x1f\x8b": "a gzip archive", b"7z\xbc\xaf": "a 7z archive", b"BZh": "a bzip2 archive",
     b"\xfd7zXZ": "an xz archive", b"\x28\xb5\x2f\xfd": "a Zstandard archive",
     b"Rar!": "a RAR archive", b"\x04\x22\x4d\x18": "an LZ4 archive",
-    b"version https://git-lfs": "a Git LFS pointer, not the file itself"}
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself",
+    **dict.fromkeys((b"(dp", b"}q\x00", b"ccollections\n", b"ctorch", b"L1195470371460388013333"),
+                    "a pickle of protocol 0 or 1")}
 """How other files begin -> what they are."""
 HEIC = b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"
 NOT_FETCHED = {"LFS": "run git lfs pull", "web page": "fetch the file itself",

@@ -211,8 +211,13 @@ def _card(G: StyleGenerator, provenance: dict, name: str, **more: object) -> str
     measured = _measured(provenance, made)
     results = _results(measured, "conditional" if G.c_dim else "unconditional")
     at_hub = re.fullmatch(r"hf://([^/]+/[^/@]+).*", teacher)
+    try:
+        fields = licence_fields(licence) if licence else {}
+    except ValueError as error:
+        raise ValueError(f"of the provenance in the network's file {error}; --license overrides it"
+                         ) from error
     data = ModelCardData(
-        **licence_fields(licence) if licence else {}, library_name="gapkd",
+        **fields, library_name="gapkd",
         base_model=at_hub[1] if at_hub else None,  # hubs know no file, and no embedded network
         datasets=sorted(_slug(name) for name in seen - {"None"}) or None,
         metrics=sorted({result.metric_type for result in results}) or None,
