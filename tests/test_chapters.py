@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -459,7 +460,8 @@ def test_chapter_07_ends_without_the_extra_and_installs_nothing(monkeypatch, cap
     assert last - first == 3
     G = gapkd.load_generator("toyfaces32")
     scope = {"teacher": "toyfaces32", "student": "toyfaces32", "T": G, "gapkd": gapkd,
-             "torch": torch, "Markdown": str, "folder": Path(), "chosen": None,
+             "torch": torch, "partial": partial, "Markdown": str, "folder": Path(),
+             "chosen": None,
              "editing": SimpleNamespace(save_directions=lambda chosen, path: path)}
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for source in code[first:last]:

@@ -50,7 +50,7 @@ def refusal(capsys, *arguments) -> str:
 def test_teacher(tmp_path, capsys):
     """A note about its data is one line without the place in the code."""
     for i in range(4):
-        Image.new("RGB", (20, 12), (i, 0, 0)).save(tmp_path / f"{i}.png")
+        Image.new("RGB", (20, 12), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
     out = tmp_path / "run"
     assert main(["teacher", "--data", str(tmp_path), "--out", str(out), *NETWORK, *SMALL]) == 0
     file, said = out / "generator.safetensors", capsys.readouterr()
