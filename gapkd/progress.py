@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 import tqdm.auto
 from tqdm.std import tqdm as plain
@@ -44,8 +45,9 @@ def show(text: str) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        print(f"gapkd: standard output cannot be written ({error.strerror}), so this stands here:\n"
-              f"{text}", file=sys.stderr, flush=True)
+        with suppress(OSError):  # it may go to the same disk
+            print(f"gapkd: standard output cannot be written ({error.strerror}), so this stands "
+                  f"here:\n{text}", file=sys.stderr, flush=True)
 
 
 def bar(iterable=None, **options: object) -> plain:

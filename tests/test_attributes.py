@@ -212,9 +212,9 @@ def test_labels_of_every_kind(tmp_path):
     assert truth["label_2"].tolist() == [0.5, -0.5]
 
 
-@pytest.mark.parametrize("far", [1_700_000_000, 2**24 + 1, -3e38, 3e38])
+@pytest.mark.parametrize("far", [1_700_000_000, -3e38, 3e38])
 def test_large_numbers_are_told_apart_and_learnt(tmp_path, far):
-    """In 32 bits the first two would be rounded, and the difference of the others no number."""
+    """In 32 bits the first would be rounded, and the difference of the others no number."""
     data = labelled(tmp_path / "d", [[far + k if abs(far) < 1e9 * 2 else far * (-1)**k, k]
                                      for k in range(20)])
     scores = train(tmp_path / "j.safetensors", data, images=64)

@@ -26,6 +26,7 @@ from gapkd.data.datasets import load_image, open_dataset
 from gapkd.files.checkpoints import load_generator, read_metadata, save_network
 from gapkd.metrics.editing import load_directions
 from gapkd.metrics.sampling import draw_sheet
+from gapkd.progress import show
 from gapkd.settings import DistillConfig, TrainConfig
 from gapkd.training.loop import resume_run
 from gapkd.training.plan import PlanConfig
@@ -383,6 +384,8 @@ def test_what_cannot_be_printed_is_said_on_stderr(tmp_path, teacher, capsys, mon
     said = capsys.readouterr().err
     assert "written (No space left on device), so this stands here:\n| " in said
     assert f"stands here:\nwritten to {out}\n" in said and out.exists()
+    monkeypatch.setattr(sys, "stderr", Mock(write=full))  # it may go to the same disk
+    show("on it goes")
 
 
 def test_a_folder_that_is_gone_is_said_to_be(tmp_path, capsys, monkeypatch):

@@ -261,6 +261,10 @@ def test_a_picture_without_a_suffix_is_known_by_its_content(tmp_path):
         shutil.copy(folder / "b.jpg", folder / name)
     with pytest.warns(UserWarning, match="skipped 4 of 11 files"):
         assert {*open_dataset(folder, 16).names} == {*names, "b.jpg", "d41d8cd9"}
+    for name in ("b.jpg.1", "b.jpg.~1~"):  # as wget and Emacs call what would be a second copy
+        shutil.copy(folder / "b.jpg", folder / name)
+    with pytest.warns(UserWarning, match="skipped 6 of 13 files .* 2 copies beside a picture"):
+        assert {*open_dataset(folder, 16).names} == {*names, "b.jpg", "d41d8cd9"}
 
 
 @pytest.mark.parametrize("name", [".hidden/a", ".b", "__MACOSX/a.png", "a/._b.png"])
@@ -540,8 +544,8 @@ def test_a_set_of_masks_is_mentioned_once(tmp_path, value, told):
         warnings.simplefilter("always")
         open_dataset(tmp_path, 16).check()
     assert len(notices) == told
-    assert all(f"2 images in {tmp_path.name} hold no value above {value} of 255" in
-               str(notice.message) for notice in notices)
+    assert all(f"2 of 2 images, all that were looked at, in {tmp_path.name} hold no value above "
+               f"{value} of 255" in str(notice.message) for notice in notices)
 
 
 @pytest.mark.filterwarnings("ignore:.*so white is")

@@ -547,7 +547,8 @@ def test_what_is_not_applied_beside_a_network_is_named(write, stylekd, name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a known network, an option, another part of the file
         for content in (wrapped, {"e.weight": torch.ones(3)} | prefixed("G.")(theirs),
-                        theirs | {"D.b4.fc.weight": torch.ones(2), "args": Namespace(lr=1)}):
+                        theirs | {"D.b4.fc.weight": torch.ones(2), "args": Namespace(lr=1)},
+                        theirs | {"n_averaged": torch.tensor(3)}):  # a counter
             load_generator(write(torch_bytes(content)))
 
 
@@ -572,6 +573,8 @@ def test_a_mean_of_w_is_found_beside_and_above_a_network(write, stylekd):
     for name in ("net.decoder.latent_avg", "net.latent_avg", "latent_avg", "net.mean_latent"):
         content = {"state_dict": prefixed("net.decoder.")(state) | {name: mean.repeat(6, 1)}}
         assert torch.equal(load_generator(write(torch_bytes(content))).mapping.w_avg, mean)
+    content = {"latent_avg": mean, "x": {"mean_latent": 4096, "g_ema": state}}  # how many
+    assert torch.equal(load_generator(write(torch_bytes(content))).mapping.w_avg, mean)
 
 
 def test_a_latent_avg_is_the_mean_of_w_of_nvidias_names_too(write):

@@ -88,8 +88,9 @@ def overview() -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point. Returns the exit status: 0, 2 for bad input, 130 when interrupted."""
-    with suppress(AttributeError):  # a notebook's stream has no encoding of its own
-        sys.stdout.reconfigure(errors="backslashreplace")  # as that of stderr
+    with suppress(AttributeError, ValueError):  # a notebook's stream has no encoding of its own
+        if sys.stdout.errors == "strict":
+            sys.stdout.reconfigure(errors="backslashreplace")  # as that of stderr
     command, *options = (sys.argv[1:] if arguments is None else arguments) or [""]
     try:
         if command in ("", "-h", "--help", "help"):

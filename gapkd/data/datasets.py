@@ -40,6 +40,7 @@ from gapkd.data.decoding import (
     SIGNED,
     SmallCopies,
     formats,
+    is_copy,
     is_put_away,
     is_unseen,
     needed_depth,
@@ -156,6 +157,9 @@ class ImageFiles:
         self._unseen, self._told_dark = 0, False
         everything = [only] if only else self._list()
         reasons = {name: None if only else self._why_left_out(name) for name in everything}
+        for name in filter(is_copy, reasons):
+            if reasons[name] is None and reasons.get(name.rpartition(".")[0], "") is None:
+                reasons[name] = "copies beside a picture"
         self._left_out += Counter(filter(None, reasons.values()))
         named = sorted(name for name, reason in reasons.items() if reason is None)
         self.names = sorted(named, key=lambda name: unicodedata.normalize("NFC", name))
@@ -194,8 +198,9 @@ class ImageFiles:
                        "are")
         if 0 < max(largest, default=0) <= NEARLY_BLACK and not (self.depth or self._told_dark):
             self._told_dark = True
-            self._warn(f"{len(largest):,} images", f"hold no value above {max(largest)} of 255, so "
-                       "all are nearly black: bring their values to 0 to 255")
+            self._warn(f"{len(largest):,} of {self.size:,} images, all that were looked at,",
+                       f"hold no value above {max(largest)} of 255, so they are nearly black: "
+                       "bring their values to 0 to 255")
 
     def load(self, indices: Tensor) -> Tensor:
         """Indices, int64 (N,) -> images, float32 (N, 3, R, R) in [-1, 1]. ValueError names the

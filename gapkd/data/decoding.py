@@ -25,7 +25,8 @@ from PIL import ExifTags, Image
 
 from gapkd.settings import shown
 
-Image.MAX_IMAGE_PIXELS = 2**28  # the largest of phones have 200 million, twice Pillow's bound
+if Image.MAX_IMAGE_PIXELS:  # the largest of phones have 200 million, twice Pillow's bound
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, 2**28)
 UNFIT = {"EPS", "WMF", "IPTC", "FITS", "MPEG", "BUFR", "GRIB", "HDF5"}
 """EPS calls Ghostscript, WMF draws with Windows, IPTC may hold either; of FITS Pillow reads neither
 signs nor scales; the others are stubs."""
@@ -70,6 +71,11 @@ def same_name(name: str) -> str:
 def says_its_kind(name: str) -> bool:
     """Whether a name ends in letters, unlike "photo v1.2", "a.png.1" or "a.jpg?size=l"."""
     return suffix(name).strip(".~").isalpha()
+
+
+def is_copy(name: str) -> bool:
+    """Whether a name is that of a picture and something, as tools call a second copy of it."""
+    return not says_its_kind(name) and suffix(name.rpartition(".")[0]) in suffixes()
 
 
 def is_put_away(name: str) -> bool:
@@ -147,7 +153,7 @@ def _bare_jpeg(content: bytes) -> bytes:
 
 
 DEEP_COLOUR = re.compile("((?:RGB[AX]?|LA|CMYK);16)([BLN])")  # Pillow reads the upper bytes of it
-WITH_OPACITY = "RGBA;16", "LA;16"  # which has 16 bits, however few the colours need
+WITH_OPACITY = "RGBA;16", "LA;16"  # which may have other bits than the colours
 SHALLOW = {"L;2": 4, "L;4": 16}  # greys, whose pixels Pillow brings to 255, not the hidden value
 DEPTHS = (8, 10, 12, 14, 16)
 """Bits that cameras, scanners and formats give a value."""

@@ -356,10 +356,13 @@ def run_sweep(config: SweepConfig) -> list[dict]:
 def _check_begun(table: Table, todo: Sequence[tuple[str, int]]) -> None:
     """Refuse a run that was begun with other settings, before the bench is made."""
     for arm, seed in todo:
-        folder = table.run_folder(arm, seed)
+        folder, now = table.run_folder(arm, seed), table.config(arm, seed)
         settings, inputs = (read_about(folder).get(key) for key in ("settings", "inputs"))
-        begun = isinstance(settings, dict) and isinstance(inputs, dict) and states_of(folder)
-        if begun and (other := differences(table.config(arm, seed), settings, inputs)):
+        if not (isinstance(settings, dict) and isinstance(inputs, dict) and states_of(folder)):
+            continue
+        if settings.keys() != to_dict(now).keys():  # another version's: the run itself says so
+            continue
+        if other := differences(now, settings, inputs):
             raise ValueError(f"{folder} holds a run of {arm}, seed {seed}, that was begun with "
                              f"{'; '.join(other)}: give the arm another name, or take out that "
                              "folder")

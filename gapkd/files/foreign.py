@@ -310,7 +310,9 @@ def _contents(content: object) -> Iterator[tuple[str, object, object]]:
             continue
         seen.add(id(value))
         if isinstance(value, dict):
-            latent_avg = next((value[name] for name in MEANS if name in value), latent_avg)
+            latent_avg = next((value[name] for name in MEANS
+                               if isinstance(value.get(name), (Tensor, Record, list, tuple))),
+                              latent_avg)
         if isinstance(value, (dict, Record)):
             yield path, value, latent_avg
         for key, part in _parts(value):
@@ -459,7 +461,8 @@ def _collect(kind: str, architecture: dict, modules: Modules, rules: Rules, sour
 def _beside(modules: Modules, parts: set[str]) -> list[str]:
     """What else stands where these parts of a network stand, without the other networks there."""
     known = tuple(prefix for prefix, *_ in modules.marks() if prefix)
-    names = {name for name, value in modules.state.items() if isinstance(value, Tensor)}
+    names = {name for name, value in modules.state.items()  # whole numbers are counters
+             if isinstance(value, Tensor) and value.is_floating_point()}
     if modules.pickled:  # what has no tensors may draw, too
         names |= modules.attributes.keys()
     return sorted({_named(name.partition(".")[0]) for name in names
