@@ -379,12 +379,12 @@ def test_what_the_encoding_of_the_output_lacks_is_spelt_out(tmp_path, teacher, m
 
 def test_what_cannot_be_printed_is_said_on_stderr(tmp_path, teacher, capsys, monkeypatch):
     out, full = tmp_path / "table.json", Mock(side_effect=OSError(28, "No space left on device"))
-    monkeypatch.setattr(sys, "stdout", Mock(write=full))
+    monkeypatch.setattr(sys, "stdout", Mock(write=full, encoding="utf-8"))
     assert main(["evaluate", teacher, "--samples", "40", "--out", str(out)]) == 0
     said = capsys.readouterr().err
     assert "written (No space left on device), so this stands here:\n| " in said
     assert f"stands here:\nwritten to {out}\n" in said and out.exists()
-    monkeypatch.setattr(sys, "stderr", Mock(write=full))  # it may go to the same disk
+    monkeypatch.setattr(sys, "stderr", Mock(write=full, encoding="utf-8"))  # it may go to the same disk
     show("on it goes")
 
 
