@@ -308,7 +308,8 @@ def test_one_that_fails_does_not_stop_the_others(table, monkeypatch, capsys, kin
 
 
 def test_a_sweep_goes_on_where_nothing_can_be_printed(table, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stdout", Mock(write=Mock(side_effect=OSError(28, "No space left"))))
+    full = Mock(side_effect=OSError(28, "No space left"))
+    monkeypatch.setattr(sys, "stdout", Mock(write=full, encoding="utf-8"))
     assert len(run_sweep(SweepConfig(table(**ONE)))) == 3
     assert "written (No space left), so this stands here:\npaper seed 0" in capsys.readouterr().err
 
