@@ -292,7 +292,7 @@ def test_intervals_reach_from_low_to_high_in_the_row_that_they_belong_to():
 def test_intervals_are_hollow_where_nothing_is_seen():
     groups = {"a": {"FID": (1.0, 0.5, 2.0), "PPL": (3.0, 1.0, 4.0)},
               "b": {"PPL": (-1.0, -2.0, 0.0)}}
-    figure = figures.intervals(groups, "Two", seen={"a": ["PPL"], "b": []})
+    figure = figures.intervals(groups, "Two", significant={"a": ["PPL"], "b": []})
     assert figure.alt == "Two. difference, with intervals. a: FID 1, PPL (filled) 3. b: PPL -1."
     (axes,) = figure.axes
     paper = axes.get_facecolor()

@@ -190,11 +190,11 @@ def judge(contrast: Contrast, pair: Paired, p: float) -> str:
     near = -MARGIN < pair.low and pair.high < MARGIN
     far = pair.low > MARGIN or pair.high < -MARGIN
     if not contrast.says:
-        right, seen = near, near or far
+        right, decided = near, near or far
     else:
         right = pair.mean * contrast.says > 0
-        seen = p < LEVEL and (far or contrast.other not in (CHANCE, TEACHER))
-    if not seen:
+        decided = p < LEVEL and (far or contrast.other not in (CHANCE, TEACHER))
+    if not decided:
         return UNDECIDED
     return SUPPORTED if right else CONTRADICTED
 

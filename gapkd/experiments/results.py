@@ -262,10 +262,10 @@ def paired_table(records: Sequence[dict], rows: Mapping[str, tuple[str, str]],
         pairs, ps = _all_paired(records, arm, other, columns)
         cells = [f"{pairs[title]:+.3f}{_p(ps[title])}" for title in shown]
         apart = sum(pair.low > 0 or pair.high < 0 for pair in pairs.values())
-        seen = sum(p < 0.05 for p in ps.values())
+        significant = sum(p < 0.05 for p in ps.values())
         seeds = max(pair.n for pair in pairs.values())
         lines.append(f"| {label}: `{arm}` − `{other}` | {seeds} | {' | '.join(cells)} "
-                     f"| {apart} of {len(pairs)} | {seen} |")
+                     f"| {apart} of {len(pairs)} | {significant} |")
     return "\n".join(lines)
 
 
@@ -275,9 +275,9 @@ def told_apart(records: Sequence[dict], arm: str, other: str,
     below 0.05 after Holm. An arrow in a title says which side is better; without one it is left
     out."""
     pairs, ps = _all_paired(records, arm, other, _with_arrow(columns))
-    seen = [title for title, p in ps.items() if p < 0.05]
-    better = [title for title in seen if (pairs[title].mean > 0) == title.endswith("↑")]
-    return better, [title for title in seen if title not in better]
+    significant = [title for title, p in ps.items() if p < 0.05]
+    better = [title for title in significant if (pairs[title].mean > 0) == title.endswith("↑")]
+    return better, [title for title in significant if title not in better]
 
 
 def in_percent(records: Sequence[dict], arm: str, other: str,

@@ -493,15 +493,15 @@ def dots(panels: Mapping[str, Mapping[str, Sequence[float]]], title: str = "",
 
 @styled
 def intervals(groups: Mapping[str, Mapping[str, tuple[float, float, float]]], title: str = "",
-              xlabel: str = "difference", seen: Mapping[str, Collection[str]] | None = None
+              xlabel: str = "difference", significant: Mapping[str, Collection[str]] | None = None
               ) -> Figure:
     """Differences and their intervals, one row each; the dashed line is no difference.
 
     Args:
         groups: what is compared -> row -> (mean, low, high); nan bounds: a point alone. Rows that a
             group lacks stay empty.
-        seen: what is compared -> rows whose marker is filled, all others being hollow; None: all
-            are filled.
+        significant: what is compared -> rows whose marker is filled, all others being hollow; None:
+            all are filled.
     """
     width, step = 6.6, 0.7 / len(groups)
     rows = list(dict.fromkeys(row for group in groups.values() for row in group))
@@ -516,8 +516,8 @@ def intervals(groups: Mapping[str, Mapping[str, tuple[float, float, float]]], ti
         axes.errorbar(mean, y, xerr=np.nan_to_num([mean - low, high - mean]), linestyle="none",
                       marker=marker, markersize=5, capsize=2.5, elinewidth=1.3, color=colour,
                       label=name)
-        if seen is not None:
-            hollow = np.array([row not in seen[name] for row in group])
+        if significant is not None:
+            hollow = np.array([row not in significant[name] for row in group])
             axes.plot(mean[hollow], np.array(y)[hollow], linestyle="none", marker=marker,
                       markersize=5, color=colour, markerfacecolor=axes.get_facecolor(), zorder=4)
     _name_rows(axes, labels)
@@ -526,7 +526,7 @@ def intervals(groups: Mapping[str, Mapping[str, tuple[float, float, float]]], ti
     _headline(figure, title)
     if len(groups) > 1:
         _legend(figure, axes, 3)
-    filled = {name: () for name in groups} | dict(seen or {})
+    filled = {name: () for name in groups} | dict(significant or {})
     means = {name: {f"{row} (filled)" if row in filled[name] else row: ends[0]
                     for row, ends in group.items()} for name, group in groups.items()}
     figure.alt = _words(title, f"{xlabel}, with intervals", values=means)
