@@ -375,8 +375,7 @@ class Trainer:
         half_life = min(c.ema_half_life, self.images * c.ema_rampup or math.inf)
         decay = 0.5 ** (c.batch / max(half_life, 1e-8))
         torch._foreach_lerp_(list(self.G_ema.parameters()), list(self.G.parameters()), 1 - decay)
-        for average, value in zip(self.G_ema.buffers(), self.G.buffers(), strict=True):
-            average.copy_(value)
+        torch._foreach_copy_(list(self.G_ema.buffers()), list(self.G.buffers()))
 
     # ---------------------------------------------------------------------------------- bookkeeping
 
