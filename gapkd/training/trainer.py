@@ -50,7 +50,7 @@ R1_EVERY, PATH_EVERY = 16, 4
 """Steps between two R1 steps, and between two path-length steps (StyleGAN2)."""
 STATEFUL = ("G", "D", "G_ema", "regressors", "opt_g", "opt_d", "scaler")
 PATH_BATCH_SHRINK = 2
-"""The path-length step takes this fraction of a batch (StyleGAN2)."""
+"""The path-length step takes a batch divided by this (StyleGAN2)."""
 
 
 class TrainingDiverged(RuntimeError):
