@@ -13,9 +13,9 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import get_type_hints
 
 import yaml
 
@@ -105,7 +105,7 @@ def parse_parameters(pairs: Sequence[str], known: dict, rules: dict | None = Non
     is not there (papermill itself only warns).
     """
     values, more, given = {}, [], set()
-    fields = list(get_type_hints(DistillConfig)) if "settings" in known else []
+    more_names = [field.name for field in fields(DistillConfig)] if "settings" in known else []
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not (name and equals):
@@ -115,10 +115,10 @@ def parse_parameters(pairs: Sequence[str], known: dict, rules: dict | None = Non
         given.add(name)
         if name in known:
             values[name] = _place(name, text, *known[name])
-        elif name in fields:
+        elif name in more_names:
             more.append(_setting(name, text))
         else:
-            near = difflib.get_close_matches(name, [*known, *fields], n=1)
+            near = difflib.get_close_matches(name, [*known, *more_names], n=1)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
             raise ValueError(f"this chapter has no parameter {name}: {hint}")
     kinds = {name: object if default is None else type(default)
@@ -284,12 +284,12 @@ def check_settings(settings: str, **own: object) -> None:
     teacher and student, of the discriminator, of the device; and for `ld_blocks` that the teacher
     lacks, since chapters show these blocks whatever the losses are.
     """
-    given, fields = read_settings(settings), get_type_hints(DistillConfig)
+    given, names = read_settings(settings), {field.name for field in fields(DistillConfig)}
     for name in given:
         if name in own:
             raise ValueError(f"settings: {name} is a parameter of its own in this chapter: give "
                              f"{name}=... instead")
-    here = {name: own[name] for name in own if name in fields and name not in ("out", "resume")}
+    here = {name: own[name] for name in own if name in names and name not in ("out", "resume")}
     config = from_dict(DistillConfig, {name: locate(value) if name in FILES else value
                                        for name, value in (here | given).items()})
     # What takes seconds to import, only now.

@@ -124,11 +124,7 @@ class RunConfig:
     gan_weight: ClassVar[float] = 1.0
     gan_from: ClassVar[float] = 0.0
     reuse: ClassVar[int] = 1
-
-    @property
-    def least_batch(self) -> int:
-        """Images that a step needs to have an aim."""
-        return 1
+    least_batch: ClassVar[int] = 1
 
     def __post_init__(self):
         hints = get_type_hints(type(self))
@@ -307,6 +303,7 @@ class DistillConfig(RunConfig):
 
     @property
     def least_batch(self) -> int:
+        """Images that a step needs to have an aim."""
         return 2 if self.ld_weight or self.moment_weight else 1
 
     @property

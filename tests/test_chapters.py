@@ -161,6 +161,7 @@ def test_a_number_is_no_file_whatever_the_words_beside_it_say():
 
 @pytest.mark.parametrize("pair, message", [
     ("kernal=1", "no parameter kernal: did you mean kernel"),
+    ("r1_end=1", "no parameter r1_end: did you mean lr_end"),
     ("kernel=2", "kernel must be one of 3, 1, not 2"),
     ("lr=fast", "lr must be a number, not 'fast'"),
     ("ld_blocks=[1", "cannot be read as settings: write name: value"),

@@ -168,7 +168,7 @@ def test_workers_make_rows_again_beside_what_is_there(table, tmp_path, quick_wor
 
 def test_a_run_is_recorded_before_its_faces_are_drawn(table, monkeypatch):
     made = {"seed": 0, "settings": {}, "images": 16, "seconds": 1.0, "final": {}}
-    monkeypatch.setattr(sweep, "_bench", lambda *_: Mock(train=lambda settings: made))
+    monkeypatch.setattr(sweep, "Bench", lambda *_: Mock(train=lambda settings: made))
     monkeypatch.setattr(sweep, "_add_references", Mock())
     with pytest.raises(ValueError, match="there is no checkpoint"):  # nothing to draw with
         run_sweep(SweepConfig(table(**ONE)))

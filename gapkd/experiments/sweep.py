@@ -449,11 +449,13 @@ def _spread(config: SweepConfig, jobs: int, gpus: int) -> None:
 
 def _work(config: SweepConfig, table: Table, todo: Sequence[tuple[str, int]]) -> None:
     """Train and measure, in this process, what nobody else is at."""
-    bench, failed = _bench(table, config.device), []
+    common, failed = table.common(), []
+    bench = Bench(common.teacher, table.judge, common.data, table.samples, table.second_judge,
+                  choose_device(config.device))
     mark = bench.marks.get("listing_sha256")
     if any(record.get("listing_sha256", mark) != mark for record in read_results(table.results)):
         raise ValueError(f"{table.results} holds figures that were measured on other images than "
-                         f"those that are now in {table.common().data}: bring the others back, or "
+                         f"those that are now in {common.data}: bring the others back, or "
                          "give another results file")
     _add_references(table, bench, wait=False)
     for arm, seed in _claims(table, todo):
@@ -501,13 +503,6 @@ def _draw_faces(table: Table, arm: str, seed: int, G: StyleGenerator) -> None:
     if seed == table.seeds[0]:
         images = next(sample_images(G, 16, 7))
         save_png(images, faces_folder(table.results) / f"{arm}.png", columns=len(images))
-
-
-def _bench(table: Table, device: str) -> Bench:
-    """Where all runs are measured."""
-    common = table.common()
-    return Bench(common.teacher, table.judge, common.data, table.samples, table.second_judge,
-                 choose_device(device))
 
 
 def _add_references(table: Table, bench: Bench, wait: bool) -> None:

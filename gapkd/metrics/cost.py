@@ -41,10 +41,6 @@ def macs(G: StyleGenerator, convention: str = "true") -> int:
     if G.kind != "stylegan2-generator":
         raise ValueError("the convention of the published tables is known for StyleGAN2 only: take "
                          'convention="true"')
-    return _paper_macs(G)
-
-
-def _paper_macs(G: StyleGenerator) -> int:
     total = sum(weight.numel() for weight in G.mapping.parameters() if weight.ndim == 2)
     for b, block in enumerate(G.synthesis.blocks):
         pixels = (4 * 2**b) ** 2

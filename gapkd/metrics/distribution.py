@@ -35,9 +35,9 @@ def metric_name(metric: str, extractor: str, samples: int) -> str:
     return f"{metric}_{extractor}_{f'{samples / 1000:g}k' if thousands else samples}"
 
 
-def in_batches(images: Images, batch: int = 100) -> Iterator[Tensor]:
-    """A tensor cut into batches; an iterable of batches as it is."""
-    yield from images.split(batch) if isinstance(images, Tensor) else images
+def in_batches(images: Images) -> Iterator[Tensor]:
+    """A tensor cut into batches of 100; an iterable of batches as it is."""
+    yield from images.split(100) if isinstance(images, Tensor) else images
 
 
 @torch.no_grad()

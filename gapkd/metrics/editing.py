@@ -331,12 +331,12 @@ class EditAgreement:
         self.directions = Directions(first.names + named.names, vectors, reach)
         self.wanted = self._changes(teacher)
 
+    @tensor_cores()
     def _changes(self, G: StyleGenerator) -> Tensor:
         # The seed of all records, although to the embedded 64 px teacher half of it is extreme.
         changes = factor_changes(G, self.net, self.directions, samples=self.samples, seed=1)
         return changes[:, self.factors].flatten()
 
-    @tensor_cores()
     def __call__(self, student: StyleGenerator) -> float:
         both = torch.stack([self.wanted, self._changes(student)])
         return torch.corrcoef(both)[0, 1].item() if (both.std(dim=1) > 0).all() else 0.0

@@ -141,7 +141,7 @@ class FilteredLeakyReLU(nn.Module):
         up, down: factors to and from the fine grid.
         padding: zeros before and after, on the upsampled grid.
         slope, gain: of the leaky ReLU; 1 and 1: there is none (toRGB).
-        clamp: largest magnitude of the output, None for any.
+        clamp: largest magnitude behind the leaky ReLU, on the fine grid; None for any.
     """
 
     def __init__(self, size: int, up_filter: Tensor, down_filter: Tensor, up: int, down: int,

@@ -258,7 +258,7 @@ class Generator(StyleGenerator):
             s.torgb.take(t.torgb, kept[2 * b + 1])
 
 
-def group_size(batch: int, group: int | None = 4) -> int:
+def group_size(batch: int, group: int | None) -> int:
     """Images of which the minibatch standard deviation is taken: `group`, or the largest number
     below that divides the batch; None: all."""
     return next(g for g in range(min(group or batch, batch), 0, -1) if batch % g == 0)

@@ -252,7 +252,7 @@ class AliasFreeGenerator(StyleGenerator):
         critical: see `plan_layers`.
         margin: see `plan_layers`.
         output_scale: factor on the image.
-        clamp: largest magnitude of a layer's output; None: any.
+        clamp: largest magnitude behind a layer's leaky ReLU; None: any.
     """
 
     kind = "stylegan3-generator"

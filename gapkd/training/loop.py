@@ -258,7 +258,7 @@ def first_student(config: DistillConfig, teacher: StyleGenerator,
     weights = parallel.from_first(
         lambda: {name: value.cpu() for name, value in student.state_dict().items()})
     student.load_state_dict(weights)
-    if teacher.silent or not config.noise:
+    if not config.noise:  # a teacher without noise has a student without, make_student sees to it
         student.silence()
     return student
 

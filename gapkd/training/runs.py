@@ -312,9 +312,9 @@ class RunFolder:
             self.names, self.inputs["data"] = names, before
         return ""
 
-    def remember(self, name: str, find: Callable[[], dict]) -> dict:
+    def remember(self, name: str, find: Callable[[], object]) -> object:
         """What `find` gave when the run began: kept in settings.json, so that a resumed run asks no
-        more."""
+        more. {} in all processes but the first."""
         if not self.writes:
             return {}
         about = read_about(self.path)

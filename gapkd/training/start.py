@@ -87,8 +87,7 @@ def networks_of_start(config: TrainConfig
     warnings.warn(f"start_from={shown(start)}: {G.resolution} px networks, which keep their own "
                   "widths, z_dim, w_dim and layers", stacklevel=4)
     say_if_other_data(start, config.data)
-    config = replace(config, **found)
-    return config, G.requires_grad_(True), D.requires_grad_(True)
+    return replace(config, **found), G.requires_grad_(True), D.requires_grad_(True)
 
 
 def fresh_discriminator(config: TrainConfig | DistillConfig, G: StyleGenerator) -> Discriminator:
@@ -157,7 +156,7 @@ def say_if_other_images(data: str, network: str, figures: str) -> None:
 def settings_of(G: Generator | AliasFreeGenerator) -> dict:
     """The settings that describe a generator, as far as they can."""
     found = {"resolution": G.resolution, "z_dim": G.z_dim, "w_dim": G.w_dim,
-             "mapping_layers": len(G.mapping.layers)}
+             "mapping_layers": G.mapping_layers}
     if isinstance(G, Generator):
         channels = tuple(second for _, second in G.channels)
         return found | {"architecture": "stylegan2", "channels": channels}

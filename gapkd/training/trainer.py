@@ -50,7 +50,7 @@ R1_EVERY, PATH_EVERY = 16, 4
 """Steps between two R1 steps, and between two path-length steps (StyleGAN2)."""
 STATEFUL = ("G", "D", "G_ema", "regressors", "opt_g", "opt_d", "scaler")
 PATH_BATCH_SHRINK = 2
-"""The path-length step takes this fraction of a batch (StyleGAN2)."""
+"""The path-length step takes a batch divided by this (StyleGAN2)."""
 
 
 class TrainingDiverged(RuntimeError):
@@ -303,11 +303,8 @@ class Trainer:
             ws = self.to_ws(self.G, lesson.latents)
             if ws.requires_grad:  # a frozen mapping network keeps its teacher's average
                 self.G.mapping.track(parallel.gather(ws[:, 0].detach()))
-            if self.distiller:
-                out, parts = self.compare(ws, lesson, noise)
-                total = self.distiller.total(parts)
-            else:
-                out, parts, total = self.G.synthesis(ws, noise=noise), {}, 0.0
+            out, parts = self.compare(ws, lesson, noise)
+            total = self.distiller.total(parts) if parts else 0.0
             if self.adversarial_now:  # the discriminator meets the images of w, not of w + offset
                 fakes, c = out.image[:len(ws)], lesson.latents[3]
                 parts["gan"] = self.adversarial_loss(fakes, c, reals)
@@ -318,9 +315,10 @@ class Trainer:
     def compare(self, ws: Tensor, lesson: Lesson, noise: Noise
                 ) -> tuple[SynthesisOutput, dict[str, Tensor]]:
         """Student and teacher side by side, each with its own mapping, both with the same noise
-        maps: what the student drew of its ws (N, num_ws, w_dim), and the losses by name."""
-        distiller, teacher = self.distiller, self.distiller.teacher
-        if not distiller.compares:
+        maps: what the student drew of its ws (N, num_ws, w_dim), and the losses by name; none
+        where nothing is compared."""
+        distiller = self.distiller
+        if not (distiller and distiller.compares):
             return self.G.synthesis(ws, noise=noise), {}
         offsets = distiller.draw_offsets(self.config.batch, self.rng)
         if offsets is not None:  # the same steps for both networks, under the same noise
@@ -330,8 +328,8 @@ class Trainer:
         if lesson.teacher:
             return out, distiller(out, lesson.teacher)
         with torch.no_grad():
-            teacher_ws = self.to_ws(teacher, lesson.latents)
-            target = teacher.synthesis(two_views(teacher_ws, offsets), noise=noise)
+            teacher_ws = self.to_ws(distiller.teacher, lesson.latents)
+            target = distiller.teacher.synthesis(two_views(teacher_ws, offsets), noise=noise)
         if self.config.reuse > 1:  # of all that it made, the image is kept
             lesson.teacher = SynthesisOutput(target.image, [], [target.image])
         return out, distiller(out, target)
@@ -377,8 +375,7 @@ class Trainer:
         half_life = min(c.ema_half_life, self.images * c.ema_rampup or math.inf)
         decay = 0.5 ** (c.batch / max(half_life, 1e-8))
         torch._foreach_lerp_(list(self.G_ema.parameters()), list(self.G.parameters()), 1 - decay)
-        for average, value in zip(self.G_ema.buffers(), self.G.buffers(), strict=True):
-            average.copy_(value)
+        torch._foreach_copy_(list(self.G_ema.buffers()), list(self.G.buffers()))
 
     # ---------------------------------------------------------------------------------- bookkeeping
 
