@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from operator import index
 from typing import Any, TypeVar
 
 import torch
@@ -93,7 +94,7 @@ def seeded(seed: int) -> Iterator[None]:
     """Within the block, the CPU's random numbers are those of a seed; then the caller's go on. No
     GPU is touched: `torch.manual_seed` begins with all of them."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(index(seed))
         yield
 
 

@@ -12,6 +12,7 @@ import stat
 import numpy as np
 import pytest
 import torch
+from torch.nn.utils import prune
 
 from gapkd.files import provenance, storage
 from gapkd.files.checkpoints import (
@@ -62,6 +63,46 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path, provenance, weight, mes
     with pytest.raises(ValueError, match=message):
         save_network(G, file, provenance)
     assert load_generator(file).synthesis.const.any()
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda G: prune.l1_unstructured(G.mapping.layers[0], "weight", 0.5), "kept in parts, by wei"),
+    (lambda G: G.add_module("head", torch.nn.Linear(2, 2)), "head.bias is not in a network of its"),
+    (lambda G: G.to(torch.float8_e4m3fn), "float8_e4m3fn.* could not be loaded: save netw"),
+    (lambda G: G.state_dict(), "generator or discriminator of gapkd, not a OrderedDict")])
+def test_a_changed_network_is_not_written_over_a_good_file(tmp_path, change, message):
+    G = Generator(8, 4, 4, 4, mapping_layers=1)
+    file = save_network(G, tmp_path / "g.safetensors")
+    before, changed = file.read_bytes(), change(G)
+    with pytest.raises(ValueError, match=message):
+        save_network(changed if isinstance(changed, dict) else G, file)
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, torch.nn.DataParallel,
+                                  lambda G: torch.nn.DataParallel(torch.compile(G))])
+def test_a_compiled_or_spread_network_is_saved_as_what_it_is(tmp_path, wrap):
+    G = Generator(8, np.int64(4), 4, 4, mapping_layers=1)
+    loaded = load_generator(save_network(wrap(G), tmp_path / "g.safetensors"))
+    assert torch.equal(loaded.synthesis.const, G.synthesis.const)
+
+
+def test_a_tilde_is_the_home_folder_where_files_are_written_too(tmp_path, monkeypatch):
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    save_network(Generator(8, 4, 4, 4, mapping_layers=1), "~/g.safetensors")
+    assert load_generator("~/g.safetensors").resolution == 8
+    storage.write_folder("~/folder", {"a.txt": b"a"})
+    with pytest.raises(ValueError, match="exists already"):
+        storage.new_file("~/g.safetensors")
+    with pytest.raises(ValueError, match="exists already"):
+        storage.new_folder("~/folder")
+    assert storage.check_place("~/new") == tmp_path / "home/new"
+    for name, folder in (("DATA", storage.data_folder), ("CACHE", storage.cache_folder)):
+        monkeypatch.setenv(f"GAPKD_{name}", "~/d")
+        assert folder() == tmp_path / "home/d"
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
 
 
 def test_a_new_family_needs_no_change_here(tmp_path, monkeypatch):

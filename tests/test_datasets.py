@@ -261,9 +261,9 @@ def test_a_picture_without_a_suffix_is_known_by_its_content(tmp_path):
         shutil.copy(folder / "b.jpg", folder / name)
     with pytest.warns(UserWarning, match="skipped 4 of 11 files"):
         assert {*open_dataset(folder, 16).names} == {*names, "b.jpg", "d41d8cd9"}
-    for name in ("b.jpg.1", "b.jpg.~1~"):  # as wget and Emacs call what would be a second copy
+    for name in ("b.jpg.1", "b.jpg.~1~", "b.jpg_original"):  # wget's, Emacs', exiftool's
         shutil.copy(folder / "b.jpg", folder / name)
-    with pytest.warns(UserWarning, match="skipped 6 of 13 files .* 2 copies beside a picture"):
+    with pytest.warns(UserWarning, match="skipped 7 of 14 files .* 3 copies beside a picture"):
         assert {*open_dataset(folder, 16).names} == {*names, "b.jpg", "d41d8cd9"}
 
 

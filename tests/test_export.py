@@ -77,6 +77,12 @@ def close(found, wanted, atol=1e-5):
     torch.testing.assert_close(found, wanted, atol=atol, rtol=0)
 
 
+def test_exporting_leaves_a_network_in_training():
+    G = network().train()
+    to_onnx(G)
+    assert all(part.training for part in G.modules())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_drawn_at_every_batch_size(family):

@@ -26,7 +26,6 @@ from argparse import Namespace
 from collections import OrderedDict, defaultdict, deque
 from contextlib import contextmanager
 from pathlib import Path
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -446,9 +445,10 @@ def test_other_files_are_named_for_what_they_are(tmp_path, content, message):
 EVIL = "x\n\x1b[31mgapkd: all is well\x1b[0m\u202e"
 
 
-def spoilt(dtype: torch.dtype = torch.float32, **changes) -> bytes:
+def spoilt(dtype: torch.dtype = torch.float32, network: torch.nn.Module | None = None,
+           **changes) -> bytes:
     """A file of ours with other metadata, or another kind of numbers."""
-    G = small()
+    G = network or small()
     known = {"gapkd": "1", "kind": G.kind, "architecture": json.dumps(G.architecture()),
              "provenance": "{}"}
     weights = {k: v.to(dtype).contiguous() for k, v in G.state_dict().items()}
@@ -461,8 +461,7 @@ def claimed(**architecture) -> bytes:
 
 def edited(network: torch.nn.Module, **architecture) -> bytes:
     """Its file, whose architecture says something else."""
-    network.architecture = Mock(return_value=network.architecture() | architecture)
-    return network_bytes(network)
+    return spoilt(network=network, architecture=json.dumps(network.architecture() | architecture))
 
 
 NO_NETWORK = "is a safetensors file, but not one of gapkd's"

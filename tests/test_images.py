@@ -37,6 +37,13 @@ def test_what_is_in_no_range_of_floats_is_refused(images, kind):
             use(images)
 
 
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 8, 8, 3), (0, 3, 8, 8), (1, 2, 8, 8)])
+def test_images_of_another_shape_are_refused(shape):
+    for use in (to_uint8, tile):
+        with pytest.raises(ValueError, match=r"have the shape \(N, 3, R, R\).*: one of them is im"):
+            use(torch.zeros(shape))
+
+
 def test_a_gif_keeps_its_frames_and_their_colours(tmp_path):
     across = np.linspace(0, 255, 64, dtype=np.uint8)
     pixels = np.stack(np.broadcast_arrays(across, across[:, None], 128), axis=2).astype(np.uint8)

@@ -81,6 +81,13 @@ def test_a_probe_without_gradients_may_project():
     torch.testing.assert_close(found.ws, project(G, targets, squared, 3).ws)
 
 
+def test_a_generator_in_half_precision_and_a_distance_by_its_name():
+    G = Generator(32, 8, 8, 8, mapping_layers=1).half()
+    found = project(G, torch.zeros(1, 3, 32, 32), "toyfaces", 2)
+    assert found.psnr.isfinite().all() and found.perceptual.isfinite().all()
+    assert found.ws.isfinite().all() and found.ws.std() > 0
+
+
 def test_bad_input():
     G = Generator(8, 8, 8, 8, mapping_layers=1)
     with pytest.raises(ValueError, match=r"must have shape \(N, 3, 8, 8\), not \(1, 3, 16, 16\): "):

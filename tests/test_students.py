@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from tiny import equal
 
+from gapkd.data.toyfaces import toy_faces
 from gapkd.distillation import pruning
 from gapkd.distillation.students import SYNTHESES, make_student
 from gapkd.metrics.cost import macs
-from gapkd.metrics.sampling import sample_images
+from gapkd.metrics.sampling import draw_latents, sample_images
 from gapkd.networks.base import kept_channels
 from gapkd.networks.stylegan2 import Discriminator, Generator
 
@@ -57,6 +59,14 @@ def test_seed_decides_and_the_callers_random_state_is_left_alone(networks):
     a, b, c = (make_student(networks["stylegan2"], seed=seed) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
     assert equal(a, b) and not torch.equal(a.synthesis.const, c.synthesis.const)
+
+
+def test_numbers_of_numpy_are_seeds(networks):
+    T = networks["stylegan2"]
+    for draw in (lambda n: make_student(T, 0.5, seed=n).synthesis.const,
+                 lambda n: draw_latents(T, 2, n)[0],
+                 lambda n: toy_faces(torch.arange(2), resolution=8, seed=n)[0]):
+        assert torch.equal(draw(np.int64(3)), draw(3)) and not torch.equal(draw(3), draw(4))
 
 
 @KINDS

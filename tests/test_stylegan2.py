@@ -182,6 +182,17 @@ families = pytest.mark.parametrize("G", [
 
 
 @families
+def test_truncation_may_differ_from_w_to_w(G):
+    w, psis = torch.randn(3, G.w_dim), torch.tensor([0.0, 0.5, 1.0])
+    wanted = torch.stack([G.truncate(one, psi) for one, psi in zip(w, psis.tolist(), strict=True)])
+    for given in (psis, psis[:, None], psis.tolist(), psis.numpy()):
+        torch.testing.assert_close(G.truncate(w, given), wanted)
+    ws = w[:, None].expand(-1, G.num_ws, -1)
+    torch.testing.assert_close(G.truncate(ws, psis)[:, 0], wanted)
+    torch.testing.assert_close(G.truncate(w, np.float32(0.5)), G.truncate(w, 0.5))
+
+
+@families
 def test_styles_begin_around_one(G):
     """A fresh network's style is 1 plus what w adds, in every layer: toRGB, too."""
     biases = [value for name, value in G.state_dict().items()

@@ -476,6 +476,9 @@ arms: {on: {ema_half_life: 2e3}, off: , no: , null: , 1e3: {keep: 5e-1}, 007: , 
 @pytest.mark.parametrize("text", ["arms: [", "arms: !!python/object/apply:os.system ['true']"])
 def test_bad_files(tmp_path, text):
     (tmp_path / "bad.yml").write_text(text)
+    (tmp_path / "wide.yml").write_text("arms: {a: {}}", encoding="utf-16")
+    with pytest.raises(ValueError, match="wide.yml is no UTF-8 text: save it as UTF-8"):
+        read_table(tmp_path / "wide.yml")
     with pytest.raises(ValueError, match="bad.yml is not YAML"):
         read_table(tmp_path / "bad.yml")
     with pytest.raises(ValueError, match="tabel cannot be read .*tables .*, table"):

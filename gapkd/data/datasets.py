@@ -39,8 +39,8 @@ from gapkd.data.decoding import (
     PUT_AWAY_WORDS,
     SIGNED,
     SmallCopies,
+    copied_from,
     formats,
-    is_copy,
     is_put_away,
     is_unseen,
     needed_depth,
@@ -157,8 +157,8 @@ class ImageFiles:
         self._unseen, self._told_dark = 0, False
         everything = [only] if only else self._list()
         reasons = {name: None if only else self._why_left_out(name) for name in everything}
-        for name in filter(is_copy, reasons):
-            if reasons[name] is None and reasons.get(name.rpartition(".")[0], "") is None:
+        for name in reasons:
+            if reasons[name] is None and reasons.get(copied_from(name), "") is None:
                 reasons[name] = "copies beside a picture"
         self._left_out += Counter(filter(None, reasons.values()))
         named = sorted(name for name, reason in reasons.items() if reason is None)

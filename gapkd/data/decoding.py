@@ -73,9 +73,13 @@ def says_its_kind(name: str) -> bool:
     return suffix(name).strip(".~").isalpha()
 
 
-def is_copy(name: str) -> bool:
-    """Whether a name is that of a picture and something, as tools call a second copy of it."""
-    return not says_its_kind(name) and suffix(name.rpartition(".")[0]) in suffixes()
+def copied_from(name: str) -> str:
+    """The picture of which a name says a second copy, as tools call them: "a.png.1", or exiftool's
+    "a.png_original"; "": of none."""
+    before = name.removesuffix("_original")
+    if before == name and not says_its_kind(name):
+        before = name.rpartition(".")[0]
+    return before if before != name and suffix(before) in suffixes() else ""
 
 
 def is_put_away(name: str) -> bool:

@@ -46,8 +46,13 @@ def check_range(images: object, values: bool = False) -> None:
 
 def to_uint8(images: Tensor) -> Tensor:
     """(N, 3, R, R) in [-1, 1], clamped -> (N, R, R, 3) uint8 on the CPU; of grey and RGBA images
-    what they look like (`with_channels`). Raises ValueError for what is no tensor of floats."""
+    what they look like (`with_channels`). Raises ValueError for what is no tensor of floats, or of
+    another shape."""
     check_range(images)
+    if images.ndim != 4 or not len(images) or images.shape[1] not in (1, 3, 4):
+        raise ValueError("images have the shape (N, 3, R, R), or 1 or 4 channels, not "
+                         f"{tuple(images.shape)}: one of them is images[None], and "
+                         "images.permute(0, 3, 1, 2) brings channels that come last there")
     scaled = with_channels(images.detach()).float().add(1).mul(127.5).round().clamp(0, 255)
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu()
 

@@ -49,7 +49,7 @@ def _hash(indices: np.ndarray, seed: int, stream: int) -> np.ndarray:
     """Uniform numbers in [0, 1), one per index, by splitmix64: no state, in any order."""
     with np.errstate(over="ignore"):
         x = indices.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        x += np.uint64(seed % 2**64) * np.uint64(0xD1B54A32D192ED03)
+        x += np.uint64(int(seed) % 2**64) * np.uint64(0xD1B54A32D192ED03)
         x += np.uint64(stream + 1) * np.uint64(0x8CB92BA72F3D8DD7)
         for _ in range(2):
             x ^= x >> np.uint64(30)

@@ -202,7 +202,9 @@ def read_table(path: str | Path) -> Table:
         known = ", ".join(sorted(file.stem for file in SWEEPS.glob("*.yml")))
         raise ValueError(f"the table {path} cannot be read ({error.strerror}): give a file, or one "
                          f"of the course's tables ({known})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text: save it as UTF-8") from error
+    except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {shown(' '.join(str(error).split()))}") from error
     known = ", ".join(ENTRIES)
     if not isinstance(content, dict) or not content.get("arms"):

@@ -28,7 +28,7 @@ from gapkd.files.download import (
     fetch,
     is_address,
 )
-from gapkd.files.foreign import ForeignError, find_network, outline
+from gapkd.files.foreign import ForeignError, altered, find_network, outline
 from gapkd.files.pickles import UnreadableError, read
 from gapkd.networks.base import StyleGenerator
 from gapkd.networks.families import NETWORKS, build
@@ -72,9 +72,23 @@ def _one_line(text: str) -> str:
 def network_bytes(network: nn.Module, provenance: dict | None = None) -> bytes:
     """The content of the file that `save_network` writes. Raises ValueError for what it could not
     be read from again."""
+    for wrapper in ("_orig_mod", "module", "_orig_mod"):  # compiled, or for several GPUs, or both
+        network = getattr(network, wrapper, network)
+    if not hasattr(network, "architecture"):
+        raise ValueError("what is saved is a generator or discriminator of gapkd, not a "
+                         f"{type(network).__name__}")
     tensors = {name: tensor.detach().cpu().clone().contiguous()
                for name, tensor in network.state_dict().items()}
+    with torch.device("meta"):
+        wanted = type(network)(**network.architecture()).state_dict()
+    odd = sorted(wanted.keys() ^ tensors.keys())
+    if odd:
+        raise ValueError(altered(odd) or f"{odd[0]} is not in a network of its architecture, or "
+                         "missing: save it as it was before its layers were changed")
     for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            raise ValueError(f"{name} holds numbers of a kind ({tensor.dtype}) that could not be "
+                             "loaded: save network.float()")
         if not tensor.float().isfinite().all():
             raise ValueError(f"{name} is not finite, and a file of such weights could not be "
                              "loaded: save the network as it was before its training diverged")

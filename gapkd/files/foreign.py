@@ -168,7 +168,7 @@ def find_network(content: object, role: str | None) -> Found:
             found = best.translate(own)
             break
         except ForeignError as error:
-            wrong.append(ForeignError(_altered(own.state) or str(error)))
+            wrong.append(ForeignError(altered(own.state) or str(error)))
     else:
         if role is None:  # either will do
             with suppress(ForeignError):
@@ -217,7 +217,7 @@ def _rank_among(places: Sequence[Place]) -> Callable[[Place], tuple[int, int]]:
     return rank
 
 
-def _altered(names: Iterable[str]) -> str:
+def altered(names: Iterable[str]) -> str:
     """What became of a network's parameters before they were saved, and what undoes it; "": nothing
     that is known."""
     found = (what for name in names for pattern, what in ALTERED.items() if pattern.search(name))
@@ -342,8 +342,8 @@ def _what_instead(content: object) -> str:
         names = Modules.of(value, parts).state
         if any(map(OUR_NAMES.search, names)):
             return OURS
-        if altered := _altered(names):
-            return altered
+        if what := altered(names):
+            return what
         if any(map(ALONE.search, names)):
             return ("its synthesis network stands apart from the mapping network: join both to one "
                     "state dict, with mapping. and synthesis. before their names")

@@ -41,6 +41,11 @@ NOT_FETCHED = {"LFS": "run git lfs pull", "web page": "fetch the file itself",
 """A word of what a file is -> what to do about it, whatever it should be."""
 
 
+def at_home(path: str | Path) -> Path:
+    """A path whose ~ is the home folder, also where no shell has seen it."""
+    return Path(os.path.expanduser(path))
+
+
 def runs_folder() -> Path:
     """Where results go: the clone's runs/; of an installed copy, that of the working directory."""
     return (Path.cwd() if INSTALLED else ROOT) / "runs"
@@ -48,7 +53,7 @@ def runs_folder() -> Path:
 
 def data_folder() -> Path:
     """Where the embedded files lie: $GAPKD_DATA, or the `data` folder of the clone or the wheel."""
-    return Path(os.environ.get("GAPKD_DATA") or ROOT / "data")
+    return at_home(os.environ.get("GAPKD_DATA") or ROOT / "data")
 
 
 def data_path(name: str) -> Path:
@@ -62,7 +67,7 @@ def data_path(name: str) -> Path:
 
 def cache_folder() -> Path:
     """$GAPKD_CACHE, or gapkd's folder in the user's cache."""
-    return Path(os.environ.get("GAPKD_CACHE") or platformdirs.user_cache_path("gapkd"))
+    return at_home(os.environ.get("GAPKD_CACHE") or platformdirs.user_cache_path("gapkd"))
 
 
 def sha256(file: str | Path) -> str:
@@ -146,7 +151,7 @@ def write_atomically(path: str | Path, content: bytes) -> Path:
 
     Raises OSError with one sentence; a file that was there before is then untouched.
     """
-    path = Path(path)
+    path = at_home(path)
     aside = _aside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +182,7 @@ def check_place(path: str | Path, kind: str = "file") -> Path:
     after. Raises ValueError, in one sentence, if not."""
     if not str(path) or not str(path).isprintable():
         raise ValueError(f"{str(path)!r} is no printable name: choose another {kind}")
-    path = Path(path)
+    path = at_home(path)
     try:
         os.lstat(_aside(path))  # whose name may be too long
     except OSError as error:
@@ -198,6 +203,7 @@ def check_place(path: str | Path, kind: str = "file") -> Path:
 
 def new_file(path: str | Path, *endings: str) -> Path:
     """The path, if a new file can be made there. Raises ValueError, in one sentence, if not."""
+    path = at_home(path) if str(path) else path
     if endings and Path(path).suffix not in endings:
         raise ValueError(f"{path} must end in {' or '.join(endings)}: that is what is written")
     if os.path.lexists(path):
@@ -208,7 +214,8 @@ def new_file(path: str | Path, *endings: str) -> Path:
 def new_folder(folder: str | Path) -> Path:
     """The path, if a folder can be made there, or an empty one is. Raises ValueError, in one
     sentence, if not."""
-    if os.path.lexists(folder) and str(folder) and not _is_empty(Path(folder)):
+    folder = at_home(folder) if str(folder) else folder
+    if str(folder) and os.path.lexists(folder) and not _is_empty(Path(folder)):
         raise ValueError(f"{folder} exists already: remove it or choose another folder")
     return check_place(folder, "folder")
 

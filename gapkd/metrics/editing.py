@@ -19,7 +19,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from gapkd.distillation.directions import sefa_directions
-from gapkd.files.storage import check_utf8, write_atomically
+from gapkd.files.storage import at_home, check_utf8, write_atomically
 from gapkd.metrics import agreement
 from gapkd.metrics.agreement import Reading
 from gapkd.metrics.attributes import AttributeNetwork
@@ -67,6 +67,7 @@ class Directions:
 
     def pick(self, names: Sequence[str]) -> Directions:
         """Those directions, in that order. Raises ValueError that lists the names."""
+        names = [names] if isinstance(names, str) else names
         for name in names:
             if name not in self.names:
                 raise ValueError(f"there is no direction {name!r}; there are: "
@@ -95,7 +96,7 @@ def save_directions(directions: Directions, path: str | Path) -> Path:
 
 def load_directions(path: str | Path) -> Directions:
     """Load what `save_directions` wrote. Raises ValueError for anything else."""
-    path, mend = Path(path), "with `gapkd directions`"
+    path, mend = at_home(path), "with `gapkd directions`"
     if not path.is_file():
         raise ValueError(f"there is no file of directions {path}: write one {mend}")
     check_utf8(path)
@@ -174,6 +175,7 @@ def factor_directions(G: StyleGenerator, net: AttributeNetwork, wanted: Sequence
     Returns: directions whose reach is the radius of W (`reach_of`).
     """
     names = direction_names(net)
+    wanted = [wanted] if isinstance(wanted, str) else wanted
     for name in wanted or ():
         if name not in names:
             raise ValueError(f"there is no factor {name!r}; there are: {', '.join(names)}")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gapkd.data.images import check_range, with_channels
-from gapkd.metrics.features import Distance
+from gapkd.metrics.features import Distance, distance_for
 from gapkd.metrics.sampling import draw_w
 from gapkd.networks.base import StyleGenerator
 from gapkd.parallel import tensor_cores
@@ -35,7 +35,8 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 
 
 @tensor_cores()
-def project(G: StyleGenerator, targets: Tensor, distance: Distance, steps: int = 200) -> Projection:
+def project(G: StyleGenerator, targets: Tensor, distance: Distance | str, steps: int = 200
+            ) -> Projection:
     """Minimise squared error + distance over ws, from the average w, noise maps as stored: Adam,
     whose learning rate falls along a cosine. The paper: 800 steps of L-BFGS, with LPIPS, over the
     noise maps, too; and its code takes PSNR of 8-bit differences that wrap around, which flatters
@@ -43,7 +44,7 @@ def project(G: StyleGenerator, targets: Tensor, distance: Distance, steps: int =
 
     Args:
         targets: (N, 3, R, R) in [-1, 1], at G's resolution.
-        distance: LPIPS or `gapkd.metrics.features.perceptual_distance`.
+        distance: of two batches of images, or its name, as of `DistillConfig.perceptual`.
     Raises ValueError for targets of another shape or range.
     """
     check_range(targets, values=True)
@@ -54,8 +55,10 @@ def project(G: StyleGenerator, targets: Tensor, distance: Distance, steps: int =
     w = draw_w(G, 2000, seed=0)
     targets = with_channels(targets.to(w), G.img_channels)
     centre, spread = w.mean(dim=0), w.std(dim=0).mean()
+    if isinstance(distance, str):
+        distance = distance_for(distance, w.device)
     # (N, num_ws, w_dim) in units of W's spread
-    place = w.new_zeros(len(targets), G.num_ws, G.w_dim, requires_grad=True)
+    place = torch.zeros(len(targets), G.num_ws, G.w_dim, device=w.device, requires_grad=True)
     optimiser = torch.optim.Adam([place])
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = 0.1 * (1 + math.cos(math.pi * step / steps))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from operator import index
 from typing import TypeVar
 
 import torch
@@ -38,7 +39,8 @@ def draw_latents(G: StyleGenerator, samples: int, seed: int | torch.Generator,
         shares: how frequent every class is, (c_dim,), as in the images to compare with; None: all
             alike.
     """
-    dice = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
+    given = isinstance(seed, torch.Generator)
+    dice = seed if given else torch.Generator().manual_seed(index(seed))
     device, z = device_of(G), torch.randn(samples, G.z_dim, generator=dice)
     if not G.c_dim:
         return z.to(device), None

@@ -73,7 +73,8 @@ class Network(nn.Module):
         """The constructor's arguments, as JSON can hold them: type(G)(**G.architecture()) has G's
         shape."""
         names = inspect.signature(self.__init__).parameters
-        return json.loads(json.dumps({name: getattr(self, name) for name in names}))
+        return json.loads(json.dumps({name: getattr(self, name) for name in names},
+                                     default=lambda number: number.item()))
 
 
 class StyledNetwork(nn.Module):
@@ -178,11 +179,13 @@ class StyleGenerator(Network):
 
     # ------------------------------------------------------------------------------- drawing
 
-    def truncate(self, w: Tensor, truncation: float) -> Tensor:
-        """Pull w towards its average: w_avg + psi (w - w_avg). Any shape (..., w_dim)."""
-        if truncation == 1.0:
-            return w
-        return self.mapping.w_avg.lerp(w, truncation)
+    def truncate(self, w: Tensor, truncation: float | Tensor) -> Tensor:
+        """Pull w towards its average: w_avg + psi (w - w_avg). Any shape (..., w_dim). truncation:
+        psi, or one for each w, (N,)."""
+        if isinstance(truncation, (int, float)):
+            return w if truncation == 1.0 else self.mapping.w_avg.lerp(w, truncation)
+        psi = torch.as_tensor(truncation, dtype=w.dtype, device=w.device)
+        return self.mapping.w_avg.lerp(w, psi.reshape(-1, *[1] * (w.ndim - 1)))
 
     def forward(self, z: Tensor, c: Tensor | None = None, truncation: float = 1.0,
                 noise: Noise = "const", generator: torch.Generator | None = None) -> Tensor:
@@ -191,7 +194,7 @@ class StyleGenerator(Network):
         Args:
             z: (N, z_dim), standard normal.
             c: one-hot labels (N, c_dim), for a conditional network.
-            truncation: 1 none, 0 the average image.
+            truncation: 1 none, 0 the average image; or one for each z, (N,).
             noise: "const" (the stored maps), "random" (needs `generator`), "none", or a list of
                 maps.
         """

@@ -7,6 +7,7 @@ written, it has drawn the same images as the generator itself.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import io
 import itertools
@@ -219,7 +220,7 @@ class Drawing(nn.Module):
 def to_program(G: StyleGenerator, half: bool = False) -> torch.export.ExportedProgram:
     """The generator as a torch.export program of any batch, called as `Drawing` is. The noise maps
     are constants in it."""
-    drawing = Drawing(G, half).eval()
+    drawing = Drawing(copy.deepcopy(G), half).eval()  # the caller's may be in training
     example, batch = drawing.example(3), torch.export.Dim("batch", min=1, max=4096)
     free = {name: None if name == "truncation" else {0: batch} for name in example}
     with torch.no_grad():
