@@ -69,6 +69,8 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path, provenance, weight, mes
     (lambda G: prune.l1_unstructured(G.mapping.layers[0], "weight", 0.5), "kept in parts, by wei"),
     (lambda G: G.add_module("head", torch.nn.Linear(2, 2)), "head.bias is not in a network of its"),
     (lambda G: G.to(torch.float8_e4m3fn), "float8_e4m3fn.* could not be loaded: save netw"),
+    (lambda G: setattr(G.mapping.layers[0], "weight", torch.nn.Parameter(torch.ones(3, 4))),
+     "has the shape .3, 4., not .4, 4. as in"),
     (lambda G: G.state_dict(), "generator or discriminator of gapkd, not a OrderedDict")])
 def test_a_changed_network_is_not_written_over_a_good_file(tmp_path, change, message):
     G = Generator(8, 4, 4, 4, mapping_layers=1)

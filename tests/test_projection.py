@@ -85,7 +85,7 @@ def test_a_generator_in_half_precision_and_a_distance_by_its_name():
     G = Generator(32, 8, 8, 8, mapping_layers=1).half()
     found = project(G, torch.zeros(1, 3, 32, 32), "toyfaces", 2)
     assert found.psnr.isfinite().all() and found.perceptual.isfinite().all()
-    assert found.ws.isfinite().all() and found.ws.std() > 0
+    assert found.ws.isfinite().all() and found.ws.std(dim=1).max() > 0  # it has moved
 
 
 def test_bad_input():

@@ -50,9 +50,9 @@ def to_uint8(images: Tensor) -> Tensor:
     another shape."""
     check_range(images)
     if images.ndim != 4 or not len(images) or images.shape[1] not in (1, 3, 4):
-        raise ValueError("images have the shape (N, 3, R, R), or 1 or 4 channels, not "
-                         f"{tuple(images.shape)}: one of them is images[None], and "
-                         "images.permute(0, 3, 1, 2) brings channels that come last there")
+        raise ValueError("images have the shape (N, 3, R, R), N at least 1, or 1 or 4 channels, "
+                         f"not {tuple(images.shape)}: give a single image as images[None], and "
+                         "those whose channels come last as images.permute(0, 3, 1, 2)")
     scaled = with_channels(images.detach()).float().add(1).mul(127.5).round().clamp(0, 255)
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu()
 

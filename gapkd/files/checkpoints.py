@@ -86,6 +86,10 @@ def network_bytes(network: nn.Module, provenance: dict | None = None) -> bytes:
         raise ValueError(altered(odd) or f"{odd[0]} is not in a network of its architecture, or "
                          "missing: save it as it was before its layers were changed")
     for name, tensor in tensors.items():
+        if tensor.shape != wanted[name].shape:
+            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, not "
+                             f"{tuple(wanted[name].shape)} as in a network of its architecture: "
+                             "save it as it was before its layers were changed")
         if tensor.dtype not in DTYPES:
             raise ValueError(f"{name} holds numbers of a kind ({tensor.dtype}) that could not be "
                              "loaded: save network.float()")
