@@ -37,7 +37,7 @@ def test_what_is_in_no_range_of_floats_is_refused(images, kind):
             use(images)
 
 
-@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 8, 8, 3), (0, 3, 8, 8), (1, 2, 8, 8)])
+@pytest.mark.parametrize("shape", [(3, 8, 8), (5, 3, 8), (1, 8, 8, 3), (0, 3, 8, 8), (1, 2, 8, 8)])
 def test_images_of_another_shape_are_refused(shape):
     for use in (to_uint8, tile):
         with pytest.raises(ValueError, match=r"have the shape \(N, 3, R, R\).*: give a single im"):
