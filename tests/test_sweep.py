@@ -529,7 +529,8 @@ def test_a_record_of_options_that_are_gone_is_read_but_not_run(table):
 def test_students_are_measured_where_they_are_trained(table, monkeypatch):
     seen = []
     monkeypatch.setattr(sweep.Bench, "measure", lambda bench, G: seen.append(
-        {next(m.parameters()).device.type for m in (G, bench.teacher, bench.net)}) or {"l1": 0.0})
+        {next(m.parameters()).device.type for m in (G, bench.teacher, bench.net)}) or {
+            "l1": 0.0, f"fid_toyfaces_{bench.samples}": 1.0})
     run_sweep(SweepConfig(table(**ONE), device="cuda"))
     assert seen == [{"cuda"}]
 

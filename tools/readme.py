@@ -251,7 +251,8 @@ def readme(text: str) -> str:
 def results_page(text: str) -> str:
     """The page of results with its tables written anew."""
     speed = "tools.benchmark", BenchmarkConfig, show_benchmark
-    alone = "table", "table64", "long", "students", "finished", "stylegan3", "photographs"
+    alone = ("table", "table64", "stranger64", "long", "students", "finished", "stylegan3",
+             "photographs")
     sections = {name: sweep_section(name) for name in alone} | {
         "sizes": sweep_section("sizes", beside=whole_models()),
         "speed": measured("benchmark", *speed),

@@ -67,6 +67,7 @@ class Finding:
     verdict: str = NOT_MEASURED
 
 
+# stranger64 has every contrast of table64 for which it has the arms.
 CLAIMS = (
     Claim("C1", "Two StyleGANs trained apart draw unrelated faces from the same z.",
           (Contrast("table", "alone", CHANCE, "correlation", 0),
@@ -75,6 +76,8 @@ CLAIMS = (
           (Contrast("table", "random", CHANCE, "correlation", 0),
            Contrast("table64", "random", CHANCE, "correlation", 0),
            Contrast("table64", "random-fast", CHANCE, "correlation", 0),
+           Contrast("stranger64", "random", CHANCE, "correlation", 0),
+           Contrast("stranger64", "random-fast", CHANCE, "correlation", 0),
            Contrast("photographs", "random", CHANCE, "correlation", 0),
            Contrast("students", "own", CHANCE, "correlation", 0),
            Contrast("students", "own-fast", CHANCE, "correlation", 0))),
@@ -82,6 +85,8 @@ CLAIMS = (
           (Contrast("table", "inherit", "random", "correlation", 1),
            Contrast("table64", "inherit", "random", "correlation", 1),
            Contrast("table64", "inherit", "random-fast", "correlation", 1),
+           Contrast("stranger64", "inherit", "random", "correlation", 1),
+           Contrast("stranger64", "inherit", "random-fast", "correlation", 1),
            Contrast("photographs", "paper", "random", "correlation", 1),
            Contrast("students", "inherited", "own", "correlation", 1),
            Contrast("students", "inherited", "own-fast", "correlation", 1),
@@ -91,6 +96,8 @@ CLAIMS = (
            Contrast("table", "gapkd", TEACHER, "correlation", 0),
            Contrast("table64", "inherit", TEACHER, "correlation", 0),
            Contrast("table64", "gapkd", TEACHER, "correlation", 0),
+           Contrast("stranger64", "inherit", TEACHER, "correlation", 0),
+           Contrast("stranger64", "gapkd", TEACHER, "correlation", 0),
            Contrast("students", "inherited", TEACHER, "correlation", 0),
            Contrast("finished", "inherited", TEACHER, "correlation", 0))),
     Claim("C5", "Trained long enough, fresh synthesis weights end ahead of pruned ones.",
@@ -99,6 +106,8 @@ CLAIMS = (
            Contrast("table", "paper-fast", "dcp-fast", "FID", -1),
            Contrast("table64", "inherit", "pruned", "FID", -1),
            Contrast("table64", "paper", "dcp", "FID", -1),
+           Contrast("stranger64", "inherit", "pruned", "FID", -1),
+           Contrast("stranger64", "paper", "dcp", "FID", -1),
            Contrast("students", "inherited", "recipe", "FID", -1),
            Contrast("finished", "inherited", "recipe", "FID", -1),
            Contrast("long", "fresh", "pruned", "FID", -1))),
@@ -120,7 +129,8 @@ CLAIMS = (
     Claim("C7", "Teacher and student may differ in architecture.",
           (Contrast("sizes", "paper, kernel 1", CHANCE, "correlation", 1),
            Contrast("sizes", "mobile", CHANCE, "correlation", 1),
-           Contrast("table64", "mobile", CHANCE, "correlation", 1))),
+           Contrast("table64", "mobile", CHANCE, "correlation", 1),
+           Contrast("stranger64", "mobile", CHANCE, "correlation", 1))),
     Claim("C8", "It carries over to StyleGAN3, and beats pruned weights there.",
           (Contrast("stylegan3", "paper", "random", "correlation", 1),
            Contrast("stylegan3", "paper", "pruned", "FID", -1))),
@@ -130,6 +140,7 @@ CLAIMS = (
            Contrast("table", "paper", "cagan", "FID", -1),
            Contrast("table64", "paper", "alone", "FID", -1),
            Contrast("table64", "paper", "slimming", "FID", -1),
+           Contrast("stranger64", "paper", "slimming", "FID", -1),
            Contrast("table64", "paper", "cagan", "FID", -1))),
     Claim("C10", "Its W is smoother than the others', and edits carry over better.",
           (Contrast("table", "paper", "alone", "PPL", -1),
