@@ -252,7 +252,9 @@ def check_parameters(scope: dict, **allowed: object) -> None:
         allowed: for each parameter `(least, most)` for a number (a whole one where both are whole),
             `("auto", "cpu")` for one of these words, the same in a list for several of them, `bool`
             for a switch, `str` for any text, "network" for an embedded network, a file or an
-            address, "arm" for a row of chapter 6's table, ["direction"] for names of directions.
+            address ("stylegan2": of that family; "network like teacher": with the resolution and
+            the z of the parameter `teacher`), "arm" for a row of chapter 6's table, ["direction"]
+            for names of directions.
 
     Raises ValueError, one sentence: the parameter, its value and what it may be.
     """
@@ -263,14 +265,19 @@ def check_parameters(scope: dict, **allowed: object) -> None:
             with suppress(yaml.YAMLError):
                 value = read_yaml(value)
         value = list(value) if isinstance(value, tuple) else as_kind(value, kind)
-        if rule == "network" and isinstance(value, str):
+        if _is_network(rule) and isinstance(value, str):
             value = os.path.expanduser(value)
         if not _fits(value, rule):
             near = difflib.get_close_matches(str(value), _words(rule), n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
             raise ValueError(f"{name} must be {_in_words(rule)}, not {value!r}{hint}: change it "
                              "in the cell of parameters, or where you gave it")
+        if _is_network(rule) and not os.path.exists(value):
+            value = locate(value)
         scope[name] = value
+    for name, rule in allowed.items():
+        if _is_network(rule):
+            _check_network(name, rule, scope)
 
 
 def check_settings(settings: str, **own: object) -> None:
@@ -346,7 +353,7 @@ def _kind(rule: object) -> type:
 def _fits(value: object, rule: object) -> bool:
     """Whether one value is what a rule of `check_parameters` allows."""
     kind = _kind(rule)
-    if rule == "network":
+    if _is_network(rule):
         return isinstance(value, (str, Path)) and _names_network(str(value))
     right = isinstance(value, (int, float) if kind is float else kind)
     if kind in (int, float) and isinstance(value, bool):
@@ -356,6 +363,41 @@ def _fits(value: object, rule: object) -> bool:
     if kind is list:
         return len(value) > 0 and all(_fits(entry, tuple(rule)) for entry in value)
     return value in rule if kind is str else rule[0] <= value <= rule[1]
+
+
+def _is_network(rule: object) -> bool:
+    return isinstance(rule, str) and rule.split()[0] in ("network", "stylegan2")
+
+
+def _check_network(name: str, rule: str, scope: dict) -> None:
+    """Refuse one of another family than the rule's, or unlike the other one that it names."""
+    described = _architecture(scope[name])
+    if rule == "stylegan2" and not described.get("kind", rule).startswith(rule):
+        raise ValueError(f"{name} must be a StyleGAN2, which this chapter takes apart; "
+                         f"{scope[name]} holds a {described['kind']}")
+    if " like " in rule:
+        other = rule.split(" like ")[1]
+        model = _architecture(scope[other])
+        for size, words in (("resolution", "px"), ("z_dim", "numbers in z")):
+            pair = described.get(size), model.get(size)
+            if None not in pair and pair[0] != pair[1]:
+                raise ValueError(f"{name}={scope[name]} has {pair[0]} {words}, and "
+                                 f"{other}={scope[other]} {pair[1]}: they are compared for the "
+                                 "same z, so give two that are alike")
+
+
+def _architecture(value: str | Path) -> dict:
+    """Kind, resolution and so on of a network, as far as its file tells them; nothing of one that
+    is not here, or not readable: its loading will say why."""
+    if is_address(str(value)):
+        return {}
+    from gapkd.files.checkpoints import CheckpointError, read_metadata
+
+    try:
+        metadata = read_metadata(value)
+    except (CheckpointError, OSError):
+        return {}
+    return {"kind": metadata["kind"], **metadata["architecture"]}
 
 
 def _names_network(value: str) -> bool:
@@ -382,7 +424,7 @@ def _is_there(place: Path) -> bool:
 
 def _words(rule: object) -> list[str]:
     """The words among which a rule lets one choose."""
-    if rule == "network":
+    if _is_network(rule):
         return embedded_networks()
     return [] if isinstance(rule, type) else [word for word in rule if isinstance(word, str)]
 
@@ -395,7 +437,7 @@ def _in_words(rule: object) -> str:
     if kind is list:
         return f"a list, each entry {_in_words(tuple(rule))}"
     if kind is str:
-        more = ", a file or an address" if rule == "network" else ""
+        more = ", a file or an address" if _is_network(rule) else ""
         return f"one of {', '.join(_words(rule))}{more}"
     return f"{KINDS[kind]} from {rule[0]:,} to {rule[1]:,}"
 

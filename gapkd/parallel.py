@@ -79,14 +79,22 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
 @contextmanager
 def tensor_cores(products: bool = False, convolutions: bool = False) -> Iterator[None]:
     """What a GPU may compute of float32 with 10 bits of mantissa (TF32) within the block; by
-    default nothing: for figures, in which a small step counts. torch's own default is to round
-    convolutions."""
+    default nothing. torch's own default is to round convolutions."""
     before = matmul.allow_tf32, cudnn.allow_tf32
     matmul.allow_tf32, cudnn.allow_tf32 = products, convolutions
     try:
         yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+@contextmanager
+def exactly() -> Iterator[None]:
+    """Within the block float32 is computed as float32, for figures: without TF32, and without the
+    autocast around it."""
+    with tensor_cores(), torch.autocast("cpu", enabled=False), torch.autocast("cuda",
+                                                                              enabled=False):
+        yield
 
 
 @contextmanager

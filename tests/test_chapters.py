@@ -17,7 +17,8 @@ import pytest
 import gapkd
 from gapkd import chapters, settings
 from gapkd.files import storage
-from gapkd.files.checkpoints import load_generator
+from gapkd.files.checkpoints import load_generator, save_network
+from gapkd.networks.stylegan2 import Generator
 from gapkd.sharing.hub import save_pretrained
 from tools import readme
 
@@ -422,6 +423,27 @@ def test_a_network_may_be_a_folder_that_holds_one(teacher_file, tmp_path, monkey
     for value in ("", ".", "runs/empty", "data", str(tmp_path)):  # data is seen in the repository
         with pytest.raises(ValueError, match="a file or an address, not"):
             chapters.check_parameters({"teacher": value}, teacher="network")
+
+
+def test_a_network_of_the_repository_is_found_from_everywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scope = {"teacher": "data/toyfaces32.safetensors"}
+    chapters.check_parameters(scope, teacher="network")
+    assert load_generator(scope["teacher"]).resolution == 32
+
+
+@pytest.mark.parametrize("values, message", [
+    ({"teacher": "toyfaces32_stylegan3"}, "teacher must be a StyleGAN2, .* a stylegan3-generator"),
+    ({"teacher": "toyfaces32"}, "other=toyfaces64 has 64 px, and teacher=toyfaces32 32: .* alike"),
+    ({"other": "thin.safetensors"}, "other=thin.safetensors has 8 numbers in z, and .* 128")])
+def test_networks_that_a_chapter_cannot_compare_are_refused(tmp_path, monkeypatch, values, message):
+    monkeypatch.chdir(tmp_path)
+    save_network(Generator(64, 8, 8, 8, mapping_layers=1), "thin.safetensors")
+    scope = {"teacher": "toyfaces64_stranger", "other": "toyfaces64"}
+    rules = {"teacher": "stylegan2", "other": "network like teacher"}
+    chapters.check_parameters(scope, **rules)
+    with pytest.raises(ValueError, match=message):
+        chapters.check_parameters(scope | values, **rules)
 
 
 @pytest.mark.parametrize("file", sorted(chapters.NOTEBOOKS.glob("*.ipynb")), ids=lambda f: f.stem)

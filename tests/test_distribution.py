@@ -10,6 +10,9 @@ import torch
 from scipy.linalg import sqrtm
 
 import gapkd
+from gapkd.data.toyfaces import toy_faces
+from gapkd.metrics.agreement import pair_distances, read_factors
+from gapkd.metrics.attributes import load_attribute_network
 from gapkd.metrics.distribution import (
     collect,
     distribution_metrics,
@@ -188,6 +191,24 @@ def test_a_step_of_the_path_is_not_rounded_away(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     path_length(Linear(), distance, 4)
     assert seen == [False] and torch.backends.cudnn.allow_tf32
+
+
+def test_a_path_length_is_measured_in_float32_alone():
+    G, distance = gapkd.load_generator("toyfaces32"), distance_for("toyfaces")
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = path_length(G, distance, 50)
+    assert rounded == path_length(G, distance, 50)
+    with pytest.raises(ValueError, match=r"needs float32, not torch.float16, .* G.float\(\)"):
+        path_length(G.half(), distance, 50)
+
+
+def test_pictures_of_0_to_255_are_refused_where_they_are_measured():
+    faces, net = toy_faces(4)[0], load_attribute_network()
+    bytes_ = (faces + 1) * 127.5
+    for measure in (lambda: collect(net, bytes_), lambda: read_factors(net, bytes_),
+                    lambda: pair_distances(net, faces, bytes_, None)):
+        with pytest.raises(ValueError, match="not values of up to 2.*127.5 - 1 brings 0 to 255"):
+            measure()
 
 
 @pytest.mark.gpu

@@ -10,8 +10,9 @@ import torch
 from tiny import equal
 
 from gapkd.data.toyfaces import toy_faces
-from gapkd.distillation import pruning
+from gapkd.distillation import pruning, students
 from gapkd.distillation.students import SYNTHESES, make_student
+from gapkd.files.checkpoints import load_generator
 from gapkd.metrics.cost import macs
 from gapkd.metrics.sampling import draw_latents, sample_images
 from gapkd.networks.base import kept_channels
@@ -140,8 +141,17 @@ def test_bad_arguments(networks, arguments, message):
         make_student(**{"teacher": networks["stylegan2"]} | arguments)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("synthesis", ["pruned-diversity", "pruned-content", "slimmed"])
+def test_gradients_that_are_off_outside_are_on_within(teacher_file, mode, synthesis):
+    with mode():
+        teacher = load_generator(teacher_file)
+        student = make_student(teacher, synthesis=synthesis, slimming_images=16)
+    student(torch.randn(2, student.z_dim)).sum().backward()  # it can be trained
+
+
 def test_a_student_of_another_family_copies_no_weights(networks, monkeypatch):
-    monkeypatch.setitem(make_student.__globals__["STUDENT_KINDS"], "other", Generator)
+    monkeypatch.setitem(students.STUDENT_KINDS, "other", Generator)
     with pytest.raises(ValueError, match='copies weights, .* choose synthesis="random", or kind'):
         make_student(networks["stylegan3"], kind="other", synthesis="pruned")
     with pytest.raises(ValueError, match="has its teacher's kernel 3"):

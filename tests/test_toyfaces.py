@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
+from gapkd.data.datasets import ImageFolder, ToyFaces
 from gapkd.data.toyfaces import (
     CATEGORICAL,
     CONTINUOUS,
@@ -24,6 +27,23 @@ def test_a_face_depends_on_seed_and_number_alone():
     assert all(torch.equal(factors[k][1:2], own[k]) for k in factors)
     assert not torch.allclose(images[1], images[0])
     assert not torch.allclose(toy_faces(4, 32, seed=5)[0][:3], images)
+
+
+@pytest.mark.parametrize("indices", [[0, 2], np.array([0, 2]), torch.tensor([0, 2]).short()])
+def test_whole_numbers_are_indices_however_they_come(indices):
+    assert toy_faces(indices)[0].equal(toy_faces(torch.tensor([0, 2]))[0])
+
+
+@pytest.mark.parametrize("indices", [torch.tensor([True, False]), torch.tensor([1.7]), [-1], 0.5])
+def test_masks_fractions_and_negative_numbers_are_no_indices(indices, tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    for load in (toy_faces, ToyFaces().load, ImageFolder(tmp_path, 32).load):
+        with pytest.raises(ValueError, match=r"mask.nonzero\(\)\[:, 0\] makes them of a mask; not"):
+            load(indices)
+
+
+def test_faces_are_float32_whatever_the_default_is(float64):
+    assert toy_faces(2)[0].dtype == torch.float32
 
 
 def test_the_faces_of_the_embedded_teachers_are_drawn_today():

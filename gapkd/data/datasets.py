@@ -52,7 +52,7 @@ from gapkd.data.decoding import (
     why_left_out,
     without_metadata,
 )
-from gapkd.data.toyfaces import toy_faces
+from gapkd.data.toyfaces import as_indices, toy_faces
 from gapkd.files.storage import NOT_FETCHED, cache_folder, other_kind
 from gapkd.networks.base import MOST_CLASSES, check_resolution
 from gapkd.settings import shown
@@ -100,6 +100,7 @@ class ToyFaces:
 
     def load(self, indices: Tensor) -> Tensor:
         """Indices, int64 (N,) -> images, float32 (N, 3, R, R) in [-1, 1]."""
+        indices = as_indices(indices)
         if self.device.type == "cpu":
             images, _ = toy_faces(indices, resolution=self.resolution, seed=self.seed)
             return images
@@ -205,6 +206,7 @@ class ImageFiles:
     def load(self, indices: Tensor) -> Tensor:
         """Indices, int64 (N,) -> images, float32 (N, 3, R, R) in [-1, 1]. ValueError names the
         broken images of the set if one of them is among these."""
+        indices = as_indices(indices)
         try:
             pixels = torch.stack([self._pixels(i) for i in indices.tolist()])
         except ValueError:

@@ -44,11 +44,19 @@ def check_range(images: object, values: bool = False) -> None:
                      "torch.as_tensor(x) / 127.5 - 1 brings 0 to 255 there")
 
 
+def refuse_bytes(images: Tensor) -> None:
+    """Raise ValueError for what is no tensor of floats, and for floats of 0 to 255. (What
+    generators draw overshoots to both sides.)"""
+    check_range(images)
+    if images.numel() and images.min() >= 0 and images.max() > 10:
+        check_range(images, values=True)
+
+
 def to_uint8(images: Tensor) -> Tensor:
     """(N, 3, R, R) in [-1, 1], clamped -> (N, R, R, 3) uint8 on the CPU; of grey and RGBA images
     what they look like (`with_channels`). Raises ValueError for what is no tensor of floats, or of
     another shape."""
-    check_range(images)
+    refuse_bytes(images)
     if images.ndim != 4 or not len(images) or images.shape[1] not in (1, 3, 4):
         raise ValueError("images have the shape (N, 3, R, R), N at least 1, or 1 or 4 channels, "
                          f"not {tuple(images.shape)}: give a single image as images[None], and "

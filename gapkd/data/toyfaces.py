@@ -11,6 +11,8 @@ near 0.65.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -38,11 +40,12 @@ FREQUENCIES = {"hair_style": (0.2, 0.4, 0.4), "hair_colour": (0.25, 0.25, 0.15, 
                "beard": (0.6, 0.2, 0.2)}
 
 FRAME, RISE = 0.85, 0.02  # half the picture's side and its centre, in drawing units: a tight crop
-HAIR = torch.tensor([[0.10, 0.09, 0.11], [0.36, 0.21, 0.12], [0.66, 0.27, 0.12],
-                     [0.88, 0.70, 0.36], [0.68, 0.68, 0.70]])
-IRIS = torch.tensor([[0.36, 0.20, 0.10], [0.20, 0.45, 0.80], [0.25, 0.55, 0.30]])
-SKIN = torch.tensor([[0.99, 0.86, 0.76], [0.94, 0.74, 0.58], [0.76, 0.53, 0.37],
-                     [0.55, 0.35, 0.23], [0.36, 0.22, 0.15]])
+_float32 = partial(torch.tensor, dtype=torch.float32, device="cpu")  # whatever the defaults are
+HAIR = _float32([[0.10, 0.09, 0.11], [0.36, 0.21, 0.12], [0.66, 0.27, 0.12], [0.88, 0.70, 0.36],
+                 [0.68, 0.68, 0.70]])
+IRIS = _float32([[0.36, 0.20, 0.10], [0.20, 0.45, 0.80], [0.25, 0.55, 0.30]])
+SKIN = _float32([[0.99, 0.86, 0.76], [0.94, 0.74, 0.58], [0.76, 0.53, 0.37], [0.55, 0.35, 0.23],
+                 [0.36, 0.22, 0.15]])
 
 
 def _hash(indices: np.ndarray, seed: int, stream: int) -> np.ndarray:
@@ -60,9 +63,23 @@ def _hash(indices: np.ndarray, seed: int, stream: int) -> np.ndarray:
     return (x >> np.uint64(11)).astype(np.float64) / 2.0**53
 
 
+def as_indices(indices: object) -> Tensor:
+    """Whole numbers of at least 0, a list, an array or a tensor of them, as int64 (N,). Raises
+    ValueError for anything else, masks above all, whose True would be number 1."""
+    given = indices if isinstance(indices, Tensor) else torch.as_tensor(np.asarray(indices))
+    whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
+    if given.ndim != 1 or not (whole or not len(given)) or (given < 0).any():
+        raise ValueError("indices are whole numbers of at least 0, (N,): mask.nonzero()[:, 0] "
+                         f"makes them of a mask; not {str(given.dtype).removeprefix('torch.')} "
+                         f"of shape {tuple(given.shape)}"
+                         + (f" and as low as {given.min()}" if whole and given.numel() else ""))
+    return given.long()
+
+
 def draw_factors(indices: Tensor, seed: int = 0) -> dict[str, Tensor]:
     """Factors of the faces with these numbers, (N,) int64 of at least 0: one (N,) tensor each,
     int64 class numbers for those in CATEGORICAL, float32 for those in CONTINUOUS."""
+    indices = as_indices(indices)
     numbers = indices.cpu().numpy()
     factors: dict[str, Tensor] = {}
     for stream, name in enumerate([*CATEGORICAL, *CONTINUOUS]):
@@ -104,12 +121,13 @@ def _column(value: Tensor) -> Tensor:
 
 def _rgb(red: float, green: float, blue: float, like: Tensor) -> Tensor:
     """One colour, (1, 3, 1, 1), on the device of `like`."""
-    return torch.tensor([red, green, blue], device=like.device)[None, :, None, None]
+    colour = torch.tensor([red, green, blue], dtype=like.dtype, device=like.device)
+    return colour[None, :, None, None]
 
 
 def _hsv(hue: Tensor, saturation: float, value: float) -> Tensor:
     """(N,) hues in [0, 1] -> (N, 3, 1, 1) colours."""
-    k = (torch.tensor([5.0, 3.0, 1.0], device=hue.device) + 6 * hue[:, None]) % 6
+    k = (torch.tensor([5.0, 3.0, 1.0], dtype=hue.dtype, device=hue.device) + 6 * hue[:, None]) % 6
     rgb = value - value * saturation * torch.minimum(k, 4 - k).clamp(0, 1)
     return rgb[:, :, None, None]
 
@@ -141,10 +159,11 @@ class _Portrait:
     def __init__(self, factors: dict[str, Tensor], resolution: int):
         check_resolution(resolution)
         count, device = len(factors["glasses"]), factors["glasses"].device
-        axis = ((torch.arange(resolution, device=device) + 0.5) * (2 / resolution) - 1) * FRAME
+        axis = torch.arange(resolution, dtype=torch.float32, device=device)
+        axis = ((axis + 0.5) * (2 / resolution) - 1) * FRAME
         self.x, self.y = axis[None, None, None, :], axis[None, None, :, None] + RISE
         self.pixel = 2 * FRAME / resolution
-        self.rgb = torch.empty(count, 3, resolution, resolution, device=device)
+        self.rgb = axis.new_empty(count, 3, resolution, resolution)
         self.factors, self.f = factors, {name: _column(factors[name]) for name in CONTINUOUS}
         self.skin = _skin(factors["skin_tone"])
         self.shade = self.skin * _rgb(0.78, 0.70, 0.68, self.skin)

@@ -49,6 +49,7 @@ def salt_and_pepper(images: Tensor, probability: float, generator: torch.Generat
     return torch.where(hit, torch.where(white < 0.5, -1.0, 1.0).to(images), images)
 
 
+@torch.inference_mode(False)  # gradients are on, whatever the caller's mode
 def content_scores(G: StyleGenerator, samples: int = 400, probability: float = 0.05, seed: int = 0,
                    batch: int = 16, content: Callable[[Tensor], Tensor] | None = None,
                    progress: bool = False) -> list[Tensor]:
@@ -71,6 +72,7 @@ def content_scores(G: StyleGenerator, samples: int = 400, probability: float = 0
     return total
 
 
+@torch.inference_mode(False)  # gradients are on, whatever the caller's mode
 def diversity_scores(G: StyleGenerator, samples: int = 400, directions: int = 10,
                      strength: float = 5.0, seed: int = 0, batch: int = 16,
                      progress: bool = False) -> list[Tensor]:
@@ -114,6 +116,7 @@ SCORES: dict[str, Callable[..., list[Tensor]]] = {
 """Ways to start from the teacher's weights, and what decides on the channels."""
 
 
+@torch.inference_mode(False)  # gradients are on, whatever the caller's mode
 def slim(teacher: StyleGenerator, images: int = 20_000, penalty: float = 0.006, lr: float = 1e-3,
          scale_lr: float = 0.5, batch: int = 32, seed: int = 0, progress: bool = False
          ) -> tuple[StyleGenerator, list[Tensor]]:

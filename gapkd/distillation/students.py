@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from gapkd.distillation.pruning import SCORES, slim
@@ -18,6 +19,7 @@ SYNTHESES = ("random", *SCORES, "slimmed")
 FIRST_STUDENT_SEED = 1_000_000
 
 
+@torch.inference_mode(False)  # gradients are on, whatever the caller's mode
 def make_student(teacher: StyleGenerator, keep: float = 0.3, kernel: int = 3,
                  mapping: str = "inherit", synthesis: str = "random", seed: int = 0,
                  content: Callable[[Tensor], Tensor] | None = None, slimming_images: int = 20_000,

@@ -67,8 +67,8 @@ class Finding:
     verdict: str = NOT_MEASURED
 
 
-# stranger64 has every contrast of table64 for which it has the arms. C5's contrasts of these two and
-# of long compare starts, each at the rate that is best for it.
+# stranger64 has every contrast of table64 for which it has the arms. C5's contrasts of these two
+# and of long compare starts, each at the rate that is best for it.
 CLAIMS = (
     Claim("C1", "Two StyleGANs trained apart draw unrelated faces from the same z.",
           (Contrast("table", "alone", CHANCE, "correlation", 0),

@@ -368,6 +368,7 @@ def read_metadata(path: str | Path) -> dict:
     return own_metadata(file) or _read_foreign(file)[0]
 
 
+@torch.inference_mode(False)  # else the weights could never be trained
 def _load(path: str | Path, role: str, **hub: object) -> nn.Module:
     path = find_checkpoint(path, role, **hub)
     name, metadata = _title(path), own_metadata(path)

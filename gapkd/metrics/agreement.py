@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gapkd.data.images import refuse_bytes
 from gapkd.data.toyfaces import CATEGORICAL, CONTINUOUS
 from gapkd.metrics.attributes import AttributeNetwork
 from gapkd.metrics.distribution import Images, in_batches
@@ -101,6 +102,8 @@ def pair_distances(net: AttributeNetwork, a: Tensor, b: Tensor, previous: Tensor
     if a.shape != b.shape:
         raise ValueError(f"a distance needs images of one shape, not {tuple(a.shape)} and "
                          f"{tuple(b.shape)}")
+    refuse_bytes(a)
+    refuse_bytes(b)
     before = b[:-1] if previous is None else torch.cat([previous, b[:-1]])
     found = {}
     for name, x, y in (("", a, b), ("_chance", a[len(a) - len(before):], before)):

@@ -13,10 +13,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from gapkd.data.images import refuse_bytes
 from gapkd.metrics.features import Distance
 from gapkd.metrics.sampling import draw_latents
 from gapkd.networks.base import StyleGenerator
-from gapkd.parallel import tensor_cores
+from gapkd.parallel import exactly
 
 Images = Tensor | Iterable[Tensor]  # (N, 3, R, R), or such batches one after the other
 
@@ -36,8 +37,11 @@ def metric_name(metric: str, extractor: str, samples: int) -> str:
 
 
 def in_batches(images: Images) -> Iterator[Tensor]:
-    """A tensor cut into batches of 100; an iterable of batches as it is."""
-    yield from images.split(100) if isinstance(images, Tensor) else images
+    """A tensor cut into batches of 100; an iterable of batches as it is. Raises ValueError for
+    images of 0 to 255."""
+    for part in images.split(100) if isinstance(images, Tensor) else images:
+        refuse_bytes(part)
+        yield part
 
 
 @torch.no_grad()
@@ -163,7 +167,7 @@ def distribution_metrics(real: Tensor, fake: Tensor, extractor: str, seed: int =
     return {metric_name(metric, extractor, len(fake)): value for metric, value in values.items()}
 
 
-@tensor_cores()
+@exactly()
 @torch.no_grad()
 def path_length(G: StyleGenerator, distance: Distance, samples: int = 5000, seed: int = 0,
                 epsilon: float = 1e-4, batch: int = 50) -> float:
@@ -175,6 +179,9 @@ def path_length(G: StyleGenerator, distance: Distance, samples: int = 5000, seed
     either end. The paper's table cannot be compared: its code leaves the division out, and draws
     fresh noise for either image, which outweighs such a step.
     """
+    if torch.finfo(dtype := next(G.parameters()).dtype).bits < 32:
+        raise ValueError(f"a path length needs float32, not {dtype}, in which its small steps "
+                         "drown: measure G.float()")
     if samples < 3:
         raise ValueError(f"a path length needs at least 3 samples, not {samples}: others lie "
                          "outside the percentiles")

@@ -25,7 +25,7 @@ from gapkd.metrics.agreement import Reading
 from gapkd.metrics.attributes import AttributeNetwork
 from gapkd.metrics.sampling import draw_w
 from gapkd.networks.base import StyleGenerator
-from gapkd.parallel import tensor_cores
+from gapkd.parallel import exactly
 
 Readings = tuple[Tensor, Reading]  # w (N, w_dim), and what is read off the images drawn from them
 
@@ -333,7 +333,7 @@ class EditAgreement:
         self.directions = Directions(first.names + named.names, vectors, reach)
         self.wanted = self._changes(teacher)
 
-    @tensor_cores()
+    @exactly()
     def _changes(self, G: StyleGenerator) -> Tensor:
         # The seed of all records, although to the embedded 64 px teacher half of it is extreme.
         changes = factor_changes(G, self.net, self.directions, samples=self.samples, seed=1)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gapkd.metrics.sampling import draw_latents, in_parts
 from gapkd.networks.base import StyleGenerator
-from gapkd.parallel import tensor_cores
+from gapkd.parallel import exactly
 
 REACH = 6  # px: radius of the kernel by which images are resampled
 CUTOFF = 0.33  # of that kernel, in cycles a pixel: below half, so that turned grids do not matter
@@ -90,7 +90,7 @@ def inner(size: int, by: Tensor) -> Tensor:
     return furthest <= 0.5 - REACH / size
 
 
-@tensor_cores()
+@exactly()
 @torch.no_grad()
 def equivariance(G: StyleGenerator, kind: str, samples: int = 256, seed: int = 0, batch: int = 16
                  ) -> float:

@@ -30,7 +30,7 @@ from gapkd.metrics.features import feature_network, perceptual_distance
 from gapkd.metrics.projection import project
 from gapkd.metrics.sampling import Part, draw_latents, sample_images, share
 from gapkd.networks.base import StyleGenerator
-from gapkd.parallel import tensor_cores
+from gapkd.parallel import exactly
 from gapkd.progress import bar
 
 Row = dict[str, float | str]
@@ -52,7 +52,7 @@ def _features(network: FeatureNetwork, batches: Iterable[Tensor]) -> Tensor:
     return torch.cat(_of_all([collect(network, images) for images in batches]))
 
 
-@tensor_cores()
+@exactly()
 def real_features(network: FeatureNetwork, dataset: Dataset, samples: int, seed: int = 0,
                   start: int = 0) -> Tensor:
     """Features (samples, F) of images `start`, `start` + 1, ... of the dataset's shuffled
@@ -85,7 +85,7 @@ class FidProbe:
             raise ValueError(f"the FID cannot be measured with fid_features={self.features} "
                              f"({error}): choose others, or set fid_every to 0") from error
 
-    @tensor_cores()
+    @exactly()
     @torch.no_grad()
     def __call__(self, G: StyleGenerator) -> dict[str, float]:
         if self.real is None:
@@ -120,7 +120,7 @@ def _check_pair(G: StyleGenerator, teacher: StyleGenerator | None) -> None:
                              f"{name} {ours} and {theirs}")
 
 
-@tensor_cores()
+@exactly()
 @torch.no_grad()
 def evaluate_generator(G: StyleGenerator, net: AttributeNetwork, samples: int = 5000, seed: int = 0,
                        teacher: StyleGenerator | None = None, real: Tensor | None = None,

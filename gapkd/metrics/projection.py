@@ -16,7 +16,7 @@ from gapkd.data.images import check_range, with_channels
 from gapkd.metrics.features import Distance, distance_for
 from gapkd.metrics.sampling import draw_w
 from gapkd.networks.base import StyleGenerator
-from gapkd.parallel import tensor_cores
+from gapkd.parallel import exactly
 
 
 class Projection(NamedTuple):
@@ -34,7 +34,9 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
     return 10 * torch.log10(4 / (a - b).square().mean(dim=(1, 2, 3)).clamp(min=1e-12))
 
 
-@tensor_cores()
+@torch.inference_mode(False)  # else there would be no gradients
+@torch.no_grad()
+@exactly()
 def project(G: StyleGenerator, targets: Tensor, distance: Distance | str, steps: int = 200
             ) -> Projection:
     """Minimise squared error + distance over ws, from the average w, noise maps as stored: Adam,
@@ -53,7 +55,8 @@ def project(G: StyleGenerator, targets: Tensor, distance: Distance | str, steps:
         raise ValueError(f"targets must have shape (N, 3, {r}, {r}), not {tuple(targets.shape)}: "
                          "crop and resize them to the generator's resolution")
     w = draw_w(G, 2000, seed=0)
-    targets = with_channels(targets.to(w), G.img_channels)
+    # A clone, since inference mode may have made them.
+    targets = with_channels(targets.to(w).clone(), G.img_channels)
     centre, spread = w.mean(dim=0), w.std(dim=0).mean()
     if isinstance(distance, str):
         distance = distance_for(distance, w.device)
@@ -62,13 +65,12 @@ def project(G: StyleGenerator, targets: Tensor, distance: Distance | str, steps:
     optimiser = torch.optim.Adam([place])
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = 0.1 * (1 + math.cos(math.pi * step / steps))
-        with torch.enable_grad():  # a training's probe has it off
+        with torch.enable_grad():
             images = G.synthesis(centre + spread * place).image
             error = (images - targets).square().mean(dim=(1, 2, 3))
             loss = (error + distance(images, targets)).sum()
         (place.grad,) = torch.autograd.grad(loss, place)  # the network's own weights get none
         optimiser.step()
-    with torch.no_grad():
-        ws = centre + spread * place
-        images = G.synthesis(ws).image.clamp(-1, 1)
-        return Projection(ws, images, psnr(images, targets), distance(images, targets))
+    ws = centre + spread * place
+    images = G.synthesis(ws).image.clamp(-1, 1)
+    return Projection(ws, images, psnr(images, targets), distance(images, targets))

@@ -109,6 +109,7 @@ class RunResult:
 # -------------------------------------------------------------------------------------- the runs
 
 
+@torch.inference_mode(False)  # gradients are on, whatever the caller's mode
 def train_gan(config: TrainConfig, probe: Probe | None = None) -> RunResult:
     """Train a StyleGAN2 or StyleGAN3 on a dataset.
 
@@ -182,6 +183,7 @@ def fresh_generator(config: TrainConfig, c_dim: int = 0) -> StyleGenerator:
                               radial=rotation, margin=config.margin, **common)
 
 
+@torch.inference_mode(False)  # gradients are on, whatever the caller's mode
 def distill(config: DistillConfig, probe: Probe | None = None,
             content_mask: Callable[[Tensor], Tensor] | None = None) -> RunResult:
     """Distil config.teacher into a student (sections 3 and 4 of the paper).
