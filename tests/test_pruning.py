@@ -107,6 +107,14 @@ def test_diversity_scores_step_by_step(networks, kind, monkeypatch):
         pruning.diversity_scores(G, directions=1)
 
 
+@pytest.mark.parametrize("score", [pruning.content_scores, pruning.diversity_scores,
+                                   lambda G, samples: pruning.slim(G, samples)[1]])
+def test_scores_are_the_same_where_gradients_are_off(networks, score):
+    usual = score(networks["stylegan2"], samples=2)
+    with torch.inference_mode():
+        assert all(map(torch.equal, score(networks["stylegan2"], samples=2), usual))
+
+
 def test_classes_take_turns():
     G = Generator(8, 4, 4, 4, mapping_layers=1, c_dim=3)
     ws = torch.cat(list(pruning.draw_ws(G, 5, 2, torch.Generator().manual_seed(0))))

@@ -147,7 +147,8 @@ def test_gradients_that_are_off_outside_are_on_within(teacher_file, mode, synthe
     with mode():
         teacher = load_generator(teacher_file)
         student = make_student(teacher, synthesis=synthesis, slimming_images=16)
-    student(torch.randn(2, student.z_dim)).sum().backward()  # it can be trained
+    for network in (teacher.requires_grad_(True), student):  # both can be trained
+        network(torch.randn(2, network.z_dim)).sum().backward()
 
 
 def test_a_student_of_another_family_copies_no_weights(networks, monkeypatch):

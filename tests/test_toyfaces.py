@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -44,6 +47,13 @@ def test_masks_fractions_and_negative_numbers_are_no_indices(indices, tmp_path):
 
 def test_faces_are_float32_whatever_the_default_is(float64):
     assert toy_faces(2)[0].dtype == torch.float32
+
+
+def test_colours_lie_on_the_cpu_whatever_the_default_was_at_their_import():
+    code = ("import torch; torch.set_default_device('meta'); import gapkd.data.toyfaces as t; "
+            "print(t.HAIR.device, t.IRIS.device, t.SKIN.device)")
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.split() == ["cpu"] * 3
 
 
 def test_the_faces_of_the_embedded_teachers_are_drawn_today():

@@ -93,6 +93,19 @@ def test_progress_without_a_terminal_is_a_line_in_five_seconds(capsys):
     assert capsys.readouterr().err == "deed: 0 of 50 steps in 00:00, ? to go\n"
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_that_are_off_outside_change_no_training(tmp_path, teacher_file, fake_distance,
+                                                           mode):
+    def trained(place):
+        return (train_gan(config(tmp_path / f"{place}-teacher")).generator,
+                distill(distill_config(tmp_path / f"{place}-student", teacher_file)).generator)
+
+    usual = trained("usual")
+    with mode():
+        assert all(map(equal, trained("off"), usual))
+        assert not torch.is_grad_enabled()
+
+
 def test_a_run_leaves_what_it_promises(tmp_path):
     result = train_gan(config(tmp_path / "run"), probe=lambda G: {"learns": G.training})
     promised = {"settings.json", "log.jsonl", "checkpoints", "grids", "generator.safetensors",
